@@ -1,0 +1,89 @@
+"""What was asked for, what is really active, and why. Pure data: no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class OptimizationRecord:
+    """One optimization of one run.
+
+    Attributes:
+        name: "attention", "torch_compile", "vae_tiling", "memory_mode", ...
+        requested: the setting as the user gave it ("auto", "xformers", "off").
+        applied: what is really active now ("sdpa", "off", "28 blocks, inductor").
+        reason: why `applied` differs from `requested`, or how "auto" decided; "" when there is nothing to say.
+        cost: what it costs, as measured or as assumed and said so ("compile 41.2 s", "+1.5 GiB assumed"); "" if nothing.
+        failed: True when it was asked for and could not be had: the run fell back.
+    """
+
+    name: str
+    requested: str
+    applied: str
+    reason: str = ""
+    cost: str = ""
+    failed: bool = False
+
+
+@dataclass
+class OptimizationReport:
+    """The records of one run, in the order the optimizations were applied; one record per name."""
+
+    records: list[OptimizationRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Things worth telling that are no optimization: "negative_prompt ignored: ..."."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Model, device, dtype, versions, timings in seconds: JSON-compatible values only."""
+
+    def __iter__(self) -> Iterator[OptimizationRecord]:
+        return iter(self.records)
+
+    def __getitem__(self, name: str) -> OptimizationRecord:
+        for record in self.records:
+            if record.name == name:
+                return record
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return any(record.name == name for record in self.records)
+
+    def set(self, record: OptimizationRecord) -> None:
+        """Add the record, or replace the one of the same name in place."""
+        for index, old in enumerate(self.records):
+            if old.name == record.name:
+                self.records[index] = record
+                return
+        self.records.append(record)
+
+    def update(self, name: str, **changes: Any) -> None:
+        """Change fields of an existing record: what was learnt during the run (a lazy compile failure, say)."""
+        self.set(replace(self[name], **changes))
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"optimizations": [asdict(r) for r in self.records], "notes": list(self.notes), "facts": dict(self.facts)}
+
+    def as_json(self) -> str:
+        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
+
+    def as_table(self) -> str:
+        """The records as an aligned text table, then the notes and the facts, one per line."""
+        header = ("optimization", "requested", "applied", "why", "cost")
+        rows = [header, *((r.name, r.requested, r.applied, r.reason, r.cost) for r in self.records)]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = []
+        for row in rows:
+            fixed = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            tail = " | ".join(cell for cell in row[3:] if cell)
+            lines.append(f"{fixed}  {tail}".rstrip())
+        lines.insert(1, "-" * max(len(lines[0]), 40))
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"{key}: {value}" for key, value in self.facts.items()]
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Find, load, cache and call diffusers pipelines. May import optimizations/ and vae/; never nodes/ or ComfyUI."""

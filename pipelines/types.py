@@ -1,0 +1,142 @@
+"""What goes into a load and into a run, and what comes out. Pure data: torch is imported for type checkers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..optimizations.report import OptimizationReport
+
+if TYPE_CHECKING:
+    import torch
+
+    from .families import Family
+
+
+@dataclass(frozen=True)
+class LoadKey:
+    """Everything whose change needs a reload. Two equal keys share one pipeline; hot settings are not in here.
+
+    Attributes:
+        source: absolute path of a diffusers folder or .safetensors file, a Hub id ("owner/name"), or "tiny:<family>"
+            for the embedded tiny pipelines.
+        revision: Hub commit that was resolved, "" for local files.
+        identity: fingerprint of the files (index, weight names, sizes and change times), so that an edited model reloads.
+        dtype: "auto", "bfloat16", "float16" or "float32".
+        component_dtypes: exceptions to `dtype`, as sorted (component, dtype) pairs, e.g. (("vae", "float32"),).
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".
+        quantization: "none" (whatever the checkpoint holds) or a scheme to apply while loading.
+        lora_rank: rank that LoRA hot-swapping was prepared for, 0 when it was not.
+    """
+
+    source: str
+    revision: str = ""
+    identity: str = ""
+    dtype: str = "auto"
+    component_dtypes: tuple[tuple[str, str], ...] = ()
+    device: str = "auto"
+    quantization: str = "none"
+    lora_rank: int = 0
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """One LoRA file. Attributes: path (absolute); strength; expert: "both", "high" or "low" (Wan's noise experts)."""
+
+    path: str
+    strength: float = 1.0
+    expert: str = "both"
+
+
+@dataclass(frozen=True)
+class PipelineHandle:
+    """What travels through a PIPELINE socket: a recipe, not the weights.
+
+    The weights live in the process-wide cache only, so that a stale socket value can never keep an old model alive.
+    """
+
+    key: LoadKey
+    memory_mode: str = "auto"
+    loras: tuple[LoraSpec, ...] = ()
+
+
+@dataclass
+class LoadedPipeline:
+    """A pipeline as the cache holds it."""
+
+    key: LoadKey
+    pipeline: Any
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+    facts: dict[str, Any] = field(default_factory=dict)
+    """JSON-compatible: model class, parameters in bytes per component, load time in seconds, pinned revision."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One call of the sampler. None means "what the model's family recommends".
+
+    Attributes:
+        prompt, negative_prompt: text; the negative prompt is ignored, and that is reported, where a family has none.
+        steps: denoising steps, 1..10000.
+        guidance: the family's own guidance scale (embedded, true CFG or plain CFG; `families.py` says which argument).
+        guidance_2: second guidance scale of two-expert pipelines (Wan 2.2), None = same as `guidance`.
+        width, height: pixels of the result; multiples of the family's size multiple.
+        num_frames: frames of the result, 1 for images; video families state their rule (Wan: 4n+1).
+        frame_rate: frames per second of the result, None = family default.
+        seed: 0..2**64-1; item i of a batch uses seed + i, on a CPU generator, so it is the same on every device.
+        batch: images (or videos) to make, each with its own denoise run's worth of noise.
+        scheduler: "model default" or the name of a diffusers scheduler class.
+        images: reference images, each float [H, W, 3] in 0..1.
+        last_image: last frame for first-and-last-frame video, float [H, W, 3] in 0..1.
+        latent: ComfyUI-convention latent to start from ([B, C, H, W] or [B, C, T, H, W]), with `strength` < 1.
+        strength: 1.0 starts from noise; below 1, from `images[0]` or `latent`, where the pipeline has an
+            image-to-image form.
+        max_sequence_length: text tokens, None = pipeline default.
+        decode: False leaves `SampleResult.frames` as None.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    guidance_2: float | None = None
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    frame_rate: float | None = None
+    seed: int = 0
+    batch: int = 1
+    scheduler: str = "model default"
+    images: tuple[torch.Tensor, ...] = ()
+    last_image: torch.Tensor | None = None
+    latent: torch.Tensor | None = None
+    strength: float = 1.0
+    max_sequence_length: int | None = None
+    decode: bool = True
+
+
+@dataclass
+class SampleResult:
+    """What one run gives.
+
+    Attributes:
+        frames: float32 [B, T, H, W, 3] in 0..1 on the CPU (T = 1 for images), or None when not decoded.
+        latent: ComfyUI-convention latent on the CPU, [B, C, H, W] or [B, C, T, H, W].
+        frame_rate: frames per second, None for images.
+        audio: {"waveform": float [B, channels, samples], "sample_rate": int} where a pipeline gives sound, else None.
+        seeds: the seed of each batch item.
+        step_seconds: wall time of each denoising step.
+        stage_seconds: "text encode", "denoise", "decode", ... in seconds.
+        report: what was active.
+    """
+
+    frames: torch.Tensor | None
+    latent: torch.Tensor
+    frame_rate: float | None
+    seeds: tuple[int, ...]
+    step_seconds: list[float]
+    stage_seconds: dict[str, float]
+    report: OptimizationReport
+    audio: dict[str, Any] | None = None
