@@ -53,7 +53,9 @@ class Callbacks:
     on_progress: Callable[[Progress], None] = _ignore
     check_cancel: Callable[[], None] = _never_cancel
 
-    def tick(self, stage: str, done: int, total: int, message: str = "", preview_latent: torch.Tensor | None = None) -> None:
+    def tick(
+        self, stage: str, done: int, total: int, message: str = "", preview_latent: torch.Tensor | None = None
+    ) -> None:
         """Report progress, then give the caller the chance to stop the run."""
         self.on_progress(Progress(stage, done, total, message, preview_latent))
         self.check_cancel()

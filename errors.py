@@ -36,4 +36,6 @@ class MissingDependencyError(FastDiffusersError, ImportError):
 
     def __init__(self, package: str, needed_for: str, install: str | None = None) -> None:
         self.package = package
-        super().__init__(f"{needed_for} needs the package {package!r}. Install it with: {install or f'pip install {package}'}")
+        super().__init__(
+            f"{needed_for} needs the package {package!r}. Install it with: {install or f'pip install {package}'}"
+        )

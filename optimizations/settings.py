@@ -83,11 +83,13 @@ class TilingSettings:
         check_choice("vae_tiling", self.mode, TRISTATE)
         check_choice("slicing", self.slicing, TRISTATE)
         if self.tile_size < 0 or 0 < self.tile_size < 64:
-            raise InputError("tile_size", self.tile_size, "tiles are at least 64 pixels", "use 0 for the model's default, or 256 and up")
+            reason, cure = "tiles are at least 64 pixels", "use 0 for the model's default, or 256 and up"
+            raise InputError("tile_size", self.tile_size, reason, cure)
         if self.overlap < 0:
             raise InputError("overlap", self.overlap, "it cannot be negative", "use 0 for the model's default")
         if self.tile_size and self.overlap >= self.tile_size:
-            raise InputError("overlap", self.overlap, f"it must be smaller than tile_size ({self.tile_size})", "use a quarter of tile_size")
+            reason = f"it must be smaller than tile_size ({self.tile_size})"
+            raise InputError("overlap", self.overlap, reason, "use a quarter of tile_size")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,20 @@ class PrecisionSettings:
     def __post_init__(self) -> None:
         for item in fields(self):
             check_choice(item.name, getattr(self, item.name), TRISTATE)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is about to be run, as far as "auto" decisions need to know it.
+
+    Attributes: width, height in pixels; frames (1 for images); batch; steps. 0 means "not known yet".
+    """
+
+    width: int = 0
+    height: int = 0
+    frames: int = 1
+    batch: int = 1
+    steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..optimizations.report import OptimizationReport
+from ..report import OptimizationReport
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ class LoadKey:
         source: absolute path of a diffusers folder or .safetensors file, a Hub id ("owner/name"), or "tiny:<family>"
             for the embedded tiny pipelines.
         revision: Hub commit that was resolved, "" for local files.
-        identity: fingerprint of the files (index, weight names, sizes and change times), so that an edited model reloads.
+        identity: fingerprint of the files (index, weight names, sizes and change times), so an edited model reloads.
         dtype: "auto", "bfloat16", "float16" or "float32".
         component_dtypes: exceptions to `dtype`, as sorted (component, dtype) pairs, e.g. (("vae", "float32"),).
         device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".

@@ -1,4 +1,4 @@
-"""What was asked for, what is really active, and why. Pure data: no torch."""
+"""What was asked for, what is really active, and why. A leaf of pure data: no torch, nothing from the pack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class OptimizationRecord:
         requested: the setting as the user gave it ("auto", "xformers", "off").
         applied: what is really active now ("sdpa", "off", "28 blocks, inductor").
         reason: why `applied` differs from `requested`, or how "auto" decided; "" when there is nothing to say.
-        cost: what it costs, as measured or as assumed and said so ("compile 41.2 s", "+1.5 GiB assumed"); "" if nothing.
+        cost: what it costs, as measured or as assumed and said so ("compile 41.2 s", "+1.5 GiB assumed"), or "".
         failed: True when it was asked for and could not be had: the run fell back.
     """
 
@@ -68,7 +68,11 @@ class OptimizationReport:
             self.notes.append(text)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"optimizations": [asdict(r) for r in self.records], "notes": list(self.notes), "facts": dict(self.facts)}
+        return {
+            "optimizations": [asdict(r) for r in self.records],
+            "notes": list(self.notes),
+            "facts": dict(self.facts),
+        }
 
     def as_json(self) -> str:
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
