@@ -1,0 +1,78 @@
+"""`fastdiffusers decode`: a latent file to pictures or video, with a pipeline's VAE or with the video VAE."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..callbacks import Callbacks
+from ..errors import InputError
+from ..optimizations.settings import OptimizationSettings
+from .files import check_file_target, write_text
+from .latent_file import read_latent
+from .media import check_output, write_frames
+from .options import MODEL_HELP, add_model_options, add_tiling_options, pipeline_handle, tiling_settings
+from .terminal import TerminalProgress, hush_libraries
+from .video_vae import add_video_vae_options, load, vae_settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..report import OptimizationReport
+
+HELP = "turn a latent file into pictures or video"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
+    source.add_argument("--vae", type=Path, metavar="FILE", help="checkpoint of the 3D video VAE (.safetensors)")
+    parser.add_argument("--latents", required=True, type=Path, metavar="FILE.safetensors")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="picture.png, video.mp4 or a folder")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
+    parser.add_argument("--frame-rate", type=float, metavar="FPS", help="default: the latent file's, else 24")
+    group = parser.add_argument_group("tiling")
+    add_tiling_options(group)
+    add_video_vae_options(parser)
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.report is not None:
+        check_file_target("report", args.report, (".json",))
+    latent, metadata = read_latent(args.latents)
+    video = latent.ndim == 5 and latent.shape[2] > 1
+    check_output(args.output, video)
+    frame_rate = args.frame_rate or float(metadata.get("frame_rate", 24))
+    if not 0 < frame_rate <= 1000:
+        raise InputError("frame_rate", frame_rate, "it must be above 0 and at most 1000", "use 24")
+    hush_libraries(args.verbose)
+    with TerminalProgress(args.quiet) as callbacks:
+        decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
+        frames, report = decode(args, latent, callbacks)
+    write_frames(frames, args.output, frame_rate if video else None)
+    if args.report is not None:
+        write_text(args.report, report.as_json())
+    if not args.quiet:
+        print(report.as_table())
+
+
+def decode_with_pipeline(
+    args: argparse.Namespace, latent: torch.Tensor, callbacks: Callbacks
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """Frames [B, T, H, W, 3] in 0..1 on the CPU from the VAE of `--model`."""
+    from ..pipelines.generate import decode
+
+    settings = OptimizationSettings(vae_tiling=tiling_settings(args), memory_mode=args.memory_mode)
+    return decode(pipeline_handle(args, callbacks), latent, settings, callbacks)
+
+
+def decode_with_video_vae(
+    args: argparse.Namespace, latent: torch.Tensor, callbacks: Callbacks
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """Frames [B, T, H, W, 3] in 0..1 on the CPU from the VAE in `--vae`."""
+    from ..vae import decode
+
+    settings = vae_settings(args)
+    return decode(load(args), latent, settings, callbacks)

@@ -1,0 +1,45 @@
+"""`fastdiffusers encode`: a video or pictures to a latent file, with the 3D video VAE."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .files import check_file_target, write_text
+from .latent_file import write_latent
+from .media import read_frames
+from .options import add_device_options
+from .terminal import TerminalProgress, hush_libraries
+from .video_vae import add_video_vae_options, load, vae_settings
+
+HELP = "turn a video or pictures into a latent file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vae", required=True, type=Path, metavar="FILE", help="checkpoint of the 3D video VAE")
+    parser.add_argument("--frames", required=True, type=Path, metavar="PATH", help="video, picture, or folder of png")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
+    add_video_vae_options(parser)
+    parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="tile edge, 0: the default")
+    parser.add_argument("--tile-overlap", type=int, default=0, metavar="PIXELS", help="overlap, 0: the default")
+    add_device_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    check_file_target("output", args.output, (".safetensors",))
+    if args.report is not None:
+        check_file_target("report", args.report, (".json",))
+    settings = vae_settings(args)
+    frames, frame_rate = read_frames(args.frames.expanduser())
+    hush_libraries(args.verbose)
+
+    from ..vae import encode
+
+    with TerminalProgress(args.quiet) as callbacks:
+        latent, report = encode(load(args), frames[None], settings, callbacks)
+    write_latent(latent, args.output, {} if frame_rate is None else {"frame_rate": str(frame_rate)})
+    if args.report is not None:
+        write_text(args.report, report.as_json())
+    if not args.quiet:
+        print(report.as_table())

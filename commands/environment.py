@@ -1,0 +1,179 @@
+"""Facts about this machine that decide what runs well: devices, versions, compilers, known defects.
+
+Looks only: nothing is changed, downloaded or compiled to a file. Every value is JSON-compatible.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "peft",
+    "triton",
+    "triton-windows",
+    "xformers",
+    "flash-attn",
+    "sageattention",
+    "sdnq",
+    "cache-dit",
+    "comfy-kitchen",
+    "torchvision",
+    "numpy",
+    "av",
+)
+
+GIB = 2**30
+
+
+def package_versions() -> dict[str, str]:
+    """Installed version of each package that matters, "" where it is missing."""
+    versions = {"fastdiffusers": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = ""
+    return versions
+
+
+def devices() -> list[dict[str, Any]]:
+    """Every device torch can use, best first, the CPU last: name, kind, memory in GiB, compute capability."""
+    import torch
+
+    found: list[dict[str, Any]] = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(
+            {
+                "device": f"cuda:{index}",
+                "name": properties.name,
+                "total_gib": round(total / GIB, 2),
+                "free_gib": round(free / GIB, 2),
+                "capability": f"{properties.major}.{properties.minor}",
+                "multiprocessors": properties.multi_processor_count,
+            }
+        )
+    for index in range(torch.xpu.device_count()):
+        properties = torch.xpu.get_device_properties(index)
+        total = properties.total_memory
+        found.append({"device": f"xpu:{index}", "name": properties.name, "total_gib": round(total / GIB, 2)})
+    if torch.backends.mps.is_available():
+        total = torch.mps.recommended_max_memory()
+        found.append({"device": "mps", "name": platform.machine(), "total_gib": round(total / GIB, 2)})
+    found.append({"device": "cpu", "name": _cpu_name(), "threads": torch.get_num_threads(), **_main_memory()})
+    return found
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _main_memory() -> dict[str, float]:
+    information = Path("/proc/meminfo")
+    if not information.is_file():
+        return {}
+    lines = dict(line.split(":", 1) for line in information.read_text().splitlines() if ":" in line)
+    kib = {name: int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable") if name in lines}
+    return {
+        label: round(kib[name] * 1024 / GIB, 2)
+        for label, name in (("total_gib", "MemTotal"), ("free_gib", "MemAvailable"))
+        if name in kib
+    }
+
+
+def driver() -> dict[str, str]:
+    """What torch was built for and what the driver offers: CUDA or ROCm version, driver version, "" if none."""
+    import torch
+
+    version = Path("/proc/driver/nvidia/version")
+    kernel_module = version.read_text().splitlines()[0] if version.is_file() else ""
+    return {
+        "platform": platform.platform(),
+        "torch_cuda": torch.version.cuda or "",
+        "torch_hip": torch.version.hip or "",
+        "nvidia_driver": next(
+            (word for word in kernel_module.split() if word.count(".") >= 1 and word[0].isdigit()), ""
+        ),
+    }
+
+
+def cudnn() -> dict[str, Any]:
+    """cuDNN's version and whether its convolutions over video take three times the memory they should.
+
+    With torch from 2.9 on, cuDNN 9.10.2 up to, but not including, 9.15 has that defect in float16 and bfloat16. It
+    depends on the cuDNN that is loaded, not on torch's version alone.
+    """
+    import torch
+
+    number = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+    if number is None:
+        return {"version": "", "conv3d_memory_defect": False}
+    text = f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number >= 90000 else str(number)
+    torch_version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    return {"version": text, "conv3d_memory_defect": torch_version >= (2, 9) and 91002 <= number < 91500}
+
+
+def compiler(device: str) -> dict[str, Any]:
+    """Whether torch.compile can make code here: {"works": bool, "reason": str, "needs": str}.
+
+    On a GPU it needs Triton; on the CPU a C++ compiler. Looked up, not tried: a first compilation takes many seconds.
+    """
+    import torch
+
+    if not torch._dynamo.is_dynamo_supported():
+        reason = f"torch {torch.__version__} has no dynamo for Python {platform.python_version()}"
+        return {"works": False, "needs": "dynamo", "reason": reason}
+    if device.split(":")[0] in ("cuda", "xpu"):
+        from torch.utils._triton import has_triton
+
+        name = "triton-windows" if sys.platform == "win32" else "triton"
+        works = bool(has_triton())
+        reason = "" if works else f"Triton is missing or does not serve this card: pip install {name}"
+        return {"works": works, "needs": "Triton", "reason": reason}
+    found = cxx_compiler()
+    return {
+        "works": bool(found),
+        "needs": "a C++ compiler",
+        "reason": f"uses {found}" if found else "no C++ compiler found: install g++ or clang, or set CXX",
+    }
+
+
+def cxx_compiler() -> str:
+    """Path of the C++ compiler that inductor would use, "" if there is none."""
+    wanted = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
+    named = os.environ.get("CXX")
+    return next((path for path in map(shutil.which, (named, *wanted) if named else wanted) if path), "")
+
+
+def allocator() -> dict[str, Any]:
+    """The settings of torch's CUDA allocator, as the environment gives them."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    settings = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return {"settings": settings, "expandable_segments": "expandable_segments:True" in settings}
+
+
+def cache_folders() -> dict[str, str]:
+    """Where downloads and compiled code are kept."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from torch._inductor.runtime.runtime_utils import cache_dir
+
+    return {"hub": str(HF_HUB_CACHE), "inductor": str(cache_dir())}

@@ -1,0 +1,91 @@
+"""Writing results so that they are either complete or not there, and checking beforehand that they can be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def check_writable(name: str, path: Path) -> None:
+    """Find out before the run, not after it, whether `path` can be created. Nothing is left behind.
+
+    Raises:
+        InputError: the parent folder is missing or cannot be written to, or `path` is in the way.
+    """
+    parent = path.parent
+    if not parent.is_dir():
+        reason = "its folder does not exist" if not parent.exists() else f"{str(parent)!r} is not a folder"
+        raise InputError(name, str(path), reason, "create the folder first, or choose another")
+    folder = path if path.is_dir() else parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = f"no file can be written there ({error.strerror or error})"
+        raise InputError(name, str(path), reason, "choose a folder you may write to") from None
+
+
+def check_file_target(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    """Like `check_writable`, for a file that must end in one of `suffixes` (lower case, with the dot)."""
+    if path.suffix.lower() not in suffixes or path.is_dir():
+        wanted = " or ".join(suffixes)
+        raise InputError(name, str(path), f"it must be a file name ending in {wanted}", f"use e.g. result{suffixes[0]}")
+    check_writable(name, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it takes the place of `path` only if the block succeeds."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; a result is an ordinary one
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling_folder(folder: Path, pattern: str) -> Iterator[Path]:
+    """A temporary folder to fill; its files move into `folder` only if the block succeeds.
+
+    Files in `folder` that match `pattern` are an older result and are removed, so that two runs never mix.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob(pattern):
+            old.unlink()
+        for new in sorted(temporary.iterdir()):
+            new.replace(folder / new.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` and a final newline as UTF-8, completely or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """The file names of `count` results: `path` itself for one, `name_0.png`, `name_1.png`, ... for several."""
+    if count == 1:
+        return [path]
+    width = len(str(count - 1))
+    return [path.with_name(f"{path.stem}_{index:0{width}d}{path.suffix}") for index in range(count)]
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

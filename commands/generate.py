@@ -1,0 +1,107 @@
+"""`fastdiffusers generate`: prompt in, picture or video out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .files import check_file_target, write_text
+from .latent_file import write_latent
+from .media import check_output, read_picture, write_frames
+from .options import MODEL_HELP, add_model_options, add_optimization_options, optimization_settings, pipeline_handle
+from .terminal import TerminalProgress, hush_libraries
+
+if TYPE_CHECKING:
+    from ..pipelines.types import SampleRequest, SampleResult
+
+HELP = "make pictures or video from a prompt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help=MODEL_HELP)
+    parser.add_argument("--prompt", required=True, metavar="TEXT")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="picture.png, video.mp4, a folder for png files, or latent.safetensors to skip the decode",
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
+
+    group = parser.add_argument_group("sampling (left out: what the model's family recommends)")
+    group.add_argument("--steps", type=int, metavar="N")
+    group.add_argument("--guidance", type=float, metavar="SCALE")
+    group.add_argument("--guidance-2", type=float, metavar="SCALE", help="second expert of Wan 2.2")
+    group.add_argument("--width", type=int, metavar="PIXELS")
+    group.add_argument("--height", type=int, metavar="PIXELS")
+    group.add_argument("--num-frames", type=int, metavar="N")
+    group.add_argument("--frame-rate", type=float, metavar="FPS")
+    group.add_argument("--seed", type=int, default=0, metavar="N")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help="results to make, with seeds N, N+1, ...")
+    group.add_argument("--scheduler", default="model default", metavar="NAME", help="a diffusers scheduler class")
+    group.add_argument(
+        "--image", action="append", default=[], type=Path, metavar="FILE", help="reference image; repeat for several"
+    )
+    group.add_argument("--last-image", type=Path, metavar="FILE", help="last frame, for first-and-last-frame video")
+    group.add_argument("--strength", type=float, default=1.0, help="below 1: start from --image, where possible")
+    add_model_options(parser)
+    add_optimization_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    settings = optimization_settings(args)
+    latent_only = args.output.suffix == ".safetensors"
+    if latent_only:
+        check_file_target("output", args.output, (".safetensors",))
+    if args.report is not None:
+        check_file_target("report", args.report, (".json",))
+    hush_libraries(args.verbose)
+
+    from ..pipelines.generate import generate
+
+    with TerminalProgress(args.quiet) as callbacks:
+        handle = pipeline_handle(args, callbacks)
+        if not latent_only:
+            check_output(args.output, video=args.output.suffix == ".mp4")
+        result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
+    write_result(result, args.output)
+    if args.report is not None:
+        write_text(args.report, result.report.as_json())
+    if not args.quiet:
+        print(result.report.as_table())
+
+
+def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
+    """The request that the options describe, its images read. Raises InputError for an unreadable image."""
+    from ..pipelines.types import SampleRequest
+
+    return SampleRequest(
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt,
+        steps=args.steps,
+        guidance=args.guidance,
+        guidance_2=args.guidance_2,
+        width=args.width,
+        height=args.height,
+        num_frames=args.num_frames,
+        frame_rate=args.frame_rate,
+        seed=args.seed,
+        batch=args.batch,
+        scheduler=args.scheduler,
+        images=tuple(read_picture(path) for path in args.image),
+        last_image=None if args.last_image is None else read_picture(args.last_image, "last_image"),
+        strength=args.strength,
+        decode=decode,
+    )
+
+
+def write_result(result: SampleResult, output: Path) -> None:
+    """Write the frames, or the latent when nothing was decoded, where `--output` says."""
+    if result.frames is None:
+        rate = {} if result.frame_rate is None else {"frame_rate": str(result.frame_rate)}
+        write_latent(result.latent, output, rate)
+    else:
+        write_frames(result.frames, output, result.frame_rate, result.audio)

@@ -1,0 +1,59 @@
+"""Latents in safetensors files: this pack's own, and those of ComfyUI's Save Latent node.
+
+The tensor is in ComfyUI's convention, [B, C, H, W] or [B, C, T, H, W], under the key "samples"; ComfyUI's own files
+call it "latent_tensor". Metadata values are strings, as the format wants them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .files import replacing
+
+if TYPE_CHECKING:
+    import torch
+
+KEYS = ("samples", "latent_tensor")
+SUFFIXES = (".safetensors", ".latent")
+
+
+def write_latent(latent: torch.Tensor, path: Path, metadata: dict[str, str]) -> None:
+    """Write one latent, completely or not at all."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({"samples": latent.detach().cpu().contiguous()}, temporary, metadata=metadata)
+
+
+def read_latent(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
+    """Read one latent and its metadata.
+
+    Raises:
+        InputError: missing, not a safetensors file, several tensors of which none is named as above, or not 4-D or 5-D.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError("latents", str(path), "there is no such file", "check the path")
+    if path.suffix.lower() not in SUFFIXES:
+        reason = "latents are read from .safetensors (or ComfyUI's .latent) files only"
+        raise InputError("latents", str(path), reason, "save them as safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            chosen = [name for name in KEYS if name in names] or (names if len(names) == 1 else [])
+            if not chosen:
+                reason = f"it holds {len(names)} tensors and none is named 'samples'"
+                raise InputError("latents", str(path), reason, "name the latent 'samples'")
+            latent = file.get_tensor(chosen[0])
+            metadata = dict(file.metadata() or {})
+    except SafetensorError as error:
+        reason = f"it is no complete safetensors file ({error})"
+        raise InputError("latents", str(path), reason, "save it again") from None
+    if latent.ndim not in (4, 5):
+        shape = "x".join(map(str, latent.shape))
+        reason = f"the tensor is {shape}; [B, C, H, W] or [B, C, T, H, W] is needed"
+        raise InputError("latents", str(path), reason, "save the latent with its batch and channel dimensions")
+    return latent, metadata

@@ -1,0 +1,190 @@
+"""Frames to files and back: png pictures, mp4 video, folders of png.
+
+Frames are float tensors [T, H, W, 3] in 0..1 on the CPU; T = 1 is a picture.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .files import check_file_target, check_writable, filling_folder, numbered, replacing
+
+if TYPE_CHECKING:
+    import torch
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+
+
+def check_output(path: Path, video: bool) -> None:
+    """Check the form of `--output` and that it can be written, before anything runs.
+
+    A path without a suffix is a folder of png files; with one, it is `.png` for pictures and `.mp4` for video.
+
+    Raises:
+        InputError: wrong suffix for what comes out, or nothing can be written there.
+    """
+    if path.suffix == "" or path.is_dir():
+        if path.is_file():
+            raise InputError("output", str(path), "it is a file, not a folder", "add .png or .mp4 to the name")
+        check_writable("output", path)
+    else:
+        check_file_target("output", path, (".mp4",) if video else (".png",))
+
+
+def write_frames(
+    frames: torch.Tensor, path: Path, frame_rate: float | None, audio: dict[str, Any] | None = None
+) -> list[Path]:
+    """Write a batch [B, T, H, W, 3] in the form that `path` asks for (see `check_output`).
+
+    Args:
+        frames: float, 0..1.
+        path: `.png`, `.mp4` or a folder.
+        frame_rate: frames per second; used for video.
+        audio: {"waveform": float [B, channels, samples], "sample_rate": int} for video with sound.
+
+    Returns:
+        The files (for a folder: the folder) that were written.
+    """
+    if path.suffix == "" or path.is_dir():
+        write_png_folder(frames.flatten(0, 1), path)
+        return [path]
+    targets = numbered(path, frames.shape[0])
+    for index, target in enumerate(targets):
+        if path.suffix.lower() == ".png":
+            write_png(frames[index, 0], target)
+        else:
+            sound = None if audio is None else (audio["waveform"][index], int(audio["sample_rate"]))
+            write_mp4(frames[index], target, frame_rate or 24.0, sound)
+    return targets
+
+
+def to_bytes(frame: torch.Tensor) -> Any:
+    """Float [..., 3] in 0..1 to a numpy uint8 array, rounded; values outside are clamped."""
+    import torch
+
+    return (frame.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def write_png(frame: torch.Tensor, path: Path) -> None:
+    """Write one picture [H, W, 3]."""
+    from PIL import Image
+
+    with replacing(path) as temporary:
+        Image.fromarray(to_bytes(frame)).save(temporary, format="PNG")
+
+
+def write_png_folder(frames: torch.Tensor, folder: Path) -> None:
+    """Write [T, H, W, 3] as frame_00000.png, frame_00001.png, ..."""
+    from PIL import Image
+
+    with filling_folder(folder, "frame_*.png") as temporary:
+        for index, frame in enumerate(frames):
+            Image.fromarray(to_bytes(frame)).save(temporary / f"frame_{index:05d}.png", format="PNG")
+
+
+def write_mp4(
+    frames: torch.Tensor, path: Path, frame_rate: float, sound: tuple[torch.Tensor, int] | None = None
+) -> None:
+    """Write [T, H, W, 3] as H.264 at near-lossless quality, with AAC sound if there is any.
+
+    Args:
+        frames: float, 0..1. Frames of odd width or height keep their size: they are stored as 4:4:4.
+        path: the `.mp4` file.
+        frame_rate: frames per second, > 0.
+        sound: (float [channels, samples] in -1..1, sample rate in Hz).
+    """
+    import av
+
+    count, height, width, _ = frames.shape
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
+        stream.options = {"crf": "14", "preset": "medium"}
+        voice = container.add_stream("aac", rate=sound[1]) if sound else None
+        for index in range(count):
+            picture = av.VideoFrame.from_ndarray(to_bytes(frames[index]), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+        if voice is not None and sound is not None:
+            _mux_sound(container, voice, *sound)
+
+
+def _mux_sound(container: Any, stream: Any, waveform: torch.Tensor, sample_rate: int) -> None:
+    import av
+
+    samples = waveform[:2].float().cpu().contiguous().numpy()
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono" if len(samples) == 1 else "stereo")
+    frame.sample_rate = sample_rate
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def read_picture(path: Path, name: str = "image") -> torch.Tensor:
+    """Read one picture as float [H, W, 3] in 0..1, its transparency laid over black.
+
+    Raises:
+        InputError: the file is missing or is no picture.
+    """
+    import numpy
+    import torch
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not path.is_file():
+        raise InputError(name, str(path), "there is no such file", "check the path")
+    try:
+        with Image.open(path) as picture:
+            pixels = numpy.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
+        raise InputError(name, str(path), f"it cannot be read as a picture ({error})", "use a png or jpg") from None
+    return torch.from_numpy(pixels.astype(numpy.float32) / 255)
+
+
+def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float | None]:
+    """Read a video file, a folder of pictures (in the order of their names) or one picture.
+
+    Returns:
+        Frames [T, H, W, 3] in 0..1, and the frame rate in frames per second (None for pictures).
+
+    Raises:
+        InputError: nothing there, nothing readable in it, or pictures of different sizes.
+    """
+    import torch
+
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        if not files:
+            raise InputError(name, str(path), "the folder holds no pictures", "use a folder of png files")
+        pictures = [read_picture(file, name) for file in files]
+        for file, picture in zip(files, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                found = "x".join(map(str, picture.shape[1::-1]))
+                wanted = "x".join(map(str, pictures[0].shape[1::-1]))
+                reason = f"it is {found}, but {files[0].name} is {wanted}"
+                raise InputError(name, str(file), reason, "use pictures of one size")
+        return torch.stack(pictures), None
+    if path.suffix.lower() in VIDEOS and path.is_file():
+        return _read_video(path, name)
+    return read_picture(path, name)[None], None
+
+
+def _read_video(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
+    import av
+    import torch
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(name, str(path), "it has no picture track", "use a video file")
+            rate = container.streams.video[0].average_rate
+            arrays = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except av.FFmpegError as error:
+        raise InputError(name, str(path), f"it cannot be read as a video ({error})", "use an mp4") from None
+    if not arrays:
+        raise InputError(name, str(path), "it holds no frames", "use an mp4 with at least one frame")
+    frames = torch.stack([torch.from_numpy(array) for array in arrays])
+    return frames.float() / 255, float(rate) if rate else None

@@ -1,0 +1,98 @@
+"""Options that several subcommands share, and what becomes of them: a pipeline handle, optimization settings."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..callbacks import Callbacks
+from ..optimizations.settings import (
+    ATTENTION_CHOICES,
+    COMPILE_BACKENDS,
+    COMPILE_CHOICES,
+    COMPILE_MODES,
+    COMPILE_SCOPES,
+    MEMORY_MODES,
+    STEP_CACHE_CHOICES,
+    TRISTATE,
+    CompileSettings,
+    OptimizationSettings,
+    TilingSettings,
+)
+
+if TYPE_CHECKING:
+    from ..pipelines.types import PipelineHandle
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+MODEL_HELP = "diffusers folder, Hub id (owner/name), .safetensors file, or tiny:FAMILY for an embedded tiny pipeline"
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How a pipeline is loaded. `--model` itself is declared by the subcommand."""
+    group = parser.add_argument_group("loading")
+    group.add_argument("--revision", default="", help="Hub commit or branch (default: the newest)")
+    group.add_argument(
+        "--quantization", default="none", metavar="SCHEME", help="quantize while loading (default: none)"
+    )
+    group.add_argument("--memory-mode", choices=MEMORY_MODES, default="auto", help="where the weights live")
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("device")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 where the device can")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu")
+
+
+def add_optimization_options(parser: argparse.ArgumentParser) -> None:
+    """Everything that can be switched on a loaded pipeline. Whatever cannot be had falls back and is reported."""
+    group = parser.add_argument_group("optimizations")
+    group.add_argument("--attention", choices=ATTENTION_CHOICES, default="auto", help="attention kernel")
+    group.add_argument("--torch-compile", choices=COMPILE_CHOICES, default="off", help="compile the denoiser")
+    group.add_argument("--compile-scope", choices=COMPILE_SCOPES, default="blocks", help="what is compiled")
+    group.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="inductor's mode")
+    group.add_argument("--compile-backend", choices=COMPILE_BACKENDS, default="inductor", help="dynamo's backend")
+    group.add_argument("--step-cache", choices=STEP_CACHE_CHOICES, default="off", help="reuse work between steps")
+    add_tiling_options(group)
+
+
+def add_tiling_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--vae-tiling", choices=TRISTATE, default="auto", help="decode the image in tiles")
+    group.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="tile edge, 0: the model's default")
+    group.add_argument("--tile-overlap", type=int, default=0, metavar="PIXELS", help="overlap, 0: the model's default")
+
+
+def tiling_settings(args: argparse.Namespace) -> TilingSettings:
+    return TilingSettings(mode=args.vae_tiling, tile_size=args.tile_size, overlap=args.tile_overlap)
+
+
+def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
+    """The settings that the options describe. Raises InputError for values out of range."""
+    return OptimizationSettings(
+        attention=args.attention,
+        torch_compile=args.torch_compile,
+        compile=CompileSettings(backend=args.compile_backend, mode=args.compile_mode, scope=args.compile_scope),
+        vae_tiling=tiling_settings(args),
+        memory_mode=args.memory_mode,
+        step_cache=args.step_cache,
+    )
+
+
+def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineHandle:
+    """Resolve `--model` without loading its weights. Raises InputError or ModelFileError."""
+    from ..pipelines.loader import resolve
+    from ..pipelines.types import PipelineHandle
+
+    source = args.model
+    if not source.startswith("tiny:") and Path(source).expanduser().exists():
+        source = str(Path(source).expanduser())
+    key = resolve(
+        source,
+        revision=args.revision,
+        dtype=args.dtype,
+        device=args.device,
+        quantization=args.quantization,
+        callbacks=callbacks,
+    )
+    return PipelineHandle(key, memory_mode=args.memory_mode)

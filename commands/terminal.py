@@ -1,0 +1,68 @@
+"""What a person sees while a command runs: a progress bar per stage, and silence from the libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from types import TracebackType
+from typing import Any
+
+from ..callbacks import Callbacks, Progress
+
+
+class TerminalProgress:
+    """Draws one bar per stage on stderr, or nothing where stderr is no terminal or `quiet` is set.
+
+    >>> with TerminalProgress(quiet=False) as callbacks:
+    ...     generate(handle, request, settings, callbacks)
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._shown = not quiet and sys.stderr.isatty()
+        self._stage = ""
+        self._bar: Any = None
+
+    def __enter__(self) -> Callbacks:
+        return Callbacks(on_progress=self._show) if self._shown else Callbacks()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _show(self, progress: Progress) -> None:
+        if self._bar is None or progress.stage != self._stage or progress.total != self._bar.total:
+            self._close()
+            from tqdm import tqdm
+
+            self._stage = progress.stage
+            self._bar = tqdm(total=progress.total, desc=progress.stage, file=sys.stderr, dynamic_ncols=True)
+        self._bar.n = progress.done
+        self._bar.set_postfix_str(progress.message, refresh=False)
+        self._bar.refresh()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def hush_libraries(verbose: bool) -> None:
+    """Keep the libraries' own bars and warnings off the terminal: the report says what a user has to know.
+
+    Call it before diffusers or transformers is imported; does nothing when `verbose`.
+    """
+    if verbose:
+        return
+    warnings.simplefilter("ignore")
+    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,37 @@
+"""Options of the 3D video VAE, shared by `decode` and `encode`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..vae import VaeSettings, VideoVAE
+
+MODES = ("auto", "exact", "tiles", "whole")
+
+
+def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("video VAE (--vae)")
+    group.add_argument("--mode", choices=MODES, default="auto", help="how space is cut (default: auto)")
+    group.add_argument("--temporal-slice", type=int, default=0, metavar="N", help="latent frames at a time, 0: chosen")
+    group.add_argument("--memory-budget-gib", type=float, default=0.0, metavar="GIB", help="0: from the free memory")
+
+
+def vae_settings(args: argparse.Namespace) -> VaeSettings:
+    """The settings that the options describe. Raises InputError for values out of range."""
+    from ..vae import VaeSettings
+
+    chosen = {"mode": args.mode, "temporal_slice": args.temporal_slice, "memory_budget_gib": args.memory_budget_gib}
+    if args.tile_size:
+        chosen |= {"tile_size": args.tile_size}
+    if args.tile_overlap:
+        chosen |= {"tile_overlap": args.tile_overlap}
+    return VaeSettings(**chosen)
+
+
+def load(args: argparse.Namespace) -> VideoVAE:
+    """Load the checkpoint of `--vae`. Raises ModelFileError for a file that is not this VAE."""
+    from ..vae import load_video_vae
+
+    return load_video_vae(str(args.vae.expanduser()), dtype=args.dtype, device=args.device)

@@ -1,0 +1,95 @@
+"""Results are written completely or not at all, and unwritable places are noticed before a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastdiffusers.commands.files import check_file_target, check_writable, filling_folder, numbered, replacing
+from fastdiffusers.errors import InputError
+
+
+def test_a_writable_place_passes_and_is_left_as_it_was(tmp_path: Path) -> None:
+    check_writable("output", tmp_path / "new.png")
+    check_writable("output", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["missing/out.png", "file/out.png"])
+def test_a_parent_that_is_no_folder_is_bad_input(target: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"output = .*folder"):
+        check_writable("output", tmp_path / target)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that even root cannot write to")
+def test_a_folder_without_write_permission_is_bad_input() -> None:
+    with pytest.raises(InputError, match="no file can be written there"):
+        check_writable("output", Path("/proc/out.png"))
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out", "folder.png"])
+def test_the_suffix_decides_and_a_folder_is_no_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match=r"ending in \.png"):
+        check_file_target("output", tmp_path / name, (".png",))
+
+
+def test_non_ascii_and_parent_references_are_ordinary_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "später"
+    folder.mkdir()
+    check_file_target("output", folder / ".." / "später" / "図.png", (".png",))
+
+
+def test_replacing_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_replacing_writes_an_ordinary_file(tmp_path: Path) -> None:
+    target, ordinary = tmp_path / "out.txt", tmp_path / "ordinary.txt"
+    ordinary.write_text("")
+    with replacing(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert target.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_a_folder_never_mixes_two_results(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    for count in (3, 2):
+        with filling_folder(folder, "frame_*.png") as temporary:
+            for index in range(count):
+                (temporary / f"frame_{index}.png").write_text(str(count))
+    (folder / "notes.txt").write_text("mine")
+    assert sorted(file.name for file in folder.glob("frame_*")) == ["frame_0.png", "frame_1.png"]
+
+    def fail_half_way() -> None:
+        with filling_folder(folder, "frame_*.png") as temporary:
+            (temporary / "frame_0.png").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert (folder / "frame_0.png").read_text() == "2"
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_numbered_names_sort_in_order() -> None:
+    assert numbered(Path("a.png"), 1) == [Path("a.png")]
+    names = [path.name for path in numbered(Path("a.png"), 11)]
+    assert names[0] == "a_00.png"
+    assert names == sorted(names)
