@@ -56,6 +56,7 @@ class ComfyServer:
         arguments: further arguments for ComfyUI's main.py.
         environment: variables set on top of this process's own.
         startup_seconds: how long it may take until it answers.
+        port: the port on loopback; a free one when 0.
 
     Attributes:
         url: "http://127.0.0.1:<port>", set while it runs.
@@ -70,6 +71,7 @@ class ComfyServer:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         startup_seconds: float = 300,
+        port: int = 0,
     ) -> None:
         found = comfyui or find_comfyui()
         if found is None:
@@ -82,6 +84,7 @@ class ComfyServer:
         self._arguments = list(arguments)
         self._environment = dict(environment or {})
         self._startup_seconds = startup_seconds
+        self._port = port
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -93,7 +96,7 @@ class ComfyServer:
         link = self.base / "custom_nodes" / "fastdiffusers"
         if not link.exists():
             link.symlink_to(PACK, target_is_directory=True)
-        port = free_port()
+        port = self._port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, str(PACK / "scripts" / "start_comfyui.py"), str(self.comfyui)]
         command += ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(self.base)]
@@ -120,7 +123,7 @@ class ComfyServer:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._startup_seconds
         while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
+            if not self.running:
                 raise ServerError(f"ComfyUI ended while starting. The end of its log:\n{self.log_tail()}")
             try:
                 self.get("/system_stats", timeout=5)
@@ -128,6 +131,11 @@ class ComfyServer:
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.25)
         raise ServerError(f"ComfyUI did not answer in {self._startup_seconds:.0f} s:\n{self.log_tail()}")
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """End the process and everything it started; remove the base directory if it was a temporary one."""
@@ -201,7 +209,7 @@ class ComfyServer:
             if prompt_id in history:
                 entry: dict[str, Any] = history[prompt_id]
                 return entry
-            if self._process is not None and self._process.poll() is not None:
+            if not self.running:
                 raise ServerError(f"ComfyUI ended during the run. The end of its log:\n{self.log_tail()}")
             time.sleep(0.1)
         raise ServerError(f"the workflow was not over after {timeout:.0f} s:\n{self.log_tail()}")
