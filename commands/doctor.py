@@ -46,8 +46,10 @@ def attention_backends(device: str) -> dict[str, str]:
     """Each attention choice on `device`, in the dtype that would be used there: "" if it works, else why not."""
     import torch
 
-    from ..optimizations.attention import available
-
+    try:
+        from ..optimizations.attention import available
+    except ImportError as error:
+        return {"all": f"{error.name or error} cannot be imported"}
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     return available(torch.device(device), dtype)
 
