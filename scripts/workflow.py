@@ -12,6 +12,8 @@ from typing import Any
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
+UPLOAD_BUTTONS = {"image", "video", "audio", None}
+"""What the editor stores for buttons that stand after the widgets proper."""
 VIRTUAL_NODES = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
 NEVER, BYPASS = 2, 4
 
@@ -67,7 +69,11 @@ def widget_values(node: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[st
     if isinstance(stored, Mapping):
         return dict(stored)
     values = list(stored)
-    return dict(_take(inputs, values, node, prefix=""))
+    named = dict(_take(inputs, values, node, prefix=""))
+    surplus = [value for value in values if value not in UPLOAD_BUTTONS]
+    if surplus:
+        raise WorkflowError(f"node {node['id']} ({node['type']}): more widget values than widgets: {surplus}")
+    return named
 
 
 def _take(
