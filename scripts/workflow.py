@@ -12,7 +12,7 @@ from typing import Any
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
-UPLOAD_BUTTONS = {"image", "video", "audio", None}
+UPLOAD_BUTTONS = ("image", "video", "audio", None)
 """What the editor stores for buttons that stand after the widgets proper."""
 VIRTUAL_NODES = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
 NEVER, BYPASS = 2, 4
