@@ -15,7 +15,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check \
 	-c tests/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-COMFYUI := $(shell $(PYTHON) -c "import runpy; print(runpy.run_path('commands/paths.py')['find_comfyui']() or '')")
+# Asked of the pack itself, so that make, the command line and the tests agree; an empty COMFYUI_PATH says "none".
+NAMED := $(if $(filter undefined,$(origin COMFYUI_PATH)),,COMFYUI_PATH='$(COMFYUI_PATH)')
+FIND := import runpy; print(runpy.run_path('commands/paths.py')['find_comfyui']() or '')
+COMFYUI := $(shell $(NAMED) $(PYTHON) -c "$(FIND)")
+export COMFYUI_PATH := $(COMFYUI)
 ENGINE_TESTS := $(PY) -m pytest tests/unit -n 2 -q --cov --cov-report=term:skip-covered
 
 # Tiny models gain nothing from threads, and two test workers would fight for the cores.
@@ -86,7 +90,7 @@ unit-tests: $(VENV)/.stamp-test
 	$(TEST_ENV) $(ENGINE_TESTS)
 
 comfyui-tests: $(VENV)/.stamp-test $(VENV)/.stamp-comfyui
-	$(TEST_ENV) COMFYUI_PATH='$(COMFYUI)' $(PY) -m pytest tests/comfyui -q
+	$(TEST_ENV) $(PY) -m pytest tests/comfyui -q
 
 comfyui: $(VENV)/.stamp-comfyui
 	$(PY) -m fastdiffusers.scripts.comfyui serve --port 8188
