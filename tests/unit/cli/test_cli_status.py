@@ -93,7 +93,7 @@ def test_a_usage_error_is_bad_input_in_one_line(
 def test_version_and_help_succeed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert cli.main(["--help"]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for name, command in cli.COMMANDS.items():
         assert name in out
         assert command.HELP in out
