@@ -1,0 +1,548 @@
+"""Tiny, randomly initialised, real pipelines, built without a network, a download or a tokenizer file.
+
+Each has the classes, the components and the latent layout of its big model, in a few megabytes: the demo, the tests and
+the embedded example workflow run through exactly the code that the big models run through. The pictures are patterns.
+
+Weights depend on the family's name and the seed alone, so that two processes build the same pipeline.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+TINY_FAMILIES = (
+    "flux",
+    "flux-kontext",
+    "flux2-klein",
+    "sdxl",
+    "sd3",
+    "qwenimage",
+    "qwenimage-edit",
+    "zimage",
+    "wan22-t2v",
+    "wan22-i2v",
+)
+
+WIDTH = 32
+"""Hidden size of every text encoder here."""
+TEXT_TOKENS = 77
+"""Longest prompt of the CLIP encoders, in tokens; here a token is one byte."""
+
+# What the real checkpoints ship. The Wan and Qwen means and deviations are the VAE classes' own defaults.
+FLUX_SCALING, FLUX_SHIFT = 0.3611, 0.1159
+SD3_SCALING, SD3_SHIFT = 1.5305, 0.0609
+SDXL_SCALING = 0.13025
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """Build one tiny pipeline on the CPU, in evaluation mode.
+
+    Args:
+        name: one of `TINY_FAMILIES`.
+        seed: chooses the random weights. The global random state is left as it was.
+        dtype: of all weights.
+
+    Raises:
+        InputError: `name` is not a tiny family.
+    """
+    if name not in _BUILDERS:
+        raise InputError("tiny pipeline", name, "there is none of that name", f"choose one of: {', '.join(_BUILDERS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+        pipeline = _BUILDERS[name]()
+        for component in pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                _spread_weights(component)
+                component.eval().requires_grad_(False).to(dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save(name: str, folder: str | Path, seed: int = 0) -> Path:
+    """Build and save as a diffusers folder that `from_pretrained` reads back; returns the folder."""
+    path = Path(folder)
+    build(name, seed).save_pretrained(path)
+    return path
+
+
+def _spread_weights(module: torch.nn.Module) -> None:
+    """Fill the parameters that libraries leave at zero or unset, so that no part of a model is switched off.
+
+    Zero is what training starts from, but a zeroed gate hides mistakes from a test, and `torch.empty` pad tokens
+    would differ between two processes.
+    """
+    for name, parameter in module.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf.endswith("pad_token"):
+            parameter.data.zero_()
+        elif leaf != "bias" and not parameter.data.any():
+            parameter.data.normal_(std=0.02)
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def _byte_characters() -> list[str]:
+    """The 256 printable stand-ins for bytes that byte-level BPE vocabularies are written in (the GPT-2 table)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    table = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    return [table[byte] for byte in range(256)]
+
+
+def _clip_tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    characters = _byte_characters()
+    tokens = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TEXT_TOKENS)
+
+
+CLIP_VOCAB = 514
+
+
+def _t5_tokenizer() -> Any:
+    from transformers import T5Tokenizer
+
+    characters = [chr(code) for code in (*range(33, 127), *range(161, 256))]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in characters)]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
+
+
+T5_VOCAB = 4 + 94 + 95
+
+
+def _qwen_tokenizer() -> Any:
+    from transformers import Qwen2Tokenizer
+
+    vocab = {token: index for index, token in enumerate((*_byte_characters(), *QWEN_SPECIALS))}
+    specials = [token for token in QWEN_SPECIALS if token != "<|endoftext|>"]  # noqa: S105 - a token of text
+    return Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        model_max_length=4096,
+        additional_special_tokens=specials,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+QWEN_VOCAB = 256 + len(QWEN_SPECIALS)
+
+
+def _qwen_processor(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    # At most 64 patches of 14 x 14 a picture: the real encoder reads about a megapixel, the tiny one need not.
+    sizes: dict[str, Any] = {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}}
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**sizes),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**sizes),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+# --- text encoders ----------------------------------------------------------------------------------------------------
+
+
+def _clip_encoder(projection: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=CLIP_VOCAB,
+        hidden_size=WIDTH,
+        projection_dim=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_TOKENS,
+        bos_token_id=CLIP_VOCAB - 2,
+        eos_token_id=CLIP_VOCAB - 1,
+        pad_token_id=CLIP_VOCAB - 1,
+        hidden_act="gelu" if projection else "quick_gelu",
+    )
+    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+
+
+def _t5_sizes(width: int = WIDTH) -> dict[str, Any]:
+    return {
+        "vocab_size": T5_VOCAB,
+        "d_model": width,
+        "d_kv": 8,
+        "d_ff": 2 * WIDTH,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
+
+
+def _t5_encoder(width: int = WIDTH) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(**_t5_sizes(width)))
+
+
+def _umt5_encoder() -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(UMT5Config(**_t5_sizes()))
+
+
+def _qwen_sizes(layers: int = 3) -> dict[str, Any]:
+    return {
+        "vocab_size": QWEN_VOCAB,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": 256,
+        "eos_token_id": 256,
+        "pad_token_id": 256,
+        "initializer_range": 0.1,
+    }
+
+
+def _qwen3_encoder(layers: int, causal: bool) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    config = Qwen3Config(**_qwen_sizes(layers), head_dim=8)
+    return Qwen3ForCausalLM(config) if causal else Qwen3Model(config)
+
+
+def _qwen25_vl_encoder() -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    token = {name: 256 + index for index, name in enumerate(QWEN_SPECIALS)}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **_qwen_sizes(),
+            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+            "rope_theta": 1_000_000.0,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_heads": 4,
+            "out_hidden_size": WIDTH,
+            "fullatt_block_indexes": [1],
+            "initializer_range": 0.1,
+        },
+        image_token_id=token["<|image_pad|>"],
+        video_token_id=token["<|video_pad|>"],
+        vision_start_token_id=token["<|vision_start|>"],
+        vision_end_token_id=token["<|vision_end|>"],
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+# --- VAEs -------------------------------------------------------------------------------------------------------------
+
+
+def _image_vae(latent_channels: int, scaling: float, shift: float | None = None, quant: bool = False) -> Any:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        sample_size=1024,
+        scaling_factor=scaling,
+        shift_factor=shift,
+        use_quant_conv=quant,
+        use_post_quant_conv=quant,
+        force_upcast=quant,
+    )
+    _add_contrast(vae.decoder.conv_out)
+    return vae
+
+
+def _flux2_vae() -> Any:
+    from diffusers import AutoencoderKLFlux2
+
+    vae = AutoencoderKLFlux2(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, layers_per_block=1)
+    # Statistics that are not 0 and 1, or a test could not tell which side applies them.
+    vae.bn.running_mean.normal_(std=0.3)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    _add_contrast(vae.decoder.conv_out)
+    return vae
+
+
+def _wan_vae() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan(base_dim=4, num_res_blocks=1)
+    _add_contrast(vae.decoder.conv_out)
+    return vae
+
+
+def _qwen_vae() -> Any:
+    from diffusers import AutoencoderKLQwenImage
+
+    vae = AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+    _add_contrast(vae.decoder.conv_out)
+    return vae
+
+
+def _add_contrast(conv_out: torch.nn.Module) -> None:
+    """A random decoder paints almost uniform grey; a stronger last layer makes differences visible."""
+    for parameter in conv_out.parameters():
+        parameter.data.mul_(2.0)
+
+
+# --- schedulers -------------------------------------------------------------------------------------------------------
+
+
+def _flow_euler(**config: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**config)
+
+
+def _dynamic_flow_euler(**config: Any) -> Any:
+    return _flow_euler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, **config)
+
+
+def _wan_scheduler() -> Any:
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+
+def _flux(pipeline_class: str = "FluxPipeline") -> Any:
+    import diffusers
+
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return getattr(diffusers, pipeline_class)(
+        scheduler=_dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
+        vae=_image_vae(16, FLUX_SCALING, FLUX_SHIFT),
+        text_encoder=_clip_encoder(),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_t5_encoder(),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def _flux2_klein() -> Any:
+    from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
+
+    # The pipeline stacks the hidden states 9, 18 and 27 of its encoder unless a call says otherwise. Layers of this
+    # width are cheap: with 28 of them, every call is the one that the real model gets.
+    text_encoder = _qwen3_encoder(layers=28, causal=True)
+    transformer = Flux2Transformer2DModel(
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=WIDTH,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    return Flux2KleinPipeline(
+        scheduler=_dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
+        vae=_flux2_vae(),
+        text_encoder=text_encoder,
+        tokenizer=_qwen_tokenizer(),
+        transformer=transformer,
+        is_distilled=False,
+    )
+
+
+def _sdxl() -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        cross_attention_dim=2 * WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    return StableDiffusionXLPipeline(
+        vae=_image_vae(4, SDXL_SCALING, quant=True),
+        text_encoder=_clip_encoder(),
+        text_encoder_2=_clip_encoder(projection=True),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(),
+        unet=unet,
+        scheduler=scheduler,
+    )
+
+
+def _sd3() -> Any:
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer = SD3Transformer2DModel(
+        sample_size=128,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=192,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=_flow_euler(shift=3.0),
+        vae=_image_vae(16, SD3_SCALING, SD3_SHIFT),
+        text_encoder=_clip_encoder(projection=True),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_clip_encoder(projection=True),
+        tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=_t5_encoder(2 * WIDTH),
+        tokenizer_3=_t5_tokenizer(),
+    )
+
+
+def _qwenimage(edit: bool = False) -> Any:
+    from diffusers import QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
+
+    tokenizer = _qwen_tokenizer()
+    components: dict[str, Any] = {
+        "scheduler": _dynamic_flow_euler(
+            shift=1.0, base_image_seq_len=256, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        "vae": _qwen_vae(),
+        "text_encoder": _qwen25_vl_encoder(),
+        "tokenizer": tokenizer,
+        "transformer": QwenImageTransformer2DModel(
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 4, 8),
+        ),
+    }
+    if edit:
+        return QwenImageEditPipeline(**components, processor=_qwen_processor(tokenizer))
+    return QwenImagePipeline(**components)
+
+
+def _zimage() -> Any:
+    from diffusers import ZImagePipeline, ZImageTransformer2DModel
+
+    transformer = ZImageTransformer2DModel(
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[4, 4, 8],
+        axes_lens=[1024, 512, 512],
+    )
+    return ZImagePipeline(
+        scheduler=_flow_euler(shift=3.0),
+        vae=_image_vae(16, FLUX_SCALING, FLUX_SHIFT),
+        text_encoder=_qwen3_encoder(layers=3, causal=False),
+        tokenizer=_qwen_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def _wan_expert(in_channels: int) -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=in_channels,
+        text_dim=WIDTH,
+        freq_dim=WIDTH,
+        ffn_dim=2 * WIDTH,
+        num_layers=2,
+    )
+
+
+def _wan(image_to_video: bool) -> Any:
+    from diffusers import WanImageToVideoPipeline, WanPipeline
+
+    # Image-to-video: 16 noisy channels, 16 of the encoded first frame, 4 of the mask.
+    channels = 36 if image_to_video else 16
+    pipeline_class = WanImageToVideoPipeline if image_to_video else WanPipeline
+    return pipeline_class(
+        tokenizer=_t5_tokenizer(),
+        text_encoder=_umt5_encoder(),
+        vae=_wan_vae(),
+        scheduler=_wan_scheduler(),
+        transformer=_wan_expert(channels),
+        transformer_2=_wan_expert(channels),
+        boundary_ratio=0.9 if image_to_video else 0.875,
+    )
+
+
+_BUILDERS: dict[str, Callable[[], Any]] = {
+    "flux": _flux,
+    "flux-kontext": lambda: _flux("FluxKontextPipeline"),
+    "flux2-klein": _flux2_klein,
+    "sdxl": _sdxl,
+    "sd3": _sd3,
+    "qwenimage": _qwenimage,
+    "qwenimage-edit": lambda: _qwenimage(edit=True),
+    "zimage": _zimage,
+    "wan22-t2v": lambda: _wan(image_to_video=False),
+    "wan22-i2v": lambda: _wan(image_to_video=True),
+}

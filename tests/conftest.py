@@ -1,0 +1,100 @@
+"""Shared by all tests: one thread, no network, torchvision without compiled operators, and tiny pipelines on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+_LIBRARIES = []
+
+
+def _declare_torchvision_operators() -> None:
+    """Declare the two operators whose absence stops torchvision's import beside a CPU build of torch."""
+    try:
+        import torchvision  # noqa: F401 - importing it is the question
+    except ModuleNotFoundError:
+        return
+    except RuntimeError:
+        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        library.define("qnms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        _LIBRARIES.append(library)  # it undefines them when it is collected
+
+
+torch.set_num_threads(1)
+_declare_torchvision_operators()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_libraries() -> None:
+    """Progress bars and advice of the libraries would drown a failing test's own output."""
+    import diffusers.utils.logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a saved tiny pipeline by family name, built once for all xdist workers. Read only: copy to change."""
+    from fastdiffusers.pipelines import tiny
+
+    # Under xdist every worker has its own base folder, all in one parent.
+    root = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        root = root.parent
+    root = root / "tiny_pipelines"
+    root.mkdir(exist_ok=True)
+
+    def folder(family: str) -> Path:
+        target = root / family
+        if not target.exists():
+            # Saved aside and renamed: a worker sees a whole folder or none. Whoever comes second throws its own away.
+            aside = root / f"{family}.{os.getpid()}"
+            tiny.save(family, aside)
+            try:
+                aside.rename(target)
+            except OSError:
+                shutil.rmtree(aside)
+        return target
+
+    return folder
+
+
+@pytest.fixture
+def tiny_pipeline() -> Callable[[str], DiffusionPipeline]:
+    """A fresh tiny pipeline by family name; building one takes tens of milliseconds."""
+    from fastdiffusers.pipelines import tiny
+
+    return lambda family, seed=0: tiny.build(family, seed)
+
+
+@pytest.fixture
+def small_edit_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Qwen-Image-Edit work on small pictures: it enlarges every input to a megapixel, seconds on one core."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as module
+
+    original = module.calculate_dimensions
+    monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio: original(min(area, 128 * 128), ratio))
