@@ -157,7 +157,7 @@ def test_a_plain_run_that_fails_is_an_error() -> None:
         measurement.run()
 
 
-class Cancelled(Exception):  # noqa: N818 - named like ComfyUI's own
+class Cancelled(Exception):
     """An ordinary exception, as ComfyUI's own is."""
 
 

@@ -1,0 +1,235 @@
+"""Compile on probation: seconds in, a verdict out, and the two functions called at the right moment."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.optimizations.decide import Expectation
+from fastdiffusers.optimizations.probation import Probation, Session, State, left_the_device
+
+CHEAP = Expectation(compile_seconds=1.0, gain=0.2, source="assumed")
+
+
+class Model:
+    """A pipeline in one sentence: how long a step takes, compiled or not, and what lies on the device."""
+
+    def __init__(self, plain: float | Sequence[float], compiled: float | Sequence[float], compiling: float = 5.0):
+        self.is_compiled = False
+        self.compilations = 0
+        self.refusal = ""
+        self.gone = 0
+        self._plain, self._compiled, self._compiling = plain, compiled, compiling
+        self._cold = True
+        self._chance = random.Random(0)
+
+    def start(self) -> str:
+        if not self.refusal:
+            self.is_compiled, self._cold = True, True
+            self.compilations += 1
+        return self.refusal
+
+    def revert(self) -> None:
+        self.is_compiled = False
+
+    def resident(self) -> int:
+        return 10 * 2**30 - (self.gone if self.is_compiled else 0)
+
+    def step(self) -> float:
+        seconds = self._compiled if self.is_compiled else self._plain
+        found = self._chance.choice(list(seconds)) if isinstance(seconds, Sequence) else seconds
+        if self.is_compiled and self._cold:
+            self._cold = False
+            return found + self._compiling
+        return found
+
+    def run(self, probation: Probation, steps: int, phases: Callable[[int], str] = lambda step: "") -> list[float]:
+        probation.begin(steps, self.start, self.revert, self.resident)
+        taken = []
+        for number in range(steps):
+            taken.append(self.step())
+            probation.on_step(taken[-1], phases(number))
+        return taken
+
+
+def test_faster_is_kept() -> None:
+    model, probation = Model(plain=1.0, compiled=0.7), Probation(CHEAP)
+    model.run(probation, 20)
+    assert probation.state is State.KEPT
+    assert probation.verdict == "faster"
+    assert model.is_compiled
+    assert probation.gain == pytest.approx(0.3)
+    assert probation.compile_seconds == pytest.approx(4.7)  # 5 s of compiling in a step of 0.7 instead of 1 s
+    assert "1 -> 0.7 s per step (-30%)" in probation.reason
+
+
+def test_slower_is_undone_in_place_and_costs_few_steps() -> None:
+    model, probation = Model(plain=17.4, compiled=32.8, compiling=0.0), Probation(CHEAP)
+    taken = model.run(probation, 20)
+    assert (probation.state, probation.verdict) == (State.REVERTED, "slower")
+    assert not model.is_compiled
+    assert taken.count(32.8) == 3
+    assert "slower" in probation.reason
+
+
+def test_a_little_slower_is_undone_too() -> None:
+    model, probation = Model(plain=1.0, compiled=1.04), Probation(CHEAP)
+    model.run(probation, 20)
+    assert probation.verdict == "slower"
+    assert not model.is_compiled
+
+
+def test_with_noise_only_plain_stays() -> None:
+    noise = [0.9, 1.0, 1.1, 0.95, 1.05]
+    model, probation = Model(plain=noise, compiled=noise), Probation(CHEAP)
+    model.run(probation, 40)
+    assert (probation.state, probation.verdict) == (State.REVERTED, "noise")
+    assert not model.is_compiled
+
+
+def test_it_is_tried_once() -> None:
+    model, probation = Model(plain=1.0, compiled=2.0), Probation(CHEAP)
+    for _ in range(5):
+        model.run(probation, 20)
+    assert model.compilations == 1
+
+
+def test_a_run_too_short_to_pay_back_is_not_compiled_and_the_sum_is_shown() -> None:
+    model, probation = Model(plain=1.0, compiled=0.5), Probation(Expectation(60.0, 0.2, "assumed"))
+    model.run(probation, 8)
+    assert model.compilations == 0
+    assert "compiling takes 60 s" in probation.reason
+    assert "pays back after 300 steps" in probation.reason
+
+
+def test_a_session_of_short_runs_compiles_when_it_has_lost_as_much() -> None:
+    model, probation = Model(plain=1.0, compiled=0.5), Probation(Expectation(5.0, 0.5, "assumed"))  # after 10 steps
+    runs = 0
+    while model.compilations == 0:
+        model.run(probation, 4)
+        runs += 1
+    assert runs == 3
+    model.run(probation, 4)
+    assert probation.state is State.KEPT
+
+
+def test_two_step_experts_are_compared_over_several_runs() -> None:
+    def expert(step: int) -> str:
+        return "high noise" if step < 2 else "low noise"
+
+    model, probation = Model(plain=1.0, compiled=0.6), Probation(CHEAP)
+    for _ in range(8):
+        model.run(probation, 4, expert)
+    assert probation.state is State.KEPT
+    assert probation.gain == pytest.approx(0.4)
+
+
+def test_the_first_step_of_each_expert_never_counts() -> None:
+    probation = Probation(CHEAP)
+    probation.begin(6, lambda: "not now", lambda: None)
+    for seconds, phase in ((9.0, "high"), (1.0, "high"), (1.0, "high"), (9.0, "low"), (1.0, "low")):
+        probation.on_step(seconds, phase)
+    assert probation.plain == [1.0, 1.0, 1.0]
+
+
+def test_when_memory_forbids_it_nothing_is_compiled_and_the_next_run_asks_again() -> None:
+    model, probation = Model(plain=1.0, compiled=0.5), Probation(CHEAP)
+    model.refusal = "1.8 GiB needed, 0.4 GiB free"
+    model.run(probation, 20)
+    assert (probation.state, probation.verdict) == (State.DECLINED, "")
+    assert probation.reason == model.refusal
+    model.refusal = ""
+    model.run(probation, 20)
+    assert probation.state is State.KEPT
+
+
+def test_weights_pushed_off_the_device_end_it_at_the_next_step() -> None:
+    model, probation = Model(plain=1.0, compiled=0.9), Probation(CHEAP)
+    model.gone = int(2.3 * 2**30)
+    taken = model.run(probation, 20)
+    assert probation.verdict == "slower"
+    assert probation.reason == "with compiled code 2.30 GiB of the model left the device"
+    assert not model.is_compiled
+    assert len([seconds for seconds in taken if seconds != 1.0]) == 1
+
+
+def test_a_proven_gain_is_still_watched_for_offloading() -> None:
+    model = Model(plain=1.0, compiled=0.5)
+    probation = Probation.proven(CHEAP, "measured here")
+    probation.begin(10, model.start, model.revert, model.resident, whole=10 * 2**30)
+    probation.on_step(0.5)
+    assert model.is_compiled
+    model.gone = 2**30
+    probation.on_step(3.0)
+    assert not model.is_compiled
+    assert probation.verdict == "slower"
+
+
+def test_offloading_is_told_only_when_it_is_known() -> None:
+    assert left_the_device(None, 5) == ""
+    assert left_the_device(5, None) == ""
+    assert left_the_device(1000, 995) == ""
+    assert "left the device" in left_the_device(1000, 900)
+
+
+def test_a_failure_of_the_compiled_code_is_final() -> None:
+    model, probation = Model(plain=1.0, compiled=0.5), Probation(CHEAP)
+    probation.begin(20, model.start, model.revert)
+    for _ in range(4):
+        probation.on_step(1.0)
+    assert model.is_compiled
+    probation.failed("RuntimeError: no kernel")
+    assert (probation.verdict, probation.settled, model.is_compiled) == ("failed", True, False)
+
+
+class Clock:
+    """A stopwatch that stands still unless it is told."""
+
+    now = 0.0
+
+    def mark(self) -> float:
+        return self.now
+
+    def between(self, start: float, end: float) -> float:
+        return end - start
+
+
+def test_time_spent_in_the_callers_own_functions_is_not_the_models() -> None:
+    clock, probation = Clock(), Probation(CHEAP)
+
+    def slow_preview(progress: object) -> None:
+        clock.now += 100
+
+    probation.begin(4, lambda: "not now", lambda: None)
+    watched = probation.watch(Callbacks(on_progress=slow_preview), clock)
+    clock.now += 3
+    watched.tick("text encode", 1, 1)
+    for step in range(4):
+        clock.now += 2
+        watched.tick("denoise", step + 1, 4)
+    assert probation.plain == [2, 2, 2]
+
+
+def test_a_cancel_in_the_callbacks_travels() -> None:
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    probation = Probation(CHEAP)
+    probation.begin(4, lambda: "", lambda: None)
+    with pytest.raises(Stop):
+        probation.watch(Callbacks(check_cancel=stop), Clock()).tick("denoise", 1, 4)
+
+
+def test_a_session_keeps_one_probation_per_key() -> None:
+    session = Session()
+    first = session.probation("a", lambda: Probation(CHEAP))
+    assert session.probation("a", lambda: Probation(CHEAP)) is first
+    assert session.probation("b", lambda: Probation(CHEAP)) is not first
+    session.forget()
+    assert session.probation("a", lambda: Probation(CHEAP)) is not first
