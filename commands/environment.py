@@ -68,9 +68,9 @@ def devices() -> list[dict[str, Any]]:
             }
         )
     for index in range(torch.xpu.device_count()):
-        properties = torch.xpu.get_device_properties(index)
-        total = properties.total_memory
-        found.append({"device": f"xpu:{index}", "name": properties.name, "total_gib": round(total / GIB, 2)})
+        intel = torch.xpu.get_device_properties(index)
+        total = intel.total_memory
+        found.append({"device": f"xpu:{index}", "name": intel.name, "total_gib": round(total / GIB, 2)})
     if torch.backends.mps.is_available():
         total = torch.mps.recommended_max_memory()
         found.append({"device": "mps", "name": platform.machine(), "total_gib": round(total / GIB, 2)})
