@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,7 +44,7 @@ def save_model(size: str, folder: Path) -> Path:
         return tiny.save("flux", folder)
     from diffusers import FluxTransformer2DModel
 
-    pipeline = tiny.build("flux")
+    pipeline: Any = tiny.build("flux")
     torch.manual_seed(0)
     wider = {"num_attention_heads": 48, "num_layers": 4, "num_single_layers": 8}
     pipeline.transformer = FluxTransformer2DModel.from_config({**pipeline.transformer.config, **wider}).eval()
@@ -123,22 +122,17 @@ def measure_switch(device: str, runs: int) -> dict[str, float]:
         "attention": OptimizationSettings.plain(memory_mode="gpu", attention="math"),
         "vae_tiling": OptimizationSettings(attention="sdpa", memory_mode="gpu"),
     }
+    medians = {}
     with CACHE.use(handle.key, SILENT) as loaded:
-        result = {}
         for name, settings in switches.items():
             apply(loaded.pipeline, PLAIN)
-            result[name] = median(
-                seconds(lambda chosen=chosen: apply(loaded.pipeline, chosen))
-                for _ in range(runs)
-                for chosen in (settings, PLAIN)
-            )
-    return result
-
-
-def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+            times = []
+            for chosen in (settings, PLAIN) * runs:
+                start = time.perf_counter()
+                apply(loaded.pipeline, chosen)
+                times.append(time.perf_counter() - start)
+            medians[name] = median(times)
+    return medians
 
 
 def measure_import(runs: int) -> float:
