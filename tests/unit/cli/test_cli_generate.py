@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,28 @@ def test_cancelling_leaves_no_file_and_says_130(
     assert capsys.readouterr().err == "fastdiffusers generate: cancelled\n"
     monkeypatch.undo()
     assert generate("tiny:flux", tmp_path / "out.png") == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_c_at_a_terminal_ends_a_run_with_130(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "fastdiffusers", "generate", "--model", "tiny:flux", "--prompt", "a fox"]
+    command += ["--output", str(tmp_path / "out.png"), *FAST[2:-1], "--steps", "5000"]
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        shown = b""
+        while b"denoise" not in shown:  # ends at the latest when the process does: reading then raises
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # Linux reports the other end's closing as an error
+            pass
+        assert process.wait(60) == 130
+    os.close(ours)
+    assert shown.rstrip().endswith(b"fastdiffusers generate: cancelled")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Broken:
