@@ -1,6 +1,7 @@
 """The doors of the house: who may import whom, checked on the syntax trees of all source files.
 
-`nodes -> pipelines -> optimizations`, `nodes -> vae`, `pipelines -> vae`, never backwards; only `nodes/` knows ComfyUI.
+`nodes -> comparison -> pipelines -> optimizations`, `nodes -> vae`, `pipelines -> vae`, never backwards; only `nodes/`
+knows ComfyUI.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 LEAVES = {"errors", "callbacks", "report"}
-ROOMS = {"nodes", "pipelines", "optimizations", "vae", "commands", "scripts", "benchmarks"}
+ROOMS = {"nodes", "comparison", "pipelines", "optimizations", "vae", "commands", "scripts", "benchmarks"}
 
 MAY_IMPORT = {
     **{leaf: set() for leaf in LEAVES},
@@ -22,11 +23,12 @@ MAY_IMPORT = {
     "optimizations": LEAVES,
     "vae": LEAVES,
     "pipelines": LEAVES | {"optimizations", "vae"},
-    "nodes": LEAVES | {"pipelines", "optimizations", "vae"},
-    "commands": LEAVES | {"pipelines", "optimizations", "vae", "benchmarks", "__init__"},
+    "comparison": LEAVES | {"pipelines", "optimizations"},
+    "nodes": LEAVES | {"comparison", "pipelines", "optimizations", "vae"},
+    "commands": LEAVES | {"comparison", "pipelines", "optimizations", "vae", "__init__"},
     "cli": LEAVES | {"commands", "__init__"},
-    "benchmarks": LEAVES | {"pipelines", "optimizations", "vae", "commands", "scripts", "__init__"},
-    "scripts": LEAVES | {"pipelines", "optimizations", "vae", "commands", "benchmarks", "__init__"},
+    "benchmarks": LEAVES | {"comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
+    "scripts": LEAVES | {"comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
 }
 COMFYUI = {
     "comfy",
