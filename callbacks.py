@@ -23,6 +23,7 @@ class Progress:
         total: units in this stage (steps, tiles, slices, files), >= 1.
         message: one short line for a person, or "".
         preview_latent: denoised estimate in ComfyUI's latent convention, [C, H, W] or [C, T, H, W], or None.
+        preview_format: which convention that is, as the family's `comfy_format` names it ("Flux", "Wan21"), or "".
     """
 
     stage: str
@@ -30,6 +31,7 @@ class Progress:
     total: int
     message: str = ""
     preview_latent: torch.Tensor | None = None
+    preview_format: str = ""
 
 
 def _ignore(progress: Progress) -> None:
@@ -54,10 +56,16 @@ class Callbacks:
     check_cancel: Callable[[], None] = _never_cancel
 
     def tick(
-        self, stage: str, done: int, total: int, message: str = "", preview_latent: torch.Tensor | None = None
+        self,
+        stage: str,
+        done: int,
+        total: int,
+        message: str = "",
+        preview_latent: torch.Tensor | None = None,
+        preview_format: str = "",
     ) -> None:
         """Report progress, then give the caller the chance to stop the run."""
-        self.on_progress(Progress(stage, done, total, message, preview_latent))
+        self.on_progress(Progress(stage, done, total, message, preview_latent, preview_format))
         self.check_cancel()
 
 

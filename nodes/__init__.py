@@ -1,0 +1,28 @@
+"""ComfyUI's V3 nodes: a schema and a short `execute` each. The only folder of the pack that imports ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .pipeline import LoadPipeline
+from .report import ShowReport
+from .sampler import Sampler
+from .settings import OptimizationSettingsNode, TorchCompileSettings
+from .vae import LoadVideoVAE, VAEDecode, VAEEncode
+
+
+class FastDiffusersExtension(ComfyExtension):
+    """What `comfy_entrypoint` hands to ComfyUI."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node of the pack, in the order of its menu."""
+        return [
+            LoadPipeline,
+            Sampler,
+            TorchCompileSettings,
+            OptimizationSettingsNode,
+            VAEDecode,
+            VAEEncode,
+            LoadVideoVAE,
+            ShowReport,
+        ]

@@ -1,0 +1,39 @@
+"""The pack's own socket types, each declared once, and what travels through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+CATEGORY = "FastDiffusers"
+
+Pipeline = io.Custom("FASTDIFFUSERS_PIPELINE")
+"""Carries `pipelines.types.PipelineHandle`: which pipeline, never its weights."""
+
+CompileSettings = io.Custom("FASTDIFFUSERS_COMPILE_SETTINGS")
+"""Carries `optimizations.settings.CompileSettings`."""
+
+OptimizationSettings = io.Custom("FASTDIFFUSERS_OPTIMIZATION_SETTINGS")
+"""Carries `optimizations.settings.OptimizationSettings`."""
+
+VideoVae = io.Custom("FASTDIFFUSERS_VIDEO_VAE")
+"""Carries `VideoVaeHandle`: which video VAE, never its weights."""
+
+Report = io.Custom("FASTDIFFUSERS_REPORT")
+"""Carries `report.OptimizationReport`."""
+
+
+@dataclass(frozen=True)
+class VideoVaeHandle:
+    """A video VAE as it travels between nodes.
+
+    Attributes:
+        path: absolute path of the checkpoint.
+        identity: size and change time of the file, so that an edited one is loaded again.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+    """
+
+    path: str
+    identity: str
+    dtype: str = "auto"

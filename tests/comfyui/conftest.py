@@ -1,0 +1,87 @@
+"""A real ComfyUI, started once for all tests of this folder, with this pack as its only custom node.
+
+Found through COMFYUI_PATH or in the usual folders; without one, or without its requirements, these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# pytest's importlib mode leaves sys.path alone; the helper modules beside this file are found through it.
+sys.path.append(str(Path(__file__).parent))
+
+if TYPE_CHECKING:
+    from comfy_client import Client
+
+REQUIREMENTS = ("aiohttp", "av", "comfyui_frontend_package", "comfy_kitchen", "torchsde", "alembic")
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The ComfyUI checkout."""
+    from fastdiffusers.scripts.comfyui_server import find_comfyui
+
+    found = find_comfyui()
+    if found is None:
+        pytest.skip("no ComfyUI found: COMFYUI_PATH=folder names one")
+    missing = [name for name in REQUIREMENTS if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"ComfyUI's requirements are not installed: {', '.join(missing)}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ComfyUI's base directory: its models, inputs and outputs."""
+    return tmp_path_factory.mktemp("comfyui")
+
+
+@pytest.fixture(scope="session")
+def models(base: Path) -> Path:
+    """Its models folder, with two saved pipelines and a few that are no good."""
+    from fastdiffusers.pipelines import tiny
+
+    diffusers = base / "models" / "diffusers"
+    for family in ("sdxl", "zimage"):
+        tiny.save(family, diffusers / f"saved-{family}")
+    return base / "models"
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, base: Path, models: Path) -> Iterator[Client]:
+    """The running server. Ended with the session, whatever happens."""
+    from comfy_client import Client
+
+    from fastdiffusers.scripts.comfyui_server import ComfyServer
+
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    with ComfyServer(base, comfyui, ["--preview-method", "latent2rgb"], environment=environment) as running:
+        yield Client(running)
+
+
+@pytest.fixture(scope="session")
+def core(comfyui: Path) -> Any:
+    """ComfyUI's modules imported into this process, on the CPU: `core.sd`, `core.model_management`, `core.nodes`."""
+    from fastdiffusers.scripts.start_comfyui import declare_torchvision_ops
+
+    declare_torchvision_ops()
+    sys.path.insert(0, str(comfyui))
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    import comfy.model_management
+    import comfy.sd
+
+    import nodes
+
+    assert Path(nodes.__file__).parent == comfyui
+    return comfy
