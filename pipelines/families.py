@@ -1,0 +1,297 @@
+"""What differs between pipeline classes, in one table: how each is guided, sized, fed and decoded.
+
+A class that is not in the table still runs: `family_of` derives what it can from the class's own call signature.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+
+MAX_SIZE = 16384
+"""Largest width or height that any family is asked for, in pixels."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one kind of pipeline is called.
+
+    Attributes:
+        name: short name, "flux2-klein".
+        classes: diffusers classes it covers.
+        guidance_argument: call argument that takes the guidance scale, "" when there is none.
+        second_guidance: has `guidance_scale_2` for its second expert.
+        negative_prompt: honours a negative prompt.
+        negative_above: the negative prompt acts only with a guidance above this value.
+        empty_negative: what stands for "no negative prompt" where guidance needs one; None = leave it out.
+        steps, guidance, guidance_2: recommended values; `guidance_2` None = same as `guidance`.
+        width, height: recommended size in pixels. With reference images, their aspect at this area.
+        size_multiple: width and height are multiples of it, in pixels.
+        max_size: largest width or height, in pixels: what the position embeddings reach.
+        video: gives frames with a rate.
+        num_frames, frame_rate: recommended clip, frames and frames per second.
+        frame_step: frames are 1 + a multiple of it; 1 = any number.
+        max_frames: longest clip, in frames.
+        images: "none" for text only, "optional", or "required".
+        max_images: reference images accepted.
+        last_image: takes a last frame besides the first.
+        batch_by_prompts: a batch is a list of prompts rather than several images per prompt.
+        layout: native latent. "plain" is [B, C, h, w]; "video" is [B, C, t, h, w]; "packed" is [B, h/2 * w/2, 4C];
+            "patches" is [B, h * w, C]; "" is unknown: the pipeline decodes itself.
+        latent_channels: channels of the ComfyUI latent.
+        latent_stride: pixels per ComfyUI latent cell.
+        temporal_stride: frames per latent frame after the first; 1 for images.
+        comfy_format: class name in ComfyUI's `latent_formats`, "" when there is none.
+        extra: further fixed call arguments, as (name, value) pairs.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    guidance_argument: str = "guidance_scale"
+    second_guidance: bool = False
+    negative_prompt: bool = True
+    negative_above: float = 1.0
+    empty_negative: str | None = None
+    steps: int = 28
+    guidance: float = 5.0
+    guidance_2: float | None = None
+    width: int = 1024
+    height: int = 1024
+    size_multiple: int = 16
+    max_size: int = MAX_SIZE
+    video: bool = False
+    num_frames: int = 1
+    frame_rate: float | None = None
+    frame_step: int = 1
+    max_frames: int = 1
+    images: str = "none"
+    max_images: int = 0
+    last_image: bool = False
+    batch_by_prompts: bool = False
+    layout: str = ""
+    latent_channels: int = 0
+    latent_stride: int = 8
+    temporal_stride: int = 1
+    comfy_format: str = ""
+    extra: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """False for a pipeline class that is not in the table: only its signature is known."""
+        return bool(self.layout)
+
+
+_FLUX = Family(
+    "flux",
+    ("FluxPipeline",),
+    negative_prompt=False,
+    guidance=3.5,
+    layout="packed",
+    latent_channels=16,
+    comfy_format="Flux",
+)
+_FLUX2 = Family(
+    "flux2",
+    ("Flux2Pipeline",),
+    negative_prompt=False,
+    steps=50,
+    guidance=4.0,
+    images="optional",
+    max_images=10,
+    layout="patches",
+    latent_channels=128,
+    latent_stride=16,
+    comfy_format="Flux2",
+)
+_QWEN = Family(
+    "qwenimage",
+    ("QwenImagePipeline",),
+    guidance_argument="true_cfg_scale",
+    empty_negative=" ",
+    steps=50,
+    guidance=4.0,
+    width=1328,
+    height=1328,
+    layout="packed",
+    latent_channels=16,
+    comfy_format="Wan21",
+)
+# Wan's rotary embedding reaches 1024 positions on every axis: 1024 patches of 16 pixels, 1024 latent frames.
+_WAN = Family(
+    "wan-t2v",
+    ("WanPipeline",),
+    second_guidance=True,
+    steps=50,
+    guidance=5.0,
+    width=832,
+    height=480,
+    video=True,
+    num_frames=81,
+    frame_rate=16.0,
+    frame_step=4,
+    max_frames=4 * 1023 + 1,
+    batch_by_prompts=True,
+    layout="video",
+    latent_channels=16,
+    temporal_stride=4,
+    comfy_format="Wan21",
+)
+
+FAMILIES: tuple[Family, ...] = (
+    _FLUX,
+    replace(
+        _FLUX,
+        name="flux-kontext",
+        classes=("FluxKontextPipeline",),
+        guidance=2.5,
+        images="optional",
+        max_images=1,
+        # Sizes are decided before the call, here for all families alike: the pipeline must not choose its own.
+        extra=(("_auto_resize", False),),
+    ),
+    _FLUX2,
+    replace(_FLUX2, name="flux2-klein", classes=("Flux2KleinPipeline",)),
+    Family(
+        "sdxl",
+        ("StableDiffusionXLPipeline",),
+        steps=30,
+        size_multiple=8,
+        layout="plain",
+        latent_channels=4,
+        comfy_format="SDXL",
+    ),
+    Family(
+        "sd3",
+        ("StableDiffusion3Pipeline",),
+        guidance=4.5,
+        max_size=3072,
+        layout="plain",
+        latent_channels=16,
+        comfy_format="SD3",
+    ),
+    _QWEN,
+    replace(
+        _QWEN,
+        name="qwenimage-edit",
+        classes=("QwenImageEditPipeline",),
+        width=1024,
+        height=1024,
+        images="required",
+        max_images=1,
+    ),
+    replace(
+        _QWEN,
+        name="qwenimage-edit-plus",
+        classes=("QwenImageEditPlusPipeline",),
+        width=1024,
+        height=1024,
+        images="required",
+        max_images=3,
+    ),
+    Family(
+        "zimage",
+        ("ZImagePipeline",),
+        negative_above=0.0,
+        steps=9,
+        guidance=0.0,
+        max_size=512 * 16,
+        layout="plain",
+        latent_channels=16,
+        comfy_format="Flux",
+    ),
+    _WAN,
+    replace(
+        _WAN, name="wan-i2v", classes=("WanImageToVideoPipeline",), images="required", max_images=1, last_image=True
+    ),
+)
+
+_BY_CLASS = {name: family for family in FAMILIES for name in family.classes}
+
+
+def family_of(pipeline: Any) -> Family:
+    """The family of a pipeline object, a pipeline class, or a class name; generic for a class that is not in the table.
+
+    An object also tells which variant it is, and with that the recommended steps, guidance and size: a distilled Flux
+    takes 4 steps, a two-expert Wan two guidance scales.
+    """
+    if isinstance(pipeline, str):
+        return _BY_CLASS.get(pipeline) or Family(pipeline, (pipeline,), size_multiple=8, max_images=0)
+    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
+    family = _BY_CLASS.get(pipeline_class.__name__) or _from_signature(pipeline_class)
+    return family if isinstance(pipeline, type) else _variant(family, pipeline)
+
+
+def _from_signature(pipeline_class: type) -> Family:
+    """What the call of an unknown class says about itself: its arguments and their defaults."""
+    parameters = inspect.signature(pipeline_class.__call__).parameters
+
+    def default(name: str, otherwise: Any) -> Any:
+        value = parameters[name].default if name in parameters else None
+        return otherwise if value is None or value is inspect.Parameter.empty else value
+
+    guidance = next((name for name in ("guidance_scale", "true_cfg_scale") if name in parameters), "")
+    required = "image" in parameters and parameters["image"].default is inspect.Parameter.empty
+    video = "num_frames" in parameters
+    name = pipeline_class.__name__
+    return Family(
+        name,
+        (name,),
+        guidance_argument=guidance,
+        second_guidance="guidance_scale_2" in parameters,
+        negative_prompt="negative_prompt" in parameters,
+        steps=int(default("num_inference_steps", 28)),
+        guidance=float(default(guidance, 5.0)),
+        width=int(default("width", 1024)),
+        height=int(default("height", 1024)),
+        size_multiple=8,
+        video=video,
+        num_frames=int(default("num_frames", 1)),
+        frame_rate=float(default("frame_rate", default("fps", 16.0))) if video else None,
+        max_frames=4096 if video else 1,
+        images="required" if required else "optional" if "image" in parameters else "none",
+        max_images=1 if "image" in parameters else 0,
+        last_image="last_image" in parameters,
+    )
+
+
+def _variant(family: Family, pipeline: Any) -> Family:
+    """The family with the recommendations that belong to this checkpoint, read from its configuration."""
+    config = pipeline.config
+    if family.name == "flux" and not pipeline.transformer.config.guidance_embeds:
+        return replace(family, steps=4, guidance=0.0, guidance_argument="")
+    if family.name == "flux2-klein" and config.get("is_distilled"):
+        return replace(family, steps=4, guidance=1.0)
+    if family.name == "zimage" and pipeline.scheduler.config.get("shift", 3.0) > 3.0:
+        return replace(family, steps=50, guidance=4.0)
+    if family.name in ("wan-t2v", "wan-i2v"):
+        return _wan_variant(family, config)
+    return family
+
+
+def _wan_variant(family: Family, config: Any) -> Family:
+    if config.get(
+        "expand_timesteps"
+    ):  # the 5B model with its own VAE: 48 channels, 16 pixels a cell, 24 frames a second
+        return replace(
+            family,
+            second_guidance=False,
+            width=1280,
+            height=704,
+            size_multiple=32,
+            num_frames=121,
+            frame_rate=24.0,
+            latent_channels=48,
+            latent_stride=16,
+            comfy_format="Wan22",
+        )
+    if config.get("boundary_ratio") is None:
+        return replace(family, second_guidance=False)
+    if family.name == "wan-i2v":
+        return replace(family, steps=40, guidance=3.5)
+    return replace(family, steps=40, guidance=4.0, guidance_2=3.0)
+
+
+def small(family: Family) -> Family:
+    """The family with recommendations for its embedded tiny pipeline, which a CPU can follow."""
+    return replace(family, steps=4, width=128, height=128, num_frames=9 if family.video else 1)
