@@ -56,6 +56,15 @@ def _quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+@pytest.fixture(autouse=True)
+def _own_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's measurements, or another test's."""
+    monkeypatch.setenv("FASTDIFFUSERS_CACHE", str(tmp_path / "measurements"))
+    probation = sys.modules.get("fastdiffusers.optimizations.probation")
+    if probation is not None:
+        probation.SESSION.forget()
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a saved tiny pipeline by family name, built once for all xdist workers. Read only: copy to change."""

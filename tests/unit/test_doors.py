@@ -153,6 +153,7 @@ def test_all_rooms_are_looked_at() -> None:
         ("vae/x.py", "def f():\n    import diffusers"),
         ("pipelines/x.py", "from ..nodes.types import Pipeline"),
         ("pipelines/x.py", "from .. import nodes"),
+        ("pipelines/x.py", "from ..comparison.choices import parse"),
         ("pipelines/x.py", "import comfy.model_management"),
         ("commands/x.py", "import folder_paths"),
         ("errors.py", "from .callbacks import Progress"),
