@@ -107,20 +107,22 @@ def _check_weights(folder: Path) -> None:
         if pickles:
             refuse_pickle(folder / pickles[0])
         raise ModelFileError("model", str(folder), "it holds no .safetensors file", DOWNLOAD_AGAIN)
+    indices = sorted(folder.glob("*.safetensors.index*.json"))
+    if any(weight_variant(path.name) is None for path in files):  # then that is what will be loaded
+        indices = [path for path in indices if weight_variant(path.name) is None]
     indexed = set()
-    for path in sorted(folder.glob("*.safetensors.index*.json")):
-        shards = read_json(path).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
+    for path in indices:
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
             raise ModelFileError("model", str(path), "it lists no weights", DOWNLOAD_AGAIN)
-        indexed |= set(shards.values())
-        missing = sorted(shard for shard in set(shards.values()) if not (folder / shard).is_file())
+        shards = set(weight_map.values())
+        indexed |= shards
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
-            reason = (
-                f"{len(missing)} of {len(set(shards.values()))} weight files are missing, the first is {missing[0]}"
-            )
+            reason = f"{len(missing)} of {len(shards)} weight files are missing, the first is {missing[0]}"
             raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
     for file in files:
-        if _SHARD.search(file.name) and file.name not in indexed:
+        if _SHARD.search(file.name) and file.name not in indexed and weight_variant(file.name) is None:
             reason = "it is one part of several, but the index file that joins them is missing"
             raise ModelFileError("model", str(file), reason, DOWNLOAD_AGAIN)
         read_header(file)
@@ -177,8 +179,14 @@ def variant(folder: Path, index: dict[str, Any]) -> str | None:
 
 
 def weight_variant(file_name: str) -> str | None:
-    """The variant in a weight file's name: "fp16" of "model.fp16-00001-of-00002.safetensors", None where it is plain."""
+    """The variant in the name of a weight file or its index, None where it is plain.
+
+    >>> [weight_variant(n) for n in ("a.safetensors", "a.fp16-00001-of-00002.safetensors")]
+    [None, 'fp16']
+    """
     parts = _SHARD.sub(".safetensors", file_name).split(".")
+    if "index" in parts:  # a.safetensors.index.fp16.json
+        return parts[3] if len(parts) == 5 else None
     return parts[1] if len(parts) == 3 else None
 
 

@@ -6,7 +6,8 @@ All access goes through a small client, so that everything else here can be test
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,6 +76,18 @@ def fetch(repository: str, revision: str, callbacks: Callbacks, client: HubClien
     return commit, index_path.parent
 
 
+def fetch_cached(repository: str, commit: str, client: HubClient | None = None) -> Path:
+    """The folder of a commit that `fetch` has brought here.
+
+    Raises:
+        ModelFileError: it is not in the cache any more.
+    """
+    cached = (client or _HuggingFace()).cached_folder(repository, commit)
+    if cached is None:
+        raise ModelFileError("model", repository, f"commit {commit} is not in the Hub cache any more", "load it again")
+    return cached[1]
+
+
 def _wanted(repository: str, files: Iterable[RemoteFile], index: dict[str, Any]) -> list[RemoteFile]:
     """The files that the pipeline's components need: configurations, vocabularies, and one set of .safetensors."""
     wanted = []
@@ -119,6 +132,21 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """Every way in which the Hub can be out of reach or say no, as an OSError, whichever HTTP library is below."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise OSError(_first_line(error)) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
+            raise OSError(_first_line(error)) from error
+        raise
+
+
 class _HuggingFace:
     """`huggingface_hub`, with its cache, its login and its offline mode."""
 
@@ -127,7 +155,8 @@ class _HuggingFace:
 
         if constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")
-        info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        with _network_errors():
+            info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
         files = [RemoteFile(item.rfilename, item.size or 0) for item in info.siblings or []]
         return str(info.sha), files
 
@@ -159,4 +188,5 @@ class _HuggingFace:
 
         # The releases that cannot take a bar of ours report whole files only.
         bars = {"tqdm_class": Bar} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
-        return Path(hf_hub_download(repository, name, revision=commit, **bars))
+        with _network_errors():
+            return Path(hf_hub_download(repository, name, revision=commit, **bars))

@@ -13,26 +13,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
 
-TINY_FAMILIES = (
-    "flux",
-    "flux-kontext",
-    "flux2-klein",
-    "sdxl",
-    "sd3",
-    "qwenimage",
-    "qwenimage-edit",
-    "zimage",
-    "wan22-t2v",
-    "wan22-i2v",
-)
-
+PIPELINE_CLASSES = {
+    "flux": "FluxPipeline",
+    "flux-kontext": "FluxKontextPipeline",
+    "flux2-klein": "Flux2KleinPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "qwenimage": "QwenImagePipeline",
+    "qwenimage-edit": "QwenImageEditPipeline",
+    "zimage": "ZImagePipeline",
+    "wan22-t2v": "WanPipeline",
+    "wan22-i2v": "WanImageToVideoPipeline",
+}
+"""Tiny family -> class in diffusers."""
+TINY_FAMILIES = tuple(PIPELINE_CLASSES)
 WIDTH = 32
 """Hidden size of every text encoder here."""
 TEXT_TOKENS = 77
@@ -58,26 +58,30 @@ QWEN_SPECIALS = (
 )
 
 
-def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> DiffusionPipeline:
     """Build one tiny pipeline on the CPU, in evaluation mode.
 
     Args:
         name: one of `TINY_FAMILIES`.
         seed: chooses the random weights. The global random state is left as it was.
-        dtype: of all weights.
+        dtype: of all weights; float32 when None.
 
     Raises:
         InputError: `name` is not a tiny family.
     """
     if name not in _BUILDERS:
         raise InputError("tiny pipeline", name, "there is none of that name", f"choose one of: {', '.join(_BUILDERS)}")
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
         pipeline = _BUILDERS[name]()
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
                 _spread_weights(component)
-                component.eval().requires_grad_(False).to(dtype=dtype)
+                component.eval().requires_grad_(False)
+                if dtype not in (None, torch.float32):
+                    component.to(dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,0 +1,389 @@
+"""From what the user typed to a pipeline in memory: `resolve` checks without reading weights, `load` reads them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..callbacks import SILENT, Callbacks
+from ..errors import FastDiffusersError, InputError, ModelFileError
+from ..optimizations import quantization as quantizing
+from ..optimizations.sdnq_support import import_sdnq_safely
+from . import checkpoints, hub, tiny
+from .families import Family, family_of, small
+from .types import LoadedPipeline, LoadKey
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+QUANTIZATION_CHOICES = quantizing.quantization_choices()
+TINY = "tiny:"
+SINGLE_FILE_CLASSES = {
+    "flux": "FluxPipeline",
+    "sd35": "StableDiffusion3Pipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "xl": "StableDiffusionXLPipeline",
+    "playground": "StableDiffusionXLPipeline",
+    "v1": "StableDiffusionPipeline",
+    "v2": "StableDiffusionPipeline",
+}
+"""Beginning of diffusers' name for a kind of checkpoint -> the pipeline that reads it, the longest match first."""
+
+
+def is_local(source: str) -> bool:
+    """Whether resolving `source` needs no network: an embedded tiny pipeline, or a path."""
+    return source.startswith(TINY) or _as_path(source).exists() or not hub.is_hub_id(source)
+
+
+def resolve(
+    source: str,
+    *,
+    revision: str = "",
+    dtype: str = "auto",
+    component_dtypes: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    device: str = "auto",
+    quantization: str = "none",
+    lora_rank: int = 0,
+    callbacks: Callbacks = SILENT,
+) -> LoadKey:
+    """Check everything that can be checked without reading weights; download a Hub id.
+
+    Args:
+        source: path of a diffusers folder or a .safetensors file, a Hub id "owner/name", or "tiny:<family>".
+        revision: branch, tag or commit of a Hub id, "" for the newest.
+        dtype: "auto" is bfloat16 where the device can, else float16; float32 on a CPU.
+        component_dtypes: exceptions, e.g. {"vae": "float32"}.
+        device: "auto" is the first accelerator, else the CPU.
+        quantization: one of `QUANTIZATION_CHOICES`.
+        lora_rank: prepare for hot-swapping LoRAs up to this rank; 0 = not.
+
+    Returns:
+        A key in which nothing is "auto" any more, so that equal requests share one pipeline.
+
+    Raises:
+        ModelFileError: no such model, half-downloaded, corrupt, a pickle, or out of reach.
+        InputError: any other argument is not usable here.
+        MissingDependencyError: the quantization needs a package that is not installed.
+    """
+    chosen_device = resolve_device(device)
+    overrides = tuple(sorted(dict(component_dtypes).items()))
+    for name, value in (("dtype", dtype), *((f"dtype of {part}", value) for part, value in overrides)):
+        if value not in DTYPES:
+            raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(DTYPES)}")
+    if not 0 <= lora_rank <= 4096:
+        raise InputError("lora_rank", lora_rank, "it must be between 0 and 4096", "use 0 unless LoRAs are exchanged")
+    quantizing.check_quantization(quantization, chosen_device)
+
+    location, commit, identity = _locate(source, revision, quantization, callbacks)
+    return LoadKey(
+        source=location,
+        revision=commit,
+        identity=identity,
+        dtype=resolve_dtype(dtype, chosen_device),
+        component_dtypes=tuple((part, resolve_dtype(value, chosen_device)) for part, value in overrides),
+        device=chosen_device,
+        quantization=quantization,
+        lora_rank=lora_rank,
+    )
+
+
+def _locate(source: str, revision: str, quantization: str, callbacks: Callbacks) -> tuple[str, str, str]:
+    """(source as the key holds it, commit, identity) after all checks of the files."""
+    if source.startswith(TINY):
+        family = source.removeprefix(TINY)
+        if family not in tiny.TINY_FAMILIES:
+            cure = f"choose one of: {', '.join(TINY + name for name in tiny.TINY_FAMILIES)}"
+            raise InputError("model", source, "there is no embedded tiny pipeline of that name", cure)
+        return source, "", "seed 0"
+    path = _as_path(source)
+    if path.exists():
+        path = path.resolve()
+        _check_path(path, quantization)
+        return str(path), "", checkpoints.fingerprint(path)
+    if not hub.is_hub_id(source):
+        cure = "check the path, or give a Hub id such as owner/name"
+        raise ModelFileError("model", source, "there is no such folder or file", cure)
+    commit, folder = hub.fetch(source, revision, callbacks)
+    _check_path(folder, quantization)
+    return source, commit, checkpoints.fingerprint(folder)
+
+
+def _as_path(source: str) -> Path:
+    return Path(source).expanduser()
+
+
+def _check_path(path: Path, quantization: str) -> None:
+    if path.is_dir():
+        checkpoints.check_folder(path)
+        quantizing.check_checkpoint(path, quantization)
+    elif path.suffix in checkpoints.PICKLES:
+        checkpoints.refuse_pickle(path)
+    elif path.suffix != ".safetensors":
+        reason = f"{path.suffix or 'a file without a suffix'} is no format of diffusers pipelines"
+        raise ModelFileError("model", str(path), reason, "choose a diffusers folder or a .safetensors file")
+    else:
+        single_file_class(path)
+
+
+def resolve_device(device: str) -> str:
+    """The device to use: "auto" is the first accelerator that works here, else "cpu".
+
+    Raises:
+        InputError: the named device does not exist here.
+    """
+    import torch
+
+    if device == "auto":
+        return next((f"{kind}:0" for kind in ("cuda", "xpu") if _count(kind)), "mps" if _count("mps") else "cpu")
+    kind, _, number = device.partition(":")
+    available = _count(kind) if kind in ("cuda", "xpu", "mps") else 1
+    if kind not in ("cpu", "cuda", "xpu", "mps") or (number and not number.isdigit()):
+        raise InputError("device", device, "there is no such kind of device", "use auto, cpu, cuda, cuda:1, mps or xpu")
+    if int(number or 0) >= available:
+        found = f"{available} {kind} device(s)" if available else f"no {kind} device"
+        raise InputError("device", device, f"torch {torch.__version__} finds {found} here", "use auto or cpu")
+    return f"{kind}:{int(number or 0)}" if kind in ("cuda", "xpu") else kind
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind torch can use here."""
+    import torch
+
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = getattr(torch, kind, None)
+    return int(module.device_count()) if module is not None and module.is_available() else 0
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """The name of the dtype that "auto" means on a resolved device; any other name unchanged."""
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    if device == "cpu":
+        return "float32"
+    if device.startswith("cuda"):
+        # Cards before Ampere emulate bfloat16, slowly: they count as not able to.
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip else "float16"
+    return "bfloat16" if device.startswith("xpu") else "float16"
+
+
+def folder_of(key: LoadKey) -> Path | None:
+    """Where a key's files are: the folder or the single file; None for an embedded tiny pipeline."""
+    if key.source.startswith(TINY):
+        return None
+    if not key.revision:
+        return Path(key.source)
+    return hub.fetch_cached(key.source, key.revision)
+
+
+def family_of_key(key: LoadKey) -> Family:
+    """The family that a key will load, for checks before the load; the variant is known only after it."""
+    if key.source.startswith(TINY):
+        return small(family_of(tiny.PIPELINE_CLASSES[key.source.removeprefix(TINY)]))
+    import diffusers
+
+    path = folder_of(key)
+    assert path is not None  # noqa: S101 - only tiny sources have no path
+    name = single_file_class(path) if path.is_file() else checkpoints.read_index(path)["_class_name"]
+    return family_of(getattr(diffusers, name, name))
+
+
+def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
+    """Read the weights of a resolved key into CPU memory. Where they live after that is for the optimizations to say.
+
+    Progress: one tick of stage "load" per component, between which a cancel takes effect.
+
+    Raises:
+        ModelFileError: the files changed since they were checked, or diffusers cannot read them.
+    """
+    import torch
+
+    started = time.perf_counter()
+    dtype = getattr(torch, key.dtype)
+    pipeline = _read(key, dtype, callbacks)
+    _apply_component_dtypes(pipeline, key)
+    pipeline.set_progress_bar_config(disable=True)
+    if key.lora_rank:
+        for part in ("transformer", "transformer_2", "unet"):
+            model = getattr(pipeline, part, None)
+            if hasattr(model, "enable_lora_hotswap"):
+                model.enable_lora_hotswap(target_rank=key.lora_rank)
+    family = family_of(pipeline)
+    if key.source.startswith(TINY):
+        family = small(family)
+    facts: dict[str, Any] = {
+        "model": key.source,
+        "pipeline": type(pipeline).__name__,
+        "family": family.name,
+        "device": key.device,
+        "dtype": key.dtype,
+        "weights_mib": {name: round(size / 2**20, 1) for name, size in _sizes(pipeline).items()},
+        "load_seconds": round(time.perf_counter() - started, 3),
+    }
+    if key.revision:
+        facts["revision"] = key.revision
+    if quantized := quantizing.describe_quantization(pipeline):
+        facts["quantization"] = quantized
+    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts)
+
+
+def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
+    if key.source.startswith(TINY):
+        callbacks.tick("load", 0, 1, key.source)
+        pipeline = tiny.build(key.source.removeprefix(TINY), dtype=dtype)
+        # Real models skip small layers; nothing would be left of these.
+        quantizing.quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device, minimum_numel=1024)
+        callbacks.tick("load", 1, 1)
+        return pipeline
+    path = folder_of(key)
+    assert path is not None  # noqa: S101 - only tiny sources have no path
+    with _component_progress(callbacks), _reading_errors(path):
+        read = _read_folder if path.is_dir() else _read_single_file
+        pipeline = read(path, key, dtype)
+    if path.is_file() or (key.quantization != "none" and quantizing.SCHEMES[key.quantization].after_load):
+        quantizing.quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
+    return pipeline
+
+
+def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    index = checkpoints.check_folder(folder)
+    held = quantizing.checkpoint_quantization(folder)
+    config = quantizing.pipeline_quantization_config(key.quantization, index, dtype=dtype, device=key.device)
+    sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())
+    with import_sdnq_safely() if sdnq else nullcontext():
+        return DiffusionPipeline.from_pretrained(
+            folder,
+            torch_dtype=_dtype_argument(key, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            variant=checkpoints.variant(folder, index),
+            **({"quantization_config": config} if config is not None else {}),
+        )
+
+
+def _dtype_argument(key: LoadKey, dtype: torch.dtype) -> Any:
+    """One dtype, or one per component with a default, as `from_pretrained` takes it."""
+    import torch
+
+    if not key.component_dtypes:
+        return dtype
+    return {"default": dtype, **{part: getattr(torch, name) for part, name in key.component_dtypes}}
+
+
+def _read_single_file(path: Path, key: LoadKey, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    pipeline_class = getattr(diffusers, single_file_class(path))
+    # A single file holds weights only. The configurations come from a folder of the same name beside it, where there
+    # is one, else from the Hub (or its cache) by diffusers itself.
+    beside = path.with_suffix("")
+    config = {"config": str(beside), "local_files_only": True} if (beside / checkpoints.INDEX).is_file() else {}
+    return pipeline_class.from_single_file(str(path), torch_dtype=dtype, **config)
+
+
+def single_file_class(path: Path) -> str:
+    """The diffusers pipeline that reads a single .safetensors file, told from its header alone.
+
+    Raises:
+        ModelFileError: damaged, or a kind of checkpoint that no pipeline reads from one file.
+    """
+    import torch
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+
+    header = checkpoints.read_header(path)
+    shapes = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
+    has_vae = any(name.startswith(("first_stage_model.", "vae.")) for name in shapes)
+    kind = infer_diffusers_model_type(shapes)
+    for beginning, pipeline_class in SINGLE_FILE_CLASSES.items():
+        if kind.startswith(beginning) and has_vae:
+            return pipeline_class
+    reason = "it holds only a part of a model (no VAE)" if not has_vae else f"diffusers reads no {kind} from one file"
+    raise ModelFileError("model", str(path), reason, "use the model's folder in diffusers format")
+
+
+def _apply_component_dtypes(pipeline: Any, key: LoadKey) -> None:
+    """Check the names in `component_dtypes`, and convert what was not read from a folder component by component."""
+    import torch
+
+    for part, name in key.component_dtypes:
+        module = pipeline.components.get(part)
+        if not isinstance(module, torch.nn.Module):
+            parts = [name for name, value in pipeline.components.items() if isinstance(value, torch.nn.Module)]
+            raise InputError("component_dtypes", part, "the pipeline has no such model", f"choose of {parts}")
+        if not quantizing.describe_model(module):
+            module.to(getattr(torch, name))
+
+
+def _sizes(pipeline: Any) -> dict[str, int]:
+    """Bytes of weights by component."""
+    import torch
+
+    return {
+        name: sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
+
+
+@contextmanager
+def _reading_errors(path: Path) -> Iterator[None]:
+    """Name the file when a library cannot make sense of it; out of memory and cancels keep their type."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        if isinstance(error, FastDiffusersError) or "out of memory" in str(error).lower():
+            raise
+        if type(error).__module__ not in ("builtins", "safetensors", "huggingface_hub.errors"):
+            raise  # a caller's own exception, or torch's out of memory
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelFileError("model", str(path), f"it could not be loaded ({lines[0]})", "see the log") from error
+
+
+@contextmanager
+def _component_progress(callbacks: Callbacks) -> Iterator[None]:
+    """Turn diffusers' own bar over the components into progress and a chance to cancel."""
+    from diffusers.utils import logging
+
+    original = logging.tqdm
+
+    def watched(iterable: Iterable[Any] = (), **kwargs: Any) -> Iterator[Any]:
+        items = list(iterable)
+        for number, item in enumerate(items):
+            message = str(item[0]) if isinstance(item, tuple) else ""
+            callbacks.tick("load", number, max(1, len(items)), message)
+            yield item
+        callbacks.tick("load", max(1, len(items)), max(1, len(items)))
+
+    logging.tqdm = watched
+    try:
+        yield
+    finally:
+        logging.tqdm = original
+
+
+def find_local_pipelines(folders: Iterable[str | Path]) -> list[Path]:
+    """Diffusers folders below the given folders, sorted; a pipeline's own subfolders are not searched."""
+    found = set()
+    for folder in folders:
+        found.update(_walk(Path(folder), lambda path: (path / checkpoints.INDEX).is_file()))
+    return sorted(found)
+
+
+def _walk(folder: Path, matches: Callable[[Path], bool], depth: int = 5) -> Iterator[Path]:
+    try:
+        if matches(folder):
+            yield folder
+        elif depth:
+            for child in sorted(folder.iterdir()):
+                if child.is_dir():
+                    yield from _walk(child, matches, depth - 1)
+    except OSError:  # unreadable or vanished: there is no pipeline to offer
+        return
