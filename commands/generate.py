@@ -61,11 +61,13 @@ def run(args: argparse.Namespace) -> None:
     hush_libraries(args.verbose)
 
     from ..pipelines.generate import generate
+    from ..pipelines.loader import family_of_key
 
     with TerminalProgress(args.quiet) as callbacks:
         handle = pipeline_handle(args, callbacks)
         if not latent_only:
-            check_output(args.output, video=args.output.suffix == ".mp4")
+            video = family_of_key(handle.key).video and args.num_frames != 1
+            check_output(args.output, video)
         result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
     write_result(result, args.output)
     if args.report is not None:

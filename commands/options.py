@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..callbacks import Callbacks
@@ -84,11 +83,8 @@ def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineH
     from ..pipelines.loader import resolve
     from ..pipelines.types import PipelineHandle
 
-    source = args.model
-    if not source.startswith("tiny:") and Path(source).expanduser().exists():
-        source = str(Path(source).expanduser())
     key = resolve(
-        source,
+        args.model,
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,
