@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
+from ..optimizations.advice import LaunchFacts, launch_advice, read_log
 from . import environment
 from .paths import PACK, find_comfyui, model_folders
 from .terminal import hush_libraries
 
 HELP = "show what this machine can do, and why not the rest"
+LOG_CHARACTERS = 2_000_000
+"""Of ComfyUI's log are read; a session's start lies further back only after very long sessions."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +86,29 @@ def advice(facts: dict[str, Any]) -> list[str]:
     for package in ("diffusers", "transformers", "accelerate", "safetensors", "peft"):
         if not versions[package]:
             found.append(f"{package} is not installed: pip install -r requirements.txt")
-    return found
+    return found + launch_advice(launch_facts(facts))
+
+
+def launch_facts(facts: dict[str, Any]) -> LaunchFacts:
+    """What the advice on starting ComfyUI looks at: the best card, the allocator, the log of the last session."""
+    best = facts["devices"][0]
+    card = best if best["device"].startswith("cuda") else {}
+    capability = tuple(int(part) for part in card["capability"].split(".")) if "capability" in card else None
+    return LaunchFacts(
+        total=int(card.get("total_gib", 0) * environment.GIB),
+        free=int(card.get("free_gib", 0) * environment.GIB),
+        capability=None if capability is None else (capability[0], capability[1]),
+        allocator_settings=facts["allocator"]["settings"],
+        log=read_log(last_log(facts["paths"]["comfyui"])),
+    )
+
+
+def last_log(comfyui: str) -> str:
+    """The end of the log that ComfyUI's manager or desktop application keeps, "" where there is none."""
+    for path in (Path(comfyui, "user", "comfyui.log"), Path(comfyui, "comfyui.log")) if comfyui else ():
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")[-LOG_CHARACTERS:]
+    return ""
 
 
 def as_text(facts: dict[str, Any]) -> str:

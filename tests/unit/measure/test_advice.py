@@ -1,0 +1,119 @@
+"""The advice that doctor gives, from logs as ComfyUI writes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastdiffusers.optimizations.advice import (
+    GIB,
+    LaunchFacts,
+    PartialLoad,
+    SessionLog,
+    launch_advice,
+    read_log,
+)
+
+LOG = """
+Total VRAM 32607 MB, total RAM 97890 MB
+pytorch version: 2.9.0+cu130
+Set vram state to: NORMAL_VRAM
+Device: cuda:0 NVIDIA GeForce RTX 5090 : cudaMallocAsync
+
+Import times for custom nodes:
+   0.0 seconds: /home/me/ComfyUI/custom_nodes/websocket_image_save.py
+   0.3 seconds (IMPORT FAILED): /home/me/ComfyUI/custom_nodes/Broken-Pack
+  15.1 seconds: C:\\ComfyUI\\custom_nodes\\Slow-Pack
+
+loaded completely; 14971.79 MB usable, 13629.08 MB loaded, full load: True
+loaded partially; 11329.26 MB usable, 11329.25 MB loaded, 2299.82 MB offloaded, lowvram patches: 0
+100%|####| 2/2 [01:05<00:00, 32.78s/it]
+"""
+OLD_SESSION = LOG.replace("2299.82", "9999.99").replace("NORMAL_VRAM", "LOW_VRAM")
+FINE = LaunchFacts(total=80 * GIB, free=79 * GIB, capability=(9, 0), log=SessionLog("NORMAL_VRAM", "cudaMallocAsync"))
+
+
+def test_a_log_is_read() -> None:
+    log = read_log(LOG)
+    assert (log.vram_state, log.allocator) == ("NORMAL_VRAM", "cudaMallocAsync")
+    assert log.partial_loads == (PartialLoad(int(11329.25 * 2**20), int(2299.82 * 2**20)),)
+    assert log.imports[0] == (15.1, "Slow-Pack")
+    assert log.failed_imports == ("Broken-Pack",)
+
+
+def test_only_the_last_session_counts() -> None:
+    assert read_log(OLD_SESSION + LOG) == read_log(LOG)
+    assert read_log(LOG + OLD_SESSION).vram_state == "LOW_VRAM"
+
+
+def test_current_wording_of_partial_loads_is_read() -> None:
+    line = (
+        "loaded partially; 1200.00 MB usable, 1024.00 MB loaded, 512.00 MB offloaded, 64.00 MB buffer reserved, "
+        "lowvram patches: 3"
+    )
+    assert read_log(line).partial_loads == (PartialLoad(2**30, 2**29),)
+
+
+@pytest.mark.parametrize("text", ["", "nothing of use", "\x00\xff" * 50, "seconds: x\nloaded partially; MB loaded"])
+def test_a_log_without_facts_gives_none(text: str) -> None:
+    assert read_log(text) == SessionLog()
+
+
+def test_nothing_is_advised_where_nothing_is_wrong() -> None:
+    assert launch_advice(FINE) == []
+    assert launch_advice(LaunchFacts()) == []
+
+
+def test_an_offloaded_model_comes_first_with_its_figures() -> None:
+    facts = LaunchFacts(total=32 * GIB, free=31 * GIB, capability=(12, 0), log=read_log(LOG))
+    found = launch_advice(facts)
+    assert "11.1 GiB on the card, 2.2 GiB fetched anew in every step" in found[0]
+    assert "torch.compile" in found[0]
+    assert "--reserve-vram" in found[1]
+
+
+def advice(**changes: object) -> str:
+    facts = {"total": 80 * GIB, "free": 79 * GIB, "capability": (9, 0), "log": FINE.log} | changes
+    return "\n".join(launch_advice(LaunchFacts(**facts)))  # type: ignore[arg-type]
+
+
+def test_each_fact_gives_its_advice_and_no_other() -> None:
+    assert "--normalvram" in advice(log=SessionLog("LOW_VRAM"))
+    assert advice(log=SessionLog("LOW_VRAM"), total=8 * GIB, free=8 * GIB) == ""
+    small = advice(log=SessionLog("HIGH_VRAM"), total=24 * GIB, free=24 * GIB, capability=None)
+    assert "nothing is unloaded" in small
+    assert advice(log=SessionLog("HIGH_VRAM")) == ""
+    assert "30.0 GiB of the card's 80.0 GiB are in use" in advice(free=50 * GIB)
+    assert "--cuda-malloc" in advice(log=SessionLog("NORMAL_VRAM", "native"))
+    settled = advice(log=SessionLog("NORMAL_VRAM", "native"), allocator_settings="expandable_segments:True")
+    assert settled == ""
+    both = "expandable_segments:True,backend:cudaMallocAsync"
+    assert "no effect" in advice(allocator_settings=both)
+    assert "these extensions failed to load: A, B" in advice(log=SessionLog(failed_imports=("A", "B")))
+    slow = advice(log=SessionLog(imports=((15.1, "Slow"), (0.4, "Quick"))))
+    assert "Slow 15.1 s" in slow
+    assert "Quick" not in slow
+
+
+def test_fp8_is_advised_where_a_large_model_needs_it() -> None:
+    card = {"total": 32 * GIB, "free": 32 * GIB}
+    assert "26 GiB in bfloat16 and 13 GiB in fp8" in advice(**card)
+    assert "and multiplies in fp8" in advice(**card, capability=(8, 9))
+    assert "cannot multiply" in advice(**card, capability=(8, 6))
+    assert advice(**card, capability=None) == ""
+    assert advice(total=8 * GIB, free=8 * GIB) == ""
+
+
+def test_doctor_reads_comfyuis_log_and_the_card(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "comfyui.log").write_text(LOG, encoding="utf-8")
+    facts = {
+        "devices": [{"device": "cuda:0", "total_gib": 31.84, "free_gib": 31.0, "capability": "12.0"}],
+        "allocator": {"settings": ""},
+        "paths": {"comfyui": str(tmp_path)},
+    }
+    found = doctor.launch_facts(facts)
+    assert found.capability == (12, 0)
+    assert found.total == int(31.84 * GIB)
+    assert found.log == read_log(LOG)
+    without = facts | {"paths": {"comfyui": ""}, "devices": [{"device": "cpu", "total_gib": 64.0, "free_gib": 1.0}]}
+    assert doctor.launch_facts(without) == LaunchFacts()
