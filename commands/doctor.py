@@ -42,7 +42,7 @@ def examine() -> dict[str, Any]:
         "allocator": environment.allocator(),
         "paths": paths(),
     }
-    facts["advice"] = advice(facts)
+    facts["advice"] = advice(facts) + launch_advice(launch_facts(facts))
     return facts
 
 
@@ -86,7 +86,7 @@ def advice(facts: dict[str, Any]) -> list[str]:
     for package in ("diffusers", "transformers", "accelerate", "safetensors", "peft"):
         if not versions[package]:
             found.append(f"{package} is not installed: pip install -r requirements.txt")
-    return found + launch_advice(launch_facts(facts))
+    return found
 
 
 def launch_facts(facts: dict[str, Any]) -> LaunchFacts:

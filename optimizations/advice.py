@@ -127,8 +127,8 @@ def _memory_state(facts: LaunchFacts) -> Iterable[str]:
     held = facts.total - facts.free
     if facts.total and held > 0.1 * facts.total:
         yield (
-            f"{held / GIB:.1f} GiB of the card's {facts.total / GIB:.1f} GiB are in use right now: close what else runs "
-            "on it, or give the desktop to another card"
+            f"{held / GIB:.1f} GiB of the card's {facts.total / GIB:.1f} GiB are in use right now: close what else "
+            "runs on it, or give the desktop to another card"
         )
 
 

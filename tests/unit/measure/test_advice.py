@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from fastdiffusers.commands import doctor
 from fastdiffusers.optimizations.advice import (
     GIB,
     LaunchFacts,
