@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as mm
@@ -22,34 +21,18 @@ from ..errors import InputError
 from ..report import OptimizationRecord, OptimizationReport
 from .comfy_bridge import is_out_of_memory
 from .tile_plan import TILE_EDGES, Tiles, plan_tiles
-
-
-@dataclass(frozen=True)
-class CoreVaeSettings:
-    """How a ComfyUI VAE is run.
-
-    Attributes:
-        mode: "whole"; "tiles"; "auto" = whole where ComfyUI's own estimate says it fits, else tiles.
-        tile_size: tile edge in pixels, 0 = the largest that fits.
-        overlap: pixels that neighbouring tiles share, 0 = a quarter of the tile.
-        temporal_slice: frames per tile of a video VAE, 0 = all of them.
-    """
-
-    mode: str = "auto"
-    tile_size: int = 0
-    overlap: int = 0
-    temporal_slice: int = 0
+from .vae_choices import VaeChoices
 
 
 def decode(
-    vae: Any, samples: torch.Tensor, settings: CoreVaeSettings, callbacks: Callbacks
+    vae: Any, samples: torch.Tensor, choices: VaeChoices, callbacks: Callbacks
 ) -> tuple[torch.Tensor, OptimizationReport]:
     """Decode a latent.
 
     Args:
         vae: `comfy.sd.VAE`.
         samples: [B, C, H, W] or [B, C, T, H, W].
-        settings: whole or tiles.
+        choices: whole or tiles; "exact" is "auto" here.
         callbacks: told of every batch item or tile, and asked before each whether to stop.
 
     Returns:
@@ -67,18 +50,18 @@ def decode(
         raise InputError("samples", list(samples.shape), reason, "connect the VAE that belongs to the model")
     if vae.latent_dim == 2 and samples.ndim == 5:
         samples = samples[:, :, 0]  # as ComfyUI's VAE Decode does with a video latent and an image VAE
-    return _run(_Decode(vae, samples, callbacks), settings)
+    return _run(_Decode(vae, samples, callbacks), choices)
 
 
 def encode(
-    vae: Any, pixels: torch.Tensor, settings: CoreVaeSettings, callbacks: Callbacks
+    vae: Any, pixels: torch.Tensor, choices: VaeChoices, callbacks: Callbacks
 ) -> tuple[torch.Tensor, OptimizationReport]:
     """Encode images, or the frames of one video where the VAE is a video VAE.
 
     Args:
         vae: `comfy.sd.VAE`.
         pixels: [B, H, W, C] in 0..1.
-        settings: whole or tiles.
+        choices: whole or tiles; "exact" is "auto" here.
         callbacks: told of every batch item or tile, and asked before each whether to stop.
 
     Returns:
@@ -91,7 +74,7 @@ def encode(
     vae.throw_exception_if_invalid()
     if vae.latent_dim == 1:
         raise InputError("vae", "an audio VAE", "this node encodes images and video", "use VAE Encode Audio")
-    return _run(_Encode(vae, pixels, callbacks), settings)
+    return _run(_Encode(vae, pixels, callbacks), choices)
 
 
 class _Job:
@@ -115,30 +98,20 @@ class _Job:
         """Bytes that a run over one item of `shape` is expected to take, by ComfyUI's own formula."""
         raise NotImplementedError
 
-    def whole_item(self, worker: Any, index: int) -> torch.Tensor:
-        """Batch item `index` through `worker`, a copy of the VAE."""
+    def whole_batch(self, worker: Any) -> torch.Tensor:
+        """Everything through `worker`, a copy of the VAE."""
         raise NotImplementedError
 
     def tiled(self, tiles: Tiles) -> torch.Tensor:
         raise NotImplementedError
 
     def whole(self) -> torch.Tensor:
-        """Item after item, as ComfyUI does it, except that an OOM comes back instead of starting its own tiles."""
+        """As ComfyUI does it, in batches of its choice, except that an OOM does not start its own tiles."""
         worker = copy.copy(self.vae)
+        worker.output_device = torch.device("cpu")
         worker.decode_tiled_ = worker.decode_tiled_3d = worker.encode_tiled_ = worker.encode_tiled_3d = _out_of_memory
-        result: torch.Tensor | None = None
-        count = self.data.shape[0]
-        for index in range(count):
-            self.callbacks.check_cancel()
-            item = self.whole_item(worker, index).cpu()
-            if result is None:
-                result = item if count == 1 else item.new_empty((count, *item.shape[1:]))
-            if count > 1:
-                result[index : index + 1] = item
-            self.callbacks.tick(self.stage, index + 1, count)
-        if result is None:
-            raise InputError(self.stage, list(self.data.shape), "the batch is empty", "connect at least one image")
-        return result
+        worker.first_stage_model = _Observed(self.vae.first_stage_model, self)
+        return self.whole_batch(worker)
 
     def load(self, shape: tuple[int, ...]) -> int:
         """Have ComfyUI put the weights on the device with room for a run over `shape`; returns the free bytes."""
@@ -173,8 +146,8 @@ class _Decode(_Job):
     def memory(self, shape: tuple[int, ...]) -> int:
         return int(self.vae.memory_used_decode(shape, self.vae.vae_dtype))
 
-    def whole_item(self, worker: Any, index: int) -> torch.Tensor:
-        frames: torch.Tensor = worker.decode(self.data[index : index + 1])
+    def whole_batch(self, worker: Any) -> torch.Tensor:
+        frames: torch.Tensor = worker.decode(self.data)
         return frames
 
     def tiled(self, tiles: Tiles) -> torch.Tensor:
@@ -212,8 +185,8 @@ class _Encode(_Job):
     def memory(self, shape: tuple[int, ...]) -> int:
         return int(self.vae.memory_used_encode(shape, self.vae.vae_dtype))
 
-    def whole_item(self, worker: Any, index: int) -> torch.Tensor:
-        latent: torch.Tensor = worker.encode(self.pixels if self.video else self.pixels[index : index + 1])
+    def whole_batch(self, worker: Any) -> torch.Tensor:
+        latent: torch.Tensor = worker.encode(self.pixels)
         return latent
 
     def tiled(self, tiles: Tiles) -> torch.Tensor:
@@ -235,15 +208,40 @@ class _Encode(_Job):
         return latent
 
 
+class _Observed:
+    """A VAE's network that asks for a cancel before each batch and reports it afterwards; all else is the network's."""
+
+    def __init__(self, network: Any, job: _Job) -> None:
+        self._network, self._job, self._done = network, job, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def decode(self, batch: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        return self._observe(self._network.decode, batch, *args, **options)
+
+    def encode(self, batch: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        return self._observe(self._network.encode, batch, *args, **options)
+
+    def _observe(
+        self, run: Callable[..., torch.Tensor], batch: torch.Tensor, *args: Any, **options: Any
+    ) -> torch.Tensor:
+        self._job.callbacks.check_cancel()
+        result = run(batch, *args, **options)
+        self._done += batch.shape[0]
+        self._job.callbacks.tick(self._job.stage, self._done, self._job.data.shape[0])
+        return result
+
+
 def _out_of_memory(*_args: Any, **_kwargs: Any) -> torch.Tensor:
     raise torch.OutOfMemoryError("the whole image does not fit")
 
 
-def _run(job: _Job, settings: CoreVaeSettings) -> tuple[torch.Tensor, OptimizationReport]:
+def _run(job: _Job, choices: VaeChoices) -> tuple[torch.Tensor, OptimizationReport]:
     """Try the whole, then ever smaller tiles, until one fits."""
     started = time.perf_counter()
     too_large: list[str] = []
-    for tiles in _attempts(job, settings):
+    for tiles in _attempts(job, choices):
         text = str(tiles) if tiles else "whole"
         try:
             result = job.tiled(tiles) if tiles else job.whole()
@@ -259,7 +257,7 @@ def _run(job: _Job, settings: CoreVaeSettings) -> tuple[torch.Tensor, Optimizati
         raise torch.OutOfMemoryError(f"VAE {job.stage}: out of memory with {', then '.join(too_large)}.")
     reason = f"out of memory with {', '.join(too_large)}" if too_large else ""
     report = OptimizationReport()
-    report.set(OptimizationRecord("vae_tiling", settings.mode, text, reason, failed=bool(too_large)))
+    report.set(OptimizationRecord("vae_tiling", choices.tiling, text, reason, failed=bool(too_large)))
     report.facts |= {
         "vae": f"ComfyUI {type(job.vae.first_stage_model).__name__}",
         "device": str(job.vae.device),
@@ -269,20 +267,20 @@ def _run(job: _Job, settings: CoreVaeSettings) -> tuple[torch.Tensor, Optimizati
     return result, report
 
 
-def _attempts(job: _Job, settings: CoreVaeSettings) -> Iterator[Tiles | None]:
+def _attempts(job: _Job, choices: VaeChoices) -> Iterator[Tiles | None]:
     """What to try, in this order; None is the whole."""
     item = (1, *job.data.shape[1:])
-    if settings.mode == "whole" or (settings.mode == "auto" and job.memory(item) <= job.load(item)):
+    if choices.tiling == "whole" or (choices.tiling != "tiles" and job.memory(item) <= job.load(item)):
         yield None
     free = mm.get_free_memory(job.vae.device)
-    asked = settings.tile_size
+    asked = choices.tile_size
     previous: Tiles | None = None
     for edge in [asked, *(e for e in TILE_EDGES if e < asked)] if asked else TILE_EDGES:
         tiles = plan_tiles(
             job.data.shape[2:],
             edge,
-            settings.overlap,
-            settings.temporal_slice,
+            choices.overlap,
+            choices.temporal_slice,
             unit=job.unit,
             frames_per_unit=job.frames_per_unit,
             grain=job.grain,

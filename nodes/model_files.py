@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import folder_paths
@@ -69,11 +68,6 @@ def pipeline_source(model: str, custom_model: str) -> str:
     searched = ", ".join(str(folder) for folder in _diffusers_folders())
     reason = f"no such model under the diffusers paths ({searched})"
     raise ModelFileError("model", model, reason, f"put it there, or choose {CUSTOM} and enter its path or Hub id")
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a source names a model on the Hugging Face Hub: finding out more about it would need the network."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
 
 
 def video_vae_choices() -> list[str]:

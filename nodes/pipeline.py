@@ -10,9 +10,7 @@ from ..pipelines import loader
 from ..pipelines.types import PipelineHandle
 from . import comfy_bridge, types
 from .compat import ADVANCED, schema
-from .model_files import CUSTOM, default_pipeline, is_hub_id, pipeline_choices, pipeline_source
-
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+from .model_files import CUSTOM, default_pipeline, pipeline_choices, pipeline_source
 
 
 class LoadPipeline(io.ComfyNode):
@@ -45,7 +43,7 @@ class LoadPipeline(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(DTYPES),
+                    options=list(loader.DTYPES),
                     default="auto",
                     tooltip="Precision of the weights. 'auto' is bfloat16 where the device can, else float16, and "
                     "float32 on a CPU. float32 doubles the memory. float16 can overflow to black images in models "
@@ -92,7 +90,7 @@ class LoadPipeline(io.ComfyNode):
         # ComfyUI asks this before anything runs. Naming `model` here also replaces its own "value not in list".
         try:
             source = pipeline_source(model, custom_model)
-            if not is_hub_id(source):
+            if loader.is_local(source):
                 loader.resolve(source)
         except FastDiffusersError as error:
             return str(error)
@@ -111,7 +109,7 @@ class LoadPipeline(io.ComfyNode):
     ) -> str:
         # The identity of local files is part of it, so that an edited model folder runs again.
         source = pipeline_source(model, custom_model)
-        return source if is_hub_id(source) else loader.resolve(source).identity
+        return loader.resolve(source).identity if loader.is_local(source) else source
 
     @classmethod
     def execute(

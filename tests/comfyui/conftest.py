@@ -78,10 +78,8 @@ def core(comfyui: Path) -> Any:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
-    import comfy.model_management
-    import comfy.sd
-
-    import nodes
-
-    assert Path(nodes.__file__).parent == comfyui
+    # In main.py's order: `utils` first, before another package's module of that name can take its place.
+    for name in ("utils.extra_config", "comfy.model_management", "comfy.model_patcher", "comfy.sd", "nodes"):
+        importlib.import_module(name)
+    assert Path(sys.modules["nodes"].__file__ or "").parent == comfyui
     return comfy

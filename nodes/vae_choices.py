@@ -1,0 +1,114 @@
+"""The widgets that VAE Decode (Fast) and VAE Encode (Fast) share, and what they mean to each kind of VAE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..optimizations.settings import OptimizationSettings, TilingSettings
+from ..pipelines.types import PipelineHandle
+from ..vae.settings import VaeSettings
+from . import types
+from .compat import ADVANCED
+
+TILINGS = ("auto", "whole", "tiles", "exact")
+TEMPORAL_FACTOR = 4
+"""Frames per latent frame of the video VAE."""
+
+
+@dataclass(frozen=True)
+class VaeChoices:
+    """How a decode or an encode is run, as the widgets say it; 0 stands for "choose it".
+
+    Attributes:
+        tiling: one of `TILINGS`.
+        tile_size: tile edge in pixels.
+        overlap: pixels that neighbouring tiles share.
+        temporal_slice: frames of a video that are worked on at a time.
+        memory_budget_gib: memory in GiB that a video VAE may use above its weights.
+    """
+
+    tiling: str = "auto"
+    tile_size: int = 0
+    overlap: int = 0
+    temporal_slice: int = 0
+    memory_budget_gib: float = 0.0
+
+    def for_pipeline(self, pipeline: PipelineHandle) -> OptimizationSettings:
+        """The same choices for the VAE of a diffusers pipeline, which has no exact strips."""
+        mode = {"whole": "off", "tiles": "on"}.get(self.tiling, "auto")
+        tiling = TilingSettings(mode, self.tile_size, self.overlap)
+        return OptimizationSettings(vae_tiling=tiling, memory_mode=pipeline.memory_mode)
+
+    def for_video_vae(self) -> VaeSettings:
+        """The same choices for this pack's video VAE, whose time is counted in latent frames."""
+        size = {"tile_size": self.tile_size} if self.tile_size else {}
+        if self.overlap:
+            size["tile_overlap"] = self.overlap
+        elif self.tile_size:
+            size["tile_overlap"] = self.tile_size // 4
+        latent_frames = -(-self.temporal_slice // TEMPORAL_FACTOR)
+        return VaeSettings(self.tiling, temporal_slice=latent_frames, memory_budget_gib=self.memory_budget_gib, **size)
+
+
+def shared_inputs(verb: str) -> list[Any]:
+    """The inputs that decoding and encoding share."""
+    return [
+        io.MultiType.Input(
+            "vae",
+            types=[io.Vae, types.VideoVae, types.Pipeline],
+            tooltip="ComfyUI's own VAE (Load VAE, a checkpoint), this pack's Load Video VAE, or a pipeline.",
+        ),
+        io.Combo.Input(
+            "tiling",
+            options=list(TILINGS),
+            default="auto",
+            tooltip=f"'whole' {verb}s at once: what ComfyUI's own node gives. 'tiles' needs less memory and more "
+            "time, and tiles can differ slightly where they meet. 'exact' (video VAE) works in strips that share their "
+            "statistics: little memory, no seams. 'auto' takes the whole where it fits, else the best that does.",
+        ),
+        io.Int.Input(
+            "tile_size",
+            default=0,
+            min=0,
+            max=8192,
+            step=16,
+            optional=True,
+            tooltip="Edge of a tile in pixels; 0 is the largest that fits. Smaller tiles need less memory and show "
+            "more seams.",
+            **ADVANCED,
+        ),
+        io.Int.Input(
+            "overlap",
+            default=0,
+            min=0,
+            max=4096,
+            step=8,
+            optional=True,
+            tooltip="Pixels that neighbouring tiles share; 0 is a quarter of the tile. More hides seams better and "
+            "takes longer.",
+            **ADVANCED,
+        ),
+        io.Int.Input(
+            "temporal_slice",
+            default=0,
+            min=0,
+            max=100000,
+            optional=True,
+            tooltip="Frames of a video that are worked on at a time; 0 chooses. Smaller slices need less memory.",
+            **ADVANCED,
+        ),
+        io.Float.Input(
+            "memory_budget_gib",
+            default=0.0,
+            min=0.0,
+            max=1024.0,
+            step=0.25,
+            round=0.01,
+            optional=True,
+            tooltip="Memory in GiB that a video VAE may use beside its weights; 0 goes by what is free.",
+            **ADVANCED,
+        ),
+    ]

@@ -1,0 +1,231 @@
+"""ComfyUI's own VAE objects through VAE Decode (Fast) and VAE Encode (Fast)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from fastdiffusers.callbacks import SILENT, Callbacks
+from fastdiffusers.errors import InputError
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _as_comfyui_runs_nodes() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+class LocalModel(torch.nn.Module):
+    """A VAE network that looks at one latent cell at a time, so that tiles, however blended, must give the whole."""
+
+    def __init__(self, most_cells: int = 1 << 30) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.most_cells = most_cells
+        self.calls: list[tuple[int, ...]] = []
+
+    def _check(self, cells: int, shape: torch.Size) -> None:
+        self.calls.append(tuple(shape))
+        if cells > self.most_cells:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        self._check(z[0, 0].numel(), z.shape)
+        if z.ndim == 5:
+            z = z.repeat_interleave(4, dim=2)[:, :, 3:]
+        return z[:, :3].repeat_interleave(8, dim=-1).repeat_interleave(8, dim=-2)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        self._check(x[0, 0].numel() // 64, x.shape)
+        x = torch.cat((x, x[:, :1]), dim=1)
+        if x.ndim == 5:
+            return torch.nn.functional.avg_pool3d(x, (1, 8, 8))[:, :, ::4]
+        return torch.nn.functional.avg_pool2d(x, 8)
+
+
+@pytest.fixture(scope="module")
+def image_vae(core: Any) -> Any:
+    """ComfyUI's VAE object around a full-size, randomly initialised SDXL autoencoder."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    levels = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return core.sd.VAE(sd=AutoencoderKL(**levels, **kinds).state_dict())
+
+
+@pytest.fixture(scope="module")
+def video_vae(core: Any) -> Any:
+    """ComfyUI's VAE object around a full-size, randomly initialised Wan autoencoder."""
+    import comfy.ldm.wan.vae
+
+    torch.manual_seed(0)
+    network = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True])
+    for name, parameter in network.named_parameters():  # ComfyUI leaves the weights of a new network unset
+        if name.endswith("gamma"):
+            parameter.data.fill_(1)
+        elif parameter.ndim > 1:
+            parameter.data.normal_(std=parameter[0].numel() ** -0.5)
+        else:
+            parameter.data.zero_()
+    return core.sd.VAE(sd=network.state_dict())
+
+
+@pytest.fixture
+def local_vae(image_vae: Any, core: Any) -> Any:
+    """The image VAE's object with a network that is local and counts its calls."""
+    return _with_network(image_vae, LocalModel(), core)
+
+
+def _with_network(vae: Any, model: LocalModel, core: Any) -> Any:
+    import copy
+
+    import comfy.model_patcher
+
+    fake = copy.copy(vae)
+    fake.first_stage_model = model
+    fake.latent_channels = 4
+    fake.patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    return fake
+
+
+def decode(vae: Any, samples: torch.Tensor, callbacks: Callbacks = SILENT, **choices: Any) -> tuple[Any, Any]:
+    from fastdiffusers.nodes import core_vae
+    from fastdiffusers.nodes.vae_choices import VaeChoices
+
+    return core_vae.decode(vae, samples, VaeChoices(**choices), callbacks)
+
+
+def encode(vae: Any, pixels: torch.Tensor, callbacks: Callbacks = SILENT, **choices: Any) -> tuple[Any, Any]:
+    from fastdiffusers.nodes import core_vae
+    from fastdiffusers.nodes.vae_choices import VaeChoices
+
+    return core_vae.encode(vae, pixels, VaeChoices(**choices), callbacks)
+
+
+def test_whole_image_decode_is_vae_decode(image_vae: Any) -> None:
+    samples = torch.randn(2, 4, 8, 6)
+    frames, report = decode(image_vae, samples)
+    assert torch.equal(frames, image_vae.decode(samples))
+    assert frames.std() > 0
+    assert report["vae_tiling"].applied == "whole"
+
+
+def test_whole_video_decode_is_vae_decode(video_vae: Any) -> None:
+    samples = torch.randn(1, 16, 3, 6, 4)
+    frames, _ = decode(video_vae, samples)
+    assert frames.shape == (1, 9, 48, 32, 3)
+    assert torch.equal(frames, video_vae.decode(samples))
+
+
+def test_whole_encode_is_vae_encode(image_vae: Any, video_vae: Any) -> None:
+    pixels = torch.rand(2, 52, 48, 3)  # 52 is no multiple of 8: cropped as ComfyUI crops it
+    assert torch.equal(encode(image_vae, pixels)[0], image_vae.encode(pixels))
+    clip = torch.rand(5, 48, 32, 3)
+    latent, _ = encode(video_vae, clip)
+    assert latent.shape == (1, 16, 2, 6, 4)
+    assert torch.equal(latent, video_vae.encode(clip))
+
+
+@pytest.mark.parametrize(("tile_size", "overlap"), [(64, 16), (72, 0), (128, 64), (96, 8)])
+def test_tiles_blend_to_the_whole(local_vae: Any, tile_size: int, overlap: int) -> None:
+    samples = torch.rand(2, 4, 21, 34) * 2 - 1
+    whole, _ = decode(local_vae, samples, tiling="whole")
+    ticks: list[tuple[int, int]] = []
+    callbacks = Callbacks(on_progress=lambda p: ticks.append((p.done, p.total)))
+    frames, report = decode(local_vae, samples, callbacks, tiling="tiles", tile_size=tile_size, overlap=overlap)
+    assert torch.allclose(frames, whole, atol=1e-6)
+    assert "tiles" in report["vae_tiling"].applied
+    assert ticks == [(done, len(ticks)) for done in range(1, len(ticks) + 1)], "every tile is reported once"
+    assert len(ticks) > 4
+
+
+def test_tiles_of_a_video_blend_to_the_whole(video_vae: Any, core: Any) -> None:
+    vae = _with_network(video_vae, LocalModel(), core)
+    samples = torch.rand(1, 4, 3, 20, 14) * 2 - 1
+    whole, _ = decode(vae, samples, tiling="whole")
+    frames, _ = decode(vae, samples, tiling="tiles", tile_size=64)
+    assert frames.shape == (1, 9, 160, 112, 3)
+    assert torch.allclose(frames, whole, atol=1e-6)
+    assert vae.first_stage_model.calls[-1][2] == 3, "a causal VAE slices time itself"
+
+
+def test_tiled_encode_blends_to_the_whole(local_vae: Any, video_vae: Any, core: Any) -> None:
+    pixels = torch.rand(1, 160, 208, 3)
+    whole, _ = encode(local_vae, pixels, tiling="whole")
+    tiled, _ = encode(local_vae, pixels, tiling="tiles", tile_size=64)
+    assert torch.allclose(tiled, whole, atol=1e-5)
+    vae = _with_network(video_vae, LocalModel(), core)
+    clip = torch.rand(9, 160, 112, 3)
+    whole, _ = encode(vae, clip, tiling="whole")
+    tiled, _ = encode(vae, clip, tiling="tiles", tile_size=64)
+    assert torch.allclose(tiled, whole, atol=1e-5)
+
+
+def test_out_of_memory_is_retried_with_smaller_tiles(image_vae: Any, core: Any) -> None:
+    vae = _with_network(image_vae, LocalModel(most_cells=16 * 16), core)
+    before = dict(vars(vae))
+    samples = torch.rand(1, 4, 40, 40) * 2 - 1
+    frames, report = decode(vae, samples)
+    vae.first_stage_model.most_cells = 1 << 30
+    whole, _ = decode(vae, samples, tiling="whole")
+    assert torch.allclose(frames, whole, atol=1e-6)
+    record = report["vae_tiling"]
+    assert record.failed
+    assert record.reason.startswith("out of memory with whole")
+    assert vars(vae) == before, "the shared VAE object stays as it is"
+
+
+def test_no_tile_fits(image_vae: Any, core: Any) -> None:
+    vae = _with_network(image_vae, LocalModel(most_cells=1), core)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory with whole, then"):
+        decode(vae, torch.rand(1, 4, 40, 40))
+    vae.first_stage_model.most_cells = 1 << 30
+    decode(vae, torch.rand(1, 4, 40, 40))
+
+
+def test_other_errors_keep_their_type(local_vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(z: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(local_vae.first_stage_model, "decode", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        decode(local_vae, torch.rand(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("tiling", ["whole", "tiles"])
+def test_cancel_stops_between_batches_and_tiles(
+    local_vae: Any, core: Any, monkeypatch: pytest.MonkeyPatch, tiling: str
+) -> None:
+    mm = core.model_management
+    model = local_vae.first_stage_model
+    # As if the card held two of the four images: ComfyUI then decodes them in two batches.
+    monkeypatch.setattr(
+        local_vae.patcher,
+        "get_free_memory",
+        lambda device: 2 * local_vae.memory_used_decode(samples.shape, local_vae.vae_dtype),
+    )
+
+    def cancel_at_second() -> None:
+        if len(model.calls) == 1:
+            mm.interrupt_current_processing()
+        mm.throw_exception_if_processing_interrupted()
+
+    samples = torch.rand(4, 4, 16, 16)
+    with pytest.raises(mm.InterruptProcessingException):
+        decode(local_vae, samples, Callbacks(check_cancel=cancel_at_second), tiling=tiling, tile_size=64)
+    assert len(model.calls) == 1
+    fresh, _ = decode(local_vae, samples, tiling="whole")
+    assert fresh.shape == (4, 128, 128, 3)
+
+
+def test_bad_input_is_named(image_vae: Any) -> None:
+    with pytest.raises(InputError, match=r"samples = \[1, 16, 8, 8\]: this VAE takes latents of 4 channels"):
+        decode(image_vae, torch.rand(1, 16, 8, 8))
+    with pytest.raises(InputError, match="samples"):
+        decode(image_vae, torch.rand(4, 8, 8))
