@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median, stdev
 
 SMALLEST_EFFECT = 0.01
 """A difference below 1% is never called one: it is not worth a setting."""
@@ -78,16 +78,16 @@ class PairedVerdict:
 def compare(plain: Sequence[float], candidate: Sequence[float]) -> PairedVerdict:
     """Compare timings taken in the same rounds; pair i is (plain[i], candidate[i]), surplus timings are left out.
 
-    The interval is the one of order statistics: it assumes nothing about the shape of the noise. For n pairs the
-    smallest and the largest ratio hold the true median with probability 1 - 2**(1 - n): 94% for 5, 75% for 3.
-    A difference counts when the interval excludes 1 with the wanted confidence and is at least `SMALLEST_EFFECT`.
+    A difference counts when the interval of the ratio (see `interval`) excludes 1 with `CONFIDENCE` and the ratio is at
+    least `SMALLEST_EFFECT` away from it.
     """
-    pairs = [(p, c) for p, c in zip(plain, candidate, strict=False) if p > 0]
+    pairs = [(p, c) for p, c in zip(plain, candidate, strict=False) if p > 0 and c > 0]
     if not pairs:
         return PairedVerdict("noise", math.nan, math.nan, math.nan, 0.0, 0)
-    ratios = sorted(c / p for p, c in pairs)
-    low, high, confidence = median_interval(ratios)
-    ratio = median(ratios)
+    # Logarithms: twice as long and half as long are then equally far from no difference.
+    logarithms = sorted(math.log(c / p) for p, c in pairs)
+    low, high, confidence = interval(logarithms)
+    low, high, ratio = math.exp(low), math.exp(high), math.exp(median(logarithms))
     counts = confidence >= CONFIDENCE and abs(ratio - 1) >= SMALLEST_EFFECT
     if counts and high < 1:
         verdict = "faster"
@@ -98,12 +98,22 @@ def compare(plain: Sequence[float], candidate: Sequence[float]) -> PairedVerdict
     return PairedVerdict(verdict, ratio, low, high, confidence, len(pairs))
 
 
-def median_interval(ordered: Sequence[float]) -> tuple[float, float, float]:
-    """The narrowest symmetric pair of order statistics that holds the median with `CONFIDENCE`, and its confidence.
+_STUDENT = {2: 6.314, 3: 2.920, 4: 2.353}
+"""95% points of Student's t distribution for as many values: what a two-sided interval of 90% takes."""
 
-    With too few values for that, the smallest and the largest are given, with the confidence they have.
+
+def interval(ordered: Sequence[float]) -> tuple[float, float, float]:
+    """An interval that holds the true middle of sorted values, and the probability that it does.
+
+    From 5 values on it is the narrowest symmetric pair of order statistics that reaches `CONFIDENCE`, which assumes
+    nothing about the noise: smallest and largest of n hold the median with probability 1 - 2**(1 - n). With 2 to 4
+    that is out of reach; there it is Student's interval of the mean, which takes the noise as normal. One value alone
+    has no interval: its confidence is 0.
     """
     count = len(ordered)
+    if count in _STUDENT:
+        half = _STUDENT[count] * stdev(ordered) / math.sqrt(count)
+        return mean(ordered) - half, mean(ordered) + half, 0.9
     chosen, confidence = 0, _coverage(count, 0)
     for inner in range(1, count // 2):
         narrower = _coverage(count, inner)
