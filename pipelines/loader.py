@@ -182,6 +182,20 @@ def folder_of(key: LoadKey) -> Path | None:
     return hub.fetch_cached(key.source, key.revision)
 
 
+def check(key: LoadKey) -> None:
+    """Repeat the checks of `resolve` on a key, in milliseconds: the files may have changed since.
+
+    Raises:
+        ModelFileError: as `resolve`.
+    """
+    path = folder_of(key)
+    if path is None:
+        return
+    if not path.exists():
+        raise ModelFileError("model", key.source, "it is not there any more", "choose another model")
+    _check_path(path, key.quantization)
+
+
 def family_of_key(key: LoadKey) -> Family:
     """The family that a key will load, for checks before the load; the variant is known only after it."""
     if key.source.startswith(TINY):

@@ -1,0 +1,113 @@
+"""The one place where pipelines live: process-wide, locked, and small.
+
+Whoever needs a pipeline borrows it with `use`; nobody keeps it. A pipeline that has to make room is freed before the
+next one loads, because two of them rarely fit.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..callbacks import SILENT, Callbacks
+from . import loader
+from .types import LoadedPipeline, LoadKey
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[LoadKey, Callbacks], LoadedPipeline]
+Check = Callable[[LoadKey], None]
+
+
+class PipelineCache:
+    """Loaded pipelines by key, the least recently used first.
+
+    Args:
+        capacity: pipelines kept at most, >= 1.
+        load: reads the weights of a key.
+        check: cheap test that a load can succeed, before anything is freed for it; raises if not.
+    """
+
+    def __init__(self, capacity: int = 1, load: Load = loader.load, check: Check = loader.check) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, not {capacity}")
+        self._capacity = capacity
+        self._load = load
+        self._check = check
+        self._entries: OrderedDict[LoadKey, LoadedPipeline] = OrderedDict()
+        self._borrowed: list[LoadKey] = []
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def use(self, key: LoadKey, callbacks: Callbacks = SILENT) -> Iterator[LoadedPipeline]:
+        """Borrow the pipeline of `key`, loading it if need be. Others wait until it is given back.
+
+        A load that fails leaves the cache without the new entry and usable; pipelines that are borrowed further up in
+        the same thread are never freed.
+        """
+        self._acquire(callbacks)
+        try:
+            loaded = self._entries.get(key) or self._make(key, callbacks)
+            self._entries.move_to_end(key)
+            self._borrowed.append(key)
+            try:
+                yield loaded
+            finally:
+                self._borrowed.pop()
+        finally:
+            self._lock.release()
+
+    def clear(self) -> None:
+        """Free every pipeline that is not borrowed in this thread."""
+        with self._lock:
+            self._free(list(self._entries))
+
+    def keys(self) -> tuple[LoadKey, ...]:
+        """What is loaded, the least recently used first."""
+        return tuple(self._entries)
+
+    def _acquire(self, callbacks: Callbacks) -> None:
+        while not self._lock.acquire(timeout=0.1):  # another thread is sampling: waiting can be cancelled
+            callbacks.check_cancel()
+
+    def _make(self, key: LoadKey, callbacks: Callbacks) -> LoadedPipeline:
+        self._check(key)
+        surplus = len(self._entries) + 1 - self._capacity
+        if surplus > 0:
+            self._free(list(self._entries)[:surplus])
+        loaded = self._load(key, callbacks)
+        self._entries[key] = loaded
+        return loaded
+
+    def _free(self, keys: list[LoadKey]) -> None:
+        remains = []
+        for key in keys:
+            if key not in self._borrowed:
+                remains.append((key, weakref.ref(self._entries.pop(key).pipeline)))
+        if not remains:
+            return
+        gc.collect()  # hooks and pipelines refer to each other
+        for key, reference in remains:
+            if reference() is not None:
+                log.warning("%s was released, but something outside the cache still holds it in memory", key.source)
+        _return_device_memory()
+
+
+def _return_device_memory() -> None:
+    """Give the blocks that torch keeps for later back to the device."""
+    import torch
+
+    for module in (torch.cuda, torch.xpu):
+        if module.is_available():
+            module.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+CACHE = PipelineCache()
+"""The pipelines of this process."""

@@ -1,0 +1,308 @@
+"""Latents between diffusers' conventions and ComfyUI's, and their decode to frames.
+
+ComfyUI's LATENT is what the VAE takes (scaling and shift undone), except for Flux.2, where the VAE itself undoes its
+batch normalisation. The arithmetic here is, operation by operation, that of the diffusers pipelines, so that a decode
+through a LATENT equals the pipeline's own picture bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..callbacks import SILENT, Callbacks
+from ..errors import InputError
+from .families import Family
+from .types import LoadedPipeline
+from .video_decode import decode_streaming, refuse_streaming
+
+if TYPE_CHECKING:
+    import torch
+
+
+def to_comfy(native: torch.Tensor, family: Family, vae: Any, width: int, height: int) -> torch.Tensor:
+    """A pipeline's latent in ComfyUI's convention, float32, on the device where it is.
+
+    Args:
+        native: what the denoising loop ends with, in the family's `layout`.
+        family: a known family (`family.known`).
+        vae: the pipeline's VAE; only its configuration and dtype are used.
+        width, height: of the picture in pixels; a packed latent does not know its own shape.
+
+    Returns:
+        [B, C, h, w], or [B, C, T, h, w] for the families whose VAE has a time axis (Qwen-Image with T = 1).
+    """
+    latent = unpack(native, family, width, height)
+    if family.layout == "patches":  # Flux.2: ComfyUI's VAE normalises and unpatchifies
+        return latent.float()
+    latent = latent.to(decode_dtype(vae))
+    mean, std = _statistics(vae, latent)
+    if mean is None:
+        latent = latent / vae.config.scaling_factor
+        if vae.config.get("shift_factor") is not None:
+            latent = latent + vae.config.shift_factor
+    elif latent.ndim == 5:
+        latent = latent / (1.0 / std) + mean
+    else:
+        latent = latent * std / vae.config.scaling_factor + mean
+    return latent.float()
+
+
+def from_comfy(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
+    """The inverse of `to_comfy`, still in the shape [B, C, h, w] or [B, C, T, h, w]; `pack` gives the layout.
+
+    Raises:
+        InputError: the latent has another number of channels than the family's.
+    """
+    check_latent(latent, family)
+    latent = latent.float()
+    if family.layout == "patches":
+        return latent
+    if latent.ndim == 4 and _has_time_axis(vae):
+        latent = latent.unsqueeze(2)
+    mean, std = _statistics(vae, latent)
+    if mean is None:
+        shift = vae.config.get("shift_factor")
+        return (latent - (shift or 0.0)) * vae.config.scaling_factor
+    scaling = 1.0 if latent.ndim == 5 else vae.config.scaling_factor
+    return (latent - mean) * scaling / std
+
+
+def check_latent(latent: torch.Tensor, family: Family) -> None:
+    """Raise InputError unless the latent has the form of the family's latents."""
+    if latent.ndim not in (4, 5) or 0 in latent.shape:
+        reason = f"its shape is {list(latent.shape)}, not [batch, channels, (frames,) height, width]"
+        raise InputError("latent", "tensor", reason, "connect a LATENT output")
+    if family.latent_channels and latent.shape[1] != family.latent_channels:
+        reason = f"it has {latent.shape[1]} channels, but {family.name} latents have {family.latent_channels}"
+        raise InputError("latent", "tensor", reason, "use a latent of the same kind of model")
+
+
+def unpack(native: torch.Tensor, family: Family, width: int, height: int) -> torch.Tensor:
+    """From the family's layout to [B, C, h, w] (or [B, C, T, h, w])."""
+    if family.layout in ("plain", "video"):
+        return native
+    rows, columns = height // 16, width // 16
+    batch, _, channels = native.shape
+    if family.layout == "patches":
+        return native.permute(0, 2, 1).reshape(batch, channels, rows, columns)
+    latent = native.view(batch, rows, columns, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    latent = latent.reshape(batch, channels // 4, rows * 2, columns * 2)
+    return latent.unsqueeze(2) if family.comfy_format == "Wan21" else latent
+
+
+def pack(latent: torch.Tensor, family: Family) -> torch.Tensor:
+    """The inverse of `unpack`."""
+    if family.layout in ("plain", "video"):
+        return latent
+    if latent.ndim == 5:
+        latent = latent.squeeze(2)
+    batch, channels, height, width = latent.shape
+    if family.layout == "patches":
+        return latent.reshape(batch, channels, height * width).permute(0, 2, 1)
+    latent = latent.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return latent.reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def decode(loaded: LoadedPipeline, latent: torch.Tensor, callbacks: Callbacks = SILENT) -> torch.Tensor:
+    """Decode a ComfyUI latent with the pipeline's VAE.
+
+    Args:
+        loaded: of a known family.
+        latent: [B, C, h, w] or [B, C, T, h, w].
+        callbacks: ticked as stage "decode"; a cancel takes effect between frames and between tiles.
+
+    Returns:
+        float32 [B, T, H, W, 3] in 0..1 on the CPU, T = 1 for images.
+
+    Raises:
+        InputError: the latent is not one of this family, or the pipeline's class is not known.
+        torch.OutOfMemoryError: as raised; the VAE is usable afterwards.
+    """
+    import torch
+
+    family, pipeline = loaded.family, loaded.pipeline
+    if not family.known:
+        reason = f"how {family.name} scales its latents is not known here"
+        raise InputError("latent", "tensor", reason, "let the sampler decode")
+    check_latent(latent, family)
+    vae = pipeline.vae
+    with torch.no_grad(), _upcast(vae):
+        latent = latent.to(execution_device(vae, loaded.device), decode_dtype(vae))
+        if family.layout == "patches":
+            latent = _denormalize_patches(latent, vae)
+        elif latent.ndim == 4 and _has_time_axis(vae):
+            latent = latent.unsqueeze(2)
+        if latent.ndim == 5 and latent.shape[2] > 1 and not refuse_streaming(vae):
+            pixels = decode_streaming(vae, latent, callbacks=callbacks)
+        else:
+            with _decoder_progress(vae, latent, callbacks):
+                pixels = vae.decode(latent, return_dict=False)[0]
+        return _to_frames(pixels)
+
+
+def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = SILENT) -> torch.Tensor:
+    """Encode frames with the pipeline's VAE; the mode of the distribution, so without a seed.
+
+    Args:
+        loaded: of a known family.
+        frames: [B, H, W, 3] images or [B, T, H, W, 3] clips in 0..1; H and W multiples of the family's stride.
+
+    Returns:
+        ComfyUI latent, float32 on the CPU.
+
+    Raises:
+        InputError: unknown family, or a size that does not divide.
+    """
+    import torch
+
+    family, vae = loaded.family, loaded.pipeline.vae
+    if not family.known:
+        raise InputError("pixels", "tensor", f"how {family.name} scales its latents is not known here", "")
+    clips = frames if frames.ndim == 5 else frames.unsqueeze(1)
+    height, width = clips.shape[2:4]
+    if height % family.latent_stride or width % family.latent_stride:
+        cure = f"crop or scale to multiples of {family.latent_stride}"
+        raise InputError("pixels", f"{width}x{height}", f"{family.name} encodes multiples of its stride only", cure)
+    with torch.no_grad(), _upcast(vae):
+        callbacks.tick("encode", 0, 1)
+        pixels = clips[..., :3].permute(0, 4, 1, 2, 3).to(execution_device(vae, loaded.device), decode_dtype(vae))
+        if not _has_time_axis(vae):
+            pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
+        latent = vae.encode(pixels * 2.0 - 1.0).latent_dist.mode()
+        if family.layout == "patches":
+            latent = _normalize_patches(latent, vae)
+        callbacks.tick("encode", 1, 1)
+        return latent.float().cpu()
+
+
+def decode_dtype(vae: Any) -> torch.dtype:
+    """The dtype in which diffusers decodes: the VAE's own, float32 for float16 weights that overflow (SDXL)."""
+    import torch
+
+    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
+    return torch.float32 if overflows else vae.dtype
+
+
+def execution_device(module: Any, target: torch.device) -> torch.device:
+    """Where a module computes: its weights may be elsewhere until an offload hook brings them."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None and getattr(hook, "execution_device", None) is not None:
+        import torch
+
+        return torch.device(hook.execution_device)
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is not None and registry.get_hook("group_offloading") is not None:
+        return target
+    device: torch.device = next(module.parameters()).device
+    return device
+
+
+@contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    before = vae.dtype
+    wanted = decode_dtype(vae)
+    if wanted != before:
+        vae.to(dtype=wanted)
+    try:
+        yield
+    finally:
+        if wanted != before:
+            vae.to(dtype=before)
+
+
+def _has_time_axis(vae: Any) -> bool:
+    return vae.config.get("z_dim") is not None
+
+
+def _statistics(vae: Any, latent: torch.Tensor) -> tuple[Any, Any]:
+    """Per-channel mean and deviation of the latents as the VAE's config states them; (None, None) without."""
+    import torch
+
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return None, None
+    shape = (1, -1) + (1,) * (latent.ndim - 2)
+    return tuple(torch.tensor(value).view(shape).to(latent.device, latent.dtype) for value in (mean, std))
+
+
+def _patch_statistics(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latent.device, latent.dtype)
+    variance = vae.bn.running_var.view(1, -1, 1, 1)
+    return mean, torch.sqrt(variance + vae.config.batch_norm_eps).to(latent.device, latent.dtype)
+
+
+def _denormalize_patches(latent: torch.Tensor, vae: Any) -> torch.Tensor:
+    """Flux.2: [B, 128, h, w] normalised -> [B, 32, 2h, 2w] for the decoder."""
+    mean, std = _patch_statistics(vae, latent)
+    latent = latent * std + mean
+    batch, channels, height, width = latent.shape
+    latent = latent.reshape(batch, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return latent.reshape(batch, channels // 4, height * 2, width * 2)
+
+
+def _normalize_patches(latent: torch.Tensor, vae: Any) -> torch.Tensor:
+    batch, channels, height, width = latent.shape
+    latent = latent.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+    latent = latent.reshape(batch, channels * 4, height // 2, width // 2)
+    mean, std = _patch_statistics(vae, latent)
+    return (latent - mean) / std
+
+
+def _to_frames(pixels: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] or [B, 3, T, H, W] in -1..1 -> float32 [B, T, H, W, 3] in 0..1 on the CPU."""
+    if pixels.ndim == 4:
+        pixels = pixels.unsqueeze(2)
+    pixels = (pixels * 0.5 + 0.5).clamp(0, 1)
+    return pixels.cpu().permute(0, 2, 3, 4, 1).float().contiguous()
+
+
+@contextmanager
+def _decoder_progress(vae: Any, latent: torch.Tensor, callbacks: Callbacks) -> Iterator[None]:
+    """Tick before every call of the decoder: once per picture, per tile, per latent frame of a clip."""
+    decoder = getattr(vae, "decoder", None)
+    # A hook would make a compiled decoder compile again.
+    if decoder is None or callbacks is SILENT or decoder._compiled_call_impl is not None:
+        callbacks.tick("decode", 0, 1)
+        yield
+        callbacks.tick("decode", 1, 1)
+        return
+    total = decoder_calls(vae, latent)
+    calls = 0
+
+    def before_call(module: Any, args: Any) -> None:
+        nonlocal calls
+        callbacks.tick("decode", min(calls, total), total)
+        calls += 1
+
+    handle = decoder.register_forward_pre_hook(before_call)
+    try:
+        yield
+    finally:
+        handle.remove()
+    callbacks.tick("decode", total, total)
+
+
+def decoder_calls(vae: Any, latent: torch.Tensor) -> int:
+    """How often `vae.decode` will call its decoder for this latent: tiles times latent frames, times sliced items."""
+    frames = latent.shape[2] if latent.ndim == 5 else 1
+    items = latent.shape[0] if getattr(vae, "use_slicing", False) else 1
+    if not getattr(vae, "use_tiling", False):
+        return frames * items
+    height, width = latent.shape[-2:]
+    if hasattr(vae, "tile_sample_stride_height"):
+        ratio = vae.spatial_compression_ratio
+        edges = (vae.tile_sample_min_height // ratio, vae.tile_sample_min_width // ratio)
+        strides = (vae.tile_sample_stride_height // ratio, vae.tile_sample_stride_width // ratio)
+    elif hasattr(vae, "tile_latent_min_size"):
+        edge = vae.tile_latent_min_size
+        edges, strides = (edge, edge), (int(edge * (1 - vae.tile_overlap_factor)),) * 2
+    else:
+        return frames * items
+    if height <= edges[0] and width <= edges[1]:
+        return frames * items
+    tiles = -(-height // max(1, strides[0])) * -(-width // max(1, strides[1]))
+    return frames * items * tiles
