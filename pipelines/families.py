@@ -43,6 +43,9 @@ class Family:
         latent_stride: pixels per ComfyUI latent cell.
         temporal_stride: frames per latent frame after the first; 1 for images.
         comfy_format: class name in ComfyUI's `latent_formats`, "" when there is none.
+        timestep_arguments: what the pipeline hands to `set_timesteps` besides the number of steps: "sigmas", "mu".
+        own_flow_sigmas: leaves the sigmas to a scheduler that is configured with `use_flow_sigmas`.
+        image_to_image: diffusers class that starts from an image with a strength, "" when there is none.
         extra: further fixed call arguments, as (name, value) pairs.
     """
 
@@ -74,6 +77,9 @@ class Family:
     latent_stride: int = 8
     temporal_stride: int = 1
     comfy_format: str = ""
+    timestep_arguments: tuple[str, ...] = ()
+    own_flow_sigmas: bool = False
+    image_to_image: str = ""
     extra: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -85,6 +91,9 @@ class Family:
 _FLUX = Family(
     "flux",
     ("FluxPipeline",),
+    timestep_arguments=("sigmas", "mu"),
+    own_flow_sigmas=True,
+    image_to_image="FluxImg2ImgPipeline",
     negative_prompt=False,
     guidance=3.5,
     layout="packed",
@@ -94,6 +103,8 @@ _FLUX = Family(
 _FLUX2 = Family(
     "flux2",
     ("Flux2Pipeline",),
+    timestep_arguments=("sigmas", "mu"),
+    own_flow_sigmas=True,
     negative_prompt=False,
     steps=50,
     guidance=4.0,
@@ -107,6 +118,8 @@ _FLUX2 = Family(
 _QWEN = Family(
     "qwenimage",
     ("QwenImagePipeline",),
+    timestep_arguments=("sigmas", "mu"),
+    image_to_image="QwenImageImg2ImgPipeline",
     guidance_argument="true_cfg_scale",
     empty_negative=" ",
     steps=50,
@@ -147,14 +160,15 @@ FAMILIES: tuple[Family, ...] = (
         guidance=2.5,
         images="optional",
         max_images=1,
-        # Sizes are decided before the call, here for all families alike: the pipeline must not choose its own.
-        extra=(("_auto_resize", False),),
+        own_flow_sigmas=False,
+        image_to_image="",
     ),
     _FLUX2,
     replace(_FLUX2, name="flux2-klein", classes=("Flux2KleinPipeline",)),
     Family(
         "sdxl",
         ("StableDiffusionXLPipeline",),
+        image_to_image="StableDiffusionXLImg2ImgPipeline",
         steps=30,
         size_multiple=8,
         layout="plain",
@@ -164,6 +178,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "sd3",
         ("StableDiffusion3Pipeline",),
+        image_to_image="StableDiffusion3Img2ImgPipeline",
         guidance=4.5,
         max_size=3072,
         layout="plain",
@@ -179,6 +194,7 @@ FAMILIES: tuple[Family, ...] = (
         height=1024,
         images="required",
         max_images=1,
+        image_to_image="",
     ),
     replace(
         _QWEN,
@@ -188,10 +204,13 @@ FAMILIES: tuple[Family, ...] = (
         height=1024,
         images="required",
         max_images=3,
+        image_to_image="",
     ),
     Family(
         "zimage",
         ("ZImagePipeline",),
+        timestep_arguments=("sigmas", "mu"),
+        image_to_image="ZImageImg2ImgPipeline",
         negative_above=0.0,
         steps=9,
         guidance=0.0,
@@ -294,4 +313,6 @@ def _wan_variant(family: Family, config: Any) -> Family:
 
 def small(family: Family) -> Family:
     """The family with recommendations for its embedded tiny pipeline, which a CPU can follow."""
-    return replace(family, steps=4, width=128, height=128, num_frames=9 if family.video else 1)
+    # Kontext would enlarge its reference image to a megapixel.
+    extra = (("_auto_resize", False),) if family.name == "flux-kontext" else ()
+    return replace(family, steps=4, width=128, height=128, num_frames=9 if family.video else 1, extra=extra)

@@ -1,0 +1,88 @@
+"""The keyword arguments of one pipeline call: only those that its signature has."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from . import latents
+from .families import Family
+from .requests import seeds
+from .types import SampleRequest
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
+    """What to call `pipeline` with.
+
+    Args:
+        pipeline: the pipeline itself, or its image-to-image form.
+        family: of the pipeline itself.
+        request: checked and completed.
+    """
+    from_image = request.strength < 1.0
+    arguments: dict[str, Any] = {
+        **dict(family.extra),
+        **_prompts(family, request),
+        "num_inference_steps": request.steps,
+        "width": request.width,
+        "height": request.height,
+        "num_frames": request.num_frames,
+        "generator": generators(request),
+        "output_type": "latent" if family.known else "pt",
+        "max_sequence_length": request.max_sequence_length,
+        # Kontext scales whatever size it is given to this area.
+        "max_area": (request.width or 0) * (request.height or 0),
+        "last_image": None if request.last_image is None else to_pil(request.last_image),
+    }
+    if not family.known:
+        arguments["frame_rate"] = request.frame_rate
+    if family.guidance_argument:
+        arguments[family.guidance_argument] = request.guidance
+    if family.second_guidance and pipeline.config.get("boundary_ratio") is not None:
+        arguments["guidance_scale_2"] = request.guidance_2
+    if from_image:
+        arguments |= {"image": _start(pipeline, family, request), "strength": request.strength}
+    elif request.images:
+        pictures = [to_pil(image) for image in request.images]
+        arguments["image"] = pictures if family.max_images > 1 else pictures[0]
+    accepted = inspect.signature(pipeline.__call__).parameters
+    return {name: value for name, value in arguments.items() if name in accepted and value is not None}
+
+
+def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:
+    """Prompt, negative prompt where it acts, and the size of the batch."""
+    negative = request.negative_prompt or family.empty_negative
+    if not family.negative_prompt or (request.guidance or 0.0) <= family.negative_above:
+        negative = None
+    if family.batch_by_prompts and request.batch > 1:
+        negatives = None if negative is None else [negative] * request.batch
+        return {"prompt": [request.prompt] * request.batch, "negative_prompt": negatives}
+    batch = {"num_images_per_prompt": request.batch, "num_videos_per_prompt": request.batch}
+    return {"prompt": request.prompt, "negative_prompt": negative, **batch}
+
+
+def generators(request: SampleRequest) -> list[torch.Generator]:
+    """One generator per item of the batch, on the CPU: the same noise on every device."""
+    import torch
+
+    return [torch.Generator().manual_seed(seed) for seed in seeds(request)]
+
+
+def to_pil(image: torch.Tensor) -> Image:
+    """A float [H, W, 3] image in 0..1 as the 8-bit picture that every pipeline accepts."""
+    from PIL.Image import fromarray
+
+    pixels = (image[..., :3].detach().float().cpu().clamp(0, 1) * 255).round().byte()
+    return fromarray(pixels.numpy())
+
+
+def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:
+    """What an image-to-image call starts from: the latent where there is one, else the first image."""
+    if request.latent is None:
+        return to_pil(request.images[0])
+    vae = pipeline.vae
+    return latents.from_comfy(request.latent, family, vae).to(vae.dtype)

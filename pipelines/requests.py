@@ -1,0 +1,201 @@
+"""What a request must be like, and what fills the gaps: everything that can be said before a model is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .families import Family
+from .types import SampleRequest
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_STEPS = 1000
+"""The schedulers divide 1000 training timesteps."""
+MAX_BATCH = 64
+SCHEDULER_DEFAULT = "model default"
+
+
+def check_request(family: Family, request: SampleRequest) -> list[str]:
+    """Check a request against a family, in microseconds.
+
+    Returns:
+        Notes: what will be ignored, and why.
+
+    Raises:
+        InputError: the first thing that cannot be done, naming the input, its value, the reason and the cure.
+    """
+    _check_range("steps", request.steps, 1, MAX_STEPS, f"{family.steps} is recommended")
+    _check_range("batch", request.batch, 1, MAX_BATCH, "run it several times for more")
+    _check_range("seed", request.seed, 0, 2**64 - 1, "use any number in that range")
+    for name in ("guidance", "guidance_2"):
+        _check_range(name, getattr(request, name), 0.0, 1000.0, f"{family.guidance:g} is recommended")
+    _check_size("width", request.width, family)
+    _check_size("height", request.height, family)
+    _check_frames(family, request)
+    _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
+    if not isinstance(request.prompt, str):
+        raise InputError("prompt", request.prompt, "it must be text", "")
+    _check_scheduler_name(request.scheduler)
+    _check_images(family, request)
+    return _ignored(family, request)
+
+
+def complete(family: Family, request: SampleRequest) -> SampleRequest:
+    """The request with every gap filled by what the family recommends; the size follows a reference image's aspect."""
+    guidance = family.guidance if request.guidance is None else request.guidance
+    guidance_2 = request.guidance_2
+    if guidance_2 is None and request.guidance is None:
+        guidance_2 = family.guidance_2
+    width, height = _size(family, request)
+    return replace(
+        request,
+        steps=request.steps or family.steps,
+        guidance=guidance,
+        guidance_2=guidance if guidance_2 is None else guidance_2,
+        width=width,
+        height=height,
+        num_frames=request.num_frames or family.num_frames,
+        frame_rate=(request.frame_rate or family.frame_rate) if family.video else None,
+    )
+
+
+def seeds(request: SampleRequest) -> tuple[int, ...]:
+    """The seed of each item of the batch: seed, seed + 1, ... (starting over at 2**64)."""
+    return tuple((request.seed + index) % 2**64 for index in range(request.batch))
+
+
+def _check_range(name: str, value: float | None, low: float, high: float, cure: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise InputError(name, value, f"it must be between {low:g} and {high:g}", cure)
+
+
+def _check_size(name: str, value: int | None, family: Family) -> None:
+    if value is None:
+        return
+    multiple = family.size_multiple
+    if isinstance(value, int) and multiple <= value <= family.max_size and value % multiple == 0:
+        return
+    reason = f"{family.name} takes multiples of {multiple}, from {multiple} to {family.max_size}"
+    raise InputError(name, value, reason, f"the nearest: {_nearest(value, multiple, multiple, family.max_size)}")
+
+
+def _nearest(value: float, step: int, low: int, high: int) -> str:
+    """The valid values (low + a multiple of step) on both sides of `value`, as text."""
+    below = low + math.floor((min(max(value, low), high) - low) / step) * step
+    options = [below] if below == value or below + step > high or value < low else [below, below + step]
+    return " or ".join(str(option) for option in options)
+
+
+def _check_frames(family: Family, request: SampleRequest) -> None:
+    frames = request.num_frames
+    if request.frame_rate is not None and not 0 < request.frame_rate <= 1000:
+        raise InputError("frame_rate", request.frame_rate, "it must be above 0 and at most 1000", "use 24")
+    if frames is None:
+        return
+    if not family.video:
+        if frames != 1:
+            raise InputError("num_frames", frames, f"{family.name} makes single images", "use 1, or batch for more")
+        return
+    if 1 <= frames <= family.max_frames and (frames - 1) % family.frame_step == 0:
+        return
+    rule = f"{family.frame_step}n + 1 frames" if family.frame_step > 1 else "frames"
+    reason = f"{family.name} makes {rule}, at most {family.max_frames}"
+    nearest = _nearest(frames, family.frame_step, 1, family.max_frames)
+    raise InputError("num_frames", frames, reason, f"the nearest: {nearest}; {family.num_frames} is recommended")
+
+
+def _check_scheduler_name(name: str) -> None:
+    if name == SCHEDULER_DEFAULT:
+        return
+    from difflib import get_close_matches
+
+    from .schedulers import known_schedulers
+
+    if name not in known_schedulers():
+        close = get_close_matches(name, known_schedulers(), 3, 0.4)
+        cure = f"did you mean {' or '.join(close)}?" if close else f"use {SCHEDULER_DEFAULT!r}"
+        raise InputError("scheduler", name, "diffusers has no scheduler of that name", cure)
+
+
+def _check_images(family: Family, request: SampleRequest) -> None:
+    for index, image in enumerate(request.images):
+        _check_image(f"images[{index}]", image)
+    if request.last_image is not None:
+        _check_image("last_image", request.last_image)
+        if not family.last_image:
+            raise InputError("last_image", "tensor", f"{family.name} has no last frame to be given", "disconnect it")
+    if not 0.0 < request.strength <= 1.0:
+        raise InputError("strength", request.strength, "it must be above 0 and at most 1", "1 starts from noise")
+    count = len(request.images)
+    if request.strength < 1.0:
+        _check_image_to_image(family, request)
+    elif family.images == "none" and count:
+        cure = "disconnect it, or choose an edit model"
+        if family.image_to_image:
+            cure = "set strength below 1 to start from the image, or disconnect it"
+        raise InputError("images", f"{count} image(s)", f"{family.name} is a text-only model", cure)
+    elif family.images == "required" and not count:
+        raise InputError("images", "none", f"{family.name} works on a picture", "connect one")
+    elif count > max(1, family.max_images) and family.images != "none":
+        raise InputError("images", f"{count} images", f"{family.name} takes at most {family.max_images}", "")
+
+
+def _check_image_to_image(family: Family, request: SampleRequest) -> None:
+    if not family.image_to_image:
+        reason = f"{family.name} has no image-to-image form"
+        raise InputError("strength", request.strength, reason, "use 1")
+    if not request.images and request.latent is None:
+        cure = "connect an image or a latent, or set strength to 1"
+        raise InputError("strength", request.strength, "below 1 there must be something to start from", cure)
+    steps = request.steps or family.steps
+    if int(steps * request.strength) < 1:
+        cure = f"use at least {math.ceil(100 / steps) / 100:g} or more steps"
+        raise InputError("strength", request.strength, f"of {steps} steps, none would be left", cure)
+    if request.latent is not None:
+        from .latents import check_latent
+
+        check_latent(request.latent, family)
+
+
+def _check_image(name: str, image: torch.Tensor) -> None:
+    shape = list(getattr(image, "shape", ()))
+    if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
+        raise InputError(name, f"shape {shape}", "an image is [height, width, 3]", "connect an IMAGE output")
+
+
+def _ignored(family: Family, request: SampleRequest) -> list[str]:
+    notes = []
+    guidance = family.guidance if request.guidance is None else request.guidance
+    if request.negative_prompt and not family.negative_prompt:
+        notes.append(f"negative_prompt ignored: {family.name} has none.")
+    elif request.negative_prompt and guidance <= family.negative_above:
+        notes.append(f"negative_prompt ignored: guidance = {guidance:g} switches it off.")
+    if request.guidance is not None and not family.guidance_argument:
+        notes.append(f"guidance ignored: {family.name} has no guidance scale.")
+    if request.guidance_2 is not None and not family.second_guidance:
+        notes.append(f"guidance_2 ignored: {family.name} has no second expert.")
+    if request.frame_rate is not None and not family.video:
+        notes.append(f"frame_rate ignored: {family.name} makes single images.")
+    if request.latent is not None and request.strength >= 1.0:
+        notes.append("latent ignored but for its size: strength = 1 starts from noise.")
+    return notes
+
+
+def _size(family: Family, request: SampleRequest) -> tuple[int, int]:
+    """Width and height in pixels: as asked, else the latent's, else the first image's aspect at the family's area."""
+    width, height = family.width, family.height
+    multiple = family.size_multiple
+    if request.latent is not None and request.latent.ndim >= 4:
+        height, width = (edge * family.latent_stride for edge in request.latent.shape[-2:])
+    elif request.images:
+        rows, columns = request.images[0].shape[:2]
+        scale = math.sqrt(family.width * family.height / (rows * columns))
+        width, height = (max(1, round(edge * scale / multiple)) * multiple for edge in (columns, rows))
+    clip = lambda edge: min(max(edge // multiple, 1) * multiple, family.max_size // multiple * multiple)
+    return request.width or clip(width), request.height or clip(height)

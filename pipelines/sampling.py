@@ -1,0 +1,186 @@
+"""One denoising run: arguments by signature, steps watched, cancelled cleanly, and the result in ComfyUI's terms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..callbacks import SILENT, Callbacks
+from ..errors import InputError
+from ..report import OptimizationReport
+from . import latents
+from .arguments import call_arguments
+from .families import Family
+from .requests import check_request, complete, seeds
+from .schedulers import scheduler_for_run
+from .steps import watched
+from .types import LoadedPipeline, SampleRequest, SampleResult
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_request", "run"]
+
+NOT_FINITE = (
+    "the {what} holds NaN or infinite values: the picture is black or broken. Use dtype bfloat16 or float32, "
+    "or attention sdpa."
+)
+DENOISERS = ("transformer", "transformer_2", "unet")
+
+Decode = Callable[["torch.Tensor"], "torch.Tensor"]
+"""ComfyUI latent -> frames float32 [B, T, H, W, 3] in 0..1 on the CPU."""
+
+
+def run(
+    loaded: LoadedPipeline,
+    request: SampleRequest,
+    callbacks: Callbacks = SILENT,
+    report: OptimizationReport | None = None,
+    decode: Decode | None = None,
+) -> SampleResult:
+    """Sample once, and decode once unless `request.decode` is False.
+
+    Args:
+        loaded: a pipeline whose weights are where they shall compute (or have hooks that bring them).
+        request: what to make; gaps are filled by the family's recommendations.
+        callbacks: stages "text encode", "denoise" (with previews) and "decode". A cancel takes effect after the
+            current step, and then nothing is decoded.
+        report: continued with notes and facts; a new one when None.
+        decode: replaces `latents.decode`, to add fallbacks.
+
+    Raises:
+        InputError: the request does not suit the model, before any step.
+        Exception: whatever `callbacks.check_cancel` or the model raises, unchanged. The pipeline is usable afterwards,
+            and the next run equals that of a fresh pipeline.
+    """
+    report = report if report is not None else OptimizationReport()
+    for note in check_request(loaded.family, request):
+        report.note(note)
+    request = complete(loaded.family, request)
+    callbacks.tick("text encode", 0, 1)
+    stages: dict[str, float] = {}
+    with _cleaned_up(loaded.pipeline):
+        native, last, step_seconds, stages["text encode"] = _denoise(loaded, request, callbacks)
+        stages["denoise"] = sum(step_seconds)
+        result = SampleResult(
+            frames=None,
+            latent=_comfy_latent(loaded, request, native, last, report),
+            frame_rate=request.frame_rate,
+            seeds=seeds(request),
+            step_seconds=step_seconds,
+            stage_seconds=stages,
+            report=report,
+        )
+        if request.decode:
+            callbacks.check_cancel()
+            started = time.perf_counter()
+            if loaded.family.known:
+                decode = decode or (lambda latent: latents.decode(loaded, latent, callbacks))
+                result.frames = decode(result.latent)
+            else:
+                result.frames = _frames_of_pipeline(native)
+            stages["decode"] = time.perf_counter() - started
+    _report(result, loaded, request)
+    return result
+
+
+def _denoise(
+    loaded: LoadedPipeline, request: SampleRequest, callbacks: Callbacks
+) -> tuple[Any, torch.Tensor | None, list[float], float]:
+    """(what the pipeline returned, the last step's latent, seconds per step, seconds before the first)."""
+    family = loaded.family
+    pipeline = loaded.pipeline if request.strength >= 1.0 else _image_to_image(loaded.pipeline, family)
+
+    def on_step(done: int, total: int, estimate: torch.Tensor | None) -> None:
+        preview = _preview(estimate, loaded, request)
+        callbacks.tick("denoise", done, total, preview_latent=preview, preview_format=family.comfy_format)
+
+    with scheduler_for_run(pipeline, family, request.scheduler):
+        arguments = call_arguments(pipeline, family, request)
+        previews = family.known and callbacks.on_progress is not SILENT.on_progress
+        with watched(pipeline, loaded.device, on_step, previews) as watch:
+            native = pipeline(**arguments)[0]
+        return native, watch.latent, watch.step_seconds, watch.text_seconds
+
+
+def _image_to_image(pipeline: Any, family: Family) -> Any:
+    """The pipeline's image-to-image form, around the same models: it loads nothing and is thrown away after the run."""
+    import diffusers
+
+    form = getattr(diffusers, family.image_to_image)
+    return form(**{name: part for name, part in pipeline.components.items() if name in form._get_signature_types()})
+
+
+def _comfy_latent(
+    loaded: LoadedPipeline, request: SampleRequest, native: Any, last: torch.Tensor | None, report: OptimizationReport
+) -> torch.Tensor:
+    family = loaded.family
+    if family.known:
+        # Flux.2 pipelines return a latent that has left ComfyUI's convention already; the loop's own has not.
+        source = last if family.layout == "patches" and last is not None else native
+        assert request.width is not None  # noqa: S101 - completed
+        assert request.height is not None  # noqa: S101 - completed
+        latent = latents.to_comfy(source, family, loaded.pipeline.vae, request.width, request.height).cpu()
+        if not bool(latent.isfinite().all()):
+            report.note(NOT_FINITE.format(what="latent"))
+        return latent
+    if last is None:
+        raise InputError("model", family.name, "its pipeline runs no scheduler step", "use another pipeline")
+    report.note(f"the latent is in {family.name}'s own layout: only the picture can be used.")
+    return last.float().cpu()
+
+
+def _frames_of_pipeline(output: torch.Tensor) -> torch.Tensor:
+    """What an unknown pipeline decoded itself ("pt": [B, 3, H, W] or [B, T, 3, H, W] in 0..1) as frames."""
+    clip = output if output.ndim == 5 else output.unsqueeze(1)
+    return clip.permute(0, 1, 3, 4, 2).float().cpu().contiguous()
+
+
+def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: SampleRequest) -> torch.Tensor | None:
+    """The first item of the batch in ComfyUI's convention, [C, h, w] or [C, T, h, w]."""
+    if estimate is None or request.width is None or request.height is None:
+        return None
+    vae = loaded.pipeline.vae
+    return latents.to_comfy(estimate[:1], loaded.family, vae, request.width, request.height)[0]
+
+
+@contextmanager
+def _cleaned_up(pipeline: Any) -> Iterator[None]:
+    """Leave no state of this run behind, however it ends.
+
+    A pipeline that finishes frees its own hooks; the exception that stops it skips that, and what step caches keep
+    would reach into the next run. A decode after the pipeline's end brings the VAE to the device once more.
+    """
+    try:
+        yield
+    finally:
+        pipeline._interrupt = False
+        for name in DENOISERS:
+            model = getattr(pipeline, name, None)
+            if hasattr(model, "_reset_stateful_cache"):
+                model._reset_stateful_cache()
+            registry = getattr(model, "_diffusers_hook", None)
+            if hasattr(registry, "_set_context"):  # before diffusers 0.39 an exception left the last one in place
+                registry._set_context(None)
+        if hasattr(pipeline, "_all_hooks") and pipeline._all_hooks:
+            pipeline.maybe_free_model_hooks()
+
+
+def _report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest) -> None:
+    report = result.report
+    if result.frames is not None and not bool(result.frames.isfinite().all()):
+        report.note(NOT_FINITE.format(what="picture"))
+        result.frames = result.frames.nan_to_num(0.0, 1.0, 0.0)
+    report.facts.update(
+        {
+            **loaded.facts,
+            "size": f"{request.width}x{request.height}" + (f"x{request.num_frames}" if loaded.family.video else ""),
+            "steps": len(result.step_seconds),
+            "guidance": request.guidance,
+            "scheduler": request.scheduler,
+            "seeds": list(result.seeds),
+            "seconds": {name: round(value, 4) for name, value in result.stage_seconds.items()},
+        }
+    )

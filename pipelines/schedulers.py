@@ -1,0 +1,128 @@
+"""Which schedulers a pipeline can run with, and running it with one of them without leaving a trace.
+
+Every run gets a scheduler of its own, made from the configuration that the model came with: multistep solvers keep the
+model's outputs, and nothing of a cancelled run may reach the next one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from ..errors import InputError
+from .families import Family
+
+_TRIAL_STEPS = 4
+
+
+@lru_cache(maxsize=1)
+def known_schedulers() -> tuple[str, ...]:
+    """Class names of diffusers' schedulers for continuous latents, sorted. Imports nothing heavy but diffusers."""
+    import diffusers
+
+    names = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
+    return tuple(sorted(set(names) - {"VQDiffusionScheduler", "AmusedScheduler", "ScoreSdeVpScheduler"}))
+
+
+@contextmanager
+def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]:
+    """Give `pipeline` a fresh scheduler while the block runs.
+
+    Args:
+        pipeline: its own scheduler is put back afterwards, whatever happened.
+        family: what the pipeline hands to the scheduler.
+        name: class name, or "model default" for the model's own class and configuration.
+
+    Raises:
+        InputError: it does not fit this pipeline; the error lists those that do.
+    """
+    original = pipeline.scheduler
+    fresh = (
+        type(original).from_config(original.config)
+        if name in ("model default", type(original).__name__)
+        else _candidate(original, name)
+    )
+    objection = "" if fresh is not None and name == "model default" else _objection(family, fresh)
+    if fresh is None or objection:
+        fitting = ", ".join(compatible_schedulers(original, family))
+        reason = f"it does not fit {type(pipeline).__name__} ({objection})"
+        raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
+    pipeline.scheduler = fresh
+    try:
+        yield fresh
+    finally:
+        pipeline.scheduler = original
+
+
+def compatible_schedulers(original: Any, family: Family) -> tuple[str, ...]:
+    """Class names of all schedulers that can take the place of a pipeline's own one, that one first."""
+    own = type(original).__name__
+    others = (name for name in known_schedulers() if name != own)
+    return (own, *(name for name in others if not _objection(family, _candidate(original, name))))
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler integrates a flow (straight paths from noise to data) rather than a diffusion."""
+    config = scheduler.config
+    return (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or config.get("prediction_type") == "flow_prediction"
+        or bool(config.get("use_flow_sigmas"))
+    )
+
+
+def _candidate(original: Any, name: str) -> Any | None:
+    """Scheduler `name` with the original's configuration, or None when its kind of process is another one."""
+    import diffusers
+
+    scheduler_class = getattr(diffusers, name, None)
+    if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
+        return None
+    parameters = inspect.signature(scheduler_class.__init__).parameters
+    flow_class = name.startswith("FlowMatch")
+    changes: dict[str, Any] = {}
+    if is_flow(original):
+        shift = original.config.get("shift", original.config.get("flow_shift", 1.0))
+        if flow_class:
+            changes["shift"] = shift
+        elif "use_flow_sigmas" in parameters:
+            changes = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+        else:
+            return None
+    elif flow_class:
+        return None
+    try:
+        return scheduler_class.from_config(original.config, **changes)
+    except (ImportError, TypeError, ValueError, NotImplementedError):  # a missing package, or a setting it has not
+        return None
+
+
+def _objection(family: Family, scheduler: Any | None) -> str:
+    """Why a family's pipelines cannot drive this scheduler, "" when they can: asks it for timesteps as they will."""
+    if scheduler is None:
+        return "it is made for another kind of process"
+    arguments = _timestep_arguments(family, scheduler)
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    for name in arguments:
+        if name not in accepted:
+            return f"the pipeline gives it {name!r}, which it does not take"
+    try:
+        trial = type(scheduler).from_config(scheduler.config)
+        trial.set_timesteps(**({} if "sigmas" in arguments else {"num_inference_steps": _TRIAL_STEPS}), **arguments)
+    except (ValueError, TypeError, AssertionError, NotImplementedError, ImportError, IndexError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return ""
+
+
+def _timestep_arguments(family: Family, scheduler: Any) -> dict[str, Any]:
+    """What the family's pipelines hand to `set_timesteps` besides the number of steps, with values to try."""
+    values = {"mu": 0.8, "sigmas": [1.0 - step / _TRIAL_STEPS for step in range(_TRIAL_STEPS)]}
+    names = set(family.timestep_arguments)
+    if scheduler.config.get("use_flow_sigmas") and family.own_flow_sigmas:
+        names.discard("sigmas")
+    if family.name == "sd3" and scheduler.config.get("use_dynamic_shifting"):
+        names.add("mu")
+    return {name: values[name] for name in sorted(names)}
