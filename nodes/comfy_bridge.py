@@ -17,7 +17,7 @@ from ..callbacks import Callbacks, Progress
 from ..optimizations.headroom import MemoryState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from ..report import OptimizationReport
 
@@ -79,8 +79,12 @@ class NodeProgress:
         return Callbacks(on_progress=self._show, check_cancel=check_interrupted)
 
     def show_report(self, report: OptimizationReport) -> None:
-        """Leave on the node what was really active."""
+        """Leave on the node, in short, what was really active."""
         self.show_text("\n".join(summary_lines(report)))
+
+    def show_full_report(self, report: OptimizationReport) -> None:
+        """Leave the whole report on the node."""
+        self.show_text("\n".join(full_lines(report)))
 
     def show_text(self, text: str) -> None:
         """Put `text` under the node's widgets in the browser."""
@@ -115,10 +119,21 @@ class NodeProgress:
         return image
 
 
-def summary_lines(report: OptimizationReport) -> Iterable[str]:
+def summary_lines(report: OptimizationReport) -> Iterator[str]:
     """The report in the few words that fit on a node: what is on, what failed, what to know."""
     for record in report:
         mark = "failed, " if record.failed else ""
         why = f" ({record.reason})" if record.reason else ""
         yield f"{record.name}: {mark}{record.applied}{why}"
     yield from report.notes
+
+
+def full_lines(report: OptimizationReport) -> Iterator[str]:
+    """The whole report, one thing a line, for text that is not set in columns."""
+    for record in report:
+        change = record.applied if record.applied == record.requested else f"{record.requested} → {record.applied}"
+        details = [text for text in ("failed" if record.failed else "", record.reason, record.cost) if text]
+        yield f"{record.name}: {change}" + (f" ({'; '.join(details)})" if details else "")
+    yield from (f"note: {note}" for note in report.notes)
+    for name, value in report.facts.items():
+        yield f"{name}: {value}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..report import OptimizationReport
-from . import types
+from . import comfy_bridge, types
 from .compat import schema
 
 
@@ -30,11 +30,13 @@ class ShowReport(io.ComfyNode):
                     tooltip="'table' to read, 'json' to keep or to hand to another program.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="text")],
+            outputs=[io.String.Output(display_name="text", tooltip="The report in the chosen format.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, report: OptimizationReport, format: str) -> io.NodeOutput:
+        comfy_bridge.NodeProgress(cls.hidden.unique_id).show_full_report(report)
         text = report.as_json() if format == "json" else report.as_table()
         return io.NodeOutput(text, ui=ui.PreviewText(text))

@@ -22,6 +22,8 @@ from . import comfy_bridge, types
 from .compat import ADVANCED, schema
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
 MODEL_DEFAULT = "model default"
@@ -39,6 +41,7 @@ SCHEDULERS = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
+IMAGE_SOCKETS = ("image_1", "image_2", "image_3", "image_4")
 STILL_FRAME_RATE = 1.0
 """Frame rate that is put out with still images: one a second, so that a video made of them can be looked at."""
 
@@ -88,7 +91,7 @@ class Sampler(io.ComfyNode):
         step_cache: str,
         compile_settings: CompileSettings | None = None,
         settings: OptimizationSettings | None = None,
-        images: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        images: dict[str, torch.Tensor | None] | None = None,
         last_image: torch.Tensor | None = None,
         latent: dict[str, Any] | None = None,
         strength: float = 1.0,
@@ -265,11 +268,11 @@ def _optional_inputs() -> list[Any]:
             optional=True,
             tooltip="From Optimization Settings or a benchmark. 'attention' and 'vae_tiling' on 'auto' follow it.",
         ),
-        io.Image.Input(
+        io.Autogrow.Input(
             "images",
+            template=io.Autogrow.TemplateNames(io.Image.Input("image"), names=list(IMAGE_SOCKETS), min=0),
             optional=True,
-            tooltip="Images to edit or to refer to, or the first frame of a video: every image of the batch is one "
-            "reference.",
+            tooltip="Images to edit or to refer to, or the first frame of a video. A batch counts as several images.",
         ),
         io.Image.Input("last_image", optional=True, tooltip="Last frame of a video, where the model takes one."),
         io.Latent.Input(
@@ -331,9 +334,7 @@ def _advanced_inputs() -> list[Any]:
     ]
 
 
-def _image_list(images: Any) -> tuple[torch.Tensor, ...]:
+def _image_list(images: Mapping[str, torch.Tensor | None] | None) -> tuple[torch.Tensor, ...]:
     """Every image of every connected batch, as RGB [H, W, 3]."""
-    if images is None:
-        return ()
-    batches = images.values() if isinstance(images, dict) else (images,)
-    return tuple(image[..., :3] for batch in batches if batch is not None for image in batch)
+    batches = [batch for batch in (images or {}).values() if batch is not None]
+    return tuple(image[..., :3] for batch in batches for image in batch)
