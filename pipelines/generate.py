@@ -1,0 +1,150 @@
+"""The main job, from a handle to frames: what the nodes, the command line and the benchmarks call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..callbacks import SILENT, Callbacks
+from ..optimizations.settings import OptimizationSettings, Workload
+from ..report import OptimizationReport
+from . import latents, loader, lora, sampling
+from .cache import CACHE
+from .requests import check_request, complete
+from .types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
+from .video_decode import refuse_streaming
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..optimizations.headroom import MemoryProbe
+
+
+def generate(
+    handle: PipelineHandle,
+    request: SampleRequest,
+    settings: OptimizationSettings,
+    callbacks: Callbacks = SILENT,
+    *,
+    memory: MemoryProbe | None = None,
+) -> SampleResult:
+    """Load (or find in the cache), optimize, sample, decode.
+
+    Args:
+        handle: which pipeline; its `memory_mode` goes before that of `settings` unless it is "auto".
+        request: what to make.
+        settings: what to switch on. Whatever cannot be had falls back, and the report says so.
+        callbacks: progress of every stage, and the way to cancel.
+        memory: how much memory a device has, as the host counts it; torch's own figures when None.
+
+    Returns:
+        Frames, latent, and the report of what was really active.
+
+    Raises:
+        InputError: bad input; what can be said without the model is said before it loads.
+        ModelFileError: the model cannot be read.
+        Exception: whatever stops the run, unchanged. The pipeline stays in the cache, usable.
+    """
+    check_request(loader.family_of_key(handle.key), request)
+    lora.check_loras(handle.loras)
+    with CACHE.use(handle.key, callbacks) as loaded:
+        check_request(loaded.family, request)
+        with _optimized(loaded, handle, settings, _workload(loaded, request), callbacks, memory) as report:
+            decode = lambda latent: _decode(loaded, latent, report, callbacks)
+            return sampling.run(loaded, request, callbacks, report, decode)
+
+
+def decode(
+    handle: PipelineHandle,
+    latent: torch.Tensor,
+    settings: OptimizationSettings,
+    callbacks: Callbacks = SILENT,
+    *,
+    memory: MemoryProbe | None = None,
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """Decode a ComfyUI latent with a pipeline's VAE.
+
+    Returns:
+        Frames, float32 [B, T, H, W, 3] in 0..1 on the CPU, and the report.
+
+    Raises:
+        InputError: the latent is not one of this model's.
+    """
+    latents.check_latent(latent, loader.family_of_key(handle.key))
+    with CACHE.use(handle.key, callbacks) as loaded:
+        stride = loaded.family.latent_stride
+        frames = 1 + (latent.shape[2] - 1) * loaded.family.temporal_stride if latent.ndim == 5 else 1
+        workload = Workload(latent.shape[-1] * stride, latent.shape[-2] * stride, frames, latent.shape[0])
+        # A decode runs no denoiser: nothing is compiled or exchanged in it for this.
+        settings = replace(settings, torch_compile="off", step_cache="off", attention="sdpa")
+        with _optimized(loaded, handle, settings, workload, callbacks, memory) as report:
+            return _decode(loaded, latent, report, callbacks), report
+
+
+def encode(
+    handle: PipelineHandle,
+    pixels: torch.Tensor,
+    settings: OptimizationSettings,
+    callbacks: Callbacks = SILENT,
+    *,
+    memory: MemoryProbe | None = None,
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """Encode images [B, H, W, 3] or clips [B, T, H, W, 3] in 0..1 to a ComfyUI latent with a pipeline's VAE."""
+    with CACHE.use(handle.key, callbacks) as loaded:
+        height, width = pixels.shape[-3:-1]
+        frames = pixels.shape[1] if pixels.ndim == 5 else 1
+        workload = Workload(width, height, frames, pixels.shape[0])
+        settings = replace(settings, torch_compile="off", step_cache="off", attention="sdpa")
+        with _optimized(loaded, handle, settings, workload, callbacks, memory) as report:
+            return latents.encode(loaded, pixels, callbacks), report
+
+
+@contextmanager
+def _optimized(
+    loaded: LoadedPipeline,
+    handle: PipelineHandle,
+    settings: OptimizationSettings,
+    workload: Workload,
+    callbacks: Callbacks,
+    memory: MemoryProbe | None,
+) -> Iterator[OptimizationReport]:
+    """Put the pipeline into the state that the settings describe, and keep torch's switches so while the block runs."""
+    from ..optimizations.apply import active, apply, revert
+
+    pipeline = loaded.pipeline
+    if handle.memory_mode != "auto":
+        settings = replace(settings, memory_mode=handle.memory_mode)
+    lora_records = []
+    if handle.loras or lora.active_loras(loaded):
+        lora_records = lora.set_loras(loaded, handle.loras, callbacks, before_rebuild=revert)
+    report = apply(pipeline, settings, device=loaded.device, workload=workload, callbacks=callbacks, memory=memory)
+    for record in lora_records:
+        report.set(record)
+    report.facts.update(loaded.facts)
+    with active(pipeline, settings, report):
+        yield report
+
+
+def _workload(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
+    filled = complete(loaded.family, request)
+    return Workload(
+        width=filled.width or 0,
+        height=filled.height or 0,
+        frames=filled.num_frames or 1,
+        batch=filled.batch,
+        steps=filled.steps or 0,
+        streamed=loaded.family.layout == "video" and not refuse_streaming(loaded.pipeline.vae),
+    )
+
+
+def _decode(
+    loaded: LoadedPipeline, latent: torch.Tensor, report: OptimizationReport, callbacks: Callbacks
+) -> torch.Tensor:
+    """Decode; when the memory does not suffice, again in tiles, and in smaller ones."""
+    from ..optimizations.vae_memory import decode_with_fallback
+
+    attempt: Any = lambda: latents.decode(loaded, latent, callbacks)
+    frames: torch.Tensor = decode_with_fallback(loaded.pipeline.vae, attempt, report)
+    return frames
