@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from . import __version__
-from .commands import decode, demo, doctor, encode, generate
+from .commands import bench, decode, demo, doctor, encode, generate
 from .errors import FastDiffusersError, InputError
 
 
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "generate": generate,
     "decode": decode,
     "encode": encode,
+    "bench": bench,
     "doctor": doctor,
     "demo": demo,
 }

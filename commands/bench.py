@@ -1,0 +1,219 @@
+"""`fastdiffusers bench`: which settings are the fastest here, measured in pairs against the plain run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..comparison.choices import ALL, CHOICES, parse
+from ..comparison.presets import PRESETS, preset
+from ..errors import InputError
+from ..optimizations.settings import COMPILE_BACKENDS, CompileSettings, OptimizationSettings
+from .files import check_writable, replacing, write_text
+from .media import read_picture
+from .options import MODEL_HELP, add_model_options, pipeline_handle
+from .terminal import TerminalProgress, hush_libraries
+
+if TYPE_CHECKING:
+    from ..comparison.result import Comparison
+    from ..comparison.run import ComparisonRun
+    from ..optimizations.tuning import Row, Store
+    from ..pipelines.types import PipelineHandle, SampleRequest
+
+HELP = "measure which settings are the fastest here, and remember it for auto"
+PROMPT = "a fox in the snow at dawn, detailed fur, soft light"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
+    parser.add_argument(
+        "--compare",
+        metavar="NAMES",
+        help=f"comma-separated, joined with + to combine: {', '.join(CHOICES)}; {ALL} (default): what works here",
+    )
+    known = "; ".join(f"{preset.name} ({preset.help})" for preset in PRESETS.values())
+    parser.add_argument("--preset", metavar="NAME", help=f"a known case, whose work and choices are filled in: {known}")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for results.json, results.csv, chart.png and report.md"
+    )
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument("--runs", type=int, default=5, metavar="N", help="counted runs of each (default: 5)")
+    measuring.add_argument("--time-limit", type=float, metavar="SECONDS", help="for everything after loading")
+    measuring.add_argument(
+        "--compile-backend", choices=COMPILE_BACKENDS, default="inductor", help="dynamo's backend for compile"
+    )
+    measuring.add_argument("--no-store", action="store_true", help="do not remember the result for auto")
+    work = parser.add_argument_group("work (left out: what the model's family recommends)")
+    work.add_argument("--prompt", default=PROMPT, metavar="TEXT")
+    work.add_argument("--steps", type=int, metavar="N")
+    work.add_argument("--guidance", type=float, metavar="SCALE")
+    work.add_argument("--guidance-2", type=float, metavar="SCALE")
+    work.add_argument("--width", type=int, metavar="PIXELS")
+    work.add_argument("--height", type=int, metavar="PIXELS")
+    work.add_argument("--num-frames", type=int, metavar="N")
+    work.add_argument("--batch", type=int, default=1, metavar="N")
+    work.add_argument("--seed", type=int, default=0, metavar="N")
+    work.add_argument("--image", type=Path, metavar="FILE", help="for models that need one (default: a drawn picture)")
+    store = parser.add_argument_group("what was measured before")
+    store.add_argument("--show", action="store_true", help="list what is remembered")
+    store.add_argument("--forget", action="store_true", help="forget what is remembered")
+    store.add_argument("--export", type=Path, metavar="FILE", help="copy what is remembered to a file")
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.show or args.forget or args.export is not None:
+        _store_command(args)
+        return
+    _check(args)
+    hush_libraries(args.verbose)
+
+    from ..comparison.run import ComparisonRun
+    from ..optimizations.measure import Plan
+    from ..optimizations.tuning import default_store
+
+    plan = Plan(runs=args.runs, time_limit=args.time_limit)
+    names = _names(args)
+    with TerminalProgress(args.quiet) as callbacks:
+        handle = pipeline_handle(args, callbacks)
+        comparison = ComparisonRun(
+            handle,
+            _request(args),
+            parse(names, lambda wanted: _working(wanted, handle)),
+            plan,
+            base=OptimizationSettings.plain(compile=CompileSettings(backend=args.compile_backend)),
+            store=None if args.no_store else default_store(),
+            combine_winners=ALL in names.split(","),
+        )
+        try:
+            comparison.run(callbacks)
+        finally:  # cancelled or not: what was measured is kept
+            _write(comparison, args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Everything that can be wrong, before anything is imported or loaded."""
+    if args.model is None:
+        raise InputError("model", "", "there is nothing to measure", "give --model PATH, or --show for what is known")
+    if args.output is None:
+        raise InputError("output", "", "there is no place for the results", "give --output FOLDER")
+    parse(_names(args))
+    if args.output.is_file():
+        raise InputError("output", str(args.output), "it is a file, not a folder", "name a folder")
+    check_writable("output", args.output)
+
+
+def _names(args: argparse.Namespace) -> str:
+    if args.compare is None:
+        return preset(args.preset).compare if args.preset else ALL
+    return str(args.compare)
+
+
+def _working(names: Iterable[str], handle: PipelineHandle) -> list[str]:
+    import torch
+
+    from ..comparison.run import working
+
+    return working(names, torch.device(handle.key.device), getattr(torch, handle.key.dtype))
+
+
+def _request(args: argparse.Namespace) -> SampleRequest:
+    from ..pipelines.types import SampleRequest
+
+    request = SampleRequest(
+        prompt=args.prompt,
+        steps=args.steps,
+        guidance=args.guidance,
+        guidance_2=args.guidance_2,
+        width=args.width,
+        height=args.height,
+        num_frames=args.num_frames,
+        batch=args.batch,
+        seed=args.seed,
+    )
+    if args.image is not None:
+        request = replace(request, images=(read_picture(args.image),))
+    return preset(args.preset).apply(request) if args.preset else request
+
+
+def _write(comparison: ComparisonRun, args: argparse.Namespace) -> None:
+    """Files and table, if anything was measured at all."""
+    if not comparison.started:
+        return
+    found = comparison.result()
+    write_results(found, args.output)
+    if not args.quiet:
+        from ..comparison.table import as_table
+
+        print(as_table(found))
+        print(f"\nwritten to {args.output}")
+
+
+def write_results(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write results.json, results.csv, chart.png and report.md into `folder`, each completely or not at all."""
+    from ..comparison.chart import chart
+    from ..comparison.table import as_markdown
+
+    folder.mkdir(exist_ok=True)
+    texts = {
+        "results.json": comparison.as_json(),
+        "results.csv": comparison.as_csv(),
+        "report.md": as_markdown(comparison, chart="chart.png"),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    with replacing(folder / "chart.png") as temporary:
+        chart(comparison).save(temporary, format="PNG")
+    return [folder / name for name in (*texts, "chart.png")]
+
+
+def _store_command(args: argparse.Namespace) -> None:
+    from ..optimizations.tuning import default_store
+
+    store = default_store()
+    if args.export is not None:
+        check_writable("export", args.export)
+        print(f"{store.export(args.export)} measurements copied to {args.export}")
+    if args.show:
+        print(store_text(store))
+    if args.forget:
+        try:
+            print(f"{store.forget()} measurements forgotten ({store.path})")
+        except OSError as error:
+            raise InputError(
+                "forget", str(store.path), f"it cannot be changed ({error.strerror})", "check its permissions"
+            ) from None
+
+
+def store_text(store: Store) -> str:
+    """What the store holds: one block per situation, plain first."""
+    situations: dict[object, list[Row]] = {}
+    for row in store.rows():
+        situations.setdefault(row.situation, []).append(row)
+    if not situations:
+        return f"nothing was measured yet ({store.path})"
+    blocks = []
+    for rows in situations.values():
+        here = rows[0].situation
+        lines = [
+            f"{here.model}, {here.shape}, {here.dtype}, {here.memory_mode} on {here.device}",
+            f"  {here.software}",
+        ]
+        lines += [f"  {_row_text(row)}" for row in sorted(rows, key=lambda row: -row.gain)]
+        blocks.append("\n".join(lines))
+    return "\n\n".join([*blocks, f"{sum(map(len, situations.values()))} measurements in {store.path}"])
+
+
+def _row_text(row: Row) -> str:
+    name = ", ".join(f"{key} {value}" for key, value in row.settings) or "plain"
+    seconds = "" if row.run_seconds is None else f"  {row.run_seconds:.3g} s per run"
+    step = "" if row.step_seconds is None else f"  {row.step_seconds:.3g} s per step"
+    change = "" if row.verdict in ("plain", "failed") else f" {-row.gain:+.0%} time"
+    return f"{name}: {row.verdict}{change}{seconds}{step}  ({row.source}, {row.when[:10]}){_reason(row)}"
+
+
+def _reason(row: Row) -> str:
+    return f": {row.reason}" if row.reason else ""

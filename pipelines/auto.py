@@ -1,0 +1,34 @@
+"""What "auto" means in one run: decided from the store before it, put to the test during it, remembered after it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from ..optimizations.settings import OptimizationSettings, Workload
+from ..optimizations.situation import Situation, device_name, shape_bucket, software
+from .types import PipelineHandle
+
+
+def situation_of(handle: PipelineHandle, workload: Workload, settings: OptimizationSettings) -> Situation:
+    """The key under which measurements of this run are kept."""
+    key = handle.key
+    files = hashlib.sha256(f"{key.revision} {key.identity}".encode()).hexdigest()[:8]
+    loras = f" + {len(handle.loras)} LoRA" if handle.loras else ""
+    return Situation(
+        device=device_name(torch.device(key.device)),
+        software=software(),
+        model=f"{_name(key.source)}@{files}{loras}",
+        dtype=key.dtype,
+        quantization=key.quantization,
+        memory_mode=settings.memory_mode,
+        shape=shape_bucket(workload),
+    )
+
+
+def _name(source: str) -> str:
+    """A model's name without the folders around it; Hub ids and tiny pipelines as they are."""
+    path = Path(source)
+    return path.name if path.is_absolute() else source
