@@ -115,7 +115,15 @@ class PrecisionSettings:
 class Workload:
     """What is about to be run, as far as "auto" decisions need to know it.
 
-    Attributes: width, height in pixels; frames (1 for images); batch; steps. 0 means "not known yet".
+    Attributes:
+        width, height: in pixels.
+        frames: of the result, 1 for images.
+        batch: images or videos in one run.
+        steps: denoising steps.
+        step_seconds: what a plain step takes here, as measured.
+        streamed: finished frames leave the device while later ones are decoded, where the VAE allows it.
+
+    0 means "not known yet".
     """
 
     width: int = 0
@@ -123,6 +131,8 @@ class Workload:
     frames: int = 1
     batch: int = 1
     steps: int = 0
+    step_seconds: float = 0.0
+    streamed: bool = False
 
 
 @dataclass(frozen=True)

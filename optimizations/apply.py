@@ -1,0 +1,157 @@
+"""The front door: `apply` puts a pipeline into the state that settings ask for, whatever state it was in.
+
+Each step knows its own original state and is undone by itself, so that applying A and then B is applying B. Steps whose
+settings did not change do nothing. Loading, quantizing and LoRA come before all this, in `pipelines/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from ..callbacks import SILENT, Callbacks
+from ..report import OptimizationReport
+from . import attention, compile, offload, precision, step_cache, vae_memory
+from .components import denoisers, device_and_dtype, vae_of
+from .fallback import Signals
+from .headroom import GIB, MemoryProbe, MemoryState, Need, device_memory, shortage
+from .settings import OptimizationSettings, Workload
+
+__all__ = ["active", "apply", "revert"]
+
+
+def apply(
+    pipeline: Any,
+    settings: OptimizationSettings,
+    *,
+    device: torch.device | str | None = None,
+    workload: Workload | None = None,
+    callbacks: Callbacks = SILENT,
+    memory: MemoryProbe | None = None,
+) -> OptimizationReport:
+    """Optimize a loaded pipeline in place. Idempotent, reversible, and quick: nothing is reloaded or compiled here.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        settings: what is asked for. What cannot be had is left out, and the report says why.
+        device: where it computes; None takes the pipeline's own device.
+        workload: what will be run, for the decisions behind "auto".
+        callbacks: told about compilation, block by block, during the first run; may cancel it.
+        memory: looks at the device's memory; None asks torch.
+
+    Returns:
+        One record per optimization, in the order of application.
+
+    Raises:
+        torch.OutOfMemoryError: the weights do not fit where the memory mode wants them.
+    """
+    device = _device(pipeline, device)
+    workload = workload or Workload()
+    look = memory or device_memory
+    report = OptimizationReport()
+
+    report.set(attention.use(pipeline, settings.attention, device))
+    report.set(step_cache.enable(pipeline, settings.step_cache, workload.steps, settings))
+    report.set(offload.use(pipeline, settings.memory_mode, device, look(device), _working_memory(pipeline, workload)))
+    for record in vae_memory.use(pipeline, settings.vae_tiling, workload, _while_decoding(pipeline, device, look)):
+        report.set(record)
+    for record in precision.records(pipeline, settings.precision, device):
+        report.set(record)
+    breaks, refusal = _what_breaks_graphs(settings, report), ""
+    if settings.torch_compile != "off":
+        refusal = _refuse_compile(pipeline, settings, device, workload, look)
+    report.set(compile.use(pipeline, settings, breaks=breaks, refusal=refusal, signals=Signals(callbacks)))
+    return report
+
+
+@contextmanager
+def active(pipeline: Any, settings: OptimizationSettings, report: OptimizationReport) -> Iterator[None]:
+    """Hold this around a run: switches that are global in torch are set, and put back however the run ends.
+
+    Afterwards `report` tells what really was active: compilation and attention can fail at their first use.
+    """
+    device = _device(pipeline, None)
+    with ExitStack() as stack:
+        stack.enter_context(precision.active(settings.precision, device))
+        stack.enter_context(step_cache.running(pipeline, report))
+        if compile.is_compiled(pipeline):
+            stack.enter_context(compile.environment(pipeline, settings.compile))
+        try:
+            yield
+        finally:
+            compile.silence(pipeline)
+            _learn(pipeline, settings, report)
+
+
+def revert(pipeline: Any) -> None:
+    """Undo everything: the pipeline is as it was loaded, and its weights are where the memory mode left them."""
+    compile.restore(pipeline)
+    precision.restore(pipeline)
+    vae_memory.restore(pipeline)
+    offload.restore(pipeline)
+    step_cache.disable(pipeline)
+    attention.restore(pipeline)
+
+
+def _learn(pipeline: Any, settings: OptimizationSettings, report: OptimizationReport) -> None:
+    if attention.NAME in report:
+        report.set(attention.record(pipeline, report[attention.NAME]))
+    if compile.NAME in report:
+        breaks = _what_breaks_graphs(settings, report)
+        report.set(compile.record(pipeline, report[compile.NAME], settings.compile, breaks))
+
+
+def _what_breaks_graphs(settings: OptimizationSettings, report: OptimizationReport) -> str:
+    """What of all that is active keeps a module from being one graph, or ""."""
+    if not report["step_cache"].applied.startswith("off"):
+        return "step caching decides at run time what to compute"
+    return offload.breaks_graphs(report["memory_mode"].applied, settings.compile.scope)
+
+
+def _refuse_compile(
+    pipeline: Any, settings: OptimizationSettings, device: torch.device, workload: Workload, look: MemoryProbe
+) -> str:
+    """Why not to compile: "auto" decided so, or it would push the model out of memory. "" to go on."""
+    if settings.torch_compile == "auto":
+        refusal = compile.auto_refusal(device.type, workload)
+        if refusal:
+            return refusal
+    if compile.is_warm(pipeline):
+        return ""  # its memory is taken already
+    mode = offload.mode_of(pipeline)
+    needs = [
+        Need("of weights still to come", offload.bytes_to_come(pipeline, mode, device)),
+        Need("assumed for compiled code", compile.ASSUMED_OVERHEAD),
+    ]
+    short = shortage(look(device), needs, keep=int(settings.compile.headroom_gib * GIB))
+    return f"it would push the model out of memory: {short}" if short else ""
+
+
+def _working_memory(pipeline: Any, workload: Workload) -> int:
+    """Bytes that a run needs beside the weights: the decode's, at most what is assumed, because tiles shrink it."""
+    vae = vae_of(pipeline)
+    if vae is None or not workload.width:
+        return offload.WORKING_MEMORY
+    return max(offload.WORKING_MEMORY, min(vae_memory.estimate(vae, workload), 2 * offload.WORKING_MEMORY))
+
+
+def _while_decoding(pipeline: Any, device: torch.device, look: MemoryProbe) -> MemoryState:
+    """The device's memory as it will be when the VAE decodes: offloaded models have left it by then."""
+    state = look(device)
+    mode = offload.mode_of(pipeline)
+    arriving = offload.bytes_to_come(pipeline, mode, device) if mode == "gpu" else 0
+    return MemoryState(max(0, state.free - arriving), state.total)
+
+
+def _device(pipeline: Any, device: torch.device | str | None) -> torch.device:
+    """The device asked for, the one a memory mode has the pipeline compute on, or that of its denoiser's weights."""
+    if device is not None:
+        return torch.device(device)
+    placed = offload.device_of(pipeline)
+    if placed is not None:
+        return placed
+    models = list(denoisers(pipeline).values())
+    return device_and_dtype(models[0])[0] if models else torch.device("cpu")

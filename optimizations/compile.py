@@ -1,0 +1,224 @@
+"""torch.compile for a pipeline: what to compile, whether there is room for it, and how it is undone in place.
+
+By default the repeated blocks of each denoiser are compiled one by one, which takes a fraction of the time that the
+whole model takes and leaves the same code behind. Nothing is wrapped: `pipeline.transformer` stays what it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from ..report import OptimizationRecord
+from .compiled_region import Recipe, Region
+from .components import denoisers, repeated_blocks, vae_of
+from .decide import ASSUMED, PayBack
+from .fallback import Signals, describe
+from .headroom import GIB
+from .sdnq_support import sdnq_limits
+from .settings import CompileSettings, OptimizationSettings, Workload
+from .tuning import default_folder
+
+NAME = "torch_compile"
+ASSUMED_OVERHEAD = 2 * GIB
+"""Memory in bytes that compiled code is taken to need beyond plain code until it was measured: 1.5 to 2 GB were seen
+on a 14-billion-parameter model (background of the project: an RTX 5090, where it pushed the weights off the card)."""
+CACHE_VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+_regions: WeakKeyDictionary[nn.Module, Region] = WeakKeyDictionary()
+
+
+def auto_refusal(device_type: str, workload: Workload) -> str:
+    """Why "auto" does not compile, or "". What was measured goes first: `decide.py` replaces "auto" where it knows."""
+    if device_type == "cpu":
+        return "compiling rarely pays on a processor; choose on to do it all the same"
+    if not workload.step_seconds or not workload.steps:
+        return "nothing was measured for this model and size yet"
+    pay_back = PayBack(ASSUMED, workload.step_seconds, workload.steps)
+    return "" if pay_back.pays else str(pay_back)
+
+
+def use(
+    pipeline: Any, settings: OptimizationSettings, breaks: str, refusal: str, signals: Signals
+) -> OptimizationRecord:
+    """Compile the pipeline's denoisers, and its VAE's decoder where that is asked for; or undo it.
+
+    Args:
+        settings: `torch_compile` and `compile` of it count.
+        breaks: what else is active that breaks graphs, for the report; "" lets `fullgraph` be on.
+        refusal: why compiling is declined here ("auto" decided so, or there is no room), or "".
+        signals: progress and cancel of the first calls.
+    """
+    choice, how = settings.torch_compile, settings.compile
+    if choice == "off":
+        restore(pipeline)
+        return OptimizationRecord(NAME, choice, "off")
+    refusal = refusal or _unknown_backend(how.backend)
+    if refusal:
+        restore(pipeline)
+        return OptimizationRecord(NAME, choice, "off", refusal, failed=choice == "on")
+    wanted = _targets(pipeline, how)
+    for component in _components(pipeline):
+        if component not in wanted:
+            _remove(component)
+    for component, (name, modules, is_vae) in wanted.items():
+        _install(component, name, modules, _recipe(how, breaks, is_vae), signals)
+    return _record(pipeline, OptimizationRecord(NAME, choice, "off"), how, breaks)
+
+
+def is_compiled(pipeline: Any) -> bool:
+    """Whether any part of the pipeline runs, or will at its next call, as compiled code."""
+    return any(component in _regions and _regions[component].installed for component in _components(pipeline))
+
+
+def is_warm(pipeline: Any) -> bool:
+    """Whether compiled code is installed and has been called: its memory is taken already."""
+    regions = [_regions[part] for part in _components(pipeline) if part in _regions]
+    return any(region.installed and region.started for region in regions)
+
+
+def record(pipeline: Any, before: OptimizationRecord, how: CompileSettings, breaks: str = "") -> OptimizationRecord:
+    """The record as it stands after a run: lazily failed or not, and what the first calls cost."""
+    return before if before.applied == "off" else _record(pipeline, before, how, breaks)
+
+
+def restore(pipeline: Any) -> None:
+    """Every part is plain again. Compiled code stays with dynamo, so that turning it on again is quick."""
+    for component in _components(pipeline):
+        _remove(component)
+
+
+def silence(pipeline: Any) -> None:
+    """Forget whom to tell about progress: the run is over."""
+    for component in _components(pipeline):
+        if component in _regions:
+            _regions[component].signals = Signals()
+
+
+@contextmanager
+def environment(pipeline: Any, how: CompileSettings) -> Iterator[None]:
+    """While the block runs: dynamo's limits as asked for, and a folder in which compiled code outlives the process.
+
+    A folder that the user has set (`TORCHINDUCTOR_CACHE_DIR`) is kept.
+    """
+    import torch._dynamo.config as dynamo
+
+    # Before torch 2.7 the limits had other names.
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+    values = {limit: how.recompile_limit, "suppress_errors": False}
+    accumulated = f"accumulated_{limit}"
+    values[accumulated] = max(how.recompile_limit * 8, getattr(dynamo, accumulated))
+    with ExitStack() as stack:
+        stack.enter_context(dynamo.patch(**values))  # type: ignore[attr-defined]
+        stack.enter_context(sdnq_limits(pipeline))
+        if how.keep_artifacts:
+            stack.enter_context(_cache_folder())
+        yield
+
+
+@contextmanager
+def _cache_folder() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in CACHE_VARIABLES}
+    if before["TORCHINDUCTOR_CACHE_DIR"] is None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(default_folder() / "torch_compile")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _components(pipeline: Any) -> list[nn.Module]:
+    vae = vae_of(pipeline)
+    return [*denoisers(pipeline).values(), *([vae] if vae is not None else [])]
+
+
+def _targets(pipeline: Any, how: CompileSettings) -> dict[nn.Module, tuple[str, list[nn.Module], bool]]:
+    """What to compile in each component: its name, its modules, and whether it is the VAE."""
+    targets: dict[nn.Module, tuple[str, list[nn.Module], bool]] = {}
+    for name, model in denoisers(pipeline).items():
+        blocks = repeated_blocks(model) if how.scope == "blocks" else []
+        targets[model] = (name, blocks or [model], False)
+    vae = vae_of(pipeline)
+    if how.compile_vae and vae is not None:
+        blocks = decoder_blocks(vae)
+        if blocks:
+            targets[vae] = ("vae", blocks, True)
+    return targets
+
+
+def decoder_blocks(vae: Any) -> list[nn.Module]:
+    """The stages of a VAE's decoder. Never the whole decode: with tiling on, every tile would be unrolled into it."""
+    decoder = getattr(vae, "decoder", None)
+    blocks = [getattr(decoder, "mid_block", None), *(getattr(decoder, "up_blocks", None) or ())]
+    return [block for block in blocks if isinstance(block, nn.Module)]
+
+
+def _recipe(how: CompileSettings, breaks: str, is_vae: bool) -> Recipe:
+    # The decoders of video VAEs keep their state in lists that they are handed: those break the graph.
+    fullgraph = how.fullgraph == "on" or (how.fullgraph == "auto" and not breaks and not is_vae)
+    dynamic = {"auto": None, "on": True, "off": False}[how.dynamic]
+    mode = how.mode if how.backend == "inductor" else "default"
+    return Recipe(how.backend, mode, dynamic, fullgraph, relax=how.fullgraph == "auto")
+
+
+def _install(component: nn.Module, name: str, modules: list[nn.Module], recipe: Recipe, signals: Signals) -> None:
+    region = _regions.get(component)
+    if region is None or not region.made_by(recipe) or len(region) != len(modules):
+        _remove(component)
+        region = _regions[component] = Region(name, modules, recipe)
+    region.signals = signals
+    if region.failure or region.installed:
+        return
+    try:
+        region.install()
+    except Exception as error:
+        if signals.must_travel(error):
+            raise
+        region.fail(f"the backend cannot be used: {describe(error)}")
+
+
+def _remove(component: nn.Module) -> None:
+    region = _regions.pop(component, None)
+    if region is not None:
+        region.remove()
+
+
+def _unknown_backend(backend: str) -> str:
+    import torch._dynamo as dynamo
+
+    known = dynamo.list_backends(exclude_tags=())  # type: ignore[arg-type]
+    return "" if backend in known else f"there is no backend {backend!r}; this torch has {', '.join(sorted(known))}"
+
+
+def _record(pipeline: Any, before: OptimizationRecord, how: CompileSettings, breaks: str) -> OptimizationRecord:
+    regions = [_regions[part] for part in _components(pipeline) if part in _regions]
+    working = [region for region in regions if region.installed]
+    failures = [f"{region.name}: {region.failure}" for region in regions if region.failure]
+    applied = " + ".join(f"{region.name} ({_extent(region, how)})" for region in working)
+    if applied:
+        applied = f"{applied}, {how.backend}" + (f" {how.mode}" if how.mode != "default" else "")
+    notes = [f"no fullgraph: {breaks}"] if breaks and how.fullgraph == "auto" and working else []
+    if how.compile_vae and not any(region.name == "vae" for region in regions):
+        notes.append("the VAE has no decoder stages to compile")
+    seconds = sum(region.seconds for region in regions)
+    return OptimizationRecord(
+        NAME,
+        before.requested,
+        applied or "off",
+        "; ".join([*failures, *notes]) or before.reason,
+        f"first calls took {seconds:.1f} s" if seconds else "",
+        failed=bool(failures),
+    )
+
+
+def _extent(region: Region, how: CompileSettings) -> str:
+    count = f"{len(region)} blocks" if region.name == "vae" or how.scope == "blocks" else "whole"
+    return count if len(region) > 1 else "whole"

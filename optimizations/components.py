@@ -1,0 +1,84 @@
+"""Which parts of a pipeline an optimization is about: its denoisers, its VAE, their attention layers and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+DENOISERS = ("transformer", "transformer_2", "unet", "prior", "decoder")
+"""Attributes under which diffusers pipelines keep what runs once per step. Both experts of Wan 2.2 are in it."""
+
+
+def modules(pipeline: Any) -> dict[str, nn.Module]:
+    """The pipeline's components that have weights, by name; a component that was left out (None) is not in it."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def denoisers(pipeline: Any) -> dict[str, nn.Module]:
+    """The models that run once per denoising step, by name."""
+    return {name: part for name, part in modules(pipeline).items() if name in DENOISERS}
+
+
+def vae_of(pipeline: Any) -> nn.Module | None:
+    """The VAE or VQ model that decodes the pipeline's latents, or None."""
+    found = modules(pipeline)
+    return found.get("vae") or found.get("vqgan")
+
+
+def attention_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Every layer whose attention goes through an exchangeable processor."""
+    for module in model.modules():
+        if hasattr(module, "set_processor") and getattr(module, "processor", None) is not None:
+            yield module
+
+
+def head_size(layer: Any) -> int:
+    """Channels per head of an attention layer; 64 where the layer does not say."""
+    size = getattr(layer, "head_dim", None)
+    if size is None:
+        heads = getattr(layer, "heads", 0) or getattr(layer, "num_heads", 0)
+        size = getattr(layer, "inner_dim", 0) // heads if heads else 0
+    return int(size) or 64
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks that a model repeats, none inside another, in the order of its modules.
+
+    diffusers names their classes for most models (`_repeated_blocks`). For the others they are what stands in the
+    outermost lists of at least two modules of one class that hold attention: SD3's joint blocks, say.
+    """
+    names = set(getattr(model, "_repeated_blocks", None) or ())
+    named = _outermost(model, lambda module: type(module).__name__ in names)
+    if named:
+        return named
+    lists = _outermost(model, lambda module: isinstance(module, nn.ModuleList) and _repeats(module))
+    return [block for blocks in lists for block in blocks.children()]
+
+
+def _outermost(model: nn.Module, wanted: Callable[[Any], bool]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module not in inside and wanted(module):
+            found.append(module)
+            inside.update(module.modules())
+    return found
+
+
+def _repeats(blocks: nn.ModuleList) -> bool:
+    alike = len(blocks) >= 2 and len({type(block) for block in blocks}) == 1
+    return alike and any(True for _ in attention_layers(blocks[0]))
+
+
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model's weights are and in what type they compute; quantized weights say nothing about the type."""
+    device, dtype = torch.device("cpu"), torch.float32
+    for index, parameter in enumerate(model.parameters()):
+        if index == 0:
+            device = parameter.device
+        if parameter.is_floating_point() and parameter.element_size() >= 2:
+            return device, parameter.dtype
+    return device, dtype

@@ -1,0 +1,315 @@
+"""Tiling and slicing of a pipeline's VAE: the VAE's own, set by attribute, with every value put back when it is off.
+
+diffusers' VAEs name the same few numbers in half a dozen ways. One table says what each attribute means, so that a
+class with any mixture of them is served.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from ..report import OptimizationRecord, OptimizationReport
+from .components import device_and_dtype, vae_of
+from .decode_memory import decode_cost
+from .fallback import describe, is_out_of_memory
+from .headroom import MemoryState, Need, gib, shortage
+from .settings import TilingSettings, Workload
+
+logger = logging.getLogger(__name__)
+
+TILING, SLICING = "vae_tiling", "vae_slicing"
+LARGE_IMAGE = 1536 * 1536
+"""Pixels above which "auto" tiles whether the decode fits or not."""
+TILE_SIZES = (1024, 768, 512, 384, 256, 192, 128)
+"""Tile edges in pixels, tried in turn when a decode must become smaller; the last is the floor."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Square tiles. Attributes: size, overlap in pixels, multiples of ratio; ratio: pixels per latent element."""
+
+    size: int
+    overlap: int
+    ratio: int
+
+
+_VALUES: dict[str, Callable[[Tiles], float]] = {
+    "tile_sample_min": lambda tiles: tiles.size,
+    "tile_latent_min": lambda tiles: tiles.size // tiles.ratio,
+    "tile_sample_stride": lambda tiles: tiles.size - tiles.overlap,
+    "tile_sample_min_overlap": lambda tiles: tiles.overlap,
+    "tile_overlap_factor": lambda tiles: tiles.overlap / tiles.size,
+}
+"""What a VAE's attribute of this name means; it may end in `_size`, `_height`, `_width` or stand alone."""
+_ATTRIBUTES = {name + ending: value for name, value in _VALUES.items() for ending in ("", "_size", "_height", "_width")}
+_SWITCHES = ("use_tiling", "use_slicing", "use_framewise_decoding")
+
+_originals: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+
+
+def use(pipeline: Any, settings: TilingSettings, workload: Workload, memory: MemoryState) -> list[OptimizationRecord]:
+    """Put the VAE's tiling and slicing into the state that `settings` ask for, whatever it was.
+
+    Args:
+        pipeline: a diffusers pipeline; one without a VAE gets records that say so.
+        settings: mode, tile size and overlap in pixels, slicing.
+        workload: what will be decoded; "auto" decides by it.
+        memory: of the device on which the VAE runs, as it will be when it decodes.
+    """
+    vae = vae_of(pipeline)
+    if vae is None:
+        reason = "the pipeline has no VAE"
+        return [OptimizationRecord(name, choice, "off", reason) for name, choice in _choices(settings)]
+    restore(pipeline)
+    return [_use_tiling(vae, settings, workload, memory), _use_slicing(vae, settings.slicing, workload.batch)]
+
+
+def restore(pipeline: Any) -> None:
+    """The VAE has its own values again."""
+    vae = vae_of(pipeline)
+    if vae is not None:
+        _restore(vae)
+
+
+def shrink_until_it_fits(
+    vae: Any,
+    run: Callable[[], T],
+    report: OptimizationReport | None = None,
+    edge: int = 0,
+) -> T:
+    """Run a decode; when it runs out of memory, run it again with tiles, ever smaller ones, down to the floor.
+
+    Args:
+        vae: the VAE that `run` decodes with.
+        run: the decode; it is called again from the start, so it must not keep what it made.
+        report: its "vae_tiling" record learns about every retry.
+        edge: longer edge of the picture in pixels, 0 when not known: tiles begin below it.
+
+    Returns:
+        What `run` returns. The VAE's tiling is as before, whatever happened.
+
+    Raises:
+        torch.OutOfMemoryError: as it was raised, when the smallest tiles do not fit either, or the VAE has none.
+    """
+    before = _values(vae)
+    smaller = [size for size in TILE_SIZES if size < (_tile_in_use(vae) or edge or TILE_SIZES[0] + 1)]
+    failure: str
+    try:
+        while True:
+            try:
+                return run()
+            except Exception as error:
+                if not is_out_of_memory(error) or not smaller or not can_tile(vae):
+                    raise
+                failure = describe(error, limit=80)
+            # Outside the except block: the error holds the frames of the failed decode, and they hold its tensors.
+            _release_device_memory(device_and_dtype(vae)[0])
+            tiles = _plan(vae, smaller.pop(0), 0)
+            _set_tiles(vae, tiles)
+            _note_retry(report, tiles, failure)
+    finally:
+        _write(vae, before)
+
+
+def can_tile(vae: Any) -> bool:
+    return hasattr(vae, "use_tiling")
+
+
+def estimate(vae: nn.Module, workload: Workload, slicing: bool = False) -> int:
+    """Bytes that decoding the workload in one piece takes beside the weights; 0 when nothing can be said."""
+    cost = decode_cost(vae)
+    if cost is None:
+        return 0
+    return cost.bytes(workload, _decode_dtype(vae), 1 if slicing else max(1, workload.batch))
+
+
+def _use_tiling(vae: Any, settings: TilingSettings, workload: Workload, memory: MemoryState) -> OptimizationRecord:
+    choice = settings.mode
+    if choice == "off":
+        return OptimizationRecord(TILING, choice, "off")
+    if not can_tile(vae):
+        reason = f"{type(vae).__name__} has no tiled decode"
+        return OptimizationRecord(TILING, choice, "off", reason, failed=choice == "on")
+    size, reason = settings.tile_size, ""
+    if choice == "auto":
+        needed, reason, fitting = _auto(vae, settings, workload, memory)
+        if not needed:
+            return OptimizationRecord(TILING, choice, "off", reason)
+        size = size or fitting
+    _remember(vae)
+    notes = [reason] if reason else []
+    if size or settings.overlap:
+        tiles = _plan(vae, size or _tile_in_use(vae) or 512, settings.overlap)
+        _set_tiles(vae, tiles)
+        if settings.overlap and tiles.overlap != settings.overlap:
+            notes.append(f"overlap {settings.overlap} became {tiles.overlap}: {_overlap_rule(tiles)}")
+        if size and tiles.size != size:
+            notes.append(f"tile size {size} became {tiles.size}: a multiple of {tiles.ratio} is needed")
+    else:
+        _set(vae, "use_tiling", True)
+        if hasattr(vae, "_temporal_tiled_decode"):
+            _set(vae, "use_framewise_decoding", True)
+    edge = _tile_in_use(vae)
+    if edge and 0 < max(workload.width, workload.height) <= edge:
+        notes.append("one tile holds the whole picture")
+    shown = f"tiles of {edge} px" if edge else "the VAE's own tiles"
+    return OptimizationRecord(TILING, choice, shown, "; ".join(notes))
+
+
+def _auto(vae: Any, settings: TilingSettings, workload: Workload, memory: MemoryState) -> tuple[bool, str, int]:
+    """Whether to tile, why, and with which tiles; 0 for the VAE's own."""
+    pixels = workload.width * workload.height
+    if not pixels:
+        return False, "the size of the picture is not known yet", 0
+    slicing = settings.slicing == "on" or (settings.slicing == "auto" and workload.batch > 1)
+    needed = estimate(vae, workload, slicing)
+    short = shortage(memory, [Need("estimated for the whole decode", needed)])
+    if short:
+        own = _tile_in_use(vae) or max(TILE_SIZES)
+        fits = [s for s in TILE_SIZES if s <= own and _tile_fits(vae, s, workload, memory, slicing)]
+        return True, short, fits[0] if fits else TILE_SIZES[-1]
+    if pixels > LARGE_IMAGE:
+        return True, "the picture is larger than 1536x1536", 0
+    return False, f"the whole decode fits (estimated {gib(needed)}, {gib(memory.free)} free)", 0
+
+
+def _tile_fits(vae: Any, size: int, workload: Workload, memory: MemoryState, slicing: bool) -> bool:
+    tile = replace(workload, width=min(size, workload.width), height=min(size, workload.height), streamed=False)
+    return not shortage(memory, [Need("", estimate(vae, tile, slicing))])
+
+
+def _use_slicing(vae: Any, choice: str, batch: int) -> OptimizationRecord:
+    wanted = choice == "on" or (choice == "auto" and batch > 1)
+    if not wanted:
+        reason = "one picture at a time anyway" if choice == "auto" else ""
+        return OptimizationRecord(SLICING, choice, "off", reason)
+    if not hasattr(vae, "use_slicing"):
+        reason = f"{type(vae).__name__} cannot decode a batch one by one"
+        return OptimizationRecord(SLICING, choice, "off", reason, failed=choice == "on")
+    _remember(vae)
+    _set(vae, "use_slicing", True)
+    return OptimizationRecord(SLICING, choice, "on")
+
+
+def _plan(vae: Any, size: int, overlap: int) -> Tiles:
+    """Tiles near the wished ones that this VAE can really make.
+
+    Everything is a whole number of latent elements, the overlap at most half a tile (a quarter where none was asked
+    for), because beyond that three tiles would lie over each other.
+    """
+    ratio = _ratio(vae)
+    latent = max(2, size // ratio)
+    most = latent // 2
+    wanted = -(-overlap // ratio) if overlap else max(1, latent // 4)
+    latent_overlap = min(wanted, most)
+    if any(name.startswith("tile_overlap_factor") for name in _values(vae)):
+        latent_overlap = _expressible(latent, ratio, latent_overlap)
+    return Tiles(latent * ratio, latent_overlap * ratio, ratio)
+
+
+def _expressible(latent: int, ratio: int, overlap: int) -> int:
+    """The overlap nearest to `overlap` that survives diffusers' arithmetic, in latent elements.
+
+    VAEs with an overlap *factor* cut tiles every int(latent * (1 - factor)) elements and blend int(size * factor)
+    pixels: where rounding makes the two disagree, the picture comes out in the wrong size.
+    """
+    for candidate in sorted(range(latent // 2 + 1), key=lambda o: (abs(o - overlap), -o)):
+        factor = candidate / latent
+        if int(latent * (1 - factor)) == latent - candidate and int(latent * ratio * factor) == candidate * ratio:
+            return candidate
+    return 0
+
+
+def _overlap_rule(tiles: Tiles) -> str:
+    return f"it is a multiple of {tiles.ratio} and at most half of {tiles.size}"
+
+
+def _ratio(vae: Any) -> int:
+    """Pixels per latent element along an edge."""
+    ratio = vae.__dict__.get("spatial_compression_ratio") or vae.config.get("spatial_compression_ratio")
+    if ratio is None and isinstance(getattr(type(vae), "spatial_compression_ratio", None), property):
+        ratio = vae.spatial_compression_ratio
+    if ratio is None:
+        channels = vae.config.get("block_out_channels") or (0,) * 4
+        ratio = 2 ** (len(channels) - 1)
+    return int(ratio)
+
+
+def _tile_in_use(vae: Any) -> int:
+    """Edge of the tiles that the VAE makes when it tiles, in pixels; 0 when it does not say."""
+    names = ("tile_sample_min_size", "tile_sample_min_height", "tile_sample_min_width")
+    sizes = [getattr(vae, name) for name in names if getattr(vae, name, None)]
+    return int(max(sizes)) if sizes else 0
+
+
+def _set_tiles(vae: Any, tiles: Tiles) -> None:
+    _set(vae, "use_tiling", True)
+    for name in _values(vae):
+        if name in _ATTRIBUTES:
+            _set(vae, name, _ATTRIBUTES[name](tiles))
+    if hasattr(vae, "_temporal_tiled_decode"):
+        _set(vae, "use_framewise_decoding", True)
+
+
+def _values(vae: Any) -> dict[str, Any]:
+    """The VAE's attributes that tiling and slicing use, with their values now."""
+    return {name: vae.__dict__[name] for name in (*_ATTRIBUTES, *_SWITCHES) if name in vae.__dict__}
+
+
+def _remember(vae: Any) -> None:
+    if vae not in _originals:
+        _originals[vae] = _values(vae)
+
+
+def _restore(vae: Any) -> None:
+    original = _originals.pop(vae, None)
+    if original is not None:
+        _write(vae, original)
+
+
+def _write(vae: Any, values: dict[str, Any]) -> None:
+    for name in _values(vae):
+        if name in values:
+            _set(vae, name, values[name])
+
+
+def _set(vae: Any, name: str, value: Any) -> None:
+    """Only what changes is written: compiled code looks at these attributes."""
+    if vae.__dict__.get(name) != value:
+        setattr(vae, name, value)
+
+
+def _decode_dtype(vae: nn.Module) -> torch.dtype:
+    """The type that a decode computes in; float16 weights that overflow (SDXL) are decoded in float32."""
+    dtype = device_and_dtype(vae)[1]
+    config = getattr(vae, "config", {})
+    return torch.float32 if dtype == torch.float16 and config.get("force_upcast", False) else dtype
+
+
+def _note_retry(report: OptimizationReport | None, tiles: Tiles, failure: str) -> None:
+    text = f"out of memory, decoded again in tiles of {tiles.size} px ({failure})"
+    logger.warning("VAE decode: %s", text)
+    if report is None:
+        return
+    if TILING not in report:
+        report.set(OptimizationRecord(TILING, "auto", "off"))
+    reason = "; ".join(part for part in (report[TILING].reason, text) if part)
+    report.update(TILING, applied=f"tiles of {tiles.size} px", reason=reason)
+
+
+def _release_device_memory(device: torch.device) -> None:
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
+def _choices(settings: TilingSettings) -> list[tuple[str, str]]:
+    return [(TILING, settings.mode), (SLICING, settings.slicing)]
