@@ -1,1 +1,53 @@
-"""An exact, streaming, low-memory causal 3D video VAE (pixel-shuffle decoder). Pure torch; optionally Triton."""
+"""An exact, streaming, low-memory causal 3D video VAE (pixel-shuffle decoder). Pure torch; optionally Triton.
+
+    vae = load_video_vae("ema_vae_fp16.safetensors")
+    frames, report = decode(vae, latents, VaeSettings(mode="exact"))
+
+Importing this package imports no torch; the first use of a name does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import decode, decode_raw, encode, encode_raw
+    from .checkpoint import from_state_dict, is_video_vae, load_video_vae
+    from .config import VaeConfig
+    from .model import VideoVAE
+    from .settings import Optimizations, VaeSettings
+
+__all__ = [
+    "Optimizations",
+    "VaeConfig",
+    "VaeSettings",
+    "VideoVAE",
+    "decode",
+    "decode_raw",
+    "encode",
+    "encode_raw",
+    "from_state_dict",
+    "is_video_vae",
+    "load_video_vae",
+]
+
+_HOMES = {
+    "Optimizations": "settings",
+    "VaeConfig": "config",
+    "VaeSettings": "settings",
+    "VideoVAE": "model",
+    "decode": "api",
+    "decode_raw": "api",
+    "encode": "api",
+    "encode_raw": "api",
+    "from_state_dict": "checkpoint",
+    "is_video_vae": "checkpoint",
+    "load_video_vae": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,259 @@
+"""Decode and encode: checks, plan, run, fallback, report. What nodes and the command line call."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ..callbacks import SILENT, Callbacks
+from ..errors import InputError
+from ..report import OptimizationReport
+from .checks import check_frames, check_latents
+from .compiled import compiled_network
+from .engine import HalfPrecisionOverflowError, Job
+from .kernels import Kernels
+from .model import VideoVAE
+from .planner import Plan, Task, budget_of, decoding, encoding, make_plan
+from .reporting import describe
+from .settings import VaeSettings
+
+log = logging.getLogger(__name__)
+
+RETRIES = 4
+"""Attempts after the first, each with half the memory, when the device runs out of it."""
+
+
+def decode(
+    vae: VideoVAE,
+    latents: torch.Tensor,
+    settings: VaeSettings | None = None,
+    callbacks: Callbacks = SILENT,
+    output_device: str | torch.device = "cpu",
+    *,
+    num_frames: int | None = None,
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """Decode latents to frames.
+
+    Args:
+        latents: [B, 16, T', H', W'] as a diffusion model gives them; the VAE's scaling is undone here.
+        settings: how; None for the defaults.
+        callbacks: told after every slice of every tile, and asked whether to stop.
+        output_device: where the frames are put together.
+        num_frames: frames to keep, when padding was encoded along; None keeps all 4 (T' - 1) + 1.
+
+    Returns:
+        frames, float32 [B, T, 8 H', 8 W', 3] in 0..1, and the report of what was active.
+
+    Raises:
+        InputError: bad latents or settings. torch.OutOfMemoryError: even the smallest strips did not fit.
+    """
+    check_latents(latents, vae.config)
+    config, settings = vae.config, settings or VaeSettings()
+    batch, _, length, height, width = latents.shape
+    made = config.frames(length)
+    if num_frames is not None and not 0 < num_frames <= made:
+        raise InputError("num_frames", num_frames, f"these latents hold {made} frames", f"use 1 to {made}")
+    factor = config.spatial_factor
+    frames = _allocate((batch, made, height * factor, width * factor, config.out_channels), vae, output_device)
+    report = OptimizationReport()
+
+    def unscale(z: torch.Tensor) -> torch.Tensor:
+        return z / config.scaling_factor + config.shifting_factor
+
+    _run(vae, decoding(config), latents, frames.permute(0, 4, 1, 2, 3), settings, callbacks, unscale, report)
+    frames.mul_(0.5).add_(0.5).clamp_(0, 1)
+    if num_frames is not None and num_frames < made:
+        report.note(f"{made - num_frames} padding frames cut off behind frame {num_frames}")
+        frames = frames[:, :num_frames]
+    return frames, report
+
+
+def decode_raw(
+    vae: VideoVAE,
+    latents: torch.Tensor,
+    settings: VaeSettings | None = None,
+    callbacks: Callbacks = SILENT,
+    output_device: str | torch.device = "cpu",
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """The decoder alone: unscaled latents [B, 16, T', H', W'] to pixels, float32 [B, 3, T, H, W], not clamped."""
+    check_latents(latents, vae.config)
+    config = vae.config
+    batch, _, length, height, width = latents.shape
+    factor = config.spatial_factor
+    shape = (batch, config.out_channels, config.frames(length), height * factor, width * factor)
+    out, report = _allocate(shape, vae, output_device), OptimizationReport()
+    _run(vae, decoding(config), latents, out, settings or VaeSettings(), callbacks, _unchanged, report)
+    return out, report
+
+
+def encode(
+    vae: VideoVAE,
+    frames: torch.Tensor,
+    settings: VaeSettings | None = None,
+    callbacks: Callbacks = SILENT,
+    output_device: str | torch.device = "cpu",
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """Encode frames to latents: the mean of the distribution, scaled as a diffusion model expects it.
+
+    Args:
+        frames: [B, T, H, W, 3] in 0..1. A clip of other than 4n + 1 frames is padded with its own last frames,
+            mirrored, and the report says so; `frame_rule="strict"` refuses it instead.
+
+    Returns:
+        latents, float32 [B, 16, T', H // 8, W // 8], and the report; `report.facts["frames"]` is the unpadded number,
+        for `decode(..., num_frames=)`.
+
+    Raises:
+        InputError: bad frames or settings. torch.OutOfMemoryError: even the smallest strips did not fit.
+    """
+    check_frames(frames, vae.config)
+    config, settings, report = vae.config, settings or VaeSettings(), OptimizationReport()
+    pixels = pad_frames(frames.permute(0, 4, 1, 2, 3), vae, settings, report)
+    batch, _, length, height, width = pixels.shape
+    factor = config.spatial_factor
+    for name, size in (("height", height), ("width", width)):
+        if size % factor:
+            report.note(f"{name} {size}: the last {size % factor} pixels have no latent cell of their own")
+    shape = (batch, config.latent_channels, config.latent_frames(length), height // factor, width // factor)
+    latents = _allocate(shape, vae, output_device)
+
+    def to_signed(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 - 1
+
+    _run(vae, encoding(config), pixels, latents, settings, callbacks, to_signed, report)
+    report.facts["frames"] = frames.shape[1]
+    return latents.sub_(config.shifting_factor).mul_(config.scaling_factor), report
+
+
+def encode_raw(
+    vae: VideoVAE,
+    pixels: torch.Tensor,
+    settings: VaeSettings | None = None,
+    callbacks: Callbacks = SILENT,
+    output_device: str | torch.device = "cpu",
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """The encoder alone: pixels [B, 3, 4n + 1, H, W] in -1..1 to moments, float32 [B, 32, n + 1, H', W'].
+
+    The first 16 channels are means, the others log variances, not clamped.
+    """
+    check_frames(pixels.permute(0, 2, 3, 4, 1) if pixels.ndim == 5 else pixels, vae.config)
+    config, report = vae.config, OptimizationReport()
+    strict = replace(settings or VaeSettings(), frame_rule="strict")
+    pixels = pad_frames(pixels, vae, strict, report)
+    batch, _, length, height, width = pixels.shape
+    factor, place = config.spatial_factor, strict.blending == "reference" and strict.mode == "tiles"
+    size = (-(-height // factor), -(-width // factor)) if place else (height // factor, width // factor)
+    shape = (batch, 2 * config.latent_channels, config.latent_frames(length), *size)
+    out = _allocate(shape, vae, output_device)
+    _run(vae, encoding(config), pixels, out, strict, callbacks, _unchanged, report)
+    return out, report
+
+
+def pad_frames(pixels: torch.Tensor, vae: VideoVAE, settings: VaeSettings, report: OptimizationReport) -> torch.Tensor:
+    """Make a clip [B, 3, T, H, W] 4n + 1 frames long: its last frames again, in reverse order, the very last left out.
+
+    Raises:
+        InputError: the settings are strict about it.
+    """
+    length, factor = pixels.shape[2], vae.config.temporal_factor
+    missing = -(length - 1) % factor
+    if not missing:
+        return pixels
+    if settings.frame_rule == "strict":
+        below, above = length - 1 - (length - 1) % factor + 1, length + missing
+        reason = f"a clip has {factor}n + 1 frames"
+        raise InputError("frames", length, reason, f"use {below} or {above} frames, or frame_rule pad")
+    order = list(range(length))
+    mirror = [*range(length - 2, -1, -1), *range(1, length)] or [0]
+    order += [mirror[i % len(mirror)] for i in range(missing)]
+    report.note(f"padded from {length} to {length + missing} frames ({factor}n + 1) with the last frames, mirrored")
+    return pixels[:, :, order]
+
+
+def _run(
+    vae: VideoVAE,
+    task: Task,
+    x: torch.Tensor,
+    out: torch.Tensor,
+    settings: VaeSettings,
+    callbacks: Callbacks,
+    read: Callable[[torch.Tensor], torch.Tensor],
+    report: OptimizationReport,
+) -> None:
+    """Plan and run; less memory after an out-of-memory error, bfloat16 after an overflow of float16."""
+    started = time.perf_counter()
+    budget, origin = budget_of(settings, vae.device)
+    attempt = 0
+    while True:
+        plan = make_plan(vae, task, tuple(x.shape[1:]), settings, budget)
+        try:
+            job = _attempt(vae, task, x, out, settings, plan, callbacks, read, report)
+            break
+        except torch.OutOfMemoryError:
+            attempt += 1
+            if attempt > RETRIES or settings.mode == "whole":
+                raise
+            budget = plan.peak // 2
+            report.note(f"out of memory with an estimated {plan.peak / 2**30:.2f} GiB: retried with half of it")
+        except HalfPrecisionOverflowError:
+            vae = copy.deepcopy(vae).to(torch.bfloat16)
+            report.note("values beyond float16's range: decoded in bfloat16 instead")
+        # Outside the handlers, where the traceback no longer keeps the failed attempt's tensors alive.
+        gc.collect()
+        if vae.device.type == "cuda":
+            torch.cuda.empty_cache()
+    if vae.device.type == "cuda":
+        torch.cuda.synchronize(vae.device)
+    describe(report, vae, task, settings, job.plan, origin, job.kernels)
+    for note in job.notes:
+        report.note(note)
+    report.facts["seconds"] = round(time.perf_counter() - started, 3)
+
+
+def _attempt(
+    vae: VideoVAE,
+    task: Task,
+    x: torch.Tensor,
+    out: torch.Tensor,
+    settings: VaeSettings,
+    plan: Plan,
+    callbacks: Callbacks,
+    read: Callable[[torch.Tensor], torch.Tensor],
+    report: OptimizationReport,
+) -> Job:
+    """Run the job by this plan."""
+    network = task.network(vae)
+    if settings.compile is not None and plan.layout.uncut:
+        network = compiled_network(vae, task, settings.compile)
+    job = Job(vae, task, settings, plan, network, read, _kernels(settings), callbacks)
+    with torch.inference_mode():
+        job.run(x, out)
+    return job
+
+
+def _kernels(settings: VaeSettings) -> Kernels:
+    wanted = settings.optimizations
+    plain = ["group_norm_silu"] * (not wanted.fused_norm_activation)
+    plain += ["pixel_shuffle_3d"] * (not wanted.native_pixel_shuffle)
+    return Kernels(settings.kernels, tuple(plain))
+
+
+def _allocate(shape: tuple[int, ...], vae: VideoVAE, device: str | torch.device) -> torch.Tensor:
+    """The output; page-locked when frames come from a card into main memory, where that is possible."""
+    device = torch.device(device)
+    if device.type == "cpu" and vae.device.type == "cuda":
+        try:
+            return torch.empty(shape, pin_memory=True)
+        except RuntimeError as error:  # more than the system lets be locked
+            log.info("the output is not page-locked: %s", error)
+    return torch.empty(shape, device=device)
+
+
+def _unchanged(x: torch.Tensor) -> torch.Tensor:
+    return x

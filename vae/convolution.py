@@ -1,0 +1,36 @@
+"""The one place where a 3-D convolution is called, and where a defect of some cuDNN versions is stepped around."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+
+def conv3d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int, int] = (1, 1, 1)
+) -> torch.Tensor:
+    """Convolution of a buffer that already holds its padding: [B, I, T, H, W] to [B, O, T', H', W']."""
+    if x.is_cuda and x.dtype != torch.float32 and memory_defect():
+        y = torch.cudnn_convolution(x, weight, (0, 0, 0), stride, (1, 1, 1), 1, False, False, True)
+        return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
+    return F.conv3d(x, weight, bias, stride)
+
+
+@lru_cache(maxsize=1)
+def memory_defect() -> bool:
+    """Whether half-precision conv3d takes about three times the memory it should with this torch and cuDNN."""
+    if torch.version.hip is not None or not torch.backends.cudnn.is_available():
+        return False
+    return has_memory_defect(torch.__version__, torch.backends.cudnn.version() or 0)
+
+
+def has_memory_defect(torch_version: str, cudnn_version: int) -> bool:
+    """torch 2.9 and later stopped asking cuDNN 9.10.2 to 9.14 for its lean algorithms; cuDNN 9.15 is asked again.
+
+    Args:
+        cudnn_version: as `torch.backends.cudnn.version()` gives it: 91002 for 9.10.2.
+    """
+    major, minor = (int(part) for part in torch_version.split(".")[:2])
+    return (major, minor) >= (2, 9) and 91002 <= cudnn_version < 91500

@@ -1,0 +1,114 @@
+"""Running a job by its plan: items, tiles, slices, each written to the output as soon as it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from ..callbacks import Callbacks
+from ..errors import FastDiffusersError
+from .canvas import Canvas, ReferenceCanvas
+from .execution import Execution, StreamState
+from .kernels import Kernels
+from .model import VideoVAE
+from .planner import Plan, Task
+from .settings import VaeSettings, pair
+from .streaming import slices
+from .tiling import TileAxis, reference_axis, smooth_axis
+
+Network = Callable[[torch.Tensor, Execution], torch.Tensor]
+
+
+class HalfPrecisionOverflowError(FastDiffusersError):
+    """Finite input gave NaN or Inf: float16 ran out of range."""
+
+
+@dataclass
+class Job:
+    """One decode or encode. All its state lives in here and in what it hands down, so it ends with the job.
+
+    Attributes:
+        vae, task, settings, plan: what runs, in which direction, and how.
+        network: one slice through the VAE, compiled or not.
+        read: the caller's values to the network's (scaling), on a slice in float32.
+        kernels: the operations with more than one implementation.
+        callbacks: told and asked between slices.
+        notes: what had to be changed about the settings.
+    """
+
+    vae: VideoVAE
+    task: Task
+    settings: VaeSettings
+    plan: Plan
+    network: Network
+    read: Callable[[torch.Tensor], torch.Tensor]
+    kernels: Kernels
+    callbacks: Callbacks
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Fill `out` [B, C', T', H', W'], float32 on any device and with any strides, from `x` [B, C, T, H, W]."""
+        rows, columns = self._tile_axis(0, x, out), self._tile_axis(1, x, out)
+        total, done = x.shape[0] * len(rows) * len(columns) * len(self._slices(x)), 0
+        self.callbacks.tick(self.task.stage, done, total)
+        for item, target in zip(x, out, strict=True):
+            canvas = self._canvas(target, rows, columns)
+            for row in range(len(rows)):
+                for column in range(len(columns)):
+                    tile = self._crop(item, rows, row, columns, column)
+                    for frame, made in self._stream(tile):
+                        canvas.write(row, column, frame, made)
+                        done += 1
+                        self.callbacks.tick(self.task.stage, done, total)
+            canvas.finish()
+
+    def _stream(self, clip: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first frame, frames [C', T', H', W']) of each temporal slice of a clip [C, T, H, W]."""
+        state = StreamState(torch.device("cpu") if self.plan.offload_state else None)
+        parts = self._slices(clip[None])
+        frame = 0
+        for index, (start, stop) in enumerate(parts):
+            piece = self.read(clip[None, :, start:stop].to(self.vae.device, torch.float32)).to(self.vae.dtype)
+            carry = index < len(parts) - 1
+            run = Execution(state, carry, self.plan.layout, self.settings.optimizations, self.kernels)
+            made = self.network(piece, run)[0]
+            if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+                raise HalfPrecisionOverflowError("the VAE's values do not fit float16. Load it with dtype bfloat16.")
+            yield frame, made
+            frame += made.shape[1]
+
+    def _slices(self, x: torch.Tensor) -> list[tuple[int, int]]:
+        return slices(x.shape[2], self.plan.temporal_slice, self.task.frames)
+
+    def _tile_axis(self, axis: int, x: torch.Tensor, out: torch.Tensor) -> TileAxis:
+        """The tiles along height (0) or width (1)."""
+        factor, place = self.vae.config.spatial_factor, self.task.place
+        tile, overlap = pair(self.settings.tile_size)[axis], pair(self.settings.tile_overlap)[axis]
+        extent = out.shape[3 + axis] // place
+        if not self.plan.tiled:
+            tile = extent * factor
+        if self.settings.blending == "reference":
+            extent = -(-x.shape[3 + axis] // self.task.crop)
+            decoding = self.task.stage == "decode"
+            return reference_axis(extent, tile, overlap, factor, decoding=decoding, dtype=self.vae.dtype)
+        chosen = smooth_axis(extent, tile, overlap, factor, place)
+        if chosen.note:
+            self.notes.append(f"{('height', 'width')[axis]}: {chosen.note}")
+        return chosen
+
+    def _canvas(self, out: torch.Tensor, rows: TileAxis, columns: TileAxis) -> Canvas:
+        if self.settings.blending == "reference":
+            return ReferenceCanvas(out, rows, columns, self.task.place, self.vae.dtype)
+        return Canvas(out, rows, columns, self.task.place)
+
+    def _crop(self, clip: torch.Tensor, rows: TileAxis, row: int, columns: TileAxis, column: int) -> torch.Tensor:
+        """What a tile sees of a clip [C, T, H, W]; the last one sees everything up to the border."""
+        bounds = []
+        for axis, index, size in ((rows, row, clip.shape[2]), (columns, column, clip.shape[3])):
+            last = index == len(axis) - 1
+            bounds.append(
+                slice(axis.starts[index] * self.task.crop, size if last else axis.stops[index] * self.task.crop)
+            )
+        return clip[..., bounds[0], bounds[1]]

@@ -1,0 +1,145 @@
+"""The operations that have more than one implementation, behind one dispatcher.
+
+An implementation is a module of this folder with a `NAME`, a function `unavailable() -> str` (why it cannot run in this
+process, or "") and any of the three operations of `Kernels`, with the same signatures. `eager` and `plain` need nothing
+but PyTorch; fused ones are listed in `FUSED`, best first, and are imported when first asked for.
+
+A fused operation is probed at its first use for each kind of input (`Key`): it runs once on a small input and must
+agree with its eager twin. Whatever goes wrong there switches it off for that key, with the reason kept for the report,
+and the next implementation takes over. Inside torch.compile the eager twins are traced: the compiler fuses them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+from . import eager, plain
+from .moments import Moments, Statistics
+from .probe import probe
+
+__all__ = ["FUSED", "OPERATIONS", "Kernels", "Key", "Moments", "Statistics"]
+
+OPERATIONS = ("group_norm_silu", "group_norm_statistics", "pixel_shuffle_3d")
+FUSED: tuple[str, ...] = ()
+"""Modules of this folder with fused implementations, best first."""
+
+
+class Key(NamedTuple):
+    """The kind of input an implementation is probed for."""
+
+    operation: str
+    device: str
+    dtype: torch.dtype
+    channels: int
+    channels_last: bool
+
+
+_choices: dict[tuple[Key, tuple[str, ...]], tuple[Callable[..., Any], str]] = {}
+_refusals: dict[tuple[Key, str], str] = {}
+_lock = threading.Lock()
+
+
+class Kernels:
+    """The operations, each run by the best implementation that works on its input.
+
+    Args:
+        choice: "auto" (fused where they work, else eager), "eager" or "plain".
+        plain_operations: operations that are run plainly whatever the choice.
+    """
+
+    def __init__(self, choice: str = "auto", plain_operations: tuple[str, ...] = ()) -> None:
+        self.choice = choice
+        self.plain_operations = plain_operations
+        self.used: dict[str, str] = {}
+        """Name of the implementation that ran last, by operation."""
+
+    def group_norm_silu(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        groups: int,
+        eps: float,
+        *,
+        statistics: Statistics | None = None,
+        activation: bool = True,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """GroupNorm of each frame by itself, then SiLU: `silu((x - mean) * rstd * weight + bias)`.
+
+        Args:
+            x: [B, C, T, H, W], any strides.
+            weight, bias: [C].
+            groups: groups of channels that share statistics; they are in float32 whatever the dtype.
+            eps: added to the variance.
+            statistics: given ones, when `x` is only a part of its frames; None computes them from `x`.
+            activation: False leaves the SiLU out.
+            out: where to write, a view of x's shape (the inside of a padded buffer); None allocates.
+
+        Returns:
+            `out`, or a new tensor in x's dtype.
+        """
+        run = self._implementation("group_norm_silu", x)
+        return run(x, weight, bias, groups, eps, statistics=statistics, activation=activation, out=out)
+
+    def group_norm_statistics(self, x: torch.Tensor, groups: int) -> Moments:
+        """Moments of each frame and group of `x` [B, C, T, H, W]; those of parts of a frame can be merged."""
+        return self._implementation("group_norm_statistics", x)(x, groups)
+
+    def pixel_shuffle_3d(
+        self, x: torch.Tensor, temporal: int, *, drop_head: bool = False, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Channels to space and time, `out[c, z t + k, 2 h + a, 2 w + b] = x[((a 2 + b) z + k) C + c, t, h, w]`.
+
+        Args:
+            x: [B, 4 z C, T, H, W].
+            temporal: z, frames per frame: 1 or 2.
+            drop_head: leave out the frames k > 0 of the first input frame (the beginning of a clip).
+            out: where to write, a view [B, C, z T (- z + 1), 2 H, 2 W]; None allocates.
+        """
+        return self._implementation("pixel_shuffle_3d", x)(x, temporal, drop_head=drop_head, out=out)
+
+    def refusals(self) -> dict[str, str]:
+        """Why fused implementations were switched off in this process: {"name, operation, dtype": reason}."""
+        with _lock:
+            return {f"{name}, {key.operation}, {key.dtype}": reason for (key, name), reason in _refusals.items()}
+
+    def _implementation(self, operation: str, x: torch.Tensor) -> Callable[..., Any]:
+        if operation in self.plain_operations or self.choice == "plain":
+            return getattr(plain, operation)
+        if self.choice == "eager" or not FUSED or torch.compiler.is_compiling() or x.device.type == "meta":
+            return getattr(eager, operation)
+        key = Key(operation, str(x.device), x.dtype, x.shape[1], x.stride(1) == 1)
+        with _lock:
+            if (key, FUSED) not in _choices:
+                _choices[key, FUSED] = _choose(key)
+            function, self.used[operation] = _choices[key, FUSED]
+        return function
+
+
+def _choose(key: Key) -> tuple[Callable[..., Any], str]:
+    """The first fused implementation that passes its probe, else the eager twin. Called with the lock held."""
+    for name in FUSED:
+        module = _module(name)
+        reason = module if isinstance(module, str) else module.unavailable()
+        if isinstance(module, ModuleType) and not reason and hasattr(module, key.operation):
+            function = getattr(module, key.operation)
+            reason = probe(key.operation, function, key.device, key.dtype, key.channels, key.channels_last)
+            if not reason:
+                return function, name
+        _refusals[key, name] = reason or "it does not have this operation"
+    return getattr(eager, key.operation), eager.NAME
+
+
+def _module(name: str) -> ModuleType | str:
+    """The implementation's module, or why it cannot be imported."""
+    try:
+        return importlib.import_module(f".{name}", __name__)
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: a broken Triton driver at import
+        return f"{type(error).__name__}: {error}"

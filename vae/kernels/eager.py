@@ -1,0 +1,132 @@
+"""The operations without needless passes and copies, in PyTorch alone: the twins that every fused kernel must equal.
+
+They run on any device and in any memory layout, write into views (the inside of a padded buffer), and keep their own
+temporaries to a fraction of a frame.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .moments import Moments, Statistics
+
+NAME = "eager"
+CHUNK_BYTES = 4 << 20
+"""Size of a temporary of `group_norm_statistics`: it stays in a processor's cache, and is nothing to a card."""
+
+
+def unavailable() -> str:
+    """Never: these are PyTorch's own operations."""
+    return ""
+
+
+def group_norm_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float,
+    *,
+    statistics: Statistics | None = None,
+    activation: bool = True,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """GroupNorm and SiLU as one multiply-add and one in-place activation. See `Kernels.group_norm_silu`."""
+    if statistics is None:
+        statistics = group_norm_statistics(x, groups).statistics(eps)
+    scale, shift = scale_and_shift(statistics, weight, bias)
+    if out is None:
+        out = torch.empty_like(x)
+    if x.dtype == torch.float32:
+        torch.addcmul(shift, x, scale, out=out)
+        return F.silu(out, inplace=True) if activation else out
+    if torch.compiler.is_compiling():
+        y = torch.addcmul(shift, x.float(), scale)
+        return out.copy_(F.silu(y) if activation else y)
+    for frame in range(x.shape[2]):  # float32 in between, one frame at a time
+        y = torch.addcmul(shift[:, :, frame], x[:, :, frame].float(), scale[:, :, frame])
+        out[:, :, frame].copy_(F.silu(y, inplace=True) if activation else y)
+    return out
+
+
+def scale_and_shift(
+    statistics: Statistics, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalisation and affine map of each frame as `x * scale + shift`, each float32 [B, C, T, 1, 1].
+
+    Channels are innermost in memory, so that a channels-last operand reads them in order.
+    """
+    per_group = weight.shape[0] // statistics.mean.shape[-1]
+    mean = statistics.mean.repeat_interleave(per_group, dim=-1)
+    scale = statistics.rstd.repeat_interleave(per_group, dim=-1) * weight.float()
+    shift = torch.addcmul(bias.float(), mean, scale, value=-1)
+    return scale.transpose(1, 2)[..., None, None], shift.transpose(1, 2)[..., None, None]
+
+
+def group_norm_statistics(x: torch.Tensor, groups: int) -> Moments:
+    """Moments of each frame and group, a cache-sized piece at a time. See `Kernels.group_norm_statistics`."""
+    batch, channels, frames, height, width = x.shape
+    if torch.compiler.is_compiling():
+        grouped = x.float().unflatten(1, (groups, -1))
+        variance, mean = torch.var_mean(grouped, dim=(2, 4, 5), correction=0)
+        count = channels // groups * height * width
+        return Moments(count, mean.transpose(1, 2), variance.transpose(1, 2) * count)
+    if x.device.type == "meta":  # a dry run: what is kept, without the passing pieces
+        kept = x.new_empty((batch, frames, groups), dtype=torch.float32)
+        return Moments(channels // groups * height * width, kept, kept.clone())
+    rows = max(1, CHUNK_BYTES // (4 * channels * width))
+    moments = [_frame_moments(x[item, :, frame], groups, rows) for item in range(batch) for frame in range(frames)]
+    shape = (batch, frames, groups)
+    mean = torch.stack([m.mean for m in moments]).view(shape)
+    return Moments(moments[0].count, mean, torch.stack([m.deviations for m in moments]).view(shape))
+
+
+def _frame_moments(frame: torch.Tensor, groups: int, rows: int) -> Moments:
+    """Moments of one frame [C, H, W], `rows` rows at a time; each piece is read once from memory."""
+    total: Moments | None = None
+    for piece in frame.split(rows, dim=1):
+        channels, height, width = piece.shape
+        if piece.stride(0) == 1:  # channels last: sum down the rows of a [cells, C] matrix
+            cells = piece.permute(1, 2, 0).reshape(height * width, channels).float()
+            means = cells.sum(0)
+        else:
+            cells = piece.reshape(channels, height * width).float()
+            means = cells.sum(1)
+        count = channels // groups * height * width
+        mean = means.view(groups, -1).sum(1) / count
+        spread = mean.repeat_interleave(channels // groups)
+        if piece.stride(0) == 1:
+            squares = (cells - spread).square_().sum(0)
+        else:
+            squares = (cells - spread[:, None]).square_().sum(1)
+        part = Moments(count, mean, squares.view(groups, -1).sum(1))
+        total = part if total is None else total.merge(part)
+    assert total is not None, "a frame has at least one row"  # noqa: S101 - for the type checker
+    return total
+
+
+def pixel_shuffle_3d(
+    x: torch.Tensor, temporal: int, *, drop_head: bool = False, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One read and one write: the head frame is never copied. See `Kernels.pixel_shuffle_3d`."""
+    batch, packed, frames, height, width = x.shape
+    channels = packed // (4 * temporal)
+    dropped = temporal - 1 if drop_head else 0
+    if out is None:
+        last = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
+        shape = (batch, channels, frames * temporal - dropped, height * 2, width * 2)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
+    source = x.unflatten(1, (2, 2, temporal, channels)).permute(0, 4, 5, 3, 6, 1, 7, 2)
+    head = 1 if dropped else 0
+    if head:  # [B, C, H, row, W, column]
+        _by_parity(out[:, :, 0]).copy_(source[:, :, 0, 0])
+    if frames > head:
+        target = _by_parity(out[:, :, head:]).unflatten(2, (frames - head, temporal))
+        target.copy_(source[:, :, head:])
+    return out
+
+
+def _by_parity(x: torch.Tensor) -> torch.Tensor:
+    """[..., 2H, 2W] as a view [..., H, row, W, column]."""
+    return x.unflatten(-1, (x.shape[-1] // 2, 2)).unflatten(-3, (x.shape[-2] // 2, 2))

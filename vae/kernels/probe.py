@@ -1,0 +1,64 @@
+"""The check a fused operation must pass before it is used: run on a small input, and agree with its eager twin."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import eager
+from .moments import Moments
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+"""Largest difference allowed, relative to the largest value: a few units in the last place."""
+
+
+def probe(
+    operation: str, function: Callable[..., Any], device: str, dtype: torch.dtype, channels: int, channels_last: bool
+) -> str:
+    """Why `function` must not be used for this kind of input, or ""."""
+    try:
+        for arguments, options in _cases(operation, device, dtype, channels, channels_last):
+            expected = getattr(eager, operation)(*arguments, **options)
+            difference = _difference(function(*arguments, **options), expected)
+            if not difference <= TOLERANCE.get(dtype, 0.0):  # NaN fails too
+                return f"it differs from the eager operation by {difference:.1e} of the largest value"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a kernel may fail in any way; the eager twin takes over
+        log.info("%s is switched off for %s on %s: %s", operation, dtype, device, error)
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+def _cases(
+    operation: str, device: str, dtype: torch.dtype, channels: int, channels_last: bool
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Small inputs of that kind, with shapes that are no multiple of any block size."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, channels, 3, 5, 7, generator=generator).to(device, dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    groups = 32 if channels % 32 == 0 else 1
+    if operation == "group_norm_statistics":
+        return [((x, groups), {})]
+    if operation == "pixel_shuffle_3d":
+        return [((x, z), {"drop_head": drop}) for z in (1, 2) if channels % (4 * z) == 0 for drop in (False, True)]
+    weight = torch.randn(channels, generator=generator).to(device, dtype)
+    arguments = (x, weight, weight.flip(0), groups, 1e-6)
+    given = eager.group_norm_statistics(x, groups).statistics(1e-6)
+    return [(arguments, {}), (arguments, {"activation": False}), (arguments, {"statistics": given})]
+
+
+def _difference(actual: torch.Tensor | Moments, expected: torch.Tensor | Moments) -> float:
+    """Largest difference relative to the largest expected value."""
+    if isinstance(expected, Moments):
+        return max(_difference(a, e) for a, e in zip(actual[1:], expected[1:], strict=True))
+    assert isinstance(actual, torch.Tensor)  # noqa: S101 - for the type checker
+    if actual.shape != expected.shape:
+        return float("inf")
+    return float((actual.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-30))

@@ -1,0 +1,232 @@
+"""GroupNorm of each frame and SiLU in Triton, written straight into the padded buffer of the next convolution.
+
+Two passes over the input: one for the statistics, one that normalises. Statistics are float32 whatever the dtype: each
+program sums differences from a cell of its own part, and parts are merged as in `moments`, so a large mean costs no
+digits. Any sizes and any strides, for input and output each; neither needs to be contiguous.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .moments import Moments, Statistics
+from .tiles import NO_BORDER, Border, Tile, divide_up, power_of_two, tile, walk
+from .triton_support import unavailable
+
+__all__ = ["NAME", "group_norm_silu", "group_norm_statistics", "unavailable"]
+
+NAME = "triton_group_norm"
+PART_ELEMENTS = 1 << 16
+"""Numbers that one program of the statistics sums: enough programs to fill a card, few enough parts to merge."""
+
+
+def group_norm_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float,
+    *,
+    statistics: Statistics | None = None,
+    activation: bool = True,
+    out: torch.Tensor | None = None,
+    border: Border = NO_BORDER,
+    front: int = 0,
+    frames_per_pass: int = 0,
+    shape: Tile | None = None,
+) -> torch.Tensor:
+    """See `Kernels.group_norm_silu`. The further arguments fill what surrounds `out` in a padded buffer.
+
+    Args:
+        border: cells around each plane of `out` that exist in memory and become zero.
+        front: frames in front of `out` that exist in memory and become copies of its first frame, border included.
+        frames_per_pass: frames that are summed and then normalised before the next ones are read, 0 = all. A few small
+            frames may still be in the card's cache when they are read again.
+        shape: the tile to work with; None has it chosen.
+    """
+    if out is None:
+        out = torch.empty_like(x)
+    frames = x.shape[2]
+    step = frames_per_pass or frames
+    for start in range(0, frames, step):
+        part, target = x[:, :, start : start + step], out[:, :, start : start + step]
+        if statistics is None:
+            mean, _, rstd = _statistics(part, groups, eps, None)
+        else:
+            mean, rstd = (s[:, start : start + step].contiguous() for s in statistics)
+        _write(part, target, weight, bias, mean, rstd, activation, border, 0 if start else front, shape)
+    return out
+
+
+def group_norm_statistics(x: torch.Tensor, groups: int, *, shape: Tile | None = None) -> Moments:
+    """See `Kernels.group_norm_statistics`."""
+    mean, deviations, _ = _statistics(x, groups, 0.0, shape)
+    return Moments(x.shape[1] // groups * x.shape[3] * x.shape[4], mean, deviations)
+
+
+def _statistics(x: torch.Tensor, groups: int, eps: float, shape: Tile | None) -> tuple[torch.Tensor, ...]:
+    """(mean, sum of squared deviations, reciprocal standard deviation), each float32 [B, T, groups]."""
+    batch, channels, frames = x.shape[:3]
+    route = walk(x)
+    used = shape or tile(channels, route.columns, route.strides)
+    cells = max(used.cells, PART_ELEMENTS // used.channels)
+    rows, columns = max(1, cells // route.columns), min(cells, route.columns)
+    across = divide_up(route.columns, columns)
+    parts = across * divide_up(route.rows, rows)
+    sums = torch.empty(2, batch * frames, parts, channels, dtype=torch.float32, device=x.device)
+    grid = (parts, divide_up(channels, used.channels), batch * frames)
+    _sum_parts[grid](
+        x, sums[0], sums[1], *route.strides[0], channels, frames, route.rows, route.columns, rows, columns, across,
+        block_c=used.channels, block_p=used.cells, num_warps=used.warps,
+    )  # fmt: skip
+    merged = torch.empty(3, batch, frames, groups, dtype=torch.float32, device=x.device)
+    together = min(power_of_two(parts), 64)
+    _merge_parts[(batch * frames * groups,)](
+        sums[0], sums[1], merged[0], merged[1], merged[2], channels, groups, route.rows, route.columns, rows, columns,
+        across, parts, eps, block_parts=together, block_c=power_of_two(channels // groups), num_warps=1,
+    )  # fmt: skip
+    return merged[0], merged[1], merged[2]
+
+
+def _write(
+    x: torch.Tensor,
+    out: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    activation: bool,
+    border: Border,
+    front: int,
+    shape: Tile | None,
+) -> None:
+    batch, channels, frames = x.shape[:3]
+    route = walk(x, out, border=border)
+    width = border.left + route.columns + border.right
+    used = shape or tile(channels, width, route.strides)
+    pieces = divide_up(width, used.cells)
+    grid = (
+        pieces * (border.top + route.rows + border.bottom),
+        divide_up(channels, used.channels),
+        batch * (frames + front),
+    )
+    _normalise[grid](
+        x, out, weight.contiguous(), bias.contiguous(), mean, rstd, *route.strides[0], *route.strides[1],
+        channels, mean.shape[-1], frames, front, route.rows, route.columns,
+        border.left, border.right, border.top, pieces,
+        activation=activation, block_c=used.channels, block_p=used.cells, num_warps=used.warps,
+    )  # fmt: skip
+
+
+@triton.jit
+def _sum_parts(
+    x: tl.tensor, means: tl.tensor, deviations: tl.tensor,
+    x_batch: tl.int64, x_channel: tl.int64, x_frame: tl.int64, x_row: tl.int64, x_column: tl.int64,
+    channels: tl.tensor, frames: tl.tensor, height: tl.tensor, width: tl.tensor,
+    rows: tl.tensor, columns: tl.tensor, across: tl.tensor,
+    block_c: tl.constexpr, block_p: tl.constexpr,
+) -> None:  # fmt: skip
+    """Mean and squared deviations of each channel over one part (`rows` by `columns` cells) of one frame."""
+    part, frame = tl.program_id(0), tl.program_id(2)
+    c = tl.program_id(1) * block_c + tl.arange(0, block_c)
+    exists = c < channels
+    first_row, first = (part // across) * rows, (part % across) * columns
+    end_row, end = tl.minimum(first_row + rows, height), tl.minimum(first + columns, width)
+    source = x + (frame // frames) * x_batch + (frame % frames) * x_frame + c * x_channel
+    pivot = tl.load(source + first_row * x_row + first * x_column, mask=exists, other=0.0).to(tl.float32)
+    total = tl.zeros((block_c, block_p), tl.float32)
+    squares = tl.zeros((block_c, block_p), tl.float32)
+    for row in range(first_row, end_row):
+        line = source + row * x_row
+        for start in range(first, end, block_p):
+            p = start + tl.arange(0, block_p)
+            mask = exists[:, None] & (p < width)[None, :]  # `columns` is the width or a multiple of the block
+            value = tl.load(line[:, None] + (p * x_column)[None, :], mask=mask, other=0.0).to(tl.float32)
+            away = tl.where(mask, value - pivot[:, None], 0.0)
+            total += away
+            squares += away * away
+    count = ((end_row - first_row) * (end - first)).to(tl.float32)
+    shift = tl.sum(total, 1) / count
+    place = (frame * tl.num_programs(0) + part) * channels + c
+    tl.store(means + place, pivot + shift, mask=exists)
+    tl.store(deviations + place, tl.maximum(tl.sum(squares, 1) - shift * shift * count, 0.0), mask=exists)
+
+
+@triton.jit
+def _merge_parts(
+    means: tl.tensor, deviations: tl.tensor, mean_out: tl.tensor, deviations_out: tl.tensor, rstd_out: tl.tensor,
+    channels: tl.tensor, groups: tl.tensor, height: tl.tensor, width: tl.tensor,
+    rows: tl.tensor, columns: tl.tensor, across: tl.tensor, parts: tl.tensor, eps: tl.tensor,
+    block_parts: tl.constexpr, block_c: tl.constexpr,
+) -> None:  # fmt: skip
+    """The parts and channels of one group of one frame, merged: first the mean, then the deviations from it."""
+    index = tl.program_id(0)
+    per_group = channels // groups
+    channel = tl.arange(0, block_c)
+    source = (index // groups) * parts * channels + (index % groups) * per_group + channel
+    total = tl.zeros((block_parts, block_c), tl.float32)
+    for start in range(0, parts, block_parts):
+        part = start + tl.arange(0, block_parts)
+        mask = (part < parts)[:, None] & (channel < per_group)[None, :]
+        weight = _cells(part, height, width, rows, columns, across)
+        value = tl.load(means + part[:, None] * channels + source[None, :], mask=mask, other=0.0)
+        total += value * weight[:, None]
+    count = (height * width).to(tl.float32) * per_group
+    mean = tl.sum(tl.sum(total, 1), 0) / count
+    spread = tl.zeros((block_parts, block_c), tl.float32)
+    for start in range(0, parts, block_parts):
+        part = start + tl.arange(0, block_parts)
+        mask = (part < parts)[:, None] & (channel < per_group)[None, :]
+        weight = _cells(part, height, width, rows, columns, across)
+        place = part[:, None] * channels + source[None, :]
+        away = tl.where(mask, tl.load(means + place, mask=mask, other=0.0) - mean, 0.0)
+        spread += tl.load(deviations + place, mask=mask, other=0.0) + away * away * weight[:, None]
+    deviation = tl.sum(tl.sum(spread, 1), 0)
+    tl.store(mean_out + index, mean)
+    tl.store(deviations_out + index, deviation)
+    tl.store(rstd_out + index, tl.rsqrt(deviation / count + eps))
+
+
+@triton.jit
+def _cells(
+    part: tl.tensor, height: tl.tensor, width: tl.tensor, rows: tl.tensor, columns: tl.tensor, across: tl.tensor
+) -> tl.tensor:
+    """Cells of each part; those at the far edges are smaller."""
+    tall = tl.minimum(rows, height - (part // across) * rows)
+    wide = tl.minimum(columns, width - (part % across) * columns)
+    return (tall * wide).to(tl.float32)
+
+
+@triton.jit
+def _normalise(
+    x: tl.tensor, out: tl.tensor, weight: tl.tensor, bias: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
+    x_batch: tl.int64, x_channel: tl.int64, x_frame: tl.int64, x_row: tl.int64, x_column: tl.int64,
+    out_batch: tl.int64, out_channel: tl.int64, out_frame: tl.int64, out_row: tl.int64, out_column: tl.int64,
+    channels: tl.tensor, groups: tl.tensor, frames: tl.tensor, front: tl.tensor, height: tl.tensor, width: tl.tensor,
+    left: tl.tensor, right: tl.tensor, top: tl.tensor, pieces: tl.tensor,
+    activation: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
+) -> None:  # fmt: skip
+    """One tile of the padded output. `out` points at the first cell inside; cells of the border lie around it."""
+    piece, plane = tl.program_id(0), tl.program_id(2)
+    c = tl.program_id(1) * block_c + tl.arange(0, block_c)
+    exists = c < channels
+    item, target = plane // (frames + front), plane % (frames + front) - front
+    frame = tl.maximum(target, 0)
+    row = piece // pieces - top
+    p = (piece % pieces) * block_p + tl.arange(0, block_p) - left
+    rows = row + tl.zeros((block_p,), tl.int32)
+    inside = exists[:, None] & ((p >= 0) & (p < width) & (rows >= 0) & (rows < height))[None, :]
+    source = x + item * x_batch + frame * x_frame + row * x_row + c * x_channel
+    value = tl.load(source[:, None] + (p * x_column)[None, :], mask=inside, other=0.0).to(tl.float32)
+    place = (item * frames + frame) * groups + c // (channels // groups)
+    scale = tl.load(rstd + place, mask=exists, other=0.0) * tl.load(weight + c, mask=exists, other=0.0).to(tl.float32)
+    value -= tl.load(mean + place, mask=exists, other=0.0)[:, None]
+    value = value * scale[:, None] + tl.load(bias + c, mask=exists, other=0.0).to(tl.float32)[:, None]
+    if activation:
+        value = value * tl.sigmoid(value)
+    value = tl.where(inside, value, 0.0)
+    destination = out + item * out_batch + target * out_frame + row * out_row + c * out_channel
+    mask = exists[:, None] & (p < width + right)[None, :]
+    tl.store(destination[:, None] + (p * out_column)[None, :], value.to(out.dtype.element_ty), mask=mask)

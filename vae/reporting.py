@@ -1,0 +1,88 @@
+"""What was active during a decode or encode, as records: one per row of the optimizations a video VAE can have."""
+
+from __future__ import annotations
+
+import torch
+
+from ..report import OptimizationRecord, OptimizationReport
+from .convolution import memory_defect
+from .kernels import Kernels
+from .model import VideoVAE
+from .planner import GIB, Plan, Task
+from .settings import Optimizations, VaeSettings
+
+SWITCHES = {
+    "polyphase_upsampling": "upsampler: one convolution per output phase",
+    "folded_head": "first frame: kernels summed over time",
+    "native_pixel_shuffle": "pixel shuffle drops the head frame while copying",
+    "in_place_residual": "residual sum in place",
+    "direct_mid_block": "mid block on views",
+    "fused_norm_activation": "GroupNorm and SiLU in one, into the padded buffer",
+    "padded_buffer": "carried frames, input and border written once",
+    "chunked_attention": "attention over chunks of queries",
+    "chunked_upsampling": "upscaled tensor only strip by strip",
+    "channels_last": "channels_last_3d",
+}
+
+
+def describe(
+    report: OptimizationReport,
+    vae: VideoVAE,
+    task: Task,
+    settings: VaeSettings,
+    plan: Plan,
+    budget_origin: str,
+    kernels: Kernels,
+) -> None:
+    """Write the records and facts of a finished job into the report."""
+    layout = plan.layout
+    if plan.tiled:
+        applied = f"tiles of {settings.tile_size}, overlap {settings.tile_overlap}, {settings.blending}"
+    elif layout.uncut:
+        applied = "whole planes"
+    else:
+        applied = "exact strips"
+    report.set(OptimizationRecord("spatial", settings.mode, applied, plan.reason, _peak(plan, budget_origin)))
+    frames = layout.tail_frames or "all"
+    asked = str(settings.temporal_slice or "auto")
+    applied = f"{plan.temporal_slice} latent frame(s) per slice, {frames} frames at a time at full resolution"
+    report.set(OptimizationRecord("temporal_slices", asked, applied))
+    report.set(_compile_record(settings, plan))
+    report.set(OptimizationRecord("precision", "as loaded", str(vae.dtype).removeprefix("torch.")))
+    for name, text in SWITCHES.items():
+        report.set(_switch_record(name, text, settings.optimizations, plan))
+    used = ", ".join(f"{operation}: {name}" for operation, name in kernels.used.items())
+    reason = "; ".join(f"{name}: {why}" for name, why in kernels.refusals().items())
+    report.set(OptimizationRecord("kernels", settings.kernels, used or "PyTorch operations", reason))
+    if vae.device.type == "cuda":
+        active = memory_defect() and vae.dtype != torch.float32
+        applied = "cuDNN called directly" if active else "not needed"
+        report.set(OptimizationRecord("cudnn_conv3d", "auto", applied, f"cuDNN {torch.backends.cudnn.version()}"))
+    report.facts["stage"] = task.stage
+    report.facts["device"] = str(vae.device)
+    report.facts["torch"] = torch.__version__
+    report.facts["estimated_peak_gib"] = round(plan.peak / GIB, 3)
+
+
+def _peak(plan: Plan, budget_origin: str) -> str:
+    text = f"about {plan.peak / GIB:.2f} GiB above weights and output"
+    return text if plan.budget is None else f"{text}, of {plan.budget / GIB:.2f} GiB allowed ({budget_origin})"
+
+
+def _compile_record(settings: VaeSettings, plan: Plan) -> OptimizationRecord:
+    if settings.compile is None:
+        return OptimizationRecord("torch_compile", "off", "off")
+    asked = ", ".join(f"{k}={v}" for k, v in settings.compile.items()) or "defaults"
+    if plan.layout.uncut:
+        return OptimizationRecord("torch_compile", asked, "one graph per slice")
+    reason = "strips would become one huge graph; whole planes compile: mode whole, or a larger budget"
+    return OptimizationRecord("torch_compile", asked, "off", reason, failed=True)
+
+
+def _switch_record(name: str, text: str, wanted: Optimizations, plan: Plan) -> OptimizationRecord:
+    on = getattr(wanted, name)
+    if name == "padded_buffer" and not on and not plan.layout.uncut:
+        return OptimizationRecord(name, "off", "on", "strips are cut from the padded buffer")
+    if name == "chunked_upsampling" and on and plan.layout.uncut:
+        return OptimizationRecord(name, "on", "off", "whole planes")
+    return OptimizationRecord(name, "on" if on else "off", text if on else "off")

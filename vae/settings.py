@@ -1,0 +1,125 @@
+"""What a caller can choose about a decode or an encode. Pure data: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..errors import InputError
+
+MODES = ("auto", "exact", "tiles", "whole")
+BLENDINGS = ("smooth", "reference")
+FRAME_RULES = ("pad", "strict")
+STATE_DEVICES = ("same", "cpu")
+KERNEL_CHOICES = ("auto", "eager", "plain")
+MINIMUM_TILE = 16
+"""Pixels; below two latent cells a tile holds nothing but border."""
+
+
+@dataclass(frozen=True)
+class Optimizations:
+    """Each optimization of the networks that can be switched off by itself; off is the plain formulation.
+
+    Attributes:
+        polyphase_upsampling: 1x1x1 convolution, pixel shuffle and 3x3x3 convolution of an upsampler as one convolution
+            per output phase on the coarse grid: 8 to 12 taps instead of 27.
+        folded_head: the copies of the first frame in front of a clip are never made; kernels summed over time do
+            their work.
+        padded_buffer: carried frames, input and zero border are written once into the buffer that is convolved,
+            instead of concatenating and then padding.
+        in_place_residual: the residual sum is added in place.
+        fused_norm_activation: GroupNorm and SiLU in one operation, written straight into the padded buffer.
+        native_pixel_shuffle: the pixel shuffle drops the head frame while it copies.
+        chunked_upsampling: the upscaled tensor exists only strip by strip (with `strips` of the execution).
+        direct_mid_block: attention works on views of the 5-D tensor, without rearranging copies.
+        chunked_attention: queries are taken in chunks, so that no kernel needs the whole score matrix.
+        channels_last: weights and activations in channels_last_3d.
+    """
+
+    polyphase_upsampling: bool = True
+    folded_head: bool = True
+    padded_buffer: bool = True
+    in_place_residual: bool = True
+    fused_norm_activation: bool = True
+    native_pixel_shuffle: bool = True
+    chunked_upsampling: bool = True
+    direct_mid_block: bool = True
+    chunked_attention: bool = True
+    channels_last: bool = True
+
+    @classmethod
+    def none(cls, **changes: bool) -> Optimizations:
+        """Everything off: the plain formulation of each step."""
+        return cls(**{**{item.name: False for item in fields(cls)}, **changes})
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    """How one decode or encode is run.
+
+    Attributes:
+        mode: "whole" runs planes in one piece; "exact" in row (and column) strips with shared statistics, with the
+            same result; "tiles" decodes overlapping tiles by themselves and blends them, which changes the result;
+            "auto" is "exact" with strips as small as the memory asks for, and tiles when even those need too much.
+        tile_size: tile edge in pixels, one number or (height, width); at least 16.
+        tile_overlap: overlap of neighbouring tiles in pixels, one number or (height, width); smaller than the tile.
+        blending: "smooth" blends in float32 with weights that add up to one; "reference" repeats the established
+            implementation's arithmetic bit for bit, its faults included.
+        temporal_slice: latent frames per step, 0 = chosen. Any value gives the same result.
+        memory_budget_gib: memory in GiB that may be in use above the weights and the output, 0 = chosen from what is
+            free on the device.
+        strips: (rows, columns): fixed numbers of strips, (0, 0) = chosen from the budget.
+        state_device: where the frames carried from slice to slice wait: "same" device or "cpu".
+        frame_rule: what encode does with a clip that is not 4n+1 frames long: "pad" it with its own last frames,
+            mirrored, and say so; or be "strict" and refuse it.
+        kernels: "auto" takes fused kernels where they work, "eager" and "plain" only PyTorch operations.
+        compile: keyword arguments of torch.compile, or None for no compilation; {} compiles with the defaults.
+        optimizations: what the networks may do.
+    """
+
+    mode: str = "auto"
+    tile_size: int | tuple[int, int] = 512
+    tile_overlap: int | tuple[int, int] = 64
+    blending: str = "smooth"
+    temporal_slice: int = 0
+    memory_budget_gib: float = 0.0
+    strips: tuple[int, int] = (0, 0)
+    state_device: str = "same"
+    frame_rule: str = "pad"
+    kernels: str = "auto"
+    compile: Mapping[str, Any] | None = field(default=None, hash=False)
+    optimizations: Optimizations = field(default_factory=Optimizations)
+
+    def __post_init__(self) -> None:
+        _check_choice("mode", self.mode, MODES)
+        _check_choice("blending", self.blending, BLENDINGS)
+        _check_choice("state_device", self.state_device, STATE_DEVICES)
+        _check_choice("frame_rule", self.frame_rule, FRAME_RULES)
+        _check_choice("kernels", self.kernels, KERNEL_CHOICES)
+        for tile, overlap in zip(pair(self.tile_size), pair(self.tile_overlap), strict=True):
+            if tile < MINIMUM_TILE:
+                reason = f"a tile is at least {MINIMUM_TILE} pixels"
+                raise InputError("tile_size", self.tile_size, reason, "use 512, or 256 when memory is short")
+            if overlap < 0:
+                raise InputError("tile_overlap", self.tile_overlap, "it cannot be negative", "use 64")
+            if overlap >= tile:
+                reason = f"it must be smaller than tile_size ({tile})"
+                raise InputError("tile_overlap", self.tile_overlap, reason, f"use {tile // 8}")
+        if self.temporal_slice < 0:
+            raise InputError("temporal_slice", self.temporal_slice, "it cannot be negative", "use 0 to have it chosen")
+        if not 0 <= self.memory_budget_gib < 1 << 20:
+            reason = "it must be a number of GiB, 0 or more"
+            raise InputError("memory_budget_gib", self.memory_budget_gib, reason, "use 0 to have it chosen")
+        if len(self.strips) != 2 or min(self.strips) < 0:
+            raise InputError("strips", self.strips, "it is (rows, columns), each 0 or more", "use (0, 0)")
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size given as one number or as two."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(choices)}")
