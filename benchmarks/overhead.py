@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..callbacks import SILENT, Callbacks
-from ..commands.terminal import hush_libraries
+from ..commands.libraries import prepare_libraries
 from ..optimizations.apply import apply
 from ..optimizations.measure import Candidate, Outcome, PairedMeasurement, Plan
 from ..optimizations.meters import DeviceMemoryMeter, stopwatch
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15, help="interleaved pairs per model (default: 15)")
     parser.add_argument("--sizes", nargs="+", choices=("tiny", "mid"), default=["tiny", "mid"])
     args = parser.parse_args()
-    hush_libraries(verbose=False)
+    prepare_libraries(verbose=False)
     if args.device == "cpu":
         torch.set_num_threads(1)  # tiny steps on several threads measure the threads, not the pack
     rows = [measure_size(size, args.device, args.runs) for size in args.sizes]

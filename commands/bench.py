@@ -13,9 +13,10 @@ from ..comparison.presets import PRESETS, preset
 from ..errors import InputError
 from ..optimizations.settings import COMPILE_BACKENDS, CompileSettings, OptimizationSettings
 from .files import check_writable, replacing, write_text
+from .libraries import prepare_libraries
 from .media import read_picture
 from .options import MODEL_HELP, add_model_options, pipeline_handle
-from .terminal import TerminalProgress, hush_libraries
+from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
     from ..comparison.result import Comparison
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         _store_command(args)
         return
     _check(args)
-    hush_libraries(args.verbose)
+    prepare_libraries(args.verbose)
 
     from ..comparison.run import ComparisonRun
     from ..optimizations.measure import Plan

@@ -11,9 +11,10 @@ from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from .files import check_file_target, write_text
 from .latent_file import read_latent
+from .libraries import prepare_libraries
 from .media import check_output, write_frames
 from .options import MODEL_HELP, add_model_options, add_tiling_options, pipeline_handle, tiling_settings
-from .terminal import TerminalProgress, hush_libraries
+from .terminal import TerminalProgress
 from .video_vae import add_video_vae_options, load, vae_settings
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     frame_rate = args.frame_rate or float(metadata.get("frame_rate", 24))
     if not 0 < frame_rate <= 1000:
         raise InputError("frame_rate", frame_rate, "it must be above 0 and at most 1000", "use 24")
-    hush_libraries(args.verbose)
+    prepare_libraries(args.verbose)
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)

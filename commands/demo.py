@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from ..callbacks import Callbacks
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
 from .files import check_writable, write_text
+from .libraries import prepare_libraries
 from .media import write_png
 from .options import DTYPES
-from .terminal import TerminalProgress, hush_libraries
+from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_writable("output", args.output)
-    hush_libraries(args.verbose)
+    prepare_libraries(args.verbose)
     with TerminalProgress(args.quiet) as callbacks:
         plain, plain_seconds = sample(args, OptimizationSettings.plain(), callbacks)
         fast, fast_seconds = sample(args, EVERYTHING, callbacks)

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..optimizations.advice import LaunchFacts, launch_advice, read_log
 from . import environment
+from .libraries import prepare_libraries
 from .paths import PACK, find_comfyui, model_folders
-from .terminal import hush_libraries
 
 HELP = "show what this machine can do, and why not the rest"
 LOG_CHARACTERS = 2_000_000
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    hush_libraries(args.verbose)
+    prepare_libraries(args.verbose)
     facts = examine()
     print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else as_text(facts))
 

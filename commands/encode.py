@@ -7,9 +7,10 @@ from pathlib import Path
 
 from .files import check_file_target, write_text
 from .latent_file import write_latent
+from .libraries import prepare_libraries
 from .media import read_frames
 from .options import add_device_options
-from .terminal import TerminalProgress, hush_libraries
+from .terminal import TerminalProgress
 from .video_vae import add_video_vae_options, load, vae_settings
 
 HELP = "turn a video or pictures into a latent file"
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         check_file_target("report", args.report, (".json",))
     settings = vae_settings(args)
     frames, frame_rate = read_frames(args.frames.expanduser())
-    hush_libraries(args.verbose)
+    prepare_libraries(args.verbose)
 
     from ..vae import encode
 

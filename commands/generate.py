@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from .files import check_file_target, write_text
 from .latent_file import write_latent
+from .libraries import prepare_libraries
 from .media import check_output, read_picture, write_frames
 from .options import MODEL_HELP, add_model_options, add_optimization_options, optimization_settings, pipeline_handle
-from .terminal import TerminalProgress, hush_libraries
+from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
     from ..pipelines.types import SampleRequest, SampleResult
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         check_file_target("output", args.output, (".safetensors",))
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
-    hush_libraries(args.verbose)
+    prepare_libraries(args.verbose)
 
     from ..pipelines.generate import generate
     from ..pipelines.loader import family_of_key

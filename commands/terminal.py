@@ -1,12 +1,8 @@
-"""What a person sees while a command runs: a progress bar per stage, and silence from the libraries."""
+"""What a person sees while a command runs: a progress bar per stage."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import sys
-import warnings
 from types import TracebackType
 from typing import Any
 
@@ -48,23 +44,3 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def hush_libraries(verbose: bool) -> None:
-    """Keep the libraries' own bars and warnings off the terminal: the report says what a user has to know.
-
-    Call it before diffusers or transformers is imported; does nothing when `verbose`.
-    """
-    if verbose:
-        return
-    warnings.simplefilter("ignore")
-    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    with contextlib.suppress(ImportError):  # whoever needs a missing library will say so itself
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()

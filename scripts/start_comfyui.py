@@ -1,7 +1,6 @@
-"""Runs a ComfyUI checkout's `main.py` in this process: `python scripts/start_comfyui.py COMFYUI_FOLDER [ARGUMENTS]`.
+"""Runs a ComfyUI checkout's `main.py` in this process: `python -m fastdiffusers.scripts.start_comfyui FOLDER [ARGS]`.
 
-The one thing it adds: torchvision's wheel holds no compiled operators for a CPU build of torch, and torchvision cannot
-be imported without two of them. Nothing that ComfyUI or this pack does calls either, so declaring them is enough.
+The one thing it adds: with a CPU build of torch, torchvision's operators are declared before ComfyUI imports it.
 """
 
 from __future__ import annotations
@@ -10,26 +9,7 @@ import os
 import runpy
 import sys
 
-
-def declare_torchvision_ops() -> None:
-    """Declare `torchvision::nms` and `torchvision::qnms` where the installed torchvision does not bring them."""
-    import torch
-
-    try:
-        import torchvision  # noqa: F401 - importing it is the question
-    except ImportError:
-        return
-    except RuntimeError:
-        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for op in ("nms", "qnms"):
-            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _libraries.append(library)
-
-
-_libraries: list[object] = []
-"""Keeps the declarations alive: a torch Library undoes its own when it is collected."""
+from ..commands.libraries import declare_torchvision_ops
 
 
 def main() -> None:

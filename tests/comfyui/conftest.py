@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # pytest's importlib mode leaves sys.path alone; the helper modules beside this file are found through it.
 sys.path.append(str(Path(__file__).parent))
@@ -50,6 +52,11 @@ def models(base: Path) -> Path:
     diffusers = base / "models" / "diffusers"
     for family in ("sdxl", "zimage"):
         tiny.save(family, diffusers / f"saved-{family}")
+    (base / "input").mkdir(exist_ok=True)
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[:, None], 255 - ramp), axis=-1)).save(
+        base / "input" / "gradient.png"
+    )
     return base / "models"
 
 
@@ -68,7 +75,7 @@ def server(comfyui: Path, base: Path, models: Path) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def core(comfyui: Path) -> Any:
     """ComfyUI's modules imported into this process, on the CPU: `core.sd`, `core.model_management`, `core.nodes`."""
-    from fastdiffusers.scripts.start_comfyui import declare_torchvision_ops
+    from fastdiffusers.commands.libraries import declare_torchvision_ops
 
     declare_torchvision_ops()
     sys.path.insert(0, str(comfyui))
