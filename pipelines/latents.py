@@ -16,6 +16,7 @@ from ..errors import InputError
 from .families import Family
 from .types import LoadedPipeline
 from .video_decode import decode_streaming, refuse_streaming
+from .video_decode_tiled import can_stream_tiles, decode_tiles_streaming
 
 if TYPE_CHECKING:
     import torch
@@ -136,6 +137,8 @@ def decode(loaded: LoadedPipeline, latent: torch.Tensor, callbacks: Callbacks = 
             latent = latent.unsqueeze(2)
         if latent.ndim == 5 and latent.shape[2] > 1 and not refuse_streaming(vae):
             pixels = decode_streaming(vae, latent, callbacks=callbacks)
+        elif can_stream_tiles(vae, latent):
+            pixels = decode_tiles_streaming(vae, latent, callbacks=callbacks)
         else:
             with _decoder_progress(vae, latent, callbacks):
                 pixels = vae.decode(latent, return_dict=False)[0]

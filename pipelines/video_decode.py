@@ -158,18 +158,31 @@ def decode_streaming(
     """
     import torch
 
+    if getattr(vae, "use_slicing", False) and latents.shape[0] > 1:
+        items = []
+        for item in latents.split(1):
+            items.append(_decode_item(vae, item, callbacks, output_device, latent_frames_per_step))
+        return torch.cat(items)
+    return _decode_item(vae, latents, callbacks, output_device, latent_frames_per_step)
+
+
+def _decode_item(
+    vae: Any, latents: torch.Tensor, callbacks: Callbacks, output_device: str | torch.device, step: int
+) -> torch.Tensor:
+    import torch
+
     frames_in = latents.shape[2] if latents.ndim == 5 else 1
     collected: torch.Tensor | None = None
     written = done = 0
     with torch.no_grad():
-        runs = stream_frames(vae, latents, latent_frames_per_step)
+        runs = stream_frames(vae, latents, step)
         for pixels in runs:
             if collected is None:
                 collected = _output_buffer(vae, pixels, frames_in, output_device)
             stop = written + pixels.shape[2]
             collected[:, :, written:stop].copy_(pixels)
             written = stop
-            done = min(done + (1 if done == 0 else latent_frames_per_step), frames_in)
+            done = min(done + (1 if done == 0 else step), frames_in)
             del pixels
             callbacks.tick("decode", done, frames_in)
     if collected is None:

@@ -65,6 +65,19 @@ def test_longer_steps_agree_within_rounding(name: str, step: int) -> None:
     assert (result - expected).abs().max() <= 5e-5 * expected.std()
 
 
+def test_slicing_decodes_one_item_at_a_time() -> None:
+    vae = build_vae("wan21")
+    latents = latents_for(vae, 3, batch=2)
+    vae.enable_slicing()
+    batches: list[int] = []
+    handle = vae.decoder.register_forward_pre_hook(lambda module, arguments: batches.append(arguments[0].shape[0]))
+    expected = plain_decode(vae, latents)
+    batches.clear()
+    assert torch.equal(decode_streaming(vae, latents), expected)
+    handle.remove()
+    assert batches == [1] * 6
+
+
 @pytest.mark.parametrize("name", ["wan21", "wan22-patched", "qwenimage"])
 def test_tiles_are_bit_identical(name: str) -> None:
     vae = build_vae(name)
