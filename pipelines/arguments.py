@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+LANCZOS = 1
+"""`PIL.Image.Resampling.LANCZOS`, which older releases have under another name."""
+
+
 def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
     """What to call `pipeline` with.
 
@@ -81,8 +85,14 @@ def to_pil(image: torch.Tensor) -> Image:
 
 
 def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:
-    """What an image-to-image call starts from: the latent where there is one, else the first image."""
+    """What an image-to-image call starts from, once per item of the batch: the latent where there is one, else the
+    first image, scaled to the size of the result."""
     if request.latent is None:
-        return to_pil(request.images[0])
-    vae = pipeline.vae
-    return latents.from_comfy(request.latent, family, vae).to(vae.dtype)
+        picture = to_pil(request.images[0]).resize((request.width or 0, request.height or 0), resample=LANCZOS)
+        return [picture] * request.batch
+    native = latents.from_comfy(request.latent, family, pipeline.vae).to(pipeline.vae.dtype)
+    native = native.squeeze(2) if native.ndim == 5 else native
+    # The pipelines tell latents from pictures by their channels; not all of them know how many this model has.
+    pipeline.image_processor.register_to_config(vae_latent_channels=family.latent_channels)
+    copies = -(-request.batch // native.shape[0])
+    return native.repeat(copies, 1, 1, 1)[: request.batch]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..callbacks import SILENT, Callbacks
 from ..optimizations.settings import OptimizationSettings, Workload
@@ -143,8 +143,9 @@ def _decode(
     loaded: LoadedPipeline, latent: torch.Tensor, report: OptimizationReport, callbacks: Callbacks
 ) -> torch.Tensor:
     """Decode; when the memory does not suffice, again in tiles, and in smaller ones."""
-    from ..optimizations.vae_memory import decode_with_fallback
+    from ..optimizations.vae_memory import shrink_until_it_fits
 
-    attempt: Any = lambda: latents.decode(loaded, latent, callbacks)
-    frames: torch.Tensor = decode_with_fallback(loaded.pipeline.vae, attempt, report)
-    return frames
+    edge = max(latent.shape[-2:]) * loaded.family.latent_stride
+    return shrink_until_it_fits(
+        loaded.pipeline.vae, lambda: latents.decode(loaded, latent, callbacks), report, edge=edge
+    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .families import Family
+from .schedulers import SCHEDULERS
 from .types import SampleRequest
 
 if TYPE_CHECKING:
@@ -113,14 +115,10 @@ def _check_frames(family: Family, request: SampleRequest) -> None:
 def _check_scheduler_name(name: str) -> None:
     if name == SCHEDULER_DEFAULT:
         return
-    from difflib import get_close_matches
-
-    from .schedulers import known_schedulers
-
-    if name not in known_schedulers():
-        close = get_close_matches(name, known_schedulers(), 3, 0.4)
+    if name not in SCHEDULERS:
+        close = get_close_matches(name, SCHEDULERS, 3, 0.4)
         cure = f"did you mean {' or '.join(close)}?" if close else f"use {SCHEDULER_DEFAULT!r}"
-        raise InputError("scheduler", name, "diffusers has no scheduler of that name", cure)
+        raise InputError("scheduler", name, "it is none of the general schedulers of diffusers", cure)
 
 
 def _check_images(family: Family, request: SampleRequest) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 from ..errors import InputError
@@ -18,13 +17,29 @@ from .families import Family
 _TRIAL_STEPS = 4
 
 
-@lru_cache(maxsize=1)
-def known_schedulers() -> tuple[str, ...]:
-    """Class names of diffusers' schedulers for continuous latents, sorted. Imports nothing heavy but diffusers."""
-    import diffusers
-
-    names = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
-    return tuple(sorted(set(names) - {"VQDiffusionScheduler", "AmusedScheduler", "ScoreSdeVpScheduler"}))
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
+"""The general-purpose schedulers of diffusers. The others belong to one model each, which brings its own."""
 
 
 @contextmanager
@@ -60,7 +75,7 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]
 def compatible_schedulers(original: Any, family: Family) -> tuple[str, ...]:
     """Class names of all schedulers that can take the place of a pipeline's own one, that one first."""
     own = type(original).__name__
-    others = (name for name in known_schedulers() if name != own)
+    others = (name for name in SCHEDULERS if name != own)
     return (own, *(name for name in others if not _objection(family, _candidate(original, name))))
 
 
