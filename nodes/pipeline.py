@@ -8,7 +8,7 @@ from ..errors import FastDiffusersError
 from ..optimizations.settings import MEMORY_MODES
 from ..pipelines import loader
 from ..pipelines.types import PipelineHandle
-from . import comfy_bridge, types
+from . import comfy_bridge, residency, types
 from .compat import ADVANCED, schema
 from .model_files import CUSTOM, default_pipeline, pipeline_choices, pipeline_source
 
@@ -131,4 +131,4 @@ class LoadPipeline(io.ComfyNode):
             quantization=quantization,
             callbacks=progress.callbacks,
         )
-        return io.NodeOutput(PipelineHandle(key=key, memory_mode=memory_mode))
+        return io.NodeOutput(residency.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))

@@ -18,7 +18,7 @@ from ..optimizations.settings import (
 )
 from ..pipelines.generate import generate
 from ..pipelines.types import PipelineHandle, SampleRequest
-from . import comfy_bridge, types
+from . import comfy_bridge, residency, types
 from .compat import ADVANCED, schema
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ class Sampler(io.ComfyNode):
             step_cache=step_cache,
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        result = generate(pipeline, request, optimizations, progress.callbacks)
+        with residency.on_card(pipeline):
+            result = generate(pipeline, request, optimizations, progress.callbacks, memory=comfy_bridge.memory_state)
         progress.show_report(result.report)
         if result.frames is None:
             frames: Any = ExecutionBlocker("Diffusers Sampler: 'decode' is off, so there are no images to pass on.")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..errors import FastDiffusersError
-from ..pipelines import generate
+from ..pipelines import generate, loader
 from ..pipelines.types import PipelineHandle
-from . import comfy_bridge, core_vae, types, video_vae
+from . import comfy_bridge, core_vae, residency, types, video_vae
 from .compat import schema
 from .model_files import video_vae_choices, video_vae_path
 from .vae_choices import VaeChoices, shared_inputs
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..callbacks import Callbacks
     from ..report import OptimizationReport
 
+CLIP_LENGTH = "clip_length"
+"""Key in a LATENT: frames of the clip before it was filled up to 4n + 1, so that the decode cuts the rest off."""
 NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
 
 
@@ -104,10 +106,7 @@ class VAEDecode(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib)
-        latent = samples["samples"]
-        if getattr(latent, "is_nested", False):
-            latent = latent.unbind()[0]  # the video of a latent that holds video and sound
-        frames, report = _decode(vae, latent, choices, progress.callbacks)
+        frames, report = _decode(vae, samples, choices, progress.callbacks)
         progress.show_report(report)
         if frames.ndim == 5:
             frames = frames.flatten(0, 1)
@@ -152,34 +151,43 @@ class VAEEncode(io.ComfyNode):
         choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib)
         latent, report = _encode(vae, pixels, choices, progress.callbacks)
         progress.show_report(report)
-        return io.NodeOutput({"samples": latent}, report, ui=ui.PreviewText(report.as_table()))
+        return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_table()))
 
 
 def _decode(
-    vae: Any, latent: torch.Tensor, choices: VaeChoices, callbacks: Callbacks
+    vae: Any, samples: dict[str, Any], choices: VaeChoices, callbacks: Callbacks
 ) -> tuple[torch.Tensor, OptimizationReport]:
     """Decode with the engine that belongs to what is connected."""
+    latent = samples["samples"]
+    if getattr(latent, "is_nested", False):
+        latent = latent.unbind()[0]  # the video of a latent that holds video and sound
+    if isinstance(vae, types.VideoVaeHandle):
+        return video_vae.decode(vae, latent, choices.for_video_vae(), callbacks, samples.get(CLIP_LENGTH))
     if isinstance(vae, PipelineHandle):
-        frames, report = generate.decode(vae, latent, choices.for_pipeline(vae), callbacks)
-    elif isinstance(vae, types.VideoVaeHandle):
-        frames, report = video_vae.decode(vae, latent, choices.for_video_vae(), callbacks)
+        settings = choices.for_pipeline(vae)
+        with residency.on_card(vae):
+            frames, report = generate.decode(vae, latent, settings, callbacks, memory=comfy_bridge.memory_state)
     else:
         frames, report = core_vae.decode(vae, latent, choices, callbacks)
-    if choices.tiling == "exact" and not isinstance(vae, types.VideoVaeHandle):
+    if choices.tiling == "exact":
         report.note(NO_EXACT)
     return frames, report
 
 
 def _encode(
     vae: Any, pixels: torch.Tensor, choices: VaeChoices, callbacks: Callbacks
-) -> tuple[torch.Tensor, OptimizationReport]:
+) -> tuple[dict[str, Any], OptimizationReport]:
     """Encode with the engine that belongs to what is connected."""
-    if isinstance(vae, PipelineHandle):
-        latent, report = generate.encode(vae, pixels, choices.for_pipeline(vae), callbacks)
-    elif isinstance(vae, types.VideoVaeHandle):
+    if isinstance(vae, types.VideoVaeHandle):
         latent, report = video_vae.encode(vae, pixels, choices.for_video_vae(), callbacks)
+        return {"samples": latent, CLIP_LENGTH: pixels.shape[0]}, report
+    if isinstance(vae, PipelineHandle):
+        settings = choices.for_pipeline(vae)
+        images = pixels[None] if loader.family_of_key(vae.key).video else pixels
+        with residency.on_card(vae):
+            latent, report = generate.encode(vae, images, settings, callbacks, memory=comfy_bridge.memory_state)
     else:
         latent, report = core_vae.encode(vae, pixels, choices, callbacks)
-    if choices.tiling == "exact" and not isinstance(vae, types.VideoVaeHandle):
+    if choices.tiling == "exact":
         report.note(NO_EXACT)
-    return latent, report
+    return {"samples": latent}, report

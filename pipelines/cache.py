@@ -67,6 +67,20 @@ class PipelineCache:
         with self._lock:
             self._free(list(self._entries))
 
+    def discard(self, key: LoadKey) -> None:
+        """Free one pipeline, unless it is in use. Never waits, so that a finalizer may call it."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if key in self._entries:
+                self._free([key])
+        finally:
+            self._lock.release()
+
+    def peek(self, key: LoadKey) -> LoadedPipeline | None:
+        """The pipeline of `key` if it is loaded, without borrowing it: to look at, not to run."""
+        return self._entries.get(key)
+
     def keys(self) -> tuple[LoadKey, ...]:
         """What is loaded, the least recently used first."""
         return tuple(self._entries)

@@ -31,7 +31,8 @@ class Client:
     def defaults(self, kind: str) -> dict[str, Any]:
         """Every required widget's default, as a new node in the editor has it."""
         values = {}
-        for name, (io_type, options) in self.info[kind]["input"].get("required", {}).items():
+        for name, (io_type, *rest) in self.info[kind]["input"].get("required", {}).items():
+            options = rest[0] if rest else {}
             if "default" in options:
                 values[name] = options["default"]
             elif io_type == "COMBO" or isinstance(io_type, list):
