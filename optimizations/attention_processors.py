@@ -55,23 +55,25 @@ def can_vary(processor: Any) -> bool:
 
     Processors with weights of their own (IP adapters) stay as they are: a copy would leave the model's tree.
     """
-    return not isinstance(processor, nn.Module) and (_names_backend(processor) or _calls_sdpa(type(processor)))
+    kind: Any = type(processor)
+    return not isinstance(processor, nn.Module) and (_names_backend(processor) or _calls_sdpa(kind))
 
 
 def vary(processor: Any, trust: Trust) -> Any:
     """A variant of `processor` that attends through `trust.backend`."""
     from diffusers.models.attention_dispatch import AttentionBackendName
 
+    kind: Any = type(processor)
     variant = copy.copy(processor)
     variant._original = processor
     variant._trust = trust
     variant._unproven = {"masked", "unmasked"} if trust.doubtful else set()
     if _names_backend(processor):
         variant._attention_backend = AttentionBackendName(trust.backend.dispatch)
-        variant.__class__ = _naming_class(type(processor), trust.backend.masks)
+        variant.__class__ = _naming_class(kind, trust.backend.masks)
     else:
         variant._redirect = _Redirect(trust.backend)
-        variant.__class__ = _redirecting_class(type(processor))
+        variant.__class__ = _redirecting_class(kind)
     return variant
 
 

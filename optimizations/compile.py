@@ -110,11 +110,14 @@ def environment(pipeline: Any, how: CompileSettings) -> Iterator[None]:
 
     # Before torch 2.7 the limits had other names.
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
-    values = {limit: how.recompile_limit, "suppress_errors": False}
     accumulated = f"accumulated_{limit}"
-    values[accumulated] = max(how.recompile_limit * 8, getattr(dynamo, accumulated))
+    values: dict[str, Any] = {
+        limit: how.recompile_limit,
+        accumulated: max(how.recompile_limit * 8, getattr(dynamo, accumulated)),
+        "suppress_errors": False,
+    }
     with ExitStack() as stack:
-        stack.enter_context(dynamo.patch(**values))  # type: ignore[attr-defined]
+        stack.enter_context(dynamo.patch(values))
         stack.enter_context(sdnq_limits(pipeline))
         if how.keep_artifacts:
             stack.enter_context(_cache_folder())
@@ -194,7 +197,7 @@ def _remove(component: nn.Module) -> None:
 def _unknown_backend(backend: str) -> str:
     import torch._dynamo as dynamo
 
-    known = dynamo.list_backends(exclude_tags=())  # type: ignore[arg-type]
+    known = dynamo.list_backends(exclude_tags=())
     return "" if backend in known else f"there is no backend {backend!r}; this torch has {', '.join(sorted(known))}"
 
 

@@ -100,7 +100,7 @@ class Region:
         """Compile every module at its next call. Code that was compiled before is found again by dynamo."""
         self._started = 0
         for module in self._alive():
-            module._compiled_call_impl = CompiledCall(self, module)  # type: ignore[assignment]
+            module._compiled_call_impl = CompiledCall(self, module)
 
     def remove(self) -> None:
         """Every module is plain again, exactly."""

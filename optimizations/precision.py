@@ -121,7 +121,7 @@ def _convolutional(pipeline: Any) -> dict[str, nn.Module]:
     return {name: model for name, model in candidates.items() if len(_kernels(model)) >= 4}
 
 
-def _kernels(model: nn.Module) -> list[nn.Parameter]:
+def _kernels(model: nn.Module) -> list[torch.Tensor]:
     weights = (m.weight for m in model.modules() if isinstance(m, nn.Conv2d))
     return [weight for weight in weights if weight.shape[-1] > 1]
 
