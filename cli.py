@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from . import __version__
-from .commands import bench, decode, demo, doctor, encode, generate
+from .commands import bench, decode, demo, doctor, encode, generate, quantize
 from .errors import FastDiffusersError, InputError
 
 
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "decode": decode,
     "encode": encode,
     "bench": bench,
+    "quantize": quantize,
     "doctor": doctor,
     "demo": demo,
 }

@@ -9,7 +9,6 @@ The result is an approximation: that is what is traded for the time.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,15 +21,9 @@ from .step_cache_hooks import DiffusersHooksEngine
 
 __all__ = ["LEVELS", "MIN_STEPS", "Level", "disable", "enable", "incompatibility", "running"]
 
-log = logging.getLogger(__name__)
-
 _ENGINES: tuple[type[StepCacheEngine], ...] = (CacheDitEngine, DiffusersHooksEngine)
 _ATTRIBUTE = "_fastdiffusers_step_cache"
 """On the first denoiser: the engine that is at work on it. Pipelines that share the denoiser find it there."""
-
-# What the libraries raise for a model or a version they do not know. Interrupts and OOM are none of these but OOM,
-# which is a RuntimeError and is let through by name.
-_LIBRARY_ERRORS = (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError, RuntimeError)
 
 
 def enable(
@@ -58,6 +51,7 @@ def enable(
     if reason:
         return OptimizationRecord("step_cache", choice, "off", reason, failed=True)
     if current is not None:
+        current.steps = steps
         return _active_record(current)
     refusals = []
     for engine_class in _ENGINES:
@@ -66,6 +60,7 @@ def enable(
         except StepCacheUnavailable as refusal:
             refusals.append(str(refusal))
             continue
+        engine.steps = steps
         setattr(denoisers(pipeline)[0], _ATTRIBUTE, engine)
         return _active_record(engine)
     return OptimizationRecord("step_cache", choice, "off", "; ".join(refusals), failed=True)
@@ -96,13 +91,13 @@ def running(pipeline: Any, report: OptimizationReport, steps: int = 0) -> Iterat
     Args:
         pipeline: the pipeline that runs, or the one it shares its denoiser with.
         report: the report that `enable`'s record is in; nothing is added where it has none.
-        steps: denoising steps of this run, 0 when not known.
+        steps: denoising steps of this run; 0 takes what `enable` was told.
     """
     engine = _engine(pipeline)
     if engine is None:
         yield
         return
-    engine.begin(steps)
+    engine.begin(steps or engine.steps)
     try:
         yield
     except BaseException:

@@ -76,10 +76,13 @@ class StepCacheEngine(ABC):
     """One engine at work on the denoisers of one pipeline, from construction until `remove`.
 
     Constructing it puts it to work or raises StepCacheUnavailable with the pipeline untouched.
+
+    Attributes: name, for the report; choice, the level's name; steps, of the next run, 0 when not known.
     """
 
     name: str
     choice: str
+    steps: int = 0
 
     @abstractmethod
     def __init__(self, pipeline: Any, choice: str, level: Level, steps: int) -> None: ...
