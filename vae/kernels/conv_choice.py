@@ -1,0 +1,256 @@
+"""Which convolution runs fastest is not known beforehand: it is measured once for each shape, and remembered.
+
+Every candidate is first checked against PyTorch's own conv3d on the very input at hand; one that fails, or whose result
+differs by more than rounding, is out for that shape, with the reason kept. What was chosen can be remembered in a file
+for the same card and the same versions of everything that decides the speed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from . import comfy_kitchen
+from .conv_memory import ConvMemory
+from .probe import TOLERANCE
+
+__all__ = ["CANDIDATES", "Candidate", "ConvChoice", "ConvKey", "cuda_seconds", "half_accumulation"]
+
+log = logging.getLogger(__name__)
+
+Stride = tuple[int, int, int]
+Convolution = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", Stride], torch.Tensor]
+Timer = Callable[[Callable[[], torch.Tensor]], float]
+"""Seconds that a function takes."""
+
+MARGIN = 0.03
+"""Another convolution than PyTorch's own must be faster by this fraction to be chosen."""
+HALF_SUM_TOLERANCE = 0.1
+"""Allowed to float16 sums, relative to the largest value: whoever asks for them asks for that."""
+
+_half_accumulation: ContextVar[bool] = ContextVar("half_accumulation", default=False)
+
+
+class ConvKey(NamedTuple):
+    """What a choice holds for.
+
+    Attributes:
+        device, dtype: as text.
+        input, weight, stride: shapes and strides of the convolution; the input holds its padding already.
+        channels_last: memory layout of the input.
+        half_sums: whether float16 sums are allowed.
+    """
+
+    device: str
+    dtype: str
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: Stride
+    channels_last: bool
+    half_sums: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to convolve.
+
+    Attributes:
+        run: (x, weight, bias, stride) -> result, without padding.
+        suits: whether it may be tried for a key at all.
+        tolerance: largest difference from conv3d relative to the largest value; None = rounding of the dtype.
+    """
+
+    run: Convolution
+    suits: Callable[[ConvKey], bool]
+    tolerance: float | None = None
+
+
+def conv2d_sum(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Stride) -> torch.Tensor:
+    """conv3d as one 2-D convolution per tap in time, summed. Frames go into the batch; in channels-last as a view."""
+    batch, _, frames, _, _ = x.shape
+    taps, (step, *plane) = weight.shape[2], stride
+    made = (frames - taps) // step + 1
+    total: torch.Tensor | None = None
+    for tap in range(taps):
+        folded = x[:, :, tap : tap + step * (made - 1) + 1 : step].transpose(1, 2).flatten(0, 1)
+        part = F.conv2d(folded, weight[:, :, tap], None if tap else bias, tuple(plane))
+        total = part if total is None else total.add_(part)
+    assert total is not None, "a kernel has at least one tap"  # noqa: S101 - for the type checker
+    return total.unflatten(0, (batch, made)).transpose(1, 2)
+
+
+CANDIDATES: Mapping[str, Candidate] = {
+    # Several taps are summed in the dtype of the result: in half precision that would round more often than conv3d.
+    "conv2d_sum": Candidate(conv2d_sum, lambda key: key.weight[2] == 1 or key.dtype == "float32"),
+    "comfy_kitchen_fp16": Candidate(
+        comfy_kitchen.fp16_conv3d, lambda key: key.half_sums and key.dtype == "float16", HALF_SUM_TOLERANCE
+    ),
+}
+"""The alternatives to PyTorch's conv3d."""
+
+
+@contextmanager
+def half_accumulation(allowed: bool = True) -> Iterator[None]:
+    """Allow convolutions that sum in float16 inside the `with` block."""
+    token = _half_accumulation.set(allowed)
+    try:
+        yield
+    finally:
+        _half_accumulation.reset(token)
+
+
+class ConvChoice:
+    """Convolves by the fastest candidate of each shape.
+
+    Args:
+        plain: PyTorch's own convolution: the floor, and what the others are checked against.
+        timer: measures seconds; None measures on the card.
+        candidates: the alternatives by name.
+        memory: where choices outlive the process; None remembers them for this process.
+    """
+
+    PLAIN = "conv3d"
+
+    def __init__(
+        self,
+        plain: Convolution,
+        timer: Timer | None = None,
+        candidates: Mapping[str, Candidate] = CANDIDATES,
+        memory: ConvMemory | None = None,
+    ) -> None:
+        self._plain = plain
+        self._timer = timer or cuda_seconds
+        self._candidates = candidates
+        self._memory = memory
+        self._chosen: dict[ConvKey, str] = {}
+        self._guard = threading.RLock()
+        self.seconds: dict[ConvKey, dict[str, float]] = {}
+        """What was measured in this process, by key and name."""
+        self.refusals: dict[tuple[str, str], str] = {}
+        """Why a candidate was refused, by (name, dtype and weight shape)."""
+
+    def __call__(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Stride = (1, 1, 1)
+    ) -> torch.Tensor:
+        """Convolve [B, I, T, H, W] to [B, O, T', H', W'] without padding."""
+        key = ConvKey(
+            str(x.device), str(x.dtype).removeprefix("torch."), tuple(x.shape), tuple(weight.shape), stride,
+            x.stride(1) == 1, _half_accumulation.get(),
+        )  # fmt: skip
+        name = self._chosen.get(key)
+        if name is None:
+            if _may_not_measure():
+                return self._plain(x, weight, bias, stride)
+            with self._guard:
+                try:
+                    name = self._chosen.get(key) or self._choose(key, x, weight, bias)
+                except torch.OutOfMemoryError as error:  # a comparison needs two results at once
+                    self._refuse("a comparison", key, error)
+                    name = self.PLAIN
+                self._chosen[key] = name
+        if name == self.PLAIN:
+            return self._plain(x, weight, bias, stride)
+        try:
+            return self._candidates[name].run(x, weight, bias, stride)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # it worked when it was chosen; a card's libraries fail with RuntimeError
+            self._refuse(name, key, error)
+            self._chosen[key] = self.PLAIN
+        return self._plain(x, weight, bias, stride)
+
+    def used(self) -> dict[str, int]:
+        """How many shapes each convolution was chosen for."""
+        names = list(self._chosen.values())
+        return {name: names.count(name) for name in dict.fromkeys(names)}
+
+    def _choose(self, key: ConvKey, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str:
+        suitable = {name: c for name, c in self._candidates.items() if c.suits(key)}
+        if not suitable:
+            return self.PLAIN
+        remembered = self._memory.get(key) if self._memory else None
+        if remembered == self.PLAIN:
+            return remembered
+        if remembered in suitable:
+            suitable = {remembered: suitable[remembered]}
+        expected = self._plain(x, weight, bias, key.stride)
+        working = {
+            name: candidate
+            for name, candidate in suitable.items()
+            if self._agrees(name, candidate, key, expected, x, weight, bias)
+        }
+        del expected
+        if remembered in working:
+            return remembered
+        seconds = {self.PLAIN: self._timer(lambda: self._plain(x, weight, bias, key.stride))} if working else {}
+        for name, candidate in working.items():
+            seconds[name] = self._timer(lambda run=candidate.run: run(x, weight, bias, key.stride))  # type: ignore[misc]
+        self.seconds[key] = seconds
+        best = min(working, key=lambda name: seconds[name], default=self.PLAIN)
+        if best != self.PLAIN and seconds[best] >= seconds[self.PLAIN] * (1 - MARGIN):
+            best = self.PLAIN
+        if self._memory and seconds:
+            self._memory.put(key, best)
+        return best
+
+    def _agrees(
+        self,
+        name: str,
+        candidate: Candidate,
+        key: ConvKey,
+        expected: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> bool:
+        """Whether the candidate runs and gives what conv3d gives."""
+        try:
+            actual = candidate.run(x, weight, bias, key.stride)
+            if actual.shape != expected.shape:
+                raise ValueError(f"it gives {tuple(actual.shape)} instead of {tuple(expected.shape)}")
+            low, high = torch.aminmax(expected)
+            largest = float(torch.maximum(-low, high))
+            difference = float(actual.sub_(expected).abs_().max()) / max(largest, 1e-30)
+            if not difference <= (candidate.tolerance or TOLERANCE.get(x.dtype, 0.0)):  # NaN fails too
+                raise ValueError(f"it differs by {difference:.1e} of the largest value")
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a library may fail in any way; conv3d remains
+            self._refuse(name, key, error)
+            return False
+        return True
+
+    def _refuse(self, name: str, key: ConvKey, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.info("%s is not used for %s: %s", name, key, reason)
+        self.refusals[name, f"{key.dtype} {'x'.join(map(str, key.weight))}"] = reason
+
+
+def cuda_seconds(function: Callable[[], torch.Tensor], runs: int = 5) -> float:
+    """Median seconds of `function` on the current card, after one run that is not counted."""
+    function()
+    times = []
+    for _ in range(runs):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    return median(times)
+
+
+def _may_not_measure() -> bool:
+    """While a compiler traces or a CUDA graph is captured, nothing can be timed."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
