@@ -171,7 +171,7 @@ def _what_to_make() -> list[Any]:
             "steps",
             default=0,
             min=0,
-            max=10000,
+            max=1000,
             tooltip="Denoising steps; 0 is the model's default. The time grows with them.",
         ),
         io.Float.Input(

@@ -84,8 +84,55 @@ def test_default_widgets_run(server: Client, family: str) -> None:
 
 def test_second_prompt_uses_the_loaded_pipeline(server: Client) -> None:
     first = server.report(server.succeed(prompt_for(server, "sdxl", seed=21)))
-    start = len(server.server.log())
     second = server.report(server.succeed(prompt_for(server, "sdxl", seed=22, attention="auto", vae_tiling="on")))
-    assert "load seconds" in first["facts"]
-    assert second["facts"]["load seconds"] == first["facts"]["load seconds"], "a hot setting loads nothing"
-    assert "Loading" not in server.server.log()[start:]
+    other = server.report(server.succeed(prompt_for(server, "sd3")))
+    again = server.report(server.succeed(prompt_for(server, "sdxl", seed=23)))
+    loads = [report["facts"]["load_seconds"] for report in (first, second, other, again)]
+    assert loads[0] == loads[1], "a hot setting loads nothing"
+    assert loads[0] != loads[3], "a pipeline that no graph uses any more is let go"
+    assert [report["facts"]["seeds"] for report in (first, second)] == [[21], [22]]
+
+
+def test_decode_off_passes_the_latent_only(server: Client) -> None:
+    prompt = server.sampling(TINY + "sdxl", **PLAIN, **SMALL, decode=False)
+    prompt["decoded"] = server.node("FastDiffusersVAEDecode", samples=["sample", 1], vae=["load", 0], tiling="whole")
+    prompt["save"] = server.node("SaveImage", images=["decoded", 0], filename_prefix="decoded")
+    pictures = server.images(server.succeed(prompt))
+    assert np.array_equal(pictures, bare_frames("sdxl", server.base / "input" / "gradient.png"))
+
+
+def test_images_of_an_undecoded_run_stop_at_the_socket(server: Client) -> None:
+    start = len(server.server.log())
+    entry = server.run(server.sampling(TINY + "sdxl", **PLAIN, **SMALL, decode=False))
+    assert "save" not in entry["outputs"], "nothing is handed on as if it were pictures"
+    assert tuple(server.latent(entry).shape) == (1, 4, 8, 8)
+    assert "Traceback" not in server.server.log()[start:]
+
+
+def test_encode_and_decode_through_a_pipeline(server: Client) -> None:
+    for family in ("sdxl", "wan22-t2v"):
+        prompt = {
+            "load": server.node("FastDiffusersLoadPipeline", model=TINY + family),
+            "picture": server.node("LoadImage", image="gradient.png"),
+            "clip": server.node("RepeatImageBatch", image=["picture", 0], amount=5),
+            "encode": server.node("FastDiffusersVAEEncode", pixels=["clip", 0], vae=["load", 0]),
+            "decode": server.node("FastDiffusersVAEDecode", samples=["encode", 0], vae=["load", 0]),
+            "save": server.node("SaveImage", images=["decode", 0], filename_prefix="roundtrip"),
+            "latent": server.node("SaveLatent", samples=["encode", 0], filename_prefix="roundtrip"),
+        }
+        entry = server.succeed(prompt)
+        assert server.images(entry).shape == (5, 64, 64, 3)
+        assert tuple(server.latent(entry).shape) == ((1, 16, 2, 8, 8) if family == "wan22-t2v" else (5, 4, 8, 8))
+
+
+def test_compile_tiling_and_settings_nodes_work_together(server: Client) -> None:
+    prompt = prompt_for(server, "flux", torch_compile="on", vae_tiling="on", attention="auto")
+    prompt["compile"] = server.node("FastDiffusersTorchCompileSettings", backend="eager", headroom_gib=0.0)
+    prompt["settings"] = server.node("FastDiffusersOptimizationSettings", vae_tile_size=64, vae_tile_overlap=16)
+    prompt["sample"]["inputs"] |= {"compile_settings": ["compile", 0], "settings": ["settings", 0]}
+    entry = server.succeed(prompt)
+    records = {record["name"]: record for record in server.report(entry)["optimizations"]}
+    assert "eager" in records["torch_compile"]["applied"]
+    assert records["vae_tiling"]["applied"] != "off"
+    expected = bare_frames("flux", server.base / "input" / "gradient.png")
+    assert np.abs(server.images(entry).astype(int) - expected).max() <= 2
