@@ -160,5 +160,6 @@ def _record(choice: str, wanted: str, models: dict[str, nn.Module], refused: dic
         reason = "torch picks its own fastest kernel; measure this model to let auto choose another backend"
         return OptimizationRecord(NAME, choice, "sdpa", reason)
     skipped = sum(use.skipped for use in uses.values())
-    reason = f"{skipped} layers have processors with weights of their own and stay with sdpa" if skipped else ""
+    reason = f"{skipped} layers have processors that cannot be sent elsewhere and stay with sdpa" if skipped else ""
+    reason = "; ".join(part for part in (reason, BACKENDS[wanted].advice) if part)
     return OptimizationRecord(NAME, choice, wanted if models else "sdpa", reason)

@@ -53,6 +53,7 @@ class Backend:
             takes no mask: calls with one go to SDPA.
         package: what has to be installed, or "".
         lossy: computes in fewer bits than the model, so its first results are checked for NaN and infinity.
+        advice: what to know when it is in use, as one phrase, or "".
     """
 
     dispatch: str
@@ -60,6 +61,7 @@ class Backend:
     masks: str = "any"
     package: str = ""
     lossy: bool = False
+    advice: str = ""
 
 
 def on_cuda(case: Case) -> str:
@@ -94,7 +96,9 @@ BACKENDS: dict[str, Backend] = {
     "cudnn": Backend("_native_cudnn", (on_cuda, half_precision)),
     "efficient": Backend("_native_efficient", (on_accelerator,)),
     "math": Backend("_native_math"),
-    "flex": Backend("flex", (on_accelerator,), masks="none"),
+    "flex": Backend(
+        "flex", (on_accelerator,), masks="none", advice="it is fused only inside compiled code: turn torch_compile on"
+    ),
 }
 """By the name in `settings.ATTENTION_CHOICES`. `flex` builds a block mask per call where it is given one, which costs
 more than it saves, so masked calls stay with SDPA."""

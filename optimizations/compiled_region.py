@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from .attention_processors import Trust
 from .components import attention_layers
@@ -40,6 +41,11 @@ class Recipe:
     dynamic: bool | None = None
     fullgraph: bool = False
     relax: bool = True
+
+    @property
+    def reuses_outputs(self) -> bool:
+        """Whether results live in memory that the next call overwrites: CUDA graphs do that."""
+        return self.mode in ("reduce-overhead", "max-autotune") or self.backend == "cudagraphs"
 
     def compile(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """`call`, compiled when it is first called. torch refuses `mode` beside `options`, so that options never go in.
@@ -164,6 +170,8 @@ class CompiledCall:
     def _guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             result = self._compiled(*args, **kwargs)
+            if self.region.recipe.reuses_outputs:
+                result = tree_map_only(torch.Tensor, torch.clone, result)
         except Exception as error:
             if self.region.signals.must_travel(error):
                 raise

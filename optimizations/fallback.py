@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ..callbacks import SILENT, Callbacks, Progress
@@ -51,6 +53,6 @@ def all_finite(output: object) -> bool:
     """Whether every floating-point tensor in a module's output is free of NaN and infinity. Waits for the device."""
     if isinstance(output, torch.Tensor):
         return not output.is_floating_point() or bool(torch.isfinite(output).all())
-    if isinstance(output, tuple | list):
-        return all(all_finite(item) for item in output)
-    return True
+    if isinstance(output, Mapping):  # what diffusers models return is one
+        output = tuple(output.values())
+    return not isinstance(output, tuple | list) or all(all_finite(item) for item in output)
