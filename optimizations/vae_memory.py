@@ -101,7 +101,8 @@ def shrink_until_it_fits(
         torch.OutOfMemoryError: as it was raised, when the smallest tiles do not fit either, or the VAE has none.
     """
     before = _values(vae)
-    smaller = [size for size in TILE_SIZES if size < (_tile_in_use(vae) or edge or TILE_SIZES[0] + 1)]
+    in_use = _tile_in_use(vae) if getattr(vae, "use_tiling", False) else 0
+    smaller = [size for size in TILE_SIZES if size < (in_use or edge or TILE_SIZES[0] + 1)]
     failure: str
     try:
         while True:
