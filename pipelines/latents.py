@@ -173,7 +173,7 @@ def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = 
         pixels = clips[..., :3].permute(0, 4, 1, 2, 3).to(execution_device(vae, loaded.device), decode_dtype(vae))
         if not _has_time_axis(vae):
             pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
-        latent = vae.encode(pixels * 2.0 - 1.0).latent_dist.mode()
+        latent = vae.encode((pixels * 2.0 - 1.0).contiguous()).latent_dist.mode()
         if family.layout == "patches":
             latent = _normalize_patches(latent, vae)
         callbacks.tick("encode", 1, 1)

@@ -97,7 +97,9 @@ def _denoise(
         preview = _preview(estimate, loaded, request)
         callbacks.tick("denoise", done, total, preview_latent=preview, preview_format=family.comfy_format)
 
-    with scheduler_for_run(pipeline, family, request.scheduler):
+    with scheduler_for_run(pipeline, family, request.scheduler) as scheduler:
+        if request.steps == 1 and scheduler.config.get("shift_terminal"):  # it stretches the distance to the last one
+            raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
         arguments = call_arguments(pipeline, family, request)
         previews = family.known and callbacks.on_progress is not SILENT.on_progress
         with watched(pipeline, loaded.device, on_step, previews) as watch:

@@ -1,0 +1,296 @@
+"""Cancelling, schedulers, previews, starting from pictures: and that none of it leaves a trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines import latents, loader, sampling, tiny
+from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.families import family_of
+from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.schedulers import SCHEDULERS, compatible_schedulers
+from fastdiffusers.pipelines.steps import estimate_finished
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
+
+
+class Interrupted(Exception):
+    """Stands for ComfyUI's own interrupt exception, an ordinary Exception too."""
+
+
+def small_request(**changes):
+    return SampleRequest(**{"prompt": "a ship", "steps": 4, "width": 64, "height": 64, **changes})
+
+
+def load(name):
+    return loader.load(loader.resolve("tiny:" + name))
+
+
+class CancelAtStep:
+    def __init__(self, step):
+        self.step, self.seen = step, []
+
+    def callbacks(self):
+        return Callbacks(on_progress=self.seen.append, check_cancel=self.check)
+
+    def check(self):
+        if self.seen and (self.seen[-1].stage, self.seen[-1].done) == ("denoise", self.step):
+            raise Interrupted
+
+
+@pytest.mark.parametrize("name", ["flux", "sdxl", "wan22-t2v"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_cancel_keeps_its_type_never_decodes_and_the_next_run_equals_a_fresh_one(name, step):
+    loaded = load(name)
+    frames = {"num_frames": 5} if loaded.family.video else {}
+    fresh = sampling.run(load(name), small_request(**frames))
+    cancel = CancelAtStep(step)
+    decoded = []
+    scheduler = loaded.pipeline.scheduler
+    with pytest.raises(Interrupted):
+        sampling.run(loaded, small_request(**frames), cancel.callbacks(), decode=decoded.append)
+    assert decoded == []
+    assert [p.done for p in cancel.seen if p.stage == "denoise"] == list(range(1, step + 1))
+    assert not any(p.stage == "decode" for p in cancel.seen)
+    assert loaded.pipeline.scheduler is scheduler
+    assert "step" not in vars(scheduler)
+    assert "progress_bar" not in vars(loaded.pipeline)
+    again = sampling.run(loaded, small_request(**frames))
+    assert torch.equal(again.frames, fresh.frames)
+
+
+def test_cancel_between_the_steps_and_the_decode():
+    cancel = CancelAtStep(4)
+    with pytest.raises(Interrupted):
+        sampling.run(load("zimage"), small_request(), cancel.callbacks())
+    assert not any(p.stage == "decode" for p in cancel.seen)
+
+
+def test_an_error_inside_the_model_keeps_its_type_and_leaves_the_cached_pipeline_usable(monkeypatch):
+    handle = PipelineHandle(loader.resolve("tiny:sd3"))
+    plain = OptimizationSettings.plain()
+    expected = generate(handle, small_request(), plain)
+    with CACHE.use(handle.key) as loaded:
+        pipeline = loaded.pipeline
+    original = pipeline.transformer.forward
+    calls = []
+
+    def fails_at_the_second_step(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline.transformer, "forward", fails_at_the_second_step)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(handle, small_request(), plain)
+    monkeypatch.undo()
+    assert CACHE.keys() == (handle.key,)
+    assert torch.equal(generate(handle, small_request(), plain).frames, expected.frames)
+
+
+def test_memory_that_runs_out_in_the_decode_is_met_with_tiles_and_reported(monkeypatch):
+    handle = PipelineHandle(loader.resolve("tiny:flux"))
+    settings = OptimizationSettings.plain()
+    request = small_request(width=512, height=512, steps=1)
+    expected = generate(handle, request, settings)
+    with CACHE.use(handle.key) as loaded:
+        vae = loaded.pipeline.vae
+    original = vae.decoder.forward
+    calls = []
+
+    def fails_once(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(vae.decoder, "forward", fails_once)
+    result = generate(handle, request, settings)
+    assert len(calls) > 2, "the second attempt was not tiled"
+    assert "tile" in result.report["vae_tiling"].applied
+    assert torch.equal(result.latent, expected.latent)
+    assert result.frames.shape == expected.frames.shape
+    assert not vae.use_tiling
+
+
+def test_progress_counts_every_step_and_previews_are_in_comfyui_s_convention():
+    for name in ("flux", "flux2-klein", "sdxl", "qwenimage", "wan22-t2v"):
+        loaded = load(name)
+        seen = []
+        request = small_request(num_frames=5 if loaded.family.video else None)
+        result = sampling.run(loaded, request, Callbacks(seen.append))
+        steps = [p for p in seen if p.stage == "denoise"]
+        assert [(p.done, p.total) for p in steps] == [(i, 4) for i in (1, 2, 3, 4)]
+        assert all(p.preview_latent.shape == result.latent.shape[1:] for p in steps)
+        # The last step ends at no noise: its estimate is the result.
+        torch.testing.assert_close(steps[-1].preview_latent, result.latent[0], atol=1e-4, rtol=1e-4)
+        assert seen[-1].stage == "decode"
+        assert seen[-1].done == seen[-1].total
+
+
+SCHEDULER_CASES = [
+    ("EulerDiscreteScheduler", {}),
+    ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("DDIMScheduler", {}),
+    ("DDIMScheduler", {"prediction_type": "v_prediction"}),
+    ("DDIMScheduler", {"prediction_type": "sample"}),
+    ("DDPMScheduler", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), SCHEDULER_CASES)
+def test_the_estimate_is_the_schedulers_own(name, config):
+    import diffusers
+
+    scheduler = getattr(diffusers, name)(**config, **({"clip_sample": False} if name.startswith("DD") else {}))
+    scheduler.set_timesteps(5)
+    sample = torch.randn(1, 4, 8, 8) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps[:3]:
+        scheduler.scale_model_input(sample, timestep)
+        output = torch.randn(1, 4, 8, 8)
+        step = scheduler.step(output, timestep, sample)
+        estimate = estimate_finished(scheduler, output, timestep, sample)
+        torch.testing.assert_close(estimate, step.pred_original_sample, atol=1e-3, rtol=1e-3)
+        sample = step.prev_sample
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
+def test_the_estimate_recovers_a_known_picture_from_an_exact_prediction(name):
+    import diffusers
+
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(6)
+    clean, noise = torch.randn(2, 1, 4, 8, 8)
+    for index, timestep in enumerate(scheduler.timesteps[:5]):
+        sigma = scheduler.sigmas[index]
+        alpha = 1 / (1 + sigma**2) ** 0.5
+        sample = alpha * clean + sigma * alpha * noise
+        scheduler.step(noise, timestep, sample)
+        torch.testing.assert_close(estimate_finished(scheduler, noise, timestep, sample), clean, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["flux", "sdxl", "sd3", "qwenimage", "zimage", "wan22-t2v"])
+def test_every_scheduler_that_is_called_compatible_runs_and_the_own_one_comes_back(name):
+    loaded = load(name)
+    original = loaded.pipeline.scheduler
+    own = type(original).__name__
+    request = small_request(num_frames=5 if loaded.family.video else None, decode=False)
+    expected = sampling.run(loaded, request)
+    listed = compatible_schedulers(original, loaded.family)
+    assert listed[0] == own
+    assert len(listed) > 1
+    for scheduler in listed[1:]:
+        result = sampling.run(loaded, small_request(**{**vars_of(request), "scheduler": scheduler, "steps": 6}))
+        assert result.latent.isfinite().all(), scheduler
+        assert not torch.equal(result.latent, expected.latent)
+        assert loaded.pipeline.scheduler is original
+    assert torch.equal(sampling.run(loaded, request).latent, expected.latent)
+
+
+def vars_of(request):
+    return {"num_frames": request.num_frames, "decode": request.decode}
+
+
+def test_an_incompatible_scheduler_is_refused_with_a_list_before_any_step():
+    loaded = load("flux")
+    seen = []
+    with pytest.raises(InputError, match="FlowMatchLCMScheduler") as caught:
+        sampling.run(loaded, small_request(scheduler="EulerDiscreteScheduler"), Callbacks(seen.append))
+    assert "scheduler = 'EulerDiscreteScheduler'" in str(caught.value)
+    assert not any(p.stage == "denoise" for p in seen)
+    with pytest.raises(InputError, match="mu"):
+        sampling.run(loaded, small_request(scheduler="FlowMatchHeunDiscreteScheduler"))
+    assert set(SCHEDULERS) >= set(compatible_schedulers(loaded.pipeline.scheduler, loaded.family))
+
+
+@pytest.mark.parametrize("name", ["flux", "sdxl", "sd3", "qwenimage", "zimage"])
+def test_starting_from_a_picture_or_a_latent_shares_the_models_and_leaks_nothing(name):
+    loaded = load(name)
+    plain = sampling.run(loaded, small_request())
+    picture = plain.frames[0, 0]
+    from_picture = sampling.run(loaded, small_request(images=(picture,), strength=0.5, batch=2))
+    assert from_picture.latent.shape == (2, *plain.latent.shape[1:])
+    assert len(from_picture.step_seconds) == 2
+    near = sampling.run(loaded, small_request(latent=plain.latent, strength=0.03, steps=40))
+    far = sampling.run(loaded, small_request(latent=plain.latent, strength=0.9, steps=40, seed=7))
+    distance = lambda result: (result.latent - plain.latent).abs().mean() / plain.latent.std()
+    assert distance(near) < 0.05 < distance(far)
+    assert torch.equal(sampling.run(loaded, small_request()).frames, plain.frames)
+
+
+def test_broken_numbers_are_reported_and_never_reach_the_picture(monkeypatch):
+    loaded = load("sdxl")
+    original = loaded.pipeline.unet.forward
+
+    def overflows(*args, **kwargs):
+        return (original(*args, **kwargs)[0] * float("nan"),)
+
+    monkeypatch.setattr(loaded.pipeline.unet, "forward", overflows)
+    result = sampling.run(loaded, small_request(steps=1))
+    assert result.frames.isfinite().all()
+    assert sum("NaN" in note for note in result.report.notes) == 2
+
+
+def test_an_unknown_class_runs_through_its_signature_and_decodes_itself():
+    from diffusers import StableDiffusionXLPipeline
+
+    class NovelPipeline(StableDiffusionXLPipeline):
+        pass
+
+    known = load("sdxl")
+    expected = sampling.run(known, small_request(guidance=3.0))
+    novel = load("sdxl")
+    novel.pipeline.__class__ = NovelPipeline
+    novel.family = family_of(novel.pipeline)
+    assert not novel.family.known
+    assert novel.family.name == "NovelPipeline"
+    assert novel.family.guidance_argument == "guidance_scale"
+    result = sampling.run(novel, small_request(guidance=3.0))
+    assert torch.equal(result.frames, expected.frames)
+    assert any("own layout" in note for note in result.report.notes)
+    with pytest.raises(InputError, match="not known"):
+        latents.decode(novel, result.latent)
+
+
+def test_text_only_and_edit_models_say_what_they_take():
+    loaded = load("wan22-t2v")
+    with pytest.raises(InputError, match="text-only"):
+        sampling.run(loaded, small_request(images=(torch.rand(8, 8, 3),)))
+    with pytest.raises(InputError, match="works on a picture"):
+        sampling.run(load("wan22-i2v"), small_request())
+
+
+def test_empty_prompt_runs():
+    for name in ("flux", "sdxl", "zimage", "qwenimage", "flux2-klein"):
+        assert sampling.run(load(name), small_request(prompt="", steps=2)).report.notes == []
+
+
+def test_a_single_step_that_would_be_nan_is_refused():
+    with pytest.raises(InputError, match="Use 2 or more") as caught:
+        sampling.run(load("qwenimage"), small_request(steps=1))
+    assert caught.value.name == "steps"
+
+
+def test_negative_prompts_act_where_the_family_has_them_and_are_reported_where_not():
+    for name, acts in (("sdxl", True), ("qwenimage", True), ("flux", False), ("flux2-klein", False)):
+        loaded = load(name)
+        without = sampling.run(loaded, small_request(guidance=3.0))
+        with_one = sampling.run(loaded, small_request(guidance=3.0, negative_prompt="blurred, dark"))
+        assert torch.equal(without.latent, with_one.latent) is not acts, name
+        assert any("negative_prompt ignored" in note for note in with_one.report.notes) is not acts
+    off = sampling.run(load("sdxl"), small_request(guidance=1.0, negative_prompt="dark"))
+    assert any("switches it off" in note for note in off.report.notes)
+
+
+def test_wan_with_one_expert_takes_no_second_guidance():
+    pipeline = tiny.build("wan22-t2v")
+    pipeline.register_to_config(boundary_ratio=None)
+    loaded = load("wan22-t2v")
+    loaded.pipeline, loaded.family = pipeline, family_of(pipeline)
+    result = sampling.run(loaded, small_request(num_frames=5, guidance_2=2.0, decode=False))
+    assert any("guidance_2 ignored" in note for note in result.report.notes)
