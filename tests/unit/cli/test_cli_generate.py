@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_every_family_generates(family: str, tmp_path: Path, picture: Path) -> N
 
 def test_a_saved_folder_generates_what_the_embedded_one_does(tmp_path: Path) -> None:
     folder = tiny.save("flux", tmp_path / "modèle")
+    (tmp_path / "x").mkdir()
     assert generate(str(tmp_path / "x" / ".." / folder.name), tmp_path / "a.png") == 0
     assert generate("tiny:flux", tmp_path / "b.png") == 0
     assert torch.equal(read_frames(tmp_path / "a.png")[0], read_frames(tmp_path / "b.png")[0])
@@ -113,9 +115,13 @@ def test_cancelling_leaves_no_file_and_says_130(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_ctrl_c_at_a_terminal_ends_a_run_with_130(tmp_path: Path) -> None:
+    import fcntl
+    import termios
+
     ours, theirs = os.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # a new one is 0 columns wide
     command = [sys.executable, "-m", "fastdiffusers", "generate", "--model", "tiny:flux", "--prompt", "a fox"]
-    command += ["--output", str(tmp_path / "out.png"), *FAST[2:-1], "--steps", "5000"]
+    command += ["--output", str(tmp_path / "out.png"), *FAST[:-1], "--steps", "1000"]
     with subprocess.Popen(command, stderr=theirs, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         os.close(theirs)
         shown = b""
