@@ -105,13 +105,13 @@ class _Trial:
 
 def _decode(vae: Any, shape: tuple[int, ...]) -> _Trial:
     latent = torch.empty(shape, device="meta")
-    with torch.no_grad(), _LiveElements() as live:
+    with torch.no_grad(), LiveElements() as live:
         result = vae.decode(latent, return_dict=False)[0]
     frames = result.shape[2] if result.ndim == 5 else 1
     return _Trial(result.shape[-1] * result.shape[-2], frames, live.peak)
 
 
-class _LiveElements(TorchDispatchMode):
+class LiveElements(TorchDispatchMode):
     """Counts the elements of all tensors that operations have made and that are still alive.
 
     Attributes: peak: the most that were alive at once.
