@@ -52,11 +52,8 @@ def models(base: Path) -> Path:
     diffusers = base / "models" / "diffusers"
     for family in ("sdxl", "zimage"):
         tiny.save(family, diffusers / f"saved-{family}")
-    (base / "input").mkdir(exist_ok=True)
-    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
-    Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[:, None], 255 - ramp), axis=-1)).save(
-        base / "input" / "gradient.png"
-    )
+    _save_video_vae(base / "models" / "vae" / "small_video_vae.safetensors")
+    _save_inputs(base / "input")
     return base / "models"
 
 
@@ -90,3 +87,34 @@ def core(comfyui: Path) -> Any:
         importlib.import_module(name)
     assert Path(sys.modules["nodes"].__file__ or "").parent == comfyui
     return comfy
+
+
+def _save_video_vae(path: Path) -> None:
+    """A causal video VAE of the shipped one's architecture with few channels and random weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from fastdiffusers.vae import VaeConfig, VideoVAE
+
+    torch.manual_seed(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(VideoVAE(VaeConfig(block_out_channels=(32, 32, 64, 64))).state_dict(), path)
+
+
+def _save_inputs(folder: Path) -> None:
+    """A picture, the one that ComfyUI's own example is called after, and a clip of 9 frames."""
+    import av
+
+    folder.mkdir(exist_ok=True)
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp, ramp[:, None], 255 - ramp), axis=-1)
+    for name in ("gradient.png", "example.png"):
+        Image.fromarray(pixels).save(folder / name)
+    with av.open(str(folder / "input.mp4"), "w") as clip:
+        stream = clip.add_stream("libx264", rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for shift in range(9):
+            frame = av.VideoFrame.from_ndarray(np.roll(pixels, 4 * shift, axis=1), format="rgb24")
+            clip.mux(stream.encode(frame))
+        clip.mux(stream.encode())

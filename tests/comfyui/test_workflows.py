@@ -1,0 +1,148 @@
+"""The example workflows: every one runs, is drawn without an error, and has a thumbnail."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from fastdiffusers.scripts.workflow import to_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from browser import Browser
+    from comfy_client import Client
+
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
+TINY = {
+    "FLUX.1-dev": "embedded tiny: flux",
+    "FLUX.1-Kontext-dev": "embedded tiny: flux-kontext",
+    "Wan2.2-T2V-A14B-Diffusers": "embedded tiny: wan22-t2v",
+    "SEEDVR2/ema_vae_fp16.safetensors": "small_video_vae.safetensors",
+}
+"""What stands in for the big models."""
+
+
+def read(name: str) -> dict[str, Any]:
+    """A workflow as it is shipped."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def with_tiny_models(graph: dict[str, Any]) -> dict[str, Any]:
+    """The same workflow with tiny models, and a compiler backend that needs no C compiler's minutes."""
+    graph = copy.deepcopy(graph)
+    for node in graph["nodes"]:
+        node["widgets_values"] = [
+            "eager" if value == "inductor" else TINY.get(value, value) if isinstance(value, str) else value
+            for value in node.get("widgets_values", [])
+        ]
+    return graph
+
+
+def made_small(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The prompt with a size and length that a CPU can follow."""
+    for node in prompt.values():
+        if node["class_type"] == "FastDiffusersSampler":
+            node["inputs"] |= {"width": 64, "height": 64, "steps": 2}
+            if node["inputs"]["num_frames"]:
+                node["inputs"]["num_frames"] = 9
+    return prompt
+
+
+def test_the_documented_workflows_are_there() -> None:
+    assert WORKFLOWS == [
+        "image_edit",
+        "latent_to_vae_decode_fast",
+        "text_to_image_compile_attention_tiling",
+        "tiny_text_to_image",
+        "video_vae_roundtrip",
+        "wan22_two_expert_video",
+    ]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_runs(server: Client, name: str) -> None:
+    prompt = made_small(to_prompt(with_tiny_models(read(name)), server.info))
+    entry = server.succeed(prompt)
+    kinds = {prompt[node]["class_type"] for node in entry["outputs"]}
+    assert "FastDiffusersShowReport" in kinds
+    saved = [file for output in entry["outputs"].values() for file in output.get("images", [])]
+    assert saved
+    for file in saved:
+        assert (server.base / file["type"] / file["subfolder"] / file["filename"]).stat().st_size > 0
+
+
+def test_the_tiny_workflow_runs_as_it_is(server: Client) -> None:
+    server.succeed(to_prompt(read("tiny_text_to_image"), server.info))
+
+
+def test_saved_video_has_every_frame(server: Client) -> None:
+    import av
+
+    prompt = made_small(to_prompt(with_tiny_models(read("wan22_two_expert_video")), server.info))
+    for node in prompt.values():
+        if node["class_type"] == "FastDiffusersSampler":
+            node["inputs"] |= {"num_frames": 13, "seed": 1}
+    entry = server.succeed(prompt)
+    (file,) = [file for output in entry["outputs"].values() for file in output.get("images", [])]
+    with av.open(str(server.base / file["type"] / file["subfolder"] / file["filename"])) as video:
+        stream = video.streams.video[0]
+        assert float(stream.average_rate) == pytest.approx(16)
+        assert sum(1 for _ in video.decode(stream)) == 13
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_has_a_thumbnail(name: str) -> None:
+    with Image.open(FOLDER / f"{name}.jpg") as picture:
+        assert picture.format == "JPEG"
+        assert min(picture.size) >= 300
+
+
+@pytest.fixture(scope="module")
+def page(server: Client) -> Iterator[Browser]:
+    """ComfyUI's editor in a headless browser."""
+    from browser import Browser, find_chromium
+
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with Browser(program) as page:
+        page.open(server.server.url)
+        yield page
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_graph_is_drawn_without_a_red_node(page: Browser, tmp_path: Path, name: str) -> None:
+    graph = with_tiny_models(read(name))
+    nodes = page.load(graph)
+    assert len(nodes) == len(graph["nodes"])
+    for node in nodes:
+        assert not node["missing"], node["type"]
+        assert not node["errors"], node["type"]
+        assert node["minimum"][1] <= node["size"][1] + 1, f"{node['type']}: its widgets do not fit"
+    for one in nodes:
+        for other in nodes:
+            if one["id"] < other["id"]:
+                assert not overlap(one, other), f"{one['type']} and {other['type']} lie on each other"
+    sampler = [node for node in graph["nodes"] if node["type"] == "FastDiffusersSampler"]
+    for node in sampler:
+        drawn = next(n for n in nodes if n["id"] == node["id"])
+        values = [widget["value"] for widget in drawn["widgets"]]
+        assert values == node["widgets_values"], "every stored value belongs to the widget that it was stored for"
+    picture = page.screenshot(tmp_path / f"{name}.png")
+    with Image.open(picture) as image:
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 100, "something is drawn"
+
+
+def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two nodes, with their title bars, cover each other."""
+    (x1, y1), (w1, h1) = one["pos"], one["size"]
+    (x2, y2), (w2, h2) = other["pos"], other["size"]
+    title = 30
+    return x1 < x2 + w2 and x2 < x1 + w1 and y1 - title < y2 + h2 and y2 - title < y1 + h1
