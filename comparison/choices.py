@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
@@ -36,7 +37,7 @@ def _attention(name: str) -> Change:
     return lambda settings: replace(settings, attention=name)
 
 
-def _compile(**how: str) -> Change:
+def _compile(**how: Any) -> Change:
     return lambda settings: replace(settings, torch_compile="on", compile=replace(settings.compile, **how))
 
 

@@ -151,12 +151,11 @@ class Comparison:
             if not tried:
                 return "Only plain was measured."
             return f"Keep it plain: nothing of {', '.join(tried)} was faster beyond the noise with the same picture."
-        times = f"{self.plain.run.median:.3g} -> {best.run.median:.3g} s"
-        text = f"Use {best.name}: {best.versus.gain:.0%} less time ({times})"
+        times = f"{best.versus.gain:.0%} less time ({self.plain.run.median:.3g} -> {best.run.median:.3g} s)"
         runs = best.break_even_runs
-        if runs is not None and runs > 1:
-            text += f"; the first run takes {best.first_run_extra:.3g} s longer, earned back after {runs:.0f} runs"
-        return text + "."
+        if runs is None or runs <= 1:
+            return f"Use {best.name}: {times}."
+        return f"Use {best.name} for {runs:.0f} runs or more: {times}, after a first run of {best.first_run_extra:.3g} s more."
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -19,10 +19,10 @@ from ..optimizations.paired import CONFIDENCE
 from ..optimizations.settings import OptimizationSettings, Workload
 from ..optimizations.situation import label
 from ..optimizations.tuning import Row, Store
-from ..pipelines.auto import situation_of
 from ..pipelines.cache import CACHE
 from ..pipelines.families import Family
-from ..pipelines.generate import generate
+from ..pipelines.generate import generate, workload_of
+from ..pipelines.situations import situation_of
 from ..pipelines.types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
 from .choices import PLAIN, combine, settings_of
 from .result import Comparison, ComparisonRow
@@ -84,7 +84,7 @@ class ComparisonRun:
         self._memory = memory or DeviceMemoryMeter(self._device)
         self._measurements: list[PairedMeasurement] = []
         self._loaded: LoadedPipeline | None = None
-        self._workload = Workload()
+        self._asked = self._made = Workload()
 
     @property
     def started(self) -> bool:
@@ -96,7 +96,8 @@ class ComparisonRun:
         with self._borrow(self._handle.key, callbacks) as loaded:
             self._loaded = loaded
             self._request = with_picture(self._request, loaded.family)
-            steps = self._request.steps or loaded.family.steps
+            self._asked = workload_of(loaded, self._request)
+            steps = self._asked.steps or 1
             try:
                 first = self._measure(list(self._settings), replace(self._plan, steps=steps), callbacks)
                 together = self._winners_together() if self._combine else None
@@ -128,7 +129,7 @@ class ComparisonRun:
             picture = result.latent if result.frames is None else result.frames
             if result.frames is not None:
                 batch, frames, height, width, _ = result.frames.shape
-                self._workload = Workload(width, height, frames, batch, len(result.step_seconds))
+                self._made = Workload(width, height, frames, batch, len(result.step_seconds))
             offloaded = result.report.facts.get("offloaded_bytes")
             return Outcome(picture, result.stage_seconds, result.report, offloaded)
 
@@ -164,8 +165,8 @@ class ComparisonRun:
 
     def _facts(self) -> dict[str, str]:
         key = self._handle.key
-        situation = situation_of(self._handle, self._workload, self._base)
-        work = self._workload
+        situation = situation_of(self._handle, self._asked, self._base)
+        work = self._made
         shape = f"{work.width}x{work.height}" if work.width else ""
         clip = f"{work.frames} frames" if work.frames > 1 else ""
         steps = f"{work.steps} steps" if work.steps else ""
@@ -187,9 +188,9 @@ class ComparisonRun:
 
     def _remember(self) -> None:
         """Keep what is certain: plain, and every row with an interval one can rely on."""
-        if self._store is None or self._workload == Workload():
+        if self._store is None or not self.started:
             return
-        situation = situation_of(self._handle, self._workload, self._base)
+        situation = situation_of(self._handle, self._asked, self._base)
         for row in self.result().rows:
             sure = row.verdict in ("plain", "failed") or (row.versus and row.versus.confidence >= CONFIDENCE)
             if not sure:
@@ -200,8 +201,8 @@ class ComparisonRun:
                     label(row.settings),
                     row.verdict,
                     gain=0.0 if row.versus is None else row.versus.gain,
-                    run_seconds=row.run and row.run.median,
-                    step_seconds=row.step and row.step.median,
+                    run_seconds=row.run.median if row.run else None,
+                    step_seconds=row.step.median if row.step else None,
                     compile_seconds=row.first_run_extra if row.run else None,
                     peak_bytes=row.memory.headline,
                     lossless=row.lossless,

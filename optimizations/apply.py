@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from ..callbacks import SILENT, Callbacks
-from ..report import OptimizationReport
+from ..report import OptimizationRecord, OptimizationReport
 from . import attention, compile, offload, precision, step_cache, vae_memory
 from .components import denoisers, device_and_dtype, vae_of
 from .fallback import Signals
 from .headroom import GIB, MemoryProbe, MemoryState, Need, device_memory, shortage
 from .settings import OptimizationSettings, Workload
 
-__all__ = ["active", "apply", "revert"]
+__all__ = ["active", "apply", "revert", "switch_compile"]
 
 
 def apply(
@@ -60,11 +60,32 @@ def apply(
         report.set(record)
     for record in precision.records(pipeline, settings.precision, device):
         report.set(record)
+    report.set(
+        switch_compile(pipeline, settings, report, device=device, workload=workload, callbacks=callbacks, memory=look)
+    )
+    return report
+
+
+def switch_compile(
+    pipeline: Any,
+    settings: OptimizationSettings,
+    report: OptimizationReport,
+    *,
+    device: torch.device,
+    workload: Workload,
+    callbacks: Callbacks = SILENT,
+    memory: MemoryProbe | None = None,
+) -> OptimizationRecord:
+    """The last step of `apply` by itself: compile, or undo it, also between two steps of a run.
+
+    Args:
+        report: of the other optimizations, which are in force already.
+        pipeline, settings, device, workload, callbacks, memory: as for `apply`.
+    """
     breaks, refusal = _what_breaks_graphs(settings, report), ""
     if settings.torch_compile != "off":
-        refusal = _refuse_compile(pipeline, settings, device, workload, look)
-    report.set(compile.use(pipeline, settings, breaks=breaks, refusal=refusal, signals=Signals(callbacks)))
-    return report
+        refusal = _refuse_compile(pipeline, settings, device, workload, memory or device_memory)
+    return compile.use(pipeline, settings, breaks=breaks, refusal=refusal, signals=Signals(callbacks))
 
 
 @contextmanager
@@ -124,7 +145,9 @@ def _refuse_compile(
     mode = offload.mode_of(pipeline)
     needs = [
         Need("of weights still to come", offload.bytes_to_come(pipeline, mode, device)),
-        Need("assumed for compiled code", compile.ASSUMED_OVERHEAD),
+        Need("assumed for compiled code", compile.ASSUMED_OVERHEAD)
+        if workload.compile_overhead is None
+        else Need("measured for compiled code", workload.compile_overhead),
     ]
     short = shortage(look(device), needs, keep=int(settings.compile.headroom_gib * GIB))
     return f"it would push the model out of memory: {short}" if short else ""

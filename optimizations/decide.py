@@ -160,10 +160,10 @@ def decide(
     if settings.torch_compile != "auto":
         return Decision(settings, reasons)
     off, on = replace(settings, torch_compile="off"), replace(settings, torch_compile="on")
-    row = known.get(_label(on))
-    plain = known.get(_label(off))
+    row = known.get(settings_label(on))
+    plain = known.get(settings_label(off))
     if row is None:
-        expected = expectation(situation, _label(on), everything)
+        expected = expectation(situation, settings_label(on), everything)
         if expected.gain < SMALLEST_EFFECT:
             reasons["torch_compile"] = f"it saved {expected.gain:.0%} ({expected.source}): not tried"
             return Decision(off, reasons)
@@ -190,8 +190,8 @@ def _best(settings: OptimizationSettings, known: Mapping[tuple[tuple[str, str], 
     None when no benchmark was made, or nothing in it agrees.
     """
     free = {name for name in AUTO_NAMES if _is_auto(settings, name)}
-    fixed = {name: value for name, value in _label(settings) if name not in free}
-    wanted = dict(_label(replace(settings, torch_compile="on")))
+    fixed = {name: value for name, value in settings_label(settings) if name not in free}
+    wanted = dict(settings_label(replace(settings, torch_compile="on")))
     found = []
     for row in known.values():
         values = dict(row.settings)
@@ -214,8 +214,16 @@ def _is_auto(settings: OptimizationSettings, name: str) -> bool:
     return (settings.vae_tiling.mode if name == "vae_tiling" else getattr(settings, name)) == "auto"
 
 
-def _label(settings: OptimizationSettings) -> tuple[tuple[str, str], ...]:
-    """The label with every "auto" taken as plain."""
+def measured_overhead(settings: OptimizationSettings, situation: Situation, rows: Iterable[Row]) -> int | None:
+    """Bytes that the compiled code of `settings` takes beyond plain code here; None when that was not measured."""
+    peaks = {row.settings: row.peak_bytes for row in rows if row.situation == situation}
+    compiled = peaks.get(settings_label(settings))
+    plain = peaks.get(settings_label(replace(settings, torch_compile="off")))
+    return None if compiled is None or plain is None else max(0, compiled - plain)
+
+
+def settings_label(settings: OptimizationSettings) -> tuple[tuple[str, str], ...]:
+    """The label of settings with every "auto" taken as plain."""
     attention = "sdpa" if settings.attention == "auto" else settings.attention
     compile_ = "off" if settings.torch_compile == "auto" else settings.torch_compile
     tiling = settings.vae_tiling

@@ -49,12 +49,16 @@ def left_the_device(before: int | None, now: int | None) -> str:
     return f"with compiled code {(before - now) / 2**30:.2f} GiB of the model left the device"
 
 
-def _no_phase() -> str:
+def _no_phase(step: int) -> str:
     return ""
 
 
 def _unknown() -> None:
     return None
+
+
+def _intact() -> str:
+    return ""
 
 
 class Probation:
@@ -69,6 +73,7 @@ class Probation:
         reason: how it came to the state, for a person.
         plain, compiled: seconds of the counted steps.
         compile_seconds: time that first compiled steps took beyond plain ones.
+        remembered: set by whoever has kept the verdict.
     """
 
     def __init__(self, expected: Expectation) -> None:
@@ -78,10 +83,12 @@ class Probation:
         self.plain: list[float] = []
         self.compiled: list[float] = []
         self.compile_seconds = 0.0
+        self.remembered = False
         self._expected = expected
         self._session_steps = 0
         self._steps = 0
         self._done = 0
+        self._explained = False
         self._phases: set[str] = set()
         self._resident_before: int | None = None
 
@@ -99,6 +106,7 @@ class Probation:
         revert: Callable[[], None],
         resident: Callable[[], int | None] = _unknown,
         whole: int | None = None,
+        broken: Callable[[], str] = _intact,
     ) -> None:
         """A run begins. Compiles at once when an earlier run left the trial open, or has shown that it is worth it.
 
@@ -108,9 +116,10 @@ class Probation:
             revert: undoes it in place.
             resident: bytes of the model's weights on the device now, or None where that says nothing (offloading).
             whole: what `resident` should be, as far as known before the first step.
+            broken: why the compiled code has given up meanwhile, or "".
         """
-        self._steps, self._done, self._phases = steps, 0, set()
-        self._start, self._revert, self._resident = start, revert, resident
+        self._steps, self._done, self._phases, self._explained = steps, 0, set(), False
+        self._start, self._revert, self._resident, self._broken = start, revert, resident, broken
         if whole is not None:
             self._resident_before = whole
         if self.state is State.DECLINED:
@@ -150,8 +159,14 @@ class Probation:
         """The compiled code failed, and the plain path took over."""
         self._finish(State.REVERTED, "failed", reason)
 
-    def watch(self, callbacks: Callbacks, stopwatch: Stopwatch, phase: Callable[[], str] = _no_phase) -> Callbacks:
-        """`callbacks` that also time the denoising steps; the time in the caller's own functions does not count."""
+    def watch(self, callbacks: Callbacks, stopwatch: Stopwatch, phase: Callable[[int], str] = _no_phase) -> Callbacks:
+        """`callbacks` that also time the denoising steps; the time in the caller's own functions does not count.
+
+        Args:
+            callbacks: the caller's.
+            stopwatch: what to time with.
+            phase: tells from the number of steps done which expert did the last one.
+        """
         last = stopwatch.mark()
         done = 0
 
@@ -159,7 +174,7 @@ class Probation:
             nonlocal last, done
             if progress.stage == STEP_STAGE and progress.done > done:
                 done = progress.done
-                self.on_step(stopwatch.between(last, stopwatch.mark()), phase())
+                self.on_step(stopwatch.between(last, stopwatch.mark()), phase(done))
             callbacks.on_progress(progress)
             last = stopwatch.mark()
 
@@ -185,7 +200,8 @@ class Probation:
         left = self._steps - self._done
         sum_ = PayBack(self._expected, median(self.plain), left, self._session_steps)
         if left < 1 or not sum_.pays:
-            self.reason = str(sum_)
+            if not self._explained:  # the first sum of a run is the one with all its steps ahead
+                self.reason, self._explained = str(sum_), True
             return
         refused = self._start()
         if refused:
@@ -199,7 +215,10 @@ class Probation:
         self.state, self.reason = State.DECLINED, reason
 
     def _compiled_step(self, seconds: float, first: bool) -> None:
-        if self._left_the_device():
+        broken = self._broken()
+        if broken:
+            self.failed(broken)
+        if broken or self._left_the_device():
             return
         if first:
             if self.state is State.TRIAL and self.plain:
@@ -235,6 +254,7 @@ class Probation:
 
     def _finish(self, state: State, verdict: str, reason: str) -> None:
         self.state, self.verdict, self.reason = state, verdict, reason
+        self.remembered = False
         logger.info("torch.compile on probation is %s: %s", state.value, reason)
         if state is State.REVERTED:
             self._revert()

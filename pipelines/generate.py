@@ -50,10 +50,34 @@ def generate(
     check_request(loader.family_of_key(handle.key), request)
     lora.check_loras(handle.loras)
     with CACHE.use(handle.key, callbacks) as loaded:
-        check_request(loaded.family, request)
-        with _optimized(loaded, handle, settings, _workload(loaded, request), callbacks, memory) as report:
-            decode = lambda latent: _decode(loaded, latent, report, callbacks)
-            return sampling.run(loaded, request, callbacks, report, decode)
+        return run_loaded(loaded, handle, request, settings, callbacks, memory=memory)
+
+
+def run_loaded(
+    loaded: LoadedPipeline,
+    handle: PipelineHandle,
+    request: SampleRequest,
+    settings: OptimizationSettings,
+    callbacks: Callbacks = SILENT,
+    *,
+    memory: MemoryProbe | None = None,
+) -> SampleResult:
+    """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be."""
+    from ..optimizations.auto import AutoRun
+    from .situations import situation_of
+
+    check_request(loaded.family, request)
+    workload = workload_of(loaded, request)
+    situation = situation_of(handle, workload, settings)
+    auto = AutoRun(loaded.pipeline, settings, situation, workload, loaded.device, memory=memory)
+    with (
+        _optimized(loaded, handle, auto.settings, auto.workload, callbacks, memory) as report,
+        auto.watching(report, callbacks) as watched,
+    ):
+        decode = lambda latent: _decode(loaded, latent, report, callbacks)
+        result = sampling.run(loaded, request, watched, report, decode)
+    auto.finish(report)
+    return result
 
 
 def decode(
@@ -127,7 +151,8 @@ def _optimized(
         yield report
 
 
-def _workload(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
+def workload_of(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
+    """What a request amounts to, its gaps filled by the family's recommendations."""
     filled = complete(loaded.family, request)
     return Workload(
         width=filled.width or 0,

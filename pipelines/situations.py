@@ -1,4 +1,4 @@
-"""What "auto" means in one run: decided from the store before it, put to the test during it, remembered after it."""
+"""The situation that a run of a pipeline is measured in: the key under which "auto" finds what was learnt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def situation_of(handle: PipelineHandle, workload: Workload, settings: Optimizat
         model=f"{_name(key.source)}@{files}{loras}",
         dtype=key.dtype,
         quantization=key.quantization,
-        memory_mode=settings.memory_mode,
+        memory_mode=settings.memory_mode if handle.memory_mode == "auto" else handle.memory_mode,
         shape=shape_bucket(workload),
     )
 

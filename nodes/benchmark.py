@@ -1,0 +1,189 @@
+"""Benchmark Optimizations: measure settings on one pipeline, draw what was found, hand on what is best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..comparison.chart import chart
+from ..comparison.choices import ALL, CHOICES, parse
+from ..comparison.run import ComparisonRun, working
+from ..comparison.table import as_table
+from ..errors import FastDiffusersError
+from ..optimizations.measure import Plan
+from ..optimizations.settings import CompileSettings, OptimizationSettings
+from ..optimizations.tuning import default_store
+from ..pipelines.types import SampleRequest
+from . import comfy_bridge, types
+from .compat import ADVANCED, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..comparison.result import Comparison
+    from ..pipelines.types import PipelineHandle
+
+PROMPT = "a fox in the snow at dawn, detailed fur, soft light"
+
+
+class BenchmarkOptimizations(io.ComfyNode):
+    """Pipeline -> the fastest settings, a table, a chart; and measurements for "auto"."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FastDiffusersBenchmark",
+            display_name="Benchmark Optimizations",
+            category=types.CATEGORY,
+            description="Runs the pipeline plainly and with each optimization in turn, several times, and compares "
+            "time, memory and picture. What it finds is remembered for this card, these versions, this model and size: "
+            "from then on 'auto' uses it. Cancel keeps what was measured until then.",
+            search_aliases=["benchmark", "speed test", "compare settings", "tune", "fastest"],
+            inputs=[*_what_to_compare(), *_the_work()],
+            outputs=[
+                types.OptimizationSettings.Output(
+                    display_name="settings",
+                    tooltip="The fastest settings with the same picture, for Diffusers Sampler.",
+                ),
+                io.Image.Output(display_name="chart", tooltip="Time by stage, memory and quality of every setting."),
+                io.String.Output(display_name="table", tooltip="The same as text, with device, versions and spread."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, compare: str) -> bool | str:
+        try:
+            parse(compare)
+        except FastDiffusersError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        pipeline: PipelineHandle,
+        compare: str,
+        runs: int,
+        time_limit: float,
+        prompt: str,
+        steps: int,
+        width: int,
+        height: int,
+        num_frames: int,
+        guidance: float,
+        seed: int,
+        compile_settings: CompileSettings | None = None,
+        image: torch.Tensor | None = None,
+        remember: bool = True,
+    ) -> io.NodeOutput:
+        request = SampleRequest(
+            prompt=prompt,
+            steps=steps or None,
+            guidance=None if guidance < 0 else guidance,
+            width=width or None,
+            height=height or None,
+            num_frames=num_frames or None,
+            seed=seed,
+            images=() if image is None else (image[0, ..., :3],),
+        )
+        run = ComparisonRun(
+            pipeline,
+            request,
+            parse(compare, lambda names: _working(names, pipeline)),
+            Plan(runs=runs, time_limit=time_limit or None),
+            base=OptimizationSettings.plain(compile=compile_settings or CompileSettings()),
+            store=default_store() if remember else None,
+            combine_winners=ALL in compare.split(","),
+        )
+        progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
+        try:
+            run.run(progress.callbacks)
+        finally:
+            if run.started:  # after a cancel the node has no output, but it still shows what was found
+                progress.show_text(as_table(run.result()))
+        found = run.result()
+        picture = _as_image(found)
+        return io.NodeOutput(found.recommended.settings, picture, as_table(found), ui=ui.PreviewImage(picture, cls=cls))
+
+
+def _what_to_compare() -> list[io.Input]:
+    return [
+        types.Pipeline.Input("pipeline", tooltip="From Load Diffusers Pipeline."),
+        io.String.Input(
+            "compare",
+            default=ALL,
+            tooltip=f"'{ALL}': every lossless choice that works here, and then the best of them together. Or names, "
+            f"separated by commas and joined with + to combine, such as 'compile,compile+xformers'. The names: "
+            f"{', '.join(CHOICES)}.",
+        ),
+        io.Int.Input(
+            "runs",
+            default=5,
+            min=1,
+            max=100,
+            tooltip="Counted runs of each setting, beside one to warm up. More find smaller differences; it stops "
+            "earlier when the result is certain.",
+        ),
+        io.Float.Input(
+            "time_limit",
+            default=0.0,
+            min=0.0,
+            max=86400.0,
+            step=10.0,
+            tooltip="Seconds for all measurements, after the model is loaded; 0 is no limit. What was measured until "
+            "then counts.",
+        ),
+    ]
+
+
+def _the_work() -> list[io.Input]:
+    return [
+        io.String.Input("prompt", default=PROMPT, multiline=True, tooltip="It hardly matters for the time."),
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Denoising steps of one run; 0 is the model's default. Measure with as many as you work with: the "
+            "fewer there are, the less an optimization of the steps is worth.",
+        ),
+        io.Int.Input("width", default=0, min=0, max=16384, step=8, tooltip="Pixels; 0 is the model's default."),
+        io.Int.Input("height", default=0, min=0, max=16384, step=8, tooltip="Pixels; 0 is the model's default."),
+        io.Int.Input("num_frames", default=0, min=0, max=100000, tooltip="Of a video; 0 is the model's default."),
+        io.Float.Input(
+            "guidance",
+            default=-1.0,
+            min=-1.0,
+            max=100.0,
+            step=0.1,
+            round=0.001,
+            tooltip="-1 is the model's default. Guidance that needs a second pass of the model doubles every step.",
+        ),
+        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="The same for every run."),
+        types.CompileSettings.Input(
+            "compile_settings", optional=True, tooltip="How the choices that compile do it; without it, the defaults."
+        ),
+        io.Image.Input("image", optional=True, tooltip="For models that need one; without it, a drawn picture."),
+        io.Boolean.Input(
+            "remember",
+            default=True,
+            optional=True,
+            tooltip="Keep what is found, so that 'auto' uses it from now on.",
+            **ADVANCED,
+        ),
+    ]
+
+
+def _working(names: Iterable[str], pipeline: PipelineHandle) -> list[str]:
+    return working(names, torch.device(pipeline.key.device), getattr(torch, pipeline.key.dtype))
+
+
+def _as_image(comparison: Comparison) -> torch.Tensor:
+    """The chart as ComfyUI's IMAGE, [1, H, W, 3] in 0..1."""
+    picture = chart(comparison)
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(1, picture.height, picture.width, 3).float() / 255
