@@ -94,10 +94,15 @@ def running(pipeline: Any, report: OptimizationReport, steps: int = 0) -> Iterat
         steps: denoising steps of this run; 0 takes what `enable` was told.
     """
     engine = _engine(pipeline)
+    if engine is not None and not engine.intact():
+        disable(pipeline)
+        report.set(enable(pipeline, engine.choice, engine.steps))
+        engine = _engine(pipeline)
     if engine is None:
         yield
         return
-    engine.begin(steps or engine.steps)
+    steps = steps or engine.steps
+    engine.begin(steps)
     try:
         yield
     except BaseException:
@@ -107,8 +112,10 @@ def running(pipeline: Any, report: OptimizationReport, steps: int = 0) -> Iterat
     if "step_cache" in report:
         text = f"{engine.choice}, {engine.name}: {counts.skipped} of {counts.steps} steps skipped"
         reason = counts.note
-        if not counts.skipped and not reason:
-            reason = f"no step was like the one before it (of {counts.steps}): nothing to reuse at this level"
+        if 0 < steps < MIN_STEPS:
+            reason = f"{steps} steps are too few to skip any: it takes {MIN_STEPS}"
+        elif not counts.skipped and not reason:
+            reason = "no step was enough like the one before it at this level"
         report.update("step_cache", applied=text, reason=reason, cost=counts.saved and f"saved {counts.saved}")
 
 

@@ -94,8 +94,17 @@ class CacheDitEngine(StepCacheEngine):
 
             for model, found, ours in zip(self._models, self._forwards, wrapped, strict=True):
                 top = model.__dict__.get("forward")
+                model.__dict__.pop("_original_forward", None)  # put back here, also when it is a hook's
                 cache_dit.disable_cache(model)
                 _put_forward_back(model, found, ours, top)
+
+    def intact(self) -> bool:
+        # Taking off an offload hook that was there before takes everything with it that came on top.
+        for model, ours in zip(self._models, self._wrapped, strict=True):
+            places = [model.__dict__.get("forward"), *(getattr(*place) for place in _places_under_hooks(model))]
+            if not any(place is ours for place in places):
+                return False
+        return True
 
     def _separate(self, calls: _Calls) -> None:
         """The pipeline guides with two calls per step: count and compare them apart, from the second step on."""
@@ -211,20 +220,38 @@ def _block_lists(adapter: Any) -> list[list[torch.nn.ModuleList]]:
 
 
 def _put_forward_back(model: torch.nn.Module, found: Any, ours: Any, top: Any) -> None:
-    """Undo the `forward` that cache-dit put on the model, also from under offload hooks that came on top of it."""
+    """Undo the `forward` that cache-dit put on the model, wherever in a chain of hooks it is by now.
+
+    Args:
+        model: a denoiser.
+        found: the instance's own `forward` before, None when it had none.
+        ours: cache-dit's; None when it never came to be.
+        top: the instance's `forward` now, before cache-dit touched it again.
+    """
+    if top is ours or ours is None:
+        _set_forward(model, found)
+        return
+    _set_forward(model, top)
     original = found if found is not None else type(model).forward.__get__(model)
-    if ours is not None and top is not ours:
-        model.forward = top
-        if model.__dict__.get("_old_forward") is ours:  # accelerate
-            model._old_forward = original
-        registry = model.__dict__.get("_diffusers_hook")
-        for reference in getattr(registry, "_fn_refs", ()):
-            if getattr(reference, "original_forward", None) is ours:
-                reference.original_forward = original
-    elif found is not None:
-        model.forward = found
-    else:
+    for holder, attribute in _places_under_hooks(model):
+        if getattr(holder, attribute) is ours:
+            setattr(holder, attribute, original)
+
+
+def _set_forward(model: torch.nn.Module, forward: Any) -> None:
+    if forward is None:
         model.__dict__.pop("forward", None)
+    else:
+        model.forward = forward
+
+
+def _places_under_hooks(model: torch.nn.Module) -> Iterator[tuple[Any, str]]:
+    """Where offload hooks that came later keep the `forward` they wrapped: accelerate's, then diffusers'."""
+    if "_old_forward" in model.__dict__:
+        yield model, "_old_forward"
+    for reference in getattr(model.__dict__.get("_diffusers_hook"), "_fn_refs", ()):
+        yield reference, "forward"
+        yield reference, "original_forward"
 
 
 def _first_line(error: BaseException) -> str:

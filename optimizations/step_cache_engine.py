@@ -95,6 +95,10 @@ class StepCacheEngine(ABC):
     def end(self) -> Counts:
         """The run is over, well or badly: count what was skipped and drop every tensor that was kept."""
 
+    def intact(self) -> bool:
+        """Whether it is still at work: False when hooks were changed underneath it, and it has to be put on again."""
+        return True
+
     @abstractmethod
     def remove(self) -> None:
         """Leave the denoisers exactly as they were found."""
