@@ -155,7 +155,8 @@ class Comparison:
         runs = best.break_even_runs
         if runs is None or runs <= 1:
             return f"Use {best.name}: {times}."
-        return f"Use {best.name} for {runs:.0f} runs or more: {times}, after a first run of {best.first_run_extra:.3g} s more."
+        first = f"after a first run of {best.first_run_extra:.3g} s more"
+        return f"Use {best.name} for {runs:.0f} runs or more: {times}, {first}."
 
     def as_dict(self) -> dict[str, Any]:
         return {

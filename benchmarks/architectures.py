@@ -1,0 +1,133 @@
+"""Full-size architectures with random weights, built on the device: what they compute takes as long as the real models.
+
+The denoiser and the VAE have the published sizes. The text encoders are the tiny embedded ones, padded to the published
+number of tokens: their own time, a small part of a run, is not the real one's, and the results say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..pipelines import tiny
+from ..pipelines.families import family_of
+from ..pipelines.types import LoadedPipeline, LoadKey
+
+NOTE = "random weights; denoiser and VAE in full size, text encoders tiny: their time is not the real model's"
+SMALL_NOTE = "random weights in a small size: for looking at the benchmark itself, not for figures"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model in its published size, and a small one of the same shape for machines without a GPU.
+
+    Attributes:
+        name: for tables and files.
+        family: the tiny pipeline that gives everything but denoisers and VAE.
+        build: (full size?) -> {component name: a module on the current default device}.
+    """
+
+    name: str
+    family: str
+    build: Callable[[bool], dict[str, Any]]
+
+
+def _flux(full: bool) -> dict[str, Any]:
+    """FLUX.1-dev: 19 double and 38 single blocks of width 3072; the image VAE with 128 to 512 channels."""
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+    size = {"num_layers": 19, "num_single_layers": 38} if full else {"num_layers": 2, "num_single_layers": 4}
+    heads = {"num_attention_heads": 24 if full else 4, "attention_head_dim": 128}
+    channels = (128, 256, 512, 512) if full else (32, 32, 64, 64)
+    transformer = FluxTransformer2DModel(
+        **size,
+        **heads,
+        in_channels=64,
+        joint_attention_dim=tiny.WIDTH,
+        pooled_projection_dim=tiny.WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(16, 56, 56),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=16,
+        norm_num_groups=32,
+        sample_size=1024,
+        scaling_factor=tiny.FLUX_SCALING,
+        shift_factor=tiny.FLUX_SHIFT,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return {"transformer": transformer, "vae": vae}
+
+
+def _wan22_i2v(full: bool) -> dict[str, Any]:
+    """Wan 2.2 I2V A14B: two experts of 40 blocks, width 5120; the Wan 2.1 VAE."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    def expert() -> Any:
+        size = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+        small = {"num_attention_heads": 2, "ffn_dim": 512, "num_layers": 2}
+        return WanTransformer3DModel(
+            **(size if full else small), attention_head_dim=128, in_channels=36, out_channels=16, text_dim=tiny.WIDTH
+        )
+
+    vae = AutoencoderKLWan() if full else AutoencoderKLWan(base_dim=16, num_res_blocks=1)
+    return {"transformer": expert(), "transformer_2": expert(), "vae": vae}
+
+
+FLUX_DEV = Architecture("FLUX.1-dev architecture", "flux", _flux)
+WAN22_I2V = Architecture("Wan 2.2 I2V A14B architecture", "wan22-i2v", _wan22_i2v)
+
+
+def build(architecture: Architecture, device: str, dtype: str, full: bool) -> LoadedPipeline:
+    """Build the architecture as the cache would hold it after loading, so that `generate.run_loaded` can run it.
+
+    Args:
+        architecture: which.
+        device: "cuda:0", "cpu".
+        dtype: "bfloat16", ...
+        full: in its published size; else in the small one.
+    """
+    key = LoadKey(architecture.name + ("" if full else ", small"), identity="random", dtype=dtype, device=device)
+    small = tiny.build(architecture.family, dtype=getattr(torch, dtype))
+    with torch.random.fork_rng(), torch.device(device), default_dtype(getattr(torch, dtype)):
+        torch.manual_seed(0)
+        modules = architecture.build(full)
+    for module in modules.values():
+        module.eval().requires_grad_(False)
+    pipeline = type(small)(**{**small.components, **modules, **_settings(small)})
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    return LoadedPipeline(
+        key, pipeline, family_of(pipeline), torch.device(device), getattr(torch, dtype), {"model": key.source}
+    )
+
+
+def _settings(pipeline: Any) -> dict[str, Any]:
+    """What a pipeline was built with beside its components: the boundary between Wan's experts, say."""
+    return {
+        name: value
+        for name, value in pipeline.config.items()
+        if not name.startswith("_") and name not in pipeline.components and value is not None
+    }
+
+
+class default_dtype:  # noqa: N801 - used like torch.device(...)
+    """While the block runs, new floating-point tensors have this dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __enter__(self) -> None:
+        self._before = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self._before)
