@@ -1,17 +1,19 @@
 """The operations that have more than one implementation, behind one dispatcher.
 
-An implementation is a module of this folder with a `NAME`, a function `unavailable() -> str` (why it cannot run in this
-process, or "") and any of the three operations of `Kernels`, with the same signatures. `eager` and `plain` need nothing
+An implementation is a module of this folder with a `NAME`, a function `unavailable(device) -> str` (why it cannot run
+there, or "") and any of the operations of `Kernels`, with the same signatures. `eager` and `plain` need nothing
 but PyTorch; fused ones are listed in `FUSED`, best first, and are imported when first asked for.
 
 A fused operation is probed at its first use for each kind of input (`Key`): it runs once on a small input and must
 agree with its eager twin. Whatever goes wrong there switches it off for that key, with the reason kept for the report,
-and the next implementation takes over. Inside torch.compile the eager twins are traced: the compiler fuses them.
+and the next implementation takes over; so it does when the operation fails later, at a size it was not probed with.
+Inside torch.compile the eager twins are traced: the compiler fuses them.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 from collections.abc import Callable
 from types import ModuleType
@@ -22,12 +24,16 @@ import torch
 from . import eager, plain
 from .moments import Moments, Statistics
 from .probe import probe
+from .triton_support import INTERPRETED
 
 __all__ = ["FUSED", "OPERATIONS", "Kernels", "Key", "Moments", "Statistics"]
 
-OPERATIONS = ("group_norm_silu", "group_norm_statistics", "pixel_shuffle_3d")
-FUSED: tuple[str, ...] = ()
-"""Modules of this folder with fused implementations, best first."""
+log = logging.getLogger(__name__)
+
+OPERATIONS = ("group_norm_silu", "group_norm_statistics", "pixel_shuffle_3d", "rms_norm_silu")
+FOR_CARDS = ("triton_group_norm", "triton_pixel_shuffle", "triton_rms_norm", "comfy_kitchen")
+FUSED: tuple[str, ...] = FOR_CARDS
+"""Modules of this folder with fused implementations, best first. Those for cards are not asked elsewhere."""
 
 
 class Key(NamedTuple):
@@ -85,12 +91,12 @@ class Kernels:
         Returns:
             `out`, or a new tensor in x's dtype.
         """
-        run = self._implementation("group_norm_silu", x)
-        return run(x, weight, bias, groups, eps, statistics=statistics, activation=activation, out=out)
+        options = {"statistics": statistics, "activation": activation, "out": out}
+        return self._run("group_norm_silu", x, weight, bias, groups, eps, **options)
 
     def group_norm_statistics(self, x: torch.Tensor, groups: int) -> Moments:
         """Moments of each frame and group of `x` [B, C, T, H, W]; those of parts of a frame can be merged."""
-        return self._implementation("group_norm_statistics", x)(x, groups)
+        return self._run("group_norm_statistics", x, groups)
 
     def pixel_shuffle_3d(
         self, x: torch.Tensor, temporal: int, *, drop_head: bool = False, out: torch.Tensor | None = None
@@ -103,37 +109,88 @@ class Kernels:
             drop_head: leave out the frames k > 0 of the first input frame (the beginning of a clip).
             out: where to write, a view [B, C, z T (- z + 1), 2 H, 2 W]; None allocates.
         """
-        return self._implementation("pixel_shuffle_3d", x)(x, temporal, drop_head=drop_head, out=out)
+        return self._run("pixel_shuffle_3d", x, temporal, drop_head=drop_head, out=out)
+
+    def rms_norm_silu(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        activation: bool = True,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """RMS norm over the channels of each cell, then SiLU: `silu(x / |x| * sqrt(C) * weight + bias)`.
+
+        It is the norm of the Wan family's decoders; |x| is the length of a cell's channels.
+
+        Args:
+            x: [B, C, T, H, W], any strides.
+            weight, bias: C numbers in any shape ([C, 1, 1, 1]); no bias is a bias of zero.
+            activation: False leaves the SiLU out.
+            out: where to write, a view of x's shape (the inside of a padded buffer); None allocates.
+
+        Returns:
+            `out`, or a new tensor in x's dtype.
+        """
+        return self._run("rms_norm_silu", x, weight, bias, activation=activation, out=out)
 
     def refusals(self) -> dict[str, str]:
         """Why fused implementations were switched off in this process: {"name, operation, dtype": reason}."""
         with _lock:
             return {f"{name}, {key.operation}, {key.dtype}": reason for (key, name), reason in _refusals.items()}
 
-    def _implementation(self, operation: str, x: torch.Tensor) -> Callable[..., Any]:
+    def _run(self, operation: str, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         if operation in self.plain_operations or self.choice == "plain":
-            return getattr(plain, operation)
-        if self.choice == "eager" or not FUSED or torch.compiler.is_compiling() or x.device.type == "meta":
-            return getattr(eager, operation)
+            return getattr(plain, operation)(x, *arguments, **options)
+        twin = getattr(eager, operation)
+        if self.choice == "eager" or torch.compiler.is_compiling() or not _asked_on(x.device.type):
+            return twin(x, *arguments, **options)
         key = Key(operation, str(x.device), x.dtype, x.shape[1], x.stride(1) == 1)
         with _lock:
             if (key, FUSED) not in _choices:
                 _choices[key, FUSED] = _choose(key)
-            function, self.used[operation] = _choices[key, FUSED]
-        return function
+            function, name = _choices[key, FUSED]
+        self.used[operation] = name
+        if function is twin:
+            return twin(x, *arguments, **options)
+        try:
+            return function(x, *arguments, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a kernel may fail in any way; the eager twin writes everything anew
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            log.warning("%s, %s: %s; it is switched off", name, operation, reason)
+        with _lock:
+            _refusals[key, name] = reason
+            _choices[key, FUSED] = (twin, eager.NAME)
+        self.used[operation] = eager.NAME
+        return twin(x, *arguments, **options)
+
+
+def _asked_on(kind: str) -> tuple[str, ...]:
+    """The fused implementations that may have something for a kind of device."""
+    if kind == "meta":
+        return ()
+    on_card = kind == "cuda" or (INTERPRETED and kind == "cpu")
+    return FUSED if on_card else tuple(name for name in FUSED if name not in FOR_CARDS)
 
 
 def _choose(key: Key) -> tuple[Callable[..., Any], str]:
     """The first fused implementation that passes its probe, else the eager twin. Called with the lock held."""
-    for name in FUSED:
+    for name in _asked_on(torch.device(key.device).type):
         module = _module(name)
-        reason = module if isinstance(module, str) else module.unavailable()
-        if isinstance(module, ModuleType) and not reason and hasattr(module, key.operation):
-            function = getattr(module, key.operation)
-            reason = probe(key.operation, function, key.device, key.dtype, key.channels, key.channels_last)
-            if not reason:
-                return function, name
-        _refusals[key, name] = reason or "it does not have this operation"
+        if isinstance(module, str):
+            _refusals[key, name] = module
+            continue
+        function = getattr(module, key.operation, None)
+        if function is None:
+            continue
+        reason = module.unavailable(key.device)
+        reason = reason or probe(key.operation, function, key.device, key.dtype, key.channels, key.channels_last)
+        if not reason:
+            return function, name
+        _refusals[key, name] = reason
     return getattr(eager, key.operation), eager.NAME
 
 

@@ -6,6 +6,8 @@ temporaries to a fraction of a frame.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 
@@ -16,7 +18,7 @@ CHUNK_BYTES = 4 << 20
 """Size of a temporary of `group_norm_statistics`: it stays in a processor's cache, and is nothing to a card."""
 
 
-def unavailable() -> str:
+def unavailable(device: torch.device | str) -> str:
     """Never: these are PyTorch's own operations."""
     return ""
 
@@ -79,31 +81,27 @@ def group_norm_statistics(x: torch.Tensor, groups: int) -> Moments:
     moments = [_frame_moments(x[item, :, frame], groups, rows) for item in range(batch) for frame in range(frames)]
     shape = (batch, frames, groups)
     mean = torch.stack([m.mean for m in moments]).view(shape)
-    return Moments(moments[0].count, mean, torch.stack([m.deviations for m in moments]).view(shape))
+    return Moments(moments[0].size, mean, torch.stack([m.deviations for m in moments]).view(shape))
 
 
 def _frame_moments(frame: torch.Tensor, groups: int, rows: int) -> Moments:
     """Moments of one frame [C, H, W], `rows` rows at a time; each piece is read once from memory."""
-    total: Moments | None = None
-    for piece in frame.split(rows, dim=1):
-        channels, height, width = piece.shape
-        if piece.stride(0) == 1:  # channels last: sum down the rows of a [cells, C] matrix
-            cells = piece.permute(1, 2, 0).reshape(height * width, channels).float()
-            means = cells.sum(0)
-        else:
-            cells = piece.reshape(channels, height * width).float()
-            means = cells.sum(1)
-        count = channels // groups * height * width
-        mean = means.view(groups, -1).sum(1) / count
-        spread = mean.repeat_interleave(channels // groups)
-        if piece.stride(0) == 1:
-            squares = (cells - spread).square_().sum(0)
-        else:
-            squares = (cells - spread[:, None]).square_().sum(1)
-        part = Moments(count, mean, squares.view(groups, -1).sum(1))
-        total = part if total is None else total.merge(part)
-    assert total is not None, "a frame has at least one row"  # noqa: S101 - for the type checker
-    return total
+    return reduce(Moments.merge, (_piece_moments(piece, groups) for piece in frame.split(rows, dim=1)))
+
+
+def _piece_moments(piece: torch.Tensor, groups: int) -> Moments:
+    """Moments of some rows [C, h, W]: first the mean, then the squares of the differences from it."""
+    channels, height, width = piece.shape
+    size = channels // groups * height * width
+    if piece.stride(0) == 1:  # channels last: sum down a [cells, C] matrix
+        cells, cell_axis = piece.permute(1, 2, 0).reshape(height * width, channels), 0
+    else:
+        cells, cell_axis = piece.reshape(channels, height * width), 1
+    cells = cells.float()
+    mean = cells.sum(cell_axis).view(groups, -1).sum(1) / size
+    centre = mean.repeat_interleave(channels // groups).unsqueeze(cell_axis)
+    squares = (cells - centre).square_().sum(cell_axis)
+    return Moments(size, mean, squares.view(groups, -1).sum(1))
 
 
 def pixel_shuffle_3d(
@@ -130,3 +128,25 @@ def pixel_shuffle_3d(
 def _by_parity(x: torch.Tensor) -> torch.Tensor:
     """[..., 2H, 2W] as a view [..., H, row, W, column]."""
     return x.unflatten(-1, (x.shape[-1] // 2, 2)).unflatten(-3, (x.shape[-2] // 2, 2))
+
+
+def rms_norm_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: bool = True,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """RMS norm and SiLU with float32 in between, one frame at a time. See `Kernels.rms_norm_silu`."""
+    channels = x.shape[1]
+    weight = weight.float().reshape(channels, 1, 1) * channels**0.5
+    shift = None if bias is None else bias.float().reshape(channels, 1, 1)
+    if out is None:
+        out = torch.empty_like(x)
+    for frame in range(x.shape[2]):
+        y = F.normalize(x[:, :, frame].float(), dim=1).mul_(weight)
+        if shift is not None:
+            y.add_(shift)
+        out[:, :, frame].copy_(F.silu(y, inplace=True) if activation else y)
+    return out

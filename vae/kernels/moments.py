@@ -15,23 +15,23 @@ class Statistics(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Count, mean and sum of squared deviations of some part of each frame and group.
+    """How many numbers some part of each frame and group has, their mean and the sum of their squared deviations.
 
-    Attributes: count: numbers per group; mean, deviations: float32 [B, T, groups].
+    Attributes: size: numbers per group; mean, deviations: float32 [B, T, groups].
     """
 
-    count: int
+    size: int
     mean: torch.Tensor
     deviations: torch.Tensor
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both parts together (Chan, Golub, LeVeque 1979: no cancellation, whatever the mean is)."""
-        count = self.count + other.count
+        size = self.size + other.size
         delta = other.mean - self.mean
-        mean = self.mean + delta * (other.count / count)
-        deviations = self.deviations + other.deviations + delta.square() * (self.count * other.count / count)
-        return Moments(count, mean, deviations)
+        mean = self.mean + delta * (other.size / size)
+        deviations = self.deviations + other.deviations + delta.square() * (self.size * other.size / size)
+        return Moments(size, mean, deviations)
 
     def statistics(self, eps: float) -> Statistics:
         """Mean and reciprocal standard deviation, `1 / sqrt(variance + eps)`."""
-        return Statistics(self.mean, torch.rsqrt(self.deviations / self.count + eps))
+        return Statistics(self.mean, torch.rsqrt(self.deviations / self.size + eps))

@@ -10,7 +10,7 @@ from .moments import Moments, Statistics
 NAME = "plain"
 
 
-def unavailable() -> str:
+def unavailable(device: torch.device | str) -> str:
     """Never: these are PyTorch's own operations."""
     return ""
 
@@ -61,4 +61,21 @@ def pixel_shuffle_3d(
     y = y.permute(0, 4, 5, 3, 6, 1, 7, 2).reshape(batch, channels, frames * temporal, height * 2, width * 2)
     if drop_head and temporal > 1:
         y = torch.cat([y[:, :, :1], y[:, :, temporal:]], dim=2)
+    return y if out is None else out.copy_(y)
+
+
+def rms_norm_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: bool = True,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """RMS norm over channels, then SiLU. See `Kernels.rms_norm_silu`."""
+    shape = (x.shape[1], 1, 1, 1)
+    y = F.normalize(x, dim=1) * x.shape[1] ** 0.5 * weight.view(shape)
+    y = y if bias is None else y + bias.view(shape)
+    if activation:
+        y = F.silu(y)
     return y if out is None else out.copy_(y)

@@ -103,7 +103,7 @@ def test_strips_with_merged_statistics_give_the_whole_frame(random: Any, layout:
 def test_moments_are_those_of_the_eager_twin(random: Any, dtype: torch.dtype, layout: str) -> None:
     x = random(2, 12, 2, 5, 7, dtype=dtype, layout=layout)
     moments, twin = triton_group_norm.group_norm_statistics(x, 4), eager.group_norm_statistics(x, 4)
-    assert moments.count == twin.count == 105
+    assert moments.size == twin.size == 105
     torch.testing.assert_close(moments.mean, twin.mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(moments.deviations, twin.deviations, rtol=1e-5, atol=1e-5)
 
@@ -129,7 +129,7 @@ def test_a_large_mean_costs_no_digits(random: Any) -> None:
     grouped = x.double().view(1, 2, 2, 1, 9, 9)
     variance = grouped.var(dim=(2, 4, 5), correction=0).transpose(1, 2)
     # The mean itself has 24 bits; squares less the squared mean would leave nothing of a variance of 1 beside 9e8.
-    torch.testing.assert_close(moments.deviations.double() / moments.count, variance, rtol=1e-3, atol=0)
+    torch.testing.assert_close(moments.deviations.double() / moments.size, variance, rtol=1e-3, atol=0)
 
 
 def test_a_constant_frame_gives_the_bias(random: Any) -> None:

@@ -1,0 +1,222 @@
+"""The dispatcher: fused operations are used where they prove themselves, and never where they do not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from fastdiffusers.vae import kernels
+from fastdiffusers.vae.api import decode
+from fastdiffusers.vae.config import VaeConfig
+from fastdiffusers.vae.kernels import Kernels, eager, plain
+from fastdiffusers.vae.model import VideoVAE
+from fastdiffusers.vae.settings import VaeSettings
+
+OPERATIONS = kernels.OPERATIONS
+
+
+def inputs(operation: str, size: int = 6) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 8, 2, size, size, generator=generator)
+    weight = torch.randn(8, generator=generator)
+    return {
+        "group_norm_silu": (x, weight, weight, 2, 1e-6),
+        "group_norm_statistics": (x, 2),
+        "pixel_shuffle_3d": (x, 2),
+        "rms_norm_silu": (x, weight),
+    }[operation]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return one.size == other.size and torch.equal(one.mean, other.mean)
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Makes a module the only fused implementation. Its operations are the eager ones unless given."""
+    monkeypatch.setattr(kernels, "_choices", {})
+    monkeypatch.setattr(kernels, "_refusals", {})
+
+    def make(name: str = "fake", reason: str = "", **operations: Any) -> ModuleType:
+        module = ModuleType(f"{kernels.__name__}.{name}")
+        module.NAME = name
+        module.unavailable = lambda device: reason
+        for operation in OPERATIONS:
+            setattr(module, operation, operations.get(operation, getattr(eager, operation)))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(kernels, "FUSED", (name,))
+        return module
+
+    return make
+
+
+def wrong(operation: str, by: float) -> Callable[..., Any]:
+    """The eager operation, with one number changed."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        result = getattr(eager, operation)(*arguments, **options)
+        spoilt = result if isinstance(result, torch.Tensor) else result.deviations
+        spoilt[(-1,) * spoilt.ndim] += by
+        return result
+
+    return run
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_agrees_is_used(fused: Any, operation: str) -> None:
+    fused()
+    run = Kernels()
+    assert same(getattr(run, operation)(*inputs(operation)), getattr(eager, operation)(*inputs(operation)))
+    assert run.used == {operation: "fake"}
+    assert run.refusals() == {}
+
+
+@pytest.mark.parametrize("by", [0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_one_wrong_number_switches_it_off(fused: Any, operation: str, by: float) -> None:
+    fused(**{operation: wrong(operation, by)})
+    run = Kernels()
+    assert same(getattr(run, operation)(*inputs(operation)), getattr(eager, operation)(*inputs(operation)))
+    assert run.used == {operation: "eager"}
+    [(where, reason)] = run.refusals().items()
+    assert where == f"fake, {operation}, torch.float32"
+    assert "differs from the eager operation" in reason
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_raises_is_switched_off(fused: Any, operation: str) -> None:
+    def broken(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no kernel image is available for execution on the device\nand more")
+
+    fused(**{operation: broken})
+    run = Kernels()
+    assert same(getattr(run, operation)(*inputs(operation)), getattr(eager, operation)(*inputs(operation)))
+    assert list(run.refusals().values()) == ["RuntimeError: no kernel image is available for execution on the device"]
+
+
+def test_what_ignores_the_given_buffer_is_switched_off(fused: Any) -> None:
+    def careless(*arguments: Any, out: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        made = eager.rms_norm_silu(*arguments, **options)
+        return made if out is None else out
+
+    fused(rms_norm_silu=careless)
+    run = Kernels()
+    run.rms_norm_silu(*inputs("rms_norm_silu"))
+    assert "differs" in next(iter(run.refusals().values()))
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_failure_at_a_size_it_was_not_probed_with_falls_back_for_good(fused: Any, operation: str) -> None:
+    calls = []
+
+    def small_only(x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        calls.append(x.shape)
+        if x.shape[-1] > 7:
+            raise ValueError("too many resources requested for launch")
+        return getattr(eager, operation)(x, *arguments, **options)
+
+    fused(**{operation: small_only})
+    run = Kernels()
+    for _ in range(2):
+        result = getattr(run, operation)(*inputs(operation, 8))
+        assert same(result, getattr(eager, operation)(*inputs(operation, 8)))
+    assert calls[-1][-1] == 8
+    assert [shape[-1] for shape in calls].count(8) == 1
+    assert run.used == {operation: "eager"}
+    assert "too many resources" in next(iter(run.refusals().values()))
+
+
+def test_out_of_memory_keeps_its_type_and_condemns_nothing(fused: Any) -> None:
+    def large(x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if x.shape[-1] > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return eager.rms_norm_silu(x, *arguments, **options)
+
+    fused(rms_norm_silu=large)
+    run = Kernels()
+    with pytest.raises(torch.OutOfMemoryError):
+        run.rms_norm_silu(*inputs("rms_norm_silu", 8))
+    run.rms_norm_silu(*inputs("rms_norm_silu", 6))
+    assert run.used == {"rms_norm_silu": "fake"}
+
+
+def test_what_is_not_available_says_why(fused: Any) -> None:
+    fused(reason="the card is too old")
+    run = Kernels()
+    run.rms_norm_silu(*inputs("rms_norm_silu"))
+    assert run.refusals() == {"fake, rms_norm_silu, torch.float32": "the card is too old"}
+
+
+def test_what_cannot_be_imported_says_why(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "FUSED", ("not_there",))
+    run = Kernels()
+    run.rms_norm_silu(*inputs("rms_norm_silu"))
+    assert "ModuleNotFoundError" in next(iter(run.refusals().values()))
+
+
+def test_each_kind_of_input_is_probed_once(fused: Any) -> None:
+    probed = []
+
+    def counted(x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        probed.append(x.dtype)
+        return eager.rms_norm_silu(x, *arguments, **options)
+
+    fused(rms_norm_silu=counted)
+    x, weight = inputs("rms_norm_silu")
+    run = Kernels()
+    counts = []
+    for kind in (x, x, x.to(torch.bfloat16), x.contiguous(memory_format=torch.channels_last_3d), x):
+        before = len(probed)
+        run.rms_norm_silu(kind, weight.to(kind.dtype))
+        counts.append(len(probed) - before)
+    assert counts == [3, 1, 3, 3, 1]
+
+
+def test_kernels_for_cards_are_not_even_imported_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_module", lambda name: pytest.fail(f"{name} was imported"))
+    run = Kernels()
+    for operation in OPERATIONS:
+        getattr(run, operation)(*inputs(operation))
+    assert run.used == {}
+    assert run.refusals() == {}
+
+
+@pytest.mark.parametrize("choice", ["eager", "plain"])
+def test_a_choice_is_obeyed(fused: Any, choice: str) -> None:
+    fused(rms_norm_silu=lambda *a, **o: pytest.fail("it was asked"))
+    Kernels(choice).rms_norm_silu(*inputs("rms_norm_silu"))
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("activation", [False, True])
+def test_the_rms_norms_agree_with_float64(with_bias: bool, activation: bool) -> None:
+    x, weight = inputs("rms_norm_silu")
+    bias = weight.flip(0) if with_bias else None
+    exact = plain.rms_norm_silu(
+        x.double(), weight.double(), None if bias is None else bias.double(), activation=activation
+    )
+    for module in (eager, plain):
+        for out in (None, torch.empty_like(x)):
+            y = module.rms_norm_silu(x, weight, bias, activation=activation, out=out)
+            torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+            assert out is None or y is out
+
+
+def test_a_broken_kernel_leaves_the_picture_as_it_is(fused: Any) -> None:
+    torch.manual_seed(0)
+    config = VaeConfig(block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, temporal_scale_num=1)
+    vae = VideoVAE(config).prepare()
+    latents = torch.randn(1, 16, 3, 4, 4)
+    expected, _ = decode(vae, latents, VaeSettings(kernels="eager"))
+    fused(group_norm_silu=wrong("group_norm_silu", 1.0), pixel_shuffle_3d=wrong("pixel_shuffle_3d", 1.0))
+    frames, report = decode(vae, latents, VaeSettings(kernels="auto"))
+    assert torch.equal(frames, expected)
+    assert "group_norm_silu: eager" in report["kernels"].applied
+    assert "fake, group_norm_silu, torch.float32: it differs from the eager operation" in report["kernels"].reason
