@@ -5,6 +5,7 @@ All access goes through a small client, so that everything else here can be test
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -170,12 +171,10 @@ class _HuggingFace:
         return folder.name, folder
 
     def download(self, repository: str, name: str, commit: str, on_bytes: Callable[[int], None]) -> Path:
-        import inspect
-
         from huggingface_hub import hf_hub_download
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
-        class Bar(tqdm):  # type: ignore[type-arg]
+        class Bar(tqdm):  # type: ignore[misc]
             """Passes the bytes on instead of drawing them."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -187,6 +186,8 @@ class _HuggingFace:
                 return None
 
         # The releases that cannot take a bar of ours report whole files only.
-        bars = {"tqdm_class": Bar} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
+        bars: dict[str, Any] = (
+            {"tqdm_class": Bar} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
+        )
         with _network_errors():
             return Path(hf_hub_download(repository, name, revision=commit, **bars))

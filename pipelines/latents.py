@@ -227,7 +227,8 @@ def _statistics(vae: Any, latent: torch.Tensor) -> tuple[Any, Any]:
     if mean is None or std is None:
         return None, None
     shape = (1, -1) + (1,) * (latent.ndim - 2)
-    return tuple(torch.tensor(value).view(shape).to(latent.device, latent.dtype) for value in (mean, std))
+    mean, std = (torch.tensor(value).view(shape).to(latent.device, latent.dtype) for value in (mean, std))
+    return mean, std
 
 
 def _patch_statistics(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

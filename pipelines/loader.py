@@ -225,7 +225,7 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     pipeline.set_progress_bar_config(disable=True)
     if key.lora_rank:
         for part in ("transformer", "transformer_2", "unet"):
-            model = getattr(pipeline, part, None)
+            model: Any = getattr(pipeline, part, None)
             if hasattr(model, "enable_lora_hotswap"):
                 model.enable_lora_hotswap(target_rank=key.lora_rank)
     family = family_of(pipeline)
@@ -363,20 +363,27 @@ def _reading_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _component_progress(callbacks: Callbacks) -> Iterator[None]:
-    """Turn diffusers' own bar over the components into progress and a chance to cancel."""
+    """Turn diffusers' own bars, over the components and over the parts of each, into progress and a way to cancel."""
     from diffusers.utils import logging
 
-    original = logging.tqdm
+    original: Any = logging.tqdm
+    component = (0, 1, "")  # number, of how many, name: while one is being read
 
     def watched(iterable: Iterable[Any] = (), **kwargs: Any) -> Iterator[Any]:
+        nonlocal component
         items = list(iterable)
+        outermost = component[2] == ""
         for number, item in enumerate(items):
-            message = str(item[0]) if isinstance(item, tuple) else ""
-            callbacks.tick("load", number, max(1, len(items)), message)
+            if outermost:
+                component = (number, len(items), str(item[0] if isinstance(item, tuple) else item))
+            part = "" if outermost else f", part {number + 1} of {len(items)}"
+            callbacks.tick("load", component[0], component[1], component[2] + part)
             yield item
-        callbacks.tick("load", max(1, len(items)), max(1, len(items)))
+        if outermost and items:
+            component = (0, 1, "")
+            callbacks.tick("load", len(items), len(items))
 
-    logging.tqdm = watched
+    logging.tqdm = watched  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -385,7 +392,7 @@ def _component_progress(callbacks: Callbacks) -> Iterator[None]:
 
 def find_local_pipelines(folders: Iterable[str | Path]) -> list[Path]:
     """Diffusers folders below the given folders, sorted; a pipeline's own subfolders are not searched."""
-    found = set()
+    found: set[Path] = set()
     for folder in folders:
         found.update(_walk(Path(folder), lambda path: (path / checkpoints.INDEX).is_file()))
     return sorted(found)

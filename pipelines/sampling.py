@@ -160,10 +160,10 @@ def _cleaned_up(pipeline: Any) -> Iterator[None]:
     finally:
         pipeline._interrupt = False
         for name in DENOISERS:
-            model = getattr(pipeline, name, None)
+            model: Any = getattr(pipeline, name, None)
             if hasattr(model, "_reset_stateful_cache"):
                 model._reset_stateful_cache()
-            registry = getattr(model, "_diffusers_hook", None)
+            registry: Any = getattr(model, "_diffusers_hook", None)
             if hasattr(registry, "_set_context"):  # before diffusers 0.39 an exception left the last one in place
                 registry._set_context(None)
         if hasattr(pipeline, "_all_hooks") and pipeline._all_hooks:

@@ -89,7 +89,8 @@ def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> Diffusi
 def save(name: str, folder: str | Path, seed: int = 0) -> Path:
     """Build and save as a diffusers folder that `from_pretrained` reads back; returns the folder."""
     path = Path(folder)
-    build(name, seed).save_pretrained(path)
+    pipeline: Any = build(name, seed)
+    pipeline.save_pretrained(path)
     return path
 
 
@@ -273,7 +274,7 @@ def _qwen25_vl_encoder() -> Any:
 def _image_vae(latent_channels: int, scaling: float, shift: float | None = None, quant: bool = False) -> Any:
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 16, 16),
@@ -294,7 +295,7 @@ def _image_vae(latent_channels: int, scaling: float, shift: float | None = None,
 def _flux2_vae() -> Any:
     from diffusers import AutoencoderKLFlux2
 
-    vae = AutoencoderKLFlux2(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, layers_per_block=1)
+    vae: Any = AutoencoderKLFlux2(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, layers_per_block=1)
     # Statistics that are not 0 and 1, or a test could not tell which side applies them.
     vae.bn.running_mean.normal_(std=0.3)
     vae.bn.running_var.uniform_(0.5, 2.0)
@@ -305,7 +306,7 @@ def _flux2_vae() -> Any:
 def _wan_vae() -> Any:
     from diffusers import AutoencoderKLWan
 
-    vae = AutoencoderKLWan(base_dim=4, num_res_blocks=1)
+    vae: Any = AutoencoderKLWan(base_dim=4, num_res_blocks=1)
     _add_contrast(vae.decoder.conv_out)
     return vae
 
@@ -313,7 +314,7 @@ def _wan_vae() -> Any:
 def _qwen_vae() -> Any:
     from diffusers import AutoencoderKLQwenImage
 
-    vae = AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+    vae: Any = AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
     _add_contrast(vae.decoder.conv_out)
     return vae
 

@@ -1,0 +1,362 @@
+"""Finding, checking and loading: every broken model is refused in one line before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.errors import InputError, ModelFileError
+from fastdiffusers.pipelines import checkpoints, hub, loader, tiny
+from fastdiffusers.pipelines.types import LoadKey
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    """A copy of the tiny SDXL folder that a test may break."""
+    return Path(shutil.copytree(tiny_folder("sdxl"), tmp_path / "model"))
+
+
+def weights_of(folder, component="unet"):
+    return folder / component / "diffusion_pytorch_model.safetensors"
+
+
+def shard(folder, component="unet", parts=2):
+    """Split a component's weights as large models are."""
+    path = weights_of(folder, component)
+    tensors = load_file(path)
+    names = sorted(tensors)
+    weight_map = {}
+    for part in range(parts):
+        file = path.with_name(f"diffusion_pytorch_model-{part + 1:05}-of-{parts:05}.safetensors")
+        own = names[part::parts]
+        save_file({name: tensors[name] for name in own}, file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(own, file.name)
+    path.unlink()
+    index = path.with_name("diffusion_pytorch_model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+    return index
+
+
+def truncate(path, keep):
+    data = path.read_bytes()
+    path.write_bytes(data[:keep])
+
+
+BREAKAGES = {
+    "no index": (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
+    "index cut off": (lambda f: truncate(f / "model_index.json", 40), "cannot be read"),
+    "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "no JSON object"),
+    "index names no class": (lambda f: (f / "model_index.json").write_text("{}"), "no pipeline class"),
+    "component missing": (lambda f: shutil.rmtree(f / "vae"), "'vae'"),
+    "tokenizer empty": (lambda f: [p.unlink() for p in (f / "tokenizer").iterdir()], "configuration file"),
+    "config missing": (lambda f: (f / "unet/config.json").unlink(), "configuration file"),
+    "weights missing": (lambda f: weights_of(f).unlink(), "no .safetensors"),
+    "weights cut off": (lambda f: truncate(weights_of(f), -7), "unfinished download"),
+    "header cut off": (lambda f: truncate(weights_of(f), 20), "beginning is damaged"),
+    "empty file": (lambda f: weights_of(f).write_bytes(b""), "it is empty"),
+    "not safetensors": (lambda f: weights_of(f).write_bytes(b"<html>not found</html>"), "not a safetensors file"),
+    "header is no object": (lambda f: weights_of(f).write_bytes(struct.pack("<Q", 2) + b"[]"), "not a safetensors"),
+    "pickle only": (lambda f: weights_of(f).rename(f / "unet/diffusion_pytorch_model.bin"), "pickle"),
+    "shard missing": (
+        lambda f: shard(f).with_name("diffusion_pytorch_model-00002-of-00002.safetensors").unlink(),
+        "1 of 2",
+    ),
+    "shard index missing": (lambda f: shard(f).unlink(), "index file that joins them"),
+    "shard index empty": (lambda f: shard(f).write_text('{"weight_map": {}}'), "lists no weights"),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_folder_is_refused_in_one_line_without_reading_weights(folder, breakage):
+    action, expected = BREAKAGES[breakage]
+    loader.resolve(str(folder))
+    action(folder)
+    with pytest.raises(ModelFileError) as caught:
+        loader.resolve(str(folder))
+    text = str(caught.value)
+    assert expected in text
+    assert "model = " in text
+    assert "\n" not in text
+
+
+def test_missing_paths_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(ModelFileError, match="no such folder"):
+        loader.resolve(str(tmp_path / "nothing" / "here"))
+    for suffix in checkpoints.PICKLES:
+        pickle = tmp_path / f"model{suffix}"
+        pickle.write_bytes(b"\x80\x04.")
+        with pytest.raises(ModelFileError, match="pickle"):
+            loader.resolve(str(pickle))
+    text = tmp_path / "model.txt"
+    text.write_text("")
+    with pytest.raises(ModelFileError, match="no format"):
+        loader.resolve(str(text))
+    with pytest.raises(InputError, match="tiny:flux2-klein"):
+        loader.resolve("tiny:nothing")
+
+
+def test_code_of_its_own_is_never_run(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = ["pipeline", "EvilPipeline"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelFileError, match="never run"):
+        loader.resolve(str(folder))
+
+
+@pytest.mark.parametrize("shape", ["plain", "sharded", "variant"])
+def test_a_folder_loads_whole_whatever_the_form_of_its_weights(folder, shape):
+    expected = tiny.build("sdxl").unet.state_dict()
+    if shape == "sharded":
+        shard(folder, parts=3)
+    if shape == "variant":
+        for path in folder.glob("*/*.safetensors"):
+            path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    key = loader.resolve(str(folder))
+    ticks = []
+    loaded = loader.load(key, Callbacks(ticks.append))
+    found = loaded.pipeline.unet.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert loaded.family.name == "sdxl"
+    assert loaded.device == torch.device("cpu")
+    assert loaded.dtype == torch.float32
+    assert loaded.facts["pipeline"] == "StableDiffusionXLPipeline"
+    assert loaded.facts["weights_mib"]["unet"] > 0
+    assert json.loads(json.dumps(loaded.facts)) == loaded.facts
+    assert ticks[-1].done == ticks[-1].total == 7
+    assert [tick.done for tick in ticks] == sorted(tick.done for tick in ticks)
+    assert {tick.message for tick in ticks} > {"unet", "vae", "text_encoder"}
+    assert ("unet, part 3 of 3" in {tick.message for tick in ticks}) == (shape == "sharded")
+
+
+def test_a_cancel_between_components_travels_and_leaves_diffusers_as_it_was(folder):
+    from diffusers.utils import logging
+
+    class Interrupted(Exception):
+        pass
+
+    def cancel():
+        raise Interrupted
+
+    before = logging.tqdm
+    with pytest.raises(Interrupted):
+        loader.load(loader.resolve(str(folder)), Callbacks(check_cancel=cancel))
+    assert logging.tqdm is before
+
+
+def test_paths_with_dots_links_and_other_alphabets(folder, monkeypatch):
+    odd = folder.parent / "модель ü 模型"
+    folder.rename(odd)
+    plain = loader.resolve(str(odd))
+    monkeypatch.chdir(odd.parent)
+    (odd.parent / "below").mkdir()
+    assert loader.resolve(f"below/../{odd.name}") == plain
+    link = odd.parent / "link"
+    link.symlink_to(odd)
+    assert loader.resolve(str(link)) == plain
+    assert loader.load(plain).pipeline.unet is not None
+
+
+def test_an_edited_model_gets_another_identity(folder):
+    before = loader.resolve(str(folder))
+    assert loader.resolve(str(folder)) == before
+    path = weights_of(folder)
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    touched = loader.resolve(str(folder))
+    assert touched.identity != before.identity
+    (folder / "unet" / "config.json").write_text((folder / "unet" / "config.json").read_text() + "\n")
+    assert loader.resolve(str(folder)).identity != touched.identity
+
+
+def test_dtypes_by_component_and_the_key_names_no_auto(folder):
+    key = loader.resolve(str(folder), dtype="bfloat16", component_dtypes={"vae": "float32", "text_encoder": "auto"})
+    assert key.dtype == "bfloat16"
+    assert key.device == loader.resolve_device("auto")
+    assert "auto" not in str(key)
+    loaded = loader.load(key)
+    assert loaded.pipeline.unet.dtype == torch.bfloat16
+    assert loaded.pipeline.vae.dtype == torch.float32
+    with pytest.raises(InputError, match="component_dtypes"):
+        loader.load(loader.resolve(str(folder), component_dtypes={"transformer": "float16"}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"dtype": "float8"}, "dtype"),
+        ({"component_dtypes": {"vae": "int8"}}, "dtype of vae"),
+        ({"device": "tpu"}, "device"),
+        ({"device": "cuda:x"}, "device"),
+        ({"device": "cuda:99"}, "device"),
+        ({"quantization": "int3"}, "quantization"),
+        ({"lora_rank": -1}, "lora_rank"),
+    ],
+)
+def test_unusable_arguments_are_refused(arguments, name):
+    with pytest.raises(InputError) as caught:
+        loader.resolve("tiny:sdxl", **arguments)
+    assert caught.value.name == name
+
+
+def test_quantizing_while_loading_is_reported():
+    loaded = loader.load(loader.resolve("tiny:flux", quantization="layerwise-fp8", dtype="bfloat16"))
+    assert "fp8" in loaded.facts["quantization"]["transformer"]
+
+
+def test_the_family_is_known_before_the_load(folder):
+    assert loader.family_of_key(loader.resolve(str(folder))).name == "sdxl"
+    tiny_family = loader.family_of_key(loader.resolve("tiny:wan22-i2v"))
+    assert (tiny_family.name, tiny_family.num_frames, tiny_family.width) == ("wan-i2v", 9, 128)
+
+
+def test_pipelines_are_found_below_several_folders_and_not_inside_each_other(folder, tmp_path):
+    nested = tmp_path / "deep" / "er"
+    shutil.copytree(folder, nested / "second")
+    (tmp_path / "not_one").mkdir()
+    found = loader.find_local_pipelines([tmp_path, tmp_path / "missing", nested])
+    assert found == [nested / "second", folder]
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
+
+
+def single_file(path, tensors):
+    save_file(tensors, path)
+    return path
+
+
+def test_a_single_file_is_recognised_by_its_header_or_refused(tmp_path):
+    sdxl = {
+        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": torch.zeros(1280),
+        "first_stage_model.decoder.conv_in.weight": torch.zeros(4, 4, 3, 3),
+    }
+    assert loader.single_file_class(single_file(tmp_path / "a.safetensors", sdxl)) == "StableDiffusionXLPipeline"
+    key = loader.resolve(str(tmp_path / "a.safetensors"))
+    assert loader.family_of_key(key).name == "sdxl"
+    lonely = {"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
+    with pytest.raises(ModelFileError, match="only a part"):
+        loader.resolve(str(single_file(tmp_path / "b.safetensors", lonely)))
+    with pytest.raises(ModelFileError, match="could not be loaded"):
+        loader.load(key)
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+class FakeHub:
+    """The Hub in a folder: files are copied into a snapshot as they are asked for."""
+
+    def __init__(self, source, cache, online=True, extra=()):
+        self.source, self.cache, self.online, self.extra = source, cache, online, extra
+        self.downloaded, self.fail_at = [], None
+
+    def commit_and_files(self, repository, revision):
+        if not self.online:
+            raise OSError("no route to host\nsecond line")
+        files = [p for p in self.source.rglob("*") if p.is_file()]
+        listed = [hub.RemoteFile(p.relative_to(self.source).as_posix(), p.stat().st_size) for p in files]
+        return revision or "c0ffee", [*listed, *(hub.RemoteFile(name, 10**9) for name in self.extra)]
+
+    def cached_folder(self, repository, revision):
+        folder = self.cache / (revision or "c0ffee")
+        return (folder.name, folder) if (folder / "model_index.json").is_file() else None
+
+    def download(self, repository, name, commit, on_bytes):
+        if name == self.fail_at:
+            raise OSError("connection reset")
+        target = self.cache / commit / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.source / name, target)
+        on_bytes(target.stat().st_size)
+        self.downloaded.append(name)
+        return target
+
+
+@pytest.fixture
+def fake_hub(folder, tmp_path, monkeypatch):
+    client = FakeHub(folder, tmp_path / "hub")
+    monkeypatch.setattr(hub, "_HuggingFace", lambda: client)
+    return client
+
+
+def test_a_hub_id_is_downloaded_once_pinned_and_loaded(fake_hub):
+    unwanted = ("unet/diffusion_pytorch_model.bin", "unet/openvino/a.bin", "big.safetensors", "unet/x.fp16.safetensors")
+    fake_hub.extra = unwanted
+    ticks = []
+    key = loader.resolve("owner/model", callbacks=Callbacks(ticks.append))
+    assert (key.source, key.revision) == ("owner/model", "c0ffee")
+    assert not set(fake_hub.downloaded) & set(unwanted)
+    assert "model_index.json" in fake_hub.downloaded
+    assert {tick.stage for tick in ticks} == {"download"}
+    assert [tick.done for tick in ticks] == sorted(tick.done for tick in ticks)
+    assert ticks[-1].done == ticks[-1].total
+    loaded = loader.load(key)
+    assert loaded.facts["revision"] == "c0ffee"
+    assert loader.family_of_key(key).name == "sdxl"
+
+    fake_hub.online = False
+    assert loader.resolve("owner/model") == key
+
+
+def test_a_half_finished_download_is_an_error_and_not_a_model(fake_hub):
+    fake_hub.fail_at = "vae/diffusion_pytorch_model.safetensors"
+    with pytest.raises(ModelFileError, match="stopped at vae/") as caught:
+        loader.resolve("owner/model")
+    assert "\n" not in str(caught.value)
+    fake_hub.online = False
+    with pytest.raises(ModelFileError):
+        loader.resolve("owner/model")
+    fake_hub.online, fake_hub.fail_at = True, None
+    assert loader.resolve("owner/model").revision == "c0ffee"
+
+
+def test_a_cancel_stops_a_download(fake_hub):
+    class Interrupted(Exception):
+        pass
+
+    def cancel():
+        if len(fake_hub.downloaded) > 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        loader.resolve("owner/model", callbacks=Callbacks(check_cancel=cancel))
+    assert len(fake_hub.downloaded) == 4
+
+
+def test_what_the_hub_cannot_give_is_said(fake_hub, folder):
+    fake_hub.online = False
+    with pytest.raises(ModelFileError, match="no route to host"):
+        loader.resolve("owner/model")
+    fake_hub.online = True
+    weights_of(folder).rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ModelFileError, match="pickle"):
+        loader.resolve("owner/model")
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ModelFileError, match="no diffusers pipeline"):
+        loader.resolve("owner/model")
+    with pytest.raises(ModelFileError, match="not in the Hub cache"):
+        loader.load(LoadKey("owner/other", revision="abc", dtype="float32", device="cpu"))
+
+
+def test_without_a_network_the_real_client_says_so():
+    with pytest.raises(ModelFileError, match="HF_HUB_OFFLINE"):
+        loader.resolve("owner/never-downloaded")
+    client = hub._HuggingFace()
+    with pytest.raises(OSError, match=r"."):
+        client.download("owner/never-downloaded", "model_index.json", "main", lambda count: None)
+
+
+@pytest.mark.parametrize(
+    ("source", "local"),
+    [("tiny:flux", True), ("owner/name", False), ("/nowhere/at/all", True), (".", True), ("name", True)],
+)
+def test_local_sources_need_no_network(source, local):
+    assert loader.is_local(source) is local

@@ -1,0 +1,171 @@
+"""Bad input: one clear line that names the input, the value, the reason and the cure, before any model is loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdiffusers.errors import InputError
+from fastdiffusers.pipelines.families import FAMILIES, Family, family_of, small
+from fastdiffusers.pipelines.requests import check_request, complete, seeds
+from fastdiffusers.pipelines.types import SampleRequest
+
+FLUX, SDXL = family_of("FluxPipeline"), family_of("StableDiffusionXLPipeline")
+WAN, KONTEXT = family_of("WanPipeline"), family_of("FluxKontextPipeline")
+I2V, EDIT = family_of("WanImageToVideoPipeline"), family_of("QwenImageEditPipeline")
+PICTURE = torch.zeros(60, 80, 3)
+
+BAD = [
+    (FLUX, {"width": 0}, "width", "16"),
+    (FLUX, {"width": 1000}, "width", "992 or 1008"),
+    (FLUX, {"height": -5}, "height", "16"),
+    (FLUX, {"height": 1_000_000}, "height", "16384"),
+    (FLUX, {"width": 512.5}, "width", "512 or 528"),
+    (SDXL, {"width": 1001}, "width", "1000 or 1008"),
+    (WAN, {"num_frames": 1_000_000}, "num_frames", "4093"),
+    (WAN, {"num_frames": 80}, "num_frames", "77 or 81"),
+    (WAN, {"num_frames": 0}, "num_frames", "nearest: 1"),
+    (FLUX, {"num_frames": 5}, "num_frames", "batch"),
+    (FLUX, {"steps": 0}, "steps", "28"),
+    (FLUX, {"steps": 5000}, "steps", "1000"),
+    (FLUX, {"batch": 0}, "batch", "64"),
+    (FLUX, {"seed": -1}, "seed", "between 0"),
+    (FLUX, {"seed": 2**64}, "seed", "between 0"),
+    (FLUX, {"guidance": float("nan")}, "guidance", "3.5"),
+    (FLUX, {"guidance": -1.0}, "guidance", "between 0"),
+    (FLUX, {"scheduler": "EulerScheduler"}, "scheduler", "EulerDiscreteScheduler"),
+    (FLUX, {"scheduler": "zzzzzz"}, "scheduler", "model default"),
+    (FLUX, {"images": (PICTURE,)}, "images", "strength below 1"),
+    (WAN, {"images": (PICTURE,)}, "images", "edit model"),
+    (KONTEXT, {"images": (PICTURE, PICTURE)}, "images", "at most 1"),
+    (KONTEXT, {"images": (torch.zeros(3, 60, 80),)}, r"images[0]", "height, width, 3"),
+    (EDIT, {}, "images", "Connect"),
+    (I2V, {}, "images", "Connect"),
+    (WAN, {"last_image": PICTURE}, "last_image", "Disconnect"),
+    (FLUX, {"strength": 0.5}, "strength", "Connect an image or a latent"),
+    (FLUX, {"strength": 0.0}, "strength", "above 0"),
+    (FLUX, {"strength": 0.01, "images": (PICTURE,)}, "strength", "0.04"),
+    (WAN, {"strength": 0.5, "images": (PICTURE,)}, "strength", "no image-to-image form"),
+    (FLUX, {"strength": 0.5, "latent": torch.zeros(1, 4, 8, 8)}, "latent", "16"),
+    (FLUX, {"strength": 0.5, "latent": torch.zeros(4, 8, 8)}, "latent", "LATENT"),
+    (WAN, {"frame_rate": 0.0}, "frame_rate", "24"),
+    (FLUX, {"max_sequence_length": 0}, "max_sequence_length", "4096"),
+    (FLUX, {"prompt": None}, "prompt", "text"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "name", "hint"), BAD)
+def test_bad_input_is_one_clear_line(family, changes, name, hint):
+    with pytest.raises(InputError) as caught:
+        check_request(family, SampleRequest(**{"prompt": "a ship", **changes}))
+    text = str(caught.value)
+    assert caught.value.name == name
+    assert hint in text
+    assert "\n" not in text
+
+
+def test_what_is_ignored_is_said():
+    notes = check_request(
+        FLUX, SampleRequest("a", negative_prompt="dark", guidance_2=2.0, frame_rate=24, latent=torch.zeros(1, 16, 8, 8))
+    )
+    assert [note.split(" ignored")[0] for note in notes] == ["negative_prompt", "guidance_2", "frame_rate", "latent"]
+    assert check_request(SDXL, SampleRequest("", negative_prompt="dark")) == []
+
+
+@given(st.integers(-(10**7), 10**7))
+def test_every_size_is_valid_or_answered_with_valid_ones(value):
+    try:
+        check_request(FLUX, SampleRequest("a", width=value))
+    except InputError as error:
+        offered = [int(word) for word in str(error).split("nearest: ")[1].rstrip(".").split(" or ")]
+        assert 1 <= len(offered) <= 2
+        for width in offered:
+            check_request(FLUX, SampleRequest("a", width=width))
+        nearest = min(range(16, FLUX.max_size + 1, 16), key=lambda size: abs(size - value))
+        assert nearest in offered
+    else:
+        assert value % 16 == 0
+        assert 16 <= value <= FLUX.max_size
+
+
+@given(st.integers(-100, 10**7))
+def test_every_frame_count_is_valid_or_answered_with_valid_ones(value):
+    try:
+        check_request(WAN, SampleRequest("a", num_frames=value))
+    except InputError as error:
+        offered = str(error).split("nearest: ")[1].split(";")[0].split(" or ")
+        for frames in offered:
+            check_request(WAN, SampleRequest("a", num_frames=int(frames)))
+    else:
+        assert value % 4 == 1
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_the_size_follows_the_pictures_aspect_and_is_always_valid(rows, columns):
+    request = SampleRequest("a", images=(torch.zeros(1, 1, 3).expand(rows, columns, 3),))
+    filled = complete(KONTEXT, request)
+    check_request(KONTEXT, filled)
+    if 0.2 < rows / columns < 5:
+        assert abs(filled.width / filled.height - columns / rows) < 0.15 * columns / rows
+        assert 0.9 < filled.width * filled.height / 1024**2 < 1.1
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_recommendations_are_valid_requests(family):
+    images = (PICTURE,) if family.images == "required" else ()
+    for each in (family, small(family)):
+        filled = complete(each, SampleRequest("a", images=images))
+        assert check_request(each, filled) == [] or filled.guidance_2 == filled.guidance
+        assert filled.width % family.size_multiple == 0
+        assert (filled.num_frames - 1) % family.frame_step == 0
+        assert (filled.frame_rate is not None) == family.video
+
+
+def test_gaps_are_filled_by_the_family():
+    filled = complete(WAN, SampleRequest("a"))
+    assert (filled.steps, filled.guidance, filled.width, filled.height) == (50, 5.0, 832, 480)
+    assert (filled.num_frames, filled.frame_rate) == (81, 16.0)
+    assert complete(WAN, SampleRequest("a", guidance=2.0)).guidance_2 == 2.0
+    sized = complete(FLUX, SampleRequest("a", latent=torch.zeros(1, 16, 64, 32)))
+    assert (sized.width, sized.height) == (256, 512)
+
+
+def test_seeds_count_up_and_start_over():
+    assert seeds(SampleRequest("a", seed=7, batch=3)) == (7, 8, 9)
+    assert seeds(SampleRequest("a", seed=2**64 - 1, batch=2)) == (2**64 - 1, 0)
+
+
+def test_variants_change_the_recommendations(tiny_pipeline):
+    schnell = tiny_pipeline("flux")
+    schnell.transformer.register_to_config(guidance_embeds=False)
+    assert (family_of(schnell).steps, family_of(schnell).guidance_argument) == (4, "")
+    klein = tiny_pipeline("flux2-klein")
+    assert family_of(klein).steps == 50
+    klein.register_to_config(is_distilled=True)
+    assert (family_of(klein).steps, family_of(klein).guidance) == (4, 1.0)
+    base = tiny_pipeline("zimage")
+    assert family_of(base).steps == 9
+    base.scheduler.register_to_config(shift=6.0)
+    assert family_of(base).steps == 50
+    wan = tiny_pipeline("wan22-t2v")
+    assert (family_of(wan).guidance, family_of(wan).guidance_2) == (4.0, 3.0)
+    assert family_of(tiny_pipeline("wan22-i2v")).guidance == 3.5
+    wan.register_to_config(boundary_ratio=None)
+    assert not family_of(wan).second_guidance
+    wan.register_to_config(expand_timesteps=True)
+    assert (family_of(wan).latent_channels, family_of(wan).size_multiple) == (48, 32)
+
+
+def test_an_unknown_class_is_described_by_its_signature():
+    from diffusers import LTXPipeline
+
+    family = family_of(LTXPipeline)
+    assert not family.known
+    assert family.video
+    assert family.num_frames == 161
+    assert family.guidance_argument == "guidance_scale"
+    assert family_of("SomethingNewPipeline") == Family(
+        "SomethingNewPipeline", ("SomethingNewPipeline",), size_multiple=8, max_images=0
+    )
