@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.latent_formats
 import comfy.model_management
 import comfy.utils
+import folder_paths
 import latent_preview
 import torch
 from comfy.latent_formats import LatentFormat
@@ -15,6 +17,7 @@ from server import PromptServer
 
 from ..callbacks import Callbacks, Progress
 from ..optimizations.headroom import MemoryState
+from ..optimizations.tuning import use_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +40,11 @@ def device_choices() -> list[str]:
 def device_name(choice: str) -> str:
     """The device to load on: "auto" is ComfyUI's own, so that `--cpu` and `--cuda-device` hold for this pack too."""
     return str(comfy.model_management.get_torch_device()) if choice == "auto" else choice
+
+
+def keep_measurements_with_the_user() -> None:
+    """What is measured is kept in ComfyUI's user folder, beside workflows and settings."""
+    use_folder(Path(folder_paths.get_user_directory()) / "fastdiffusers")
 
 
 def memory_state(device: torch.device) -> MemoryState:
@@ -120,11 +128,15 @@ class NodeProgress:
 
 
 def summary_lines(report: OptimizationReport) -> Iterator[str]:
-    """The report in the few words that fit on a node: what is on, what failed, what to know."""
+    """The report in the few words that fit on a node: what was on, how long it took, what failed, what to know."""
+    active = [f"{record.name} {record.applied}" for record in report if record.applied != "off"]
+    yield " · ".join(active) or "everything off"
+    seconds = report.facts.get("seconds")
+    if isinstance(seconds, dict):
+        yield " · ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
     for record in report:
-        mark = "failed, " if record.failed else ""
-        why = f" ({record.reason})" if record.reason else ""
-        yield f"{record.name}: {mark}{record.applied}{why}"
+        if record.failed:
+            yield f"{record.name} fell back: {record.reason}"
     yield from report.notes
 
 

@@ -81,7 +81,9 @@ class LoadPipeline(io.ComfyNode):
                     **ADVANCED,
                 ),
             ],
-            outputs=[types.Pipeline.Output(display_name="pipeline")],
+            outputs=[
+                types.Pipeline.Output(display_name="pipeline", tooltip="Which model: the weights stay in the cache.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -48,11 +48,13 @@ class LoadVideoVAE(io.ComfyNode):
                     "dtype",
                     options=["auto", "float16", "bfloat16", "float32"],
                     default="auto",
-                    tooltip="'auto' is float16 or bfloat16 on a card that has it, float32 on a CPU. bfloat16 is the "
-                    "least exact, float32 takes twice the memory.",
+                    tooltip="'auto' is float16 on a card, as the file is stored, and float32 on a CPU. bfloat16 is less "
+                    "exact, float32 takes twice the memory.",
                 ),
             ],
-            outputs=[types.VideoVae.Output(display_name="video_vae")],
+            outputs=[
+                types.VideoVae.Output(display_name="video_vae", tooltip="For VAE Decode (Fast) and VAE Encode (Fast).")
+            ],
         )
 
     @classmethod
@@ -130,7 +132,7 @@ class VAEEncode(io.ComfyNode):
                 *shared_inputs("encode"),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(display_name="latent", tooltip="In ComfyUI's own convention."),
                 types.Report.Output(display_name="report", tooltip="For Show Report."),
             ],
             hidden=[io.Hidden.unique_id],
