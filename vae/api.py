@@ -16,11 +16,13 @@ from ..errors import InputError
 from ..report import OptimizationReport
 from .checks import check_frames, check_latents
 from .compiled import compiled_network
+from .cuda_graphs import CudaBackend, GraphedNetwork
 from .engine import HalfPrecisionOverflowError, Job
 from .kernels import Kernels
+from .kernels.conv_choice import rules
 from .model import VideoVAE
 from .planner import Plan, Task, budget_of, decoding, encoding, make_plan
-from .reporting import describe
+from .reporting import describe, graphs_record
 from .settings import VaeSettings
 
 log = logging.getLogger(__name__)
@@ -211,6 +213,7 @@ def _run(
     if vae.device.type == "cuda":
         torch.cuda.synchronize(vae.device)
     describe(report, vae, task, settings, job.plan, origin, job.kernels)
+    report.set(graphs_record(settings, job.network))
     for note in job.notes:
         report.note(note)
     report.facts["seconds"] = round(time.perf_counter() - started, 3)
@@ -231,9 +234,17 @@ def _attempt(
     network = task.network(vae)
     if settings.compile is not None and plan.layout.uncut:
         network = compiled_network(vae, task, settings.compile)
+    graphs = None
+    if settings.cuda_graphs and vae.device.type == "cuda":
+        network = graphs = GraphedNetwork(network, CudaBackend(vae.device), needed=plan.peak)
     job = Job(vae, task, settings, plan, network, read, _kernels(settings), callbacks)
-    with torch.inference_mode():
-        job.run(x, out)
+    fused = settings.kernels == "auto"
+    try:
+        with torch.inference_mode(), rules(alternatives=fused, half_sums=fused and settings.fp16_accumulation):
+            job.run(x, out)
+    finally:
+        if graphs is not None:
+            graphs.drop()
     return job
 
 

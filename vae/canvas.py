@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .streams import FrameCopier, PlainCopier
 from .tiling import TileAxis
 
 
@@ -17,12 +18,16 @@ class Canvas:
         out: [C, T, H, W], float32, on any device and with any strides.
         rows, columns: the tiles along both axes.
         place: output cells per latent cell.
+        copier: how frames in one piece get to `out`; None copies on the spot.
     """
 
-    def __init__(self, out: torch.Tensor, rows: TileAxis, columns: TileAxis, place: int) -> None:
+    def __init__(
+        self, out: torch.Tensor, rows: TileAxis, columns: TileAxis, place: int, copier: FrameCopier | None = None
+    ) -> None:
         self.out = out
         self.rows, self.columns = rows, columns
         self.place = place
+        self.copier = copier or PlainCopier()
         self.tiled = len(rows) * len(columns) > 1
         if self.tiled:
             out.zero_()
@@ -34,10 +39,11 @@ class Canvas:
             weights = self._weights(row, column, made)
             self._region(self.out, row, column, frame, made).add_((made.float() * weights).to(self.out.device))
         else:
-            self.out[:, frame : frame + made.shape[1]].copy_(made, non_blocking=self.out.is_pinned())
+            self.copier.copy(self.out[:, frame : frame + made.shape[1]], made)
 
     def finish(self) -> None:
-        """The last tile has been written."""
+        """The last tile has been written; returns when all of `out` is there."""
+        self.copier.finish()
 
     def _region(self, target: torch.Tensor, row: int, column: int, frame: int, made: torch.Tensor) -> torch.Tensor:
         top, left = self.rows.starts[row] * self.place, self.columns.starts[column] * self.place
@@ -73,6 +79,7 @@ class ReferenceCanvas(Canvas):
         return None
 
     def finish(self) -> None:
+        super().finish()
         if self.tiled:
             self.sums.div_(self.counts.clamp_min_(1e-6))
             self.out.copy_(self.sums[..., : self.out.shape[2], : self.out.shape[3]])

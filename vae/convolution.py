@@ -1,4 +1,6 @@
-"""The one place where a 3-D convolution is called, and where a defect of some cuDNN versions is stepped around."""
+"""The one place where a 3-D convolution is called: by the way that is fastest on a card, where that may be chosen,
+and around a defect of some cuDNN versions.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,35 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from .kernels.conv_choice import ConvChoice
 
 
 def conv3d(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int, int] = (1, 1, 1)
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...] = (1, 1, 1)
 ) -> torch.Tensor:
     """Convolution of a buffer that already holds its padding: [B, I, T, H, W] to [B, O, T', H', W']."""
+    return CHOICE(x, weight, bias, stride) if x.is_cuda else F.conv3d(x, weight, bias, stride)
+
+
+def torch_conv3d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]
+) -> torch.Tensor:
+    """PyTorch's own convolution, called so that cuDNN takes no more memory than it needs."""
     if x.is_cuda and x.dtype != torch.float32 and memory_defect():
         y = torch.cudnn_convolution(x, weight, (0, 0, 0), stride, (1, 1, 1), 1, False, False, True)
         return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
     return F.conv3d(x, weight, bias, stride)
+
+
+CHOICE = ConvChoice(torch_conv3d)
+"""What was measured and chosen in this process, by shape."""
+
+
+def bias_of(conv: nn.Conv3d) -> torch.Tensor:
+    """The bias [O], zeros where there is none."""
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
 
 
 @lru_cache(maxsize=1)

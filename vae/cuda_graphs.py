@@ -143,6 +143,8 @@ class GraphedNetwork:
         """Why slices run plainly that could be graphs, or ""."""
         self.replays = 0
         """Slices that ran as graphs."""
+        self.most_bytes = 0
+        """Most memory that all graphs together ever held."""
 
     @property
     def bytes(self) -> int:
@@ -216,6 +218,7 @@ class GraphedNetwork:
         if set(still.frames) != names:  # it began to carry more: the next slice will be of another kind
             return None
         self._recorded[key] = _Recorded(recording, held, still.frames)
+        self.most_bytes = max(self.most_bytes, self.bytes)
         while len(self._recorded) > 1 and (len(self) > self._capacity or self._over_limit()):
             self._recorded.popitem(last=False)
         if self._over_limit():

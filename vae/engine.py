@@ -16,6 +16,7 @@ from .model import VideoVAE
 from .planner import Plan, Task
 from .settings import VaeSettings, pair
 from .streaming import slices
+from .streams import copier_for
 from .tiling import TileAxis, reference_axis, smooth_axis
 
 Network = Callable[[torch.Tensor, Execution], torch.Tensor]
@@ -101,7 +102,7 @@ class Job:
     def _canvas(self, out: torch.Tensor, rows: TileAxis, columns: TileAxis) -> Canvas:
         if self.settings.blending == "reference":
             return ReferenceCanvas(out, rows, columns, self.task.place, self.vae.dtype)
-        return Canvas(out, rows, columns, self.task.place)
+        return Canvas(out, rows, columns, self.task.place, copier_for(self.vae.device, out.device))
 
     def _crop(self, clip: torch.Tensor, rows: TileAxis, row: int, columns: TileAxis, column: int) -> torch.Tensor:
         """What a tile sees of a clip [C, T, H, W]; the last one sees everything up to the border."""

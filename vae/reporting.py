@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..report import OptimizationRecord, OptimizationReport
-from .convolution import memory_defect
+from .convolution import CHOICE, memory_defect
+from .cuda_graphs import GraphedNetwork
 from .kernels import Kernels
 from .model import VideoVAE
 from .planner import GIB, Plan, Task
@@ -58,6 +59,7 @@ def describe(
         active = memory_defect() and vae.dtype != torch.float32
         applied = "cuDNN called directly" if active else "not needed"
         report.set(OptimizationRecord("cudnn_conv3d", "auto", applied, f"cuDNN {torch.backends.cudnn.version()}"))
+        report.set(_convolution_record(settings))
     report.facts["stage"] = task.stage
     report.facts["device"] = str(vae.device)
     report.facts["torch"] = torch.__version__
@@ -77,6 +79,29 @@ def _compile_record(settings: VaeSettings, plan: Plan) -> OptimizationRecord:
         return OptimizationRecord("torch_compile", asked, "one graph per slice")
     reason = "strips would become one huge graph; whole planes compile: mode whole, or a larger budget"
     return OptimizationRecord("torch_compile", asked, "off", reason, failed=True)
+
+
+def graphs_record(settings: VaeSettings, network: object) -> OptimizationRecord:
+    """What came of the CUDA graphs of a job that ran by `network`."""
+    if not settings.cuda_graphs:
+        return OptimizationRecord("cuda_graphs", "off", "off")
+    if not isinstance(network, GraphedNetwork):
+        return OptimizationRecord("cuda_graphs", "on", "off", "there is no CUDA device", failed=True)
+    if not network.replays:
+        reason = network.refused or "the clip has too few slices"
+        return OptimizationRecord("cuda_graphs", "on", "off", reason, failed=bool(network.refused))
+    held = f"{network.most_bytes / GIB:.2f} GiB held meanwhile"
+    return OptimizationRecord("cuda_graphs", "on", f"{network.replays} slices replayed", network.refused, held)
+
+
+def _convolution_record(settings: VaeSettings) -> OptimizationRecord:
+    """Which convolutions were chosen in this process, and why others were not."""
+    if settings.kernels != "auto":
+        return OptimizationRecord("convolution", settings.kernels, "conv3d")
+    asked = "auto, float16 sums" if settings.fp16_accumulation else "auto"
+    applied = ", ".join(f"{name}: {shapes} shapes" for name, shapes in CHOICE.used().items())
+    reason = "; ".join(f"{name}, {where}: {why}" for (name, where), why in CHOICE.refusals.items())
+    return OptimizationRecord("convolution", asked, applied or "conv3d", reason)
 
 
 def _switch_record(name: str, text: str, wanted: Optimizations, plan: Plan) -> OptimizationRecord:

@@ -74,6 +74,9 @@ class VaeSettings:
         frame_rule: what encode does with a clip that is not 4n+1 frames long: "pad" it with its own last frames,
             mirrored, and say so; or be "strict" and refuse it.
         kernels: "auto" takes fused kernels where they work, "eager" and "plain" only PyTorch operations.
+        fp16_accumulation: let convolutions also sum in float16 where comfy-kitchen has a kernel for it: less exact, and
+            not measured yet. Only with float16 weights and kernels "auto".
+        cuda_graphs: record the steady slices of a clip as CUDA graphs. Not measured yet, so it has to be asked for.
         compile: keyword arguments of torch.compile, or None for no compilation; {} compiles with the defaults.
         optimizations: what the networks may do.
     """
@@ -88,6 +91,8 @@ class VaeSettings:
     state_device: str = "same"
     frame_rule: str = "pad"
     kernels: str = "auto"
+    fp16_accumulation: bool = False
+    cuda_graphs: bool = False
     compile: Mapping[str, Any] | None = field(default=None, hash=False)
     optimizations: Optimizations = field(default_factory=Optimizations)
 

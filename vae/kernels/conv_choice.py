@@ -23,11 +23,11 @@ from . import comfy_kitchen
 from .conv_memory import ConvMemory
 from .probe import TOLERANCE
 
-__all__ = ["CANDIDATES", "Candidate", "ConvChoice", "ConvKey", "cuda_seconds", "half_accumulation"]
+__all__ = ["CANDIDATES", "Candidate", "ConvChoice", "ConvKey", "cuda_seconds", "rules"]
 
 log = logging.getLogger(__name__)
 
-Stride = tuple[int, int, int]
+Stride = tuple[int, ...]
 Convolution = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", Stride], torch.Tensor]
 Timer = Callable[[Callable[[], torch.Tensor]], float]
 """Seconds that a function takes."""
@@ -37,7 +37,16 @@ MARGIN = 0.03
 HALF_SUM_TOLERANCE = 0.1
 """Allowed to float16 sums, relative to the largest value: whoever asks for them asks for that."""
 
-_half_accumulation: ContextVar[bool] = ContextVar("half_accumulation", default=False)
+
+class Rules(NamedTuple):
+    """What may be chosen. Attributes: alternatives: others than conv3d at all; half_sums: sums in float16."""
+
+    alternatives: bool = False
+    half_sums: bool = False
+
+
+NOTHING_ELSE = Rules()
+_rules: ContextVar[Rules] = ContextVar("convolution_rules", default=NOTHING_ELSE)
 
 
 class ConvKey(NamedTuple):
@@ -99,13 +108,18 @@ CANDIDATES: Mapping[str, Candidate] = {
 
 
 @contextmanager
-def half_accumulation(allowed: bool = True) -> Iterator[None]:
-    """Allow convolutions that sum in float16 inside the `with` block."""
-    token = _half_accumulation.set(allowed)
+def rules(*, alternatives: bool, half_sums: bool = False) -> Iterator[None]:
+    """Inside the `with` block, and in this thread, allow what is said; outside of any, conv3d runs.
+
+    Args:
+        alternatives: convolutions that give what conv3d gives, but for rounding.
+        half_sums: those that sum in float16 as well.
+    """
+    token = _rules.set(Rules(alternatives, half_sums))
     try:
         yield
     finally:
-        _half_accumulation.reset(token)
+        _rules.reset(token)
 
 
 class ConvChoice:
@@ -142,9 +156,12 @@ class ConvChoice:
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Stride = (1, 1, 1)
     ) -> torch.Tensor:
         """Convolve [B, I, T, H, W] to [B, O, T', H', W'] without padding."""
+        allowed = _rules.get()
+        if not allowed.alternatives:
+            return self._plain(x, weight, bias, stride)
         key = ConvKey(
             str(x.device), str(x.dtype).removeprefix("torch."), tuple(x.shape), tuple(weight.shape), stride,
-            x.stride(1) == 1, _half_accumulation.get(),
+            x.stride(1) == 1, allowed.half_sums,
         )  # fmt: skip
         name = self._chosen.get(key)
         if name is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdiffusers.vae.kernels import conv_choice
-from fastdiffusers.vae.kernels.conv_choice import CANDIDATES, Candidate, ConvChoice, conv2d_sum, half_accumulation
+from fastdiffusers.vae.kernels.conv_choice import CANDIDATES, Candidate, ConvChoice, conv2d_sum, rules
 from fastdiffusers.vae.kernels.conv_memory import ConvMemory
 
 Run = Callable[..., torch.Tensor]
@@ -52,6 +52,12 @@ class Counted:
         if self.breaks and self.calls > self.after:
             raise self.breaks("no such kernel image")
         return F.conv3d(x, weight, bias, stride) + self.wrong_by
+
+
+@pytest.fixture(autouse=True)
+def _alternatives() -> Iterator[None]:
+    with rules(alternatives=True):
+        yield
 
 
 @pytest.fixture
@@ -218,7 +224,17 @@ def test_rounding_more_often_needs_to_be_asked_for() -> None:
     assert tried(torch.bfloat16, 3) == set()
     assert tried(torch.bfloat16, 1) == {"conv2d_sum"}
     assert tried(torch.float16, 3) == set()
-    with half_accumulation():
+    with rules(alternatives=True, half_sums=True):
         assert tried(torch.float16, 3) == {"comfy_kitchen_fp16"}
         assert tried(torch.bfloat16, 3) == set()
     assert tried(torch.float16, 3) == set()
+
+
+def test_unless_allowed_nothing_but_conv3d_runs(case: tuple[torch.Tensor, ...]) -> None:
+    other = Counted()
+    choose = choice(other, 2.0, 1.0)
+    with rules(alternatives=False):
+        choose(*case)
+    assert other.calls == 0
+    choose(*case)
+    assert choose.used() == {"other": 1}
