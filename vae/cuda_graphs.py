@@ -18,7 +18,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -72,7 +72,7 @@ class CudaBackend:
 class CudaRecording:
     """A `torch.cuda.CUDAGraph` with its result."""
 
-    def __init__(self, function: Callable[[], torch.Tensor], device: torch.device, pool: tuple[int, int]) -> None:
+    def __init__(self, function: Callable[[], torch.Tensor], device: torch.device, pool: Any) -> None:
         gc.collect()
         torch.cuda.empty_cache()  # recording does that itself: done before, what grows is the graph's
         before = torch.cuda.memory_reserved(device)

@@ -71,7 +71,7 @@ def group_norm_silu(
 
 
 def fp16_conv3d(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int, int]
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]
 ) -> torch.Tensor:
     """Convolution [B, I, T, H, W] -> [B, O, T', H', W'] without padding that also *sums* in float16.
 
