@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .benchmark import BenchmarkOptimizations
+from .comfy_bridge import keep_measurements_with_the_user
 from .pipeline import LoadPipeline
 from .report import ShowReport
 from .sampler import Sampler
@@ -16,6 +18,7 @@ class FastDiffusersExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack, in the order of its menu."""
+        keep_measurements_with_the_user()
         return [
             LoadPipeline,
             Sampler,
@@ -24,5 +27,6 @@ class FastDiffusersExtension(ComfyExtension):
             VAEDecode,
             VAEEncode,
             LoadVideoVAE,
+            BenchmarkOptimizations,
             ShowReport,
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,9 @@ from ..errors import FastDiffusersError
 from ..optimizations.measure import Plan
 from ..optimizations.settings import CompileSettings, OptimizationSettings
 from ..optimizations.tuning import default_store
+from ..pipelines.generate import generate
 from ..pipelines.types import SampleRequest
-from . import comfy_bridge, types
+from . import comfy_bridge, residency, types
 from .compat import ADVANCED, schema
 
 if TYPE_CHECKING:
@@ -98,10 +100,12 @@ class BenchmarkOptimizations(io.ComfyNode):
             base=OptimizationSettings.plain(compile=compile_settings or CompileSettings()),
             store=default_store() if remember else None,
             combine_winners=ALL in compare.split(","),
+            generate=partial(generate, memory=comfy_bridge.memory_state),
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         try:
-            run.run(progress.callbacks)
+            with residency.on_card(pipeline):
+                run.run(progress.callbacks)
         finally:
             if run.started:  # after a cancel the node has no output, but it still shows what was found
                 progress.show_text(as_table(run.result()))

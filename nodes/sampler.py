@@ -124,7 +124,7 @@ class Sampler(io.ComfyNode):
         optimizations = replace(
             base,
             attention=base.attention if attention == "auto" else attention,
-            torch_compile=torch_compile,
+            torch_compile=base.torch_compile if torch_compile == "auto" else torch_compile,
             compile=compile_settings or base.compile,
             vae_tiling=base.vae_tiling if vae_tiling == "auto" else replace(base.vae_tiling, mode=vae_tiling),
             memory_mode=pipeline.memory_mode,
@@ -237,10 +237,10 @@ def _how_to_run() -> list[Any]:
         io.Combo.Input(
             "torch_compile",
             options=list(COMPILE_CHOICES),
-            default="off",
+            default="auto",
             tooltip="Compile the denoiser. The first run takes longer, later ones are faster, and it needs memory. "
-            "'on' compiles where the memory allows it. 'auto' compiles only where that was measured to pay. "
-            "Changing it never reloads the model.",
+            "'on' compiles where the memory allows it. 'auto' compiles where that can pay back, compares, and goes "
+            "back to plain where it is not faster. Changing it never reloads the model.",
         ),
         io.Combo.Input(
             "vae_tiling",
@@ -267,7 +267,8 @@ def _optional_inputs() -> list[Any]:
         types.OptimizationSettings.Input(
             "settings",
             optional=True,
-            tooltip="From Optimization Settings or a benchmark. 'attention' and 'vae_tiling' on 'auto' follow it.",
+            tooltip="From Optimization Settings or a benchmark. 'attention', 'torch_compile' and 'vae_tiling' on "
+            "'auto' follow it.",
         ),
         io.Autogrow.Input(
             "images",

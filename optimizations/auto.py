@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -97,10 +97,10 @@ class AutoRun:
         probation = self._probation = self._session.probation(key, self._new_probation)
         self._was_settled = probation.settled
         watch = self._watch or stopwatch(self._device)
-        with compile.environment(self._pipeline, compiling.compile):
+        with ExitStack() as stack:
             probation.begin(
                 self.workload.steps,
-                start=lambda: self._start(report, callbacks),
+                start=lambda: self._start(report, callbacks, stack),
                 revert=lambda: compile.restore(self._pipeline),
                 resident=self._resident_bytes,
                 whole=self._whole(),
@@ -144,10 +144,11 @@ class AutoRun:
             return Probation.proven(expected, self._decision.reasons.get(compile.NAME, ""))
         return Probation(expected)
 
-    def _start(self, report: OptimizationReport, callbacks: Callbacks) -> str:
-        """Compile in place for the next step; why not, or ""."""
+    def _start(self, report: OptimizationReport, callbacks: Callbacks, stack: ExitStack) -> str:
+        """Compile in place for the next step; why not, or "". What compiling sets in torch holds as long as `stack`."""
         if self._decision.trial is None:
-            return ""  # `apply` has done it
+            return ""  # `apply` has done it, and `apply.active` holds what it needs
+        stack.enter_context(compile.environment(self._pipeline, self._decision.trial.compile))
         record = switch_compile(
             self._pipeline,
             self._decision.trial,

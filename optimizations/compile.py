@@ -22,7 +22,7 @@ from .fallback import Signals, describe
 from .headroom import GIB
 from .sdnq_support import sdnq_limits
 from .settings import CompileSettings, OptimizationSettings, Workload
-from .tuning import default_folder
+from .tuning import cache_folder
 
 NAME = "torch_compile"
 ASSUMED_OVERHEAD = 2 * GIB
@@ -126,9 +126,12 @@ def environment(pipeline: Any, how: CompileSettings) -> Iterator[None]:
 
 @contextmanager
 def _cache_folder() -> Iterator[None]:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     before = {name: os.environ.get(name) for name in CACHE_VARIABLES}
-    if before["TORCHINDUCTOR_CACHE_DIR"] is None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(default_folder() / "torch_compile")
+    # torch sets the variable by itself, to a folder that is emptied when the machine restarts.
+    if before["TORCHINDUCTOR_CACHE_DIR"] in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "torch_compile")
     try:
         yield
     finally:

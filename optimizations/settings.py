@@ -139,24 +139,34 @@ class Workload:
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """Everything that can be switched on a loaded pipeline without reloading it."""
+    """Everything that can be switched on a loaded pipeline without reloading it.
+
+    "auto" follows what was measured on this card for this model and size. Where nothing was, attention is torch's own,
+    and compiling is put to the test within a run in which it can pay back.
+
+    Attributes:
+        quantized_matmul: whether SDNQ models multiply in their quantized type; "auto" leaves it to the checkpoint.
+    """
 
     attention: str = "auto"
-    torch_compile: str = "off"
+    torch_compile: str = "auto"
     compile: CompileSettings = field(default_factory=CompileSettings)
     vae_tiling: TilingSettings = field(default_factory=TilingSettings)
     memory_mode: str = "auto"
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     step_cache: str = "off"
+    quantized_matmul: str = "auto"
 
     def __post_init__(self) -> None:
         check_choice("attention", self.attention, ATTENTION_CHOICES)
         check_choice("torch_compile", self.torch_compile, COMPILE_CHOICES)
         check_choice("memory_mode", self.memory_mode, MEMORY_MODES)
         check_choice("step_cache", self.step_cache, STEP_CACHE_CHOICES)
+        check_choice("quantized_matmul", self.quantized_matmul, TRISTATE)
 
     @classmethod
     def plain(cls, **changes: Any) -> OptimizationSettings:
         """Every optimization off: the result equals a bare diffusers call bit for bit."""
-        base: dict[str, Any] = {"attention": "sdpa", "vae_tiling": TilingSettings(mode="off", slicing="off")}
+        untiled = TilingSettings(mode="off", slicing="off")
+        base: dict[str, Any] = {"attention": "sdpa", "torch_compile": "off", "vae_tiling": untiled}
         return cls(**{**base, **changes})

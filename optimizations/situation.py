@@ -124,6 +124,8 @@ def label(settings: OptimizationSettings) -> tuple[tuple[str, str], ...]:
         found["vae_tiling"] = f"{tiling.tile_size}/{tiling.overlap}" if tiling.tile_size else tiling.mode
     if settings.step_cache != "off":
         found["step_cache"] = settings.step_cache
+    if settings.quantized_matmul != "auto":
+        found["quantized_matmul"] = settings.quantized_matmul
     for name in ("tf32", "cudnn_benchmark", "channels_last"):
         value = getattr(settings.precision, name)
         if value != "off":

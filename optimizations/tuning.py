@@ -247,12 +247,18 @@ def use_folder(folder: Path) -> None:
 
 
 def default_folder() -> Path:
-    """`FASTDIFFUSERS_CACHE` if it is set, else the folder handed to `use_folder`, else the user's cache folder."""
+    """Where measurements are: `FASTDIFFUSERS_CACHE` if it is set, else the folder handed to `use_folder`, else
+    `cache_folder()`."""
+    if os.environ.get(ENVIRONMENT_VARIABLE) or _given_folder is None:
+        return cache_folder()
+    return _given_folder
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again, compiled code say: `FASTDIFFUSERS_CACHE`, else the user's cache."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
         return Path(named).expanduser()
-    if _given_folder is not None:
-        return _given_folder
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
