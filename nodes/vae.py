@@ -48,8 +48,8 @@ class LoadVideoVAE(io.ComfyNode):
                     "dtype",
                     options=["auto", "float16", "bfloat16", "float32"],
                     default="auto",
-                    tooltip="'auto' is float16 on a card, as the file is stored, and float32 on a CPU. bfloat16 is less "
-                    "exact, float32 takes twice the memory.",
+                    tooltip="'auto' is float16 on a card, as the file is stored, and float32 on a CPU. bfloat16 is "
+                    "less exact, float32 takes twice the memory.",
                 ),
             ],
             outputs=[

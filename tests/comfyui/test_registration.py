@@ -21,6 +21,7 @@ NODES = {
     "FastDiffusersVAEEncode": ["LATENT", "FASTDIFFUSERS_REPORT"],
     "FastDiffusersLoadVideoVAE": ["FASTDIFFUSERS_VIDEO_VAE"],
     "FastDiffusersShowReport": ["STRING"],
+    "FastDiffusersBenchmark": ["FASTDIFFUSERS_OPTIMIZATION_SETTINGS", "IMAGE", "STRING"],
 }
 LANGUAGES = ("en", "zh")
 
@@ -70,6 +71,13 @@ def test_every_text_is_translated(server: Client, language: str) -> None:
         assert len(texts[name]["outputs"]) == len(info["output"])
     served = server.server.get("/i18n")
     assert served[language]["nodeDefs"]["FastDiffusersSampler"] == texts["FastDiffusersSampler"]
+
+
+def test_english_texts_are_those_of_the_schemas(server: Client) -> None:
+    from fastdiffusers.scripts.node_texts import TARGET, node_texts
+
+    written = json.loads(TARGET.read_text(encoding="utf-8"))
+    assert written == node_texts(server.info), "run: python -m fastdiffusers.scripts.node_texts"
 
 
 @pytest.mark.parametrize("name", NODES)
