@@ -14,7 +14,7 @@ import torch
 
 from ..callbacks import SILENT, Callbacks
 from ..report import OptimizationRecord, OptimizationReport
-from . import attention, compile, offload, precision, step_cache, vae_memory
+from . import attention, compile, offload, precision, sdnq_support, step_cache, vae_memory
 from .components import denoisers, device_and_dtype, vae_of
 from .fallback import Signals
 from .headroom import GIB, MemoryProbe, MemoryState, Need, device_memory, shortage
@@ -53,6 +53,9 @@ def apply(
     look = memory or device_memory
     report = OptimizationReport()
 
+    matmul = sdnq_support.set_quantized_matmul(pipeline, settings.quantized_matmul, before_change=offload.restore)
+    if matmul is not None:
+        report.set(matmul)
     report.set(attention.use(pipeline, settings.attention, device))
     report.set(step_cache.enable(pipeline, settings.step_cache, workload.steps, settings))
     report.set(offload.use(pipeline, settings.memory_mode, device, look(device), _working_memory(pipeline, workload)))
@@ -100,6 +103,7 @@ def active(pipeline: Any, settings: OptimizationSettings, report: OptimizationRe
         stack.enter_context(step_cache.running(pipeline, report))
         if compile.is_compiled(pipeline):
             stack.enter_context(compile.environment(pipeline, settings.compile))
+        stack.enter_context(sdnq_support.sdnq_limits(pipeline))
         try:
             yield
         finally:
@@ -115,6 +119,7 @@ def revert(pipeline: Any) -> None:
     offload.restore(pipeline)
     step_cache.disable(pipeline)
     attention.restore(pipeline)
+    sdnq_support.set_quantized_matmul(pipeline, "auto")
 
 
 def _learn(pipeline: Any, settings: OptimizationSettings, report: OptimizationReport) -> None:

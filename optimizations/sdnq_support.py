@@ -10,21 +10,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError
 from ..report import OptimizationRecord
-from .settings import check_choice
+from .settings import TRISTATE, check_choice
 
 if TYPE_CHECKING:
     import torch
 
-QUANTIZED_MATMUL_CHOICES = ("auto", "on", "off")
-
 _LIMITS = ("recompile_limit", "accumulated_recompile_limit")
+_MATMUL, _SWITCHED = "_fastdiffusers_sdnq_matmul", "_fastdiffusers_sdnq_matmul_choice"
+"""On a model that was switched: what its checkpoint said, and what it was switched to."""
 _LIMIT_OF_SDNQ = 8192
 """Graphs per code object that SDNQ allows itself: it compiles one dequantizer per weight shape."""
 
@@ -84,17 +84,21 @@ def sdnq_layers(component: Any) -> Iterator[torch.nn.Module]:
                 yield module
 
 
-def set_quantized_matmul(pipeline: Any, choice: str) -> OptimizationRecord | None:
+def set_quantized_matmul(
+    pipeline: Any, choice: str, before_change: Callable[[Any], None] | None = None
+) -> OptimizationRecord | None:
     """Let SDNQ multiply in the quantized type instead of dequantizing first. In place, both ways, exactly reversible.
 
     Args:
         pipeline: a diffusers pipeline.
         choice: "auto" gives each component back what its checkpoint says; "on", "off".
+        before_change: called with the pipeline before weights are laid out anew, and only then: offload hooks keep
+            copies of them and have to come off.
 
     Returns:
         The record for the report; None when nothing was asked of a pipeline that has no SDNQ layers.
     """
-    check_choice("quantized_matmul", choice, QUANTIZED_MATMUL_CHOICES)
+    check_choice("quantized_matmul", choice, TRISTATE)
     models = {name: part for name, part in pipeline.components.items() if is_sdnq(part)}
     if not models:
         if choice != "on":
@@ -103,6 +107,8 @@ def set_quantized_matmul(pipeline: Any, choice: str) -> OptimizationRecord | Non
         return OptimizationRecord("quantized_matmul", choice, "off", reason, failed=True)
     on = off = 0
     with import_sdnq_safely():
+        if before_change is not None and not all(_is_switched(model, choice) for model in models.values()):
+            before_change(pipeline)
         for model in models.values():
             _switch_matmul(model, choice)
             for layer in sdnq_layers(model):
@@ -118,21 +124,27 @@ def set_quantized_matmul(pipeline: Any, choice: str) -> OptimizationRecord | Non
 def _switch_matmul(model: Any, choice: str) -> None:
     from sdnq.loader import apply_sdnq_options_to_model
 
-    if not hasattr(model, "_fastdiffusers_sdnq_matmul"):
-        # SDNQ appends the layers that cannot multiply quantized to its list of exceptions, whoever asked: keep ours.
-        original = {name: bool(m.sdnq_dequantizer.use_quantized_matmul) for name, m in _named_layers(model)}
-        model._fastdiffusers_sdnq_matmul = (original, list(model.quantization_config.modules_to_not_use_matmul))
-    original, exceptions = model._fastdiffusers_sdnq_matmul
-    model.quantization_config.modules_to_not_use_matmul[:] = exceptions
-    wanted = any(original.values()) if choice == "auto" else choice == "on"
-    current = {name: bool(m.sdnq_dequantizer.use_quantized_matmul) for name, m in _named_layers(model)}
-    if choice == "auto" and current == original:
+    if _is_switched(model, choice):
         return
+    if not hasattr(model, _MATMUL):
+        # SDNQ adds the layers that cannot multiply quantized to its list of exceptions, whoever asked: keep the list.
+        setattr(model, _MATMUL, (_current_matmul(model), list(model.quantization_config.modules_to_not_use_matmul)))
+    original, exceptions = getattr(model, _MATMUL)
+    model.quantization_config.modules_to_not_use_matmul[:] = exceptions
+    wanted = any(original) if choice == "auto" else choice == "on"
     apply_sdnq_options_to_model(model, use_quantized_matmul=wanted)
+    setattr(model, _SWITCHED, choice)
 
 
-def _named_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, "sdnq_dequantizer"))
+def _is_switched(model: Any, choice: str) -> bool:
+    """Whether nothing has to be done for a choice; a model that was never switched is as its checkpoint says."""
+    if getattr(model, _SWITCHED, "auto") == choice:
+        return True
+    return choice == "off" and not any(_current_matmul(model))
+
+
+def _current_matmul(model: Any) -> list[bool]:
+    return [bool(layer.sdnq_dequantizer.use_quantized_matmul) for layer in sdnq_layers(model)]  # type: ignore[union-attr]
 
 
 def _limits_are_per_function() -> bool:

@@ -379,3 +379,26 @@ def test_the_command_writes_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture
     assert quantization.checkpoint_quantization(tmp_path / "copy")["transformer"] == "sdnq"
     assert cli.main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+@needs_sdnq
+def test_quantized_matmul_through_the_front_door(tiny_pipeline: Callable, run: Callable) -> None:
+    from fastdiffusers.optimizations.apply import active, apply, revert
+    from fastdiffusers.optimizations.settings import OptimizationSettings
+
+    pipeline = tiny_pipeline("qwenimage")
+    quantization.quantize_loaded(pipeline, "sdnq-int8", minimum_numel=MINIMUM)
+    plain = run(pipeline)
+    results = {}
+    for choice in ("on", "off", "on", "auto"):
+        settings = OptimizationSettings.plain(quantized_matmul=choice)
+        report = apply(pipeline, settings, device="cpu")
+        with active(pipeline, settings, report):
+            result = run(pipeline)
+        assert torch.equal(results.setdefault(choice, result), result)
+        assert report["quantized_matmul"].requested == choice
+    assert not torch.equal(results["on"], plain)
+    assert torch.equal(results["off"], plain)
+    apply(pipeline, OptimizationSettings.plain(quantized_matmul="on"), device="cpu")
+    revert(pipeline)
+    assert torch.equal(run(pipeline), plain)
