@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from .files import check_file_target, write_text
 from .latent_file import write_latent
 from .libraries import prepare_libraries
@@ -14,7 +16,7 @@ from .options import MODEL_HELP, add_model_options, add_optimization_options, op
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
-    from ..pipelines.types import SampleRequest, SampleResult
+    from ..pipelines.types import LoraSpec, SampleRequest, SampleResult
 
 HELP = "make pictures or video from a prompt"
 
@@ -48,12 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--last-image", type=Path, metavar="FILE", help="last frame, for first-and-last-frame video")
     group.add_argument("--strength", type=float, default=1.0, help="below 1: start from --image, where possible")
+    parser.add_argument(
+        "--lora",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("FILE", "STRENGTH"),
+        help="LoRA file, its strength (1.0) and, for Wan 2.2, its expert (both, high, low); repeat for several",
+    )
     add_model_options(parser)
     add_optimization_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     settings = optimization_settings(args)
+    loras = tuple(lora_spec(*words) for words in args.lora)
     latent_only = args.output.suffix == ".safetensors"
     if latent_only:
         check_file_target("output", args.output, (".safetensors",))
@@ -65,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     from ..pipelines.loader import family_of_key
 
     with TerminalProgress(args.quiet) as callbacks:
-        handle = pipeline_handle(args, callbacks)
+        handle = replace(pipeline_handle(args, callbacks), loras=loras)
         if not latent_only:
             video = family_of_key(handle.key).video and args.num_frames != 1
             check_output(args.output, video)
@@ -75,6 +86,22 @@ def run(args: argparse.Namespace) -> None:
         write_text(args.report, result.report.as_json())
     if not args.quiet:
         print(result.report.as_table())
+
+
+def lora_spec(file: str, strength: str = "1.0", expert: str = "both", *surplus: str) -> LoraSpec:
+    """One `--lora` option. Raises InputError when it has too many words or its strength is no number."""
+    from ..pipelines.types import LoraSpec
+
+    if surplus:
+        reason = "it takes a file, a strength and an expert at most"
+        raise InputError(
+            "lora", " ".join((file, strength, expert, *surplus)), reason, "repeat --lora for several files"
+        )
+    try:
+        value = float(strength)
+    except ValueError:
+        raise InputError("lora strength", strength, "it must be a number", "use 1.0") from None
+    return LoraSpec(str(Path(file).expanduser().absolute()), value, expert)
 
 
 def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:

@@ -208,6 +208,9 @@ def test_a_bad_model_is_one_clear_line(kind: str, tmp_path: Path, capsys: pytest
         ("tiny:flux", ["--device", "toaster"], "device = 'toaster'"),
         ("tiny:flux", ["--quantization", "uint1"], "quantization = 'uint1'"),
         ("tiny:flux", ["--tile-size", "8"], "tile_size = 8"),
+        ("tiny:flux", ["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
+        ("tiny:flux", ["--lora", "a.safetensors", "strong"], "lora strength = 'strong'"),
+        ("tiny:flux", ["--lora", "a.safetensors", "1", "both", "b.safetensors"], "lora = "),
         ("tiny:flux", ["--report", "nowhere/report.json"], "report = 'nowhere/report.json'"),
     ],
 )

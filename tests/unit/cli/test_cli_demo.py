@@ -1,0 +1,44 @@
+"""The demo, with a compiler backend that only traces, so that it takes seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastdiffusers import cli
+from fastdiffusers.commands import demo
+from fastdiffusers.commands.media import read_picture
+
+
+def test_the_demo_shows_every_optimization_as_applied_or_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    traced = replace(demo.LOSSLESS.compile, backend="eager")
+    monkeypatch.setattr(demo, "LOSSLESS", replace(demo.LOSSLESS, compile=traced))
+    monkeypatch.setattr(demo, "EVERYTHING", replace(demo.EVERYTHING, compile=traced))
+    output = tmp_path / "demo"
+    assert cli.main(["demo", "--output", str(output), "--steps", "2", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    report = json.loads((output / "report_and_tiled.json").read_text())
+    records = {record["name"]: record for record in report["optimizations"]}
+    assert {"attention", "torch_compile", "vae_tiling", "memory_mode", "tf32", "step_cache"} <= set(records)
+    for name, record in records.items():
+        assert name in shown
+        assert record["applied"] != "off" or record["requested"] == "off" or record["reason"], name
+    assert "blocks" in records["torch_compile"]["applied"]
+    picture = read_picture(output / "flux_plain_optimized_tiled.png")
+    width = picture.shape[0]  # square pictures, with a gap of a thirty-second between them
+    gap = width // 32
+    assert picture.shape[1] == 3 * width + 2 * gap
+    plain, optimized = picture[:, :width], picture[:, width + gap : 2 * width + gap]
+    assert plain.std() > 0.01
+    assert (plain - optimized).abs().max() <= 1.5 / 255
+
+
+def test_an_unknown_family_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--family", "nothing", "--output", str(tmp_path / "demo"), "--device", "cpu"]) == 2
+    assert "flux" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,116 @@
+"""`encode` and `decode --vae` from a shell, on a small video VAE with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fastdiffusers import cli
+from fastdiffusers.commands.latent_file import read_latent, write_latent
+from fastdiffusers.commands.media import read_frames, write_frames
+from fastdiffusers.vae import VaeConfig, VideoVAE
+
+PLACE = ("--dtype", "float32", "--device", "cpu", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("vae") / "small_video_vae.safetensors"
+    save_file(VideoVAE(VaeConfig(block_out_channels=(32, 32, 64, 64))).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    frames = torch.rand(1, 5, 32, 48, 3, generator=torch.Generator().manual_seed(1))
+    write_frames(frames, tmp_path / "clip", None)
+    return tmp_path / "clip"
+
+
+def encode(vae: Path, frames: Path, output: Path, *more: str) -> int:
+    return cli.main(["encode", "--vae", str(vae), "--frames", str(frames), "--output", str(output), *PLACE, *more])
+
+
+def decode(vae: Path, latents: Path, output: Path, *more: str) -> int:
+    return cli.main(["decode", "--vae", str(vae), "--latents", str(latents), "--output", str(output), *PLACE, *more])
+
+
+def test_a_clip_there_and_back(vae: Path, clip: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    assert encode(vae, clip, tmp_path / "latent.safetensors") == 0
+    latent, _ = read_latent(tmp_path / "latent.safetensors")
+    assert latent.shape == (1, 16, 2, 4, 6)
+    assert decode(vae, tmp_path / "latent.safetensors", tmp_path / "back", "--report", str(report)) == 0
+    assert read_frames(tmp_path / "back")[0].shape == (5, 32, 48, 3)
+    assert json.loads(report.read_text())["optimizations"]
+
+
+def test_a_video_keeps_its_rate(vae: Path, clip: Path, tmp_path: Path) -> None:
+    write_frames(read_frames(clip)[0][None], tmp_path / "clip.mp4", 12.0)
+    assert encode(vae, tmp_path / "clip.mp4", tmp_path / "latent.safetensors") == 0
+    assert decode(vae, tmp_path / "latent.safetensors", tmp_path / "back.mp4") == 0
+    frames, rate = read_frames(tmp_path / "back.mp4")
+    assert rate == 12.0
+    assert len(frames) == 5
+
+
+@pytest.mark.parametrize(
+    "options", [["--mode", "exact"], ["--temporal-slice", "1"], ["--mode", "exact", "--memory-budget-gib", "0.05"]]
+)
+def test_exact_modes_give_what_the_whole_gives(options: list[str], vae: Path, tmp_path: Path) -> None:
+    write_latent(torch.randn(1, 16, 3, 6, 8), tmp_path / "l.safetensors", {})
+    assert decode(vae, tmp_path / "l.safetensors", tmp_path / "whole", "--mode", "whole") == 0
+    assert decode(vae, tmp_path / "l.safetensors", tmp_path / "other", *options) == 0
+    difference = read_frames(tmp_path / "whole")[0] - read_frames(tmp_path / "other")[0]
+    assert difference.abs().max() <= 1.5 / 255
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--tile-size", "8"], "tile_size = 8"),
+        (["--tile-size", "64", "--tile-overlap", "64"], "tile_overlap = 64"),
+        (["--temporal-slice", "-1"], "temporal_slice = -1"),
+        (["--memory-budget-gib", "-1"], "memory_budget_gib = -1"),
+        (["--mode", "exact", "--memory-budget-gib", "1e-6"], "memory_budget_gib"),
+        (["--device", "toaster"], "device = 'toaster'"),
+        (["--frame-rate", "-3"], "frame_rate = -3"),
+    ],
+)
+def test_a_bad_option_is_one_clear_line(
+    options: list[str], named: str, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latent = tmp_path / "l.safetensors"
+    write_latent(torch.randn(1, 16, 2, 8, 8), latent, {})
+    assert decode(vae, latent, tmp_path / "out.mp4", *options) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert named in err
+    assert list(tmp_path.iterdir()) == [latent]
+
+
+def test_bad_latents_and_bad_checkpoints_are_one_clear_line(
+    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_latent(torch.randn(1, 4, 2, 8, 8), tmp_path / "channels.safetensors", {})
+    write_latent(torch.full((1, 16, 2, 8, 8), torch.nan), tmp_path / "nan.safetensors", {})
+    write_latent(torch.randn(1, 16, 2, 8, 8), tmp_path / "good.safetensors", {})
+    save_file({"something": torch.zeros(3)}, tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(vae.read_bytes()[:-1000])
+    for checkpoint, latent, words in (
+        (vae, "channels.safetensors", "latents"),
+        (vae, "nan.safetensors", "NaN"),
+        (tmp_path / "other.safetensors", "good.safetensors", "other.safetensors"),
+        (tmp_path / "cut.safetensors", "good.safetensors", "cut.safetensors"),
+        (tmp_path / "missing.safetensors", "good.safetensors", "missing.safetensors"),
+    ):
+        assert decode(checkpoint, tmp_path / latent, tmp_path / "out.mp4") == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1
+        assert words in err
+        assert not (tmp_path / "out.mp4").exists()
