@@ -1,0 +1,123 @@
+"""How good is the choice that "auto" makes? `python -m fastdiffusers.benchmarks.auto_choice`.
+
+For each tiny family: first what a user does, a comparison of single choices with a time limit, from which "auto" then
+decides; then every combination, interleaved, with more runs. What "auto" chose is held against the best of those.
+
+Target: within 3% of the best, and the probing within its time limit (60 s beyond compile time).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..callbacks import Callbacks
+from ..commands.libraries import prepare_libraries
+from ..comparison.choices import PLAIN, settings_of
+from ..comparison.run import ComparisonRun, with_picture, working
+from ..optimizations.decide import decide
+from ..optimizations.measure import Candidate, Outcome, PairedMeasurement, Plan
+from ..optimizations.meters import DeviceMemoryMeter, stopwatch
+from ..optimizations.settings import OptimizationSettings
+from ..optimizations.situation import label
+from ..optimizations.tuning import Store
+from ..pipelines.cache import CACHE
+from ..pipelines.generate import generate, workload_of
+from ..pipelines.loader import resolve
+from ..pipelines.situations import situation_of
+from ..pipelines.tiny import TINY_FAMILIES
+from ..pipelines.types import PipelineHandle, SampleRequest
+from .common import store, table
+
+ATTENTION = ("math", "efficient", "flash", "cudnn", "xformers")
+TIME_LIMIT = 60.0
+
+
+def measure_family(family: str, device: str, runs: int) -> dict[str, Any]:
+    """One row: what auto chose for `family`, what it costs, and the best of all combinations."""
+    handle = PipelineHandle(resolve(f"tiny:{family}", device=device), memory_mode="gpu")
+    kind = torch.device(handle.key.device)
+    request = SampleRequest("a lighthouse in the fog", steps=4)
+    kernels = working(ATTENTION, kind, getattr(torch, handle.key.dtype))
+    with tempfile.TemporaryDirectory() as folder, CACHE.use(handle.key) as loaded:
+        request = with_picture(request, loaded.family)
+        known = Store(Path(folder) / "measurements.jsonl")
+        started = time.perf_counter()
+        probing = ComparisonRun(
+            handle,
+            request,
+            [PLAIN, *kernels, "tiling"],
+            Plan(time_limit=TIME_LIMIT),
+            store=known,
+            combine_winners=True,
+        )
+        probing.run()
+        seconds = time.perf_counter() - started
+
+        auto = OptimizationSettings(torch_compile="off", memory_mode="gpu")
+        situation = situation_of(handle, workload_of(loaded, request), auto)
+        chosen = decide(auto, situation, known.rows(), steps=4).settings
+        medians = exhaustive(handle, request, [PLAIN, *kernels], runs)
+    best = min(medians, key=lambda name: medians[name])
+    mine = next(name for name in medians if label(settings_of(name, OptimizationSettings.plain())) == label(chosen))
+    return {
+        "family": family,
+        "auto": mine,
+        "best": best,
+        "auto_s": medians[mine],
+        "best_s": medians[best],
+        "plain_s": medians[PLAIN],
+        "behind_percent": (medians[mine] / medians[best] - 1) * 100,
+        "probing_s": seconds,
+    }
+
+
+def exhaustive(handle: PipelineHandle, request: SampleRequest, kernels: list[str], runs: int) -> dict[str, float]:
+    """Median seconds of a run of every combination of kernel and tiling."""
+    names = list(kernels)
+    names += ["+".join(part for part in pair if part != PLAIN) for pair in itertools.product(kernels, ("tiling",))]
+    base = OptimizationSettings.plain(memory_mode="gpu")
+
+    def runner(name: str) -> Candidate:
+        def run(callbacks: Callbacks) -> Outcome:
+            result = generate(handle, request, settings_of(name, base), callbacks)
+            if result.frames is None:
+                raise RuntimeError("nothing was decoded")
+            return Outcome(result.frames, result.stage_seconds, result.report)
+
+        return Candidate(name, run)
+
+    kind = torch.device(handle.key.device)
+    plan = Plan(runs=runs, precision=0)
+    measurement = PairedMeasurement([runner(name) for name in names], plan, stopwatch(kind), DeviceMemoryMeter(kind))
+    measurement.run()
+    return {measured.name: measured.run.median for measured in measurement.measured if measured.run is not None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", type=int, default=11, help="runs of every combination (default: 11)")
+    parser.add_argument("--families", nargs="+", choices=TINY_FAMILIES, default=list(TINY_FAMILIES))
+    args = parser.parse_args()
+    prepare_libraries(verbose=False)
+    torch.set_num_threads(1)
+    rows = []
+    for family in args.families:
+        rows.append(measure_family(family, args.device, args.runs))
+        print(table(rows[-1:]), flush=True)
+    print(table(rows))
+    worst = max(row["behind_percent"] for row in rows)
+    print(f"auto is at most {worst:.1f}% behind the best of all combinations (target: 3%)")
+    path = store("auto_choice", {"runs": args.runs, "time_limit_s": TIME_LIMIT, "rows": rows}, args.device)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
