@@ -1,0 +1,161 @@
+"""Everything that needs a card, in one call: `python benchmarks/gpu_all.py [part ...]`.
+
+For a machine that is lent for minutes and holds nothing of ours: it needs no installation (the pack is linked into a
+temporary folder; wheels in `.whl/` are unpacked beside it), runs part after part within the time that is left, keeps
+every log and result in one folder, and prints a short table last. A part that fails or runs out of time stops nothing.
+
+    tests      the tests in tests/gpu, and the kernels' own tests on the card
+    kernels    each kernel against the card's copy and matrix rates
+    vae_decode, flux_dev_1024, wan22_i2v    the benchmarks of those names
+
+Only the standard library is used here, so that a missing package is a line in a log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+KERNEL_TESTS = "tests/unit/kernels/interpreted"
+PARTS = ("tests", "kernels", "vae_decode", "flux_dev_1024", "wan22_i2v")
+BENCHMARKS = frozenset(PARTS[1:])
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one command.
+
+    Attributes:
+        part: the part it belongs to.
+        state: "passed", "failed (exit status)", "out of time" or "not run".
+        seconds: it took. last: the last line it wrote.
+    """
+
+    part: str
+    state: str
+    seconds: float = 0.0
+    last: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.state == "passed"
+
+
+def commands(part: str, *, small: bool) -> list[list[str]]:
+    """The commands of a part, to be run in the repository's root."""
+    python = [sys.executable, "-m"]
+    if part in BENCHMARKS:
+        return [[*python, f"fastdiffusers.benchmarks.{part}", *(["--small"] if small else [])]]
+    pytest = [*python, "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=short"]
+    # The tests' common fixtures need diffusers; those of the kernels do without.
+    alone = [] if importlib.util.find_spec("diffusers") else ["--confcutdir=tests/gpu"]
+    return [[*pytest, f"--confcutdir={KERNEL_TESTS}", KERNEL_TESTS], [*pytest, *alone, "tests/gpu"]]
+
+
+def prepare(folder: Path, wheels: Path) -> dict[str, str]:
+    """An environment in which `fastdiffusers` can be imported from this checkout, with the wheels that came along."""
+    packages = folder / "packages"
+    packages.mkdir()
+    (folder / "fastdiffusers").symlink_to(ROOT, target_is_directory=True)
+    found = sorted(str(path) for path in wheels.glob("*.whl"))
+    if found:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(packages)]
+        subprocess.run([*pip, *found], check=True)
+    path = os.pathsep.join([str(folder), str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "FASTDIFFUSERS_CACHE": str(folder / "cache"),
+    }
+
+
+def run(part: str, command: list[str], limit: float, log: Path, environment: dict[str, str]) -> Outcome:
+    """Run one command for at most `limit` seconds; what it started ends with it."""
+    if limit <= 0:
+        return Outcome(part, "not run", last="no time was left")
+    start = time.monotonic()
+    with log.open("ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(limit)
+            state = "passed" if status == 0 else f"failed ({status})"
+        except subprocess.TimeoutExpired:
+            state = "out of time"
+        finally:
+            stop(process)
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return Outcome(part, state, time.monotonic() - start, lines[-1][:160] if lines else "")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all it started, gently first."""
+    for gravity, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, gravity)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def keep_results(folder: Path, since: float) -> list[Path]:
+    """Copy the result files that were written since then."""
+    new = [path for path in RESULTS.rglob("*") if path.is_file() and path.stat().st_mtime >= since]
+    for path in new:
+        target = folder / "results" / path.relative_to(RESULTS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+    return new
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when every part passed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all when none is given")
+    parser.add_argument("--limit", type=float, default=540, help="seconds for everything (default: 540)")
+    parser.add_argument("--output", type=Path, help="folder for logs and results (default: $OUT, or ./gpu_output)")
+    parser.add_argument("--wheels", type=Path, default=ROOT / ".whl", help="folder of wheels to bring (default: .whl)")
+    parser.add_argument("--small", action="store_true", help="tiny sizes: to try it without a card")
+    options = parser.parse_args(arguments)
+    parts = options.parts or list(PARTS)
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"unknown part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    output = options.output or Path(os.environ.get("OUT") or "gpu_output")
+    output.mkdir(parents=True, exist_ok=True)
+    started, deadline = time.time(), time.monotonic() + options.limit
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        environment = prepare(Path(folder), options.wheels)
+        for part in parts:
+            for command in commands(part, small=options.small):
+                left = deadline - time.monotonic()
+                outcomes.append(run(part, command, left, output / f"{part}.log", environment))
+                keep_results(output, started)
+    width = max(len(outcome.part) for outcome in outcomes)
+    for outcome in outcomes:
+        print(f"{outcome.part.ljust(width)}  {outcome.state.ljust(12)}  {outcome.seconds:6.1f} s  {outcome.last}")
+    return 0 if all(outcome.ok for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The scripts for a borrowed card, tried without one: they must not fail there for a reason that shows here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdiffusers.benchmarks import gpu_all, kernel_cases, kernels
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return gpu_all.prepare(folder, tmp_path / "no_wheels")
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_the_pack_is_importable_without_an_installation(environment: dict[str, str], tmp_path: Path) -> None:
+    code = "import fastdiffusers, sys; print(fastdiffusers.__file__)"
+    outcome = gpu_all.run("part", python(code), 60, tmp_path / "log", environment)
+    assert outcome.ok
+    assert Path(outcome.last).resolve() == gpu_all.ROOT / "__init__.py"
+
+
+def test_failures_and_timeouts_are_outcomes(environment: dict[str, str], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    failed = gpu_all.run("part", python("import sys; print('reason'); sys.exit(3)"), 60, log, environment)
+    assert (failed.state, failed.last) == ("failed (3)", "reason")
+    assert gpu_all.run("part", python("1"), 0, log, environment).state == "not run"
+
+
+def test_what_runs_out_of_time_is_stopped_with_its_children(environment: dict[str, str], tmp_path: Path) -> None:
+    pid_file = tmp_path / "child"
+    child = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    outcome = gpu_all.run("part", python(code), 5, tmp_path / "log", environment)
+    assert outcome.state == "out of time"
+    if pid_file.exists():
+        deadline = time.monotonic() + 20
+        while alive(int(pid_file.read_text())):
+            assert time.monotonic() < deadline, "the child was left running"
+            time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not only waiting to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_new_results_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setattr(gpu_all, "RESULTS", results)
+    for name, when in (("old.json", 1_000), ("new.json", 3_000)):
+        (results / name).write_text(name)
+        os.utime(results / name, (when, when))
+    assert [path.name for path in gpu_all.keep_results(tmp_path / "out", 2_000)] == ["new.json"]
+    assert (tmp_path / "out" / "results" / "new.json").read_text() == "new.json"
+
+
+def test_every_part_has_commands_and_others_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for part in gpu_all.PARTS:
+        assert gpu_all.commands(part, small=True)
+    assert (gpu_all.ROOT / gpu_all.KERNEL_TESTS).is_dir()
+    with pytest.raises(SystemExit):
+        gpu_all.main(["everything"])
+    assert "unknown part 'everything'" in capsys.readouterr().err
+
+
+def test_kernels_are_measured_where_they_run_and_say_why_where_not() -> None:
+    data = kernels.measure(torch.device("cpu"), torch.float32, small=True, runs=1, only="shuffle")
+    assert min(data["ceilings"].values()) > 0
+    rows = {(row["size"], row["way"]): row for row in data["rows"]}
+    assert {way for _, way in rows} == {"plain", "eager", "triton_pixel_shuffle"}
+    for (_, way), row in rows.items():
+        assert bool(row["problem"]) == (way == "triton_pixel_shuffle")
+        assert (row["microseconds"] is None) == bool(row["problem"])
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_every_case_counts_its_work(small: bool) -> None:
+    cases = list(kernel_cases.all_cases(torch.device("cpu"), torch.bfloat16, small))
+    assert {case.operation for case in cases} >= {"group_norm_silu", "rms_norm_silu", "pixel_shuffle_3d", "causal conv"}
+    assert all(case.bytes > 0 for case in cases)
+    assert len({(case.operation, case.size, case.way) for case in cases}) == len(cases)
+
+
+def test_the_large_norm_is_the_published_one() -> None:
+    cases = kernel_cases.all_cases(torch.device("cpu"), torch.bfloat16, small=False)
+    published = [case for case in cases if case.size == "1x128x20x256x256 channels_last"]
+    assert {case.bytes for case in published} == {2 * 2 * 128 * 20 * 256 * 256}
