@@ -59,7 +59,7 @@ def resolve(
         component_dtypes: exceptions, e.g. {"vae": "float32"}.
         device: "auto" is the first accelerator, else the CPU.
         quantization: one of `QUANTIZATION_CHOICES`.
-        lora_rank: prepare for hot-swapping LoRAs up to this rank; 0 = not.
+        lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
 
     Returns:
         A key in which nothing is "auto" any more, so that equal requests share one pipeline.
@@ -223,11 +223,6 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     pipeline = _read(key, dtype, callbacks)
     _apply_component_dtypes(pipeline, key)
     pipeline.set_progress_bar_config(disable=True)
-    if key.lora_rank:
-        for part in ("transformer", "transformer_2", "unet"):
-            model: Any = getattr(pipeline, part, None)
-            if hasattr(model, "enable_lora_hotswap"):
-                model.enable_lora_hotswap(target_rank=key.lora_rank)
     family = family_of(pipeline)
     if key.source.startswith(TINY):
         family = small(family)

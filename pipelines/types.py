@@ -26,7 +26,7 @@ class LoadKey:
         component_dtypes: exceptions to `dtype`, as sorted (component, dtype) pairs, e.g. (("vae", "float32"),).
         device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".
         quantization: "none" (whatever the checkpoint holds) or a scheme to apply while loading.
-        lora_rank: rank that LoRA hot-swapping was prepared for, 0 when it was not.
+        lora_rank: total rank that LoRAs are given room for with the first one, 0 for no more than that needs.
     """
 
     source: str
