@@ -14,6 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .tiny_tokenizers import (
+    CHAT_TEMPLATE,
+    CLIP_TOKENS,
+    CLIP_VOCABULARY,
+    QWEN_SPECIALS,
+    QWEN_VOCABULARY,
+    T5_VOCABULARY,
+    clip_tokenizer,
+    qwen_tokenizer,
+    t5_tokenizer,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,27 +46,11 @@ PIPELINE_CLASSES = {
 TINY_FAMILIES = tuple(PIPELINE_CLASSES)
 WIDTH = 32
 """Hidden size of every text encoder here."""
-TEXT_TOKENS = 77
-"""Longest prompt of the CLIP encoders, in tokens; here a token is one byte."""
 
 # What the real checkpoints ship. The Wan and Qwen means and deviations are the VAE classes' own defaults.
 FLUX_SCALING, FLUX_SHIFT = 0.3611, 0.1159
 SD3_SCALING, SD3_SHIFT = 1.5305, 0.0609
 SDXL_SCALING = 0.13025
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-QWEN_SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> DiffusionPipeline:
@@ -108,70 +103,6 @@ def _spread_weights(module: torch.nn.Module) -> None:
             parameter.data.normal_(std=0.02)
 
 
-# --- tokenizers -------------------------------------------------------------------------------------------------------
-
-
-def _byte_characters() -> list[str]:
-    """The 256 printable stand-ins for bytes that byte-level BPE vocabularies are written in (the GPT-2 table)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    table = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-    return [table[byte] for byte in range(256)]
-
-
-def _clip_tokenizer() -> Any:
-    from transformers import CLIPTokenizer
-
-    characters = _byte_characters()
-    tokens = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TEXT_TOKENS)
-
-
-CLIP_VOCAB = 514
-
-
-def _t5_tokenizer() -> Any:
-    from transformers import T5Tokenizer
-
-    characters = [chr(code) for code in (*range(33, 127), *range(161, 256))]
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in characters)]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
-
-
-T5_VOCAB = 4 + 94 + 95
-
-
-def _qwen_tokenizer() -> Any:
-    from transformers import Qwen2Tokenizer
-
-    vocab = {token: index for index, token in enumerate((*_byte_characters(), *QWEN_SPECIALS))}
-    specials = [token for token in QWEN_SPECIALS if token != "<|endoftext|>"]  # noqa: S105 - a token of text
-    return Qwen2Tokenizer(
-        vocab=vocab,
-        merges=[],
-        model_max_length=4096,
-        additional_special_tokens=specials,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-QWEN_VOCAB = 256 + len(QWEN_SPECIALS)
-
-
-def _qwen_processor(tokenizer: Any) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
-
-    # At most 64 patches of 14 x 14 a picture: the real encoder reads about a megapixel, the tiny one need not.
-    sizes: dict[str, Any] = {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}}
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**sizes),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**sizes),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 # --- text encoders ----------------------------------------------------------------------------------------------------
 
 
@@ -179,16 +110,16 @@ def _clip_encoder(projection: bool = False) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=CLIP_VOCAB,
+        vocab_size=CLIP_VOCABULARY,
         hidden_size=WIDTH,
         projection_dim=WIDTH,
         intermediate_size=2 * WIDTH,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=TEXT_TOKENS,
-        bos_token_id=CLIP_VOCAB - 2,
-        eos_token_id=CLIP_VOCAB - 1,
-        pad_token_id=CLIP_VOCAB - 1,
+        max_position_embeddings=CLIP_TOKENS,
+        bos_token_id=CLIP_VOCABULARY - 2,
+        eos_token_id=CLIP_VOCABULARY - 1,
+        pad_token_id=CLIP_VOCABULARY - 1,
         hidden_act="gelu" if projection else "quick_gelu",
     )
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
@@ -196,7 +127,7 @@ def _clip_encoder(projection: bool = False) -> Any:
 
 def _t5_sizes(width: int = WIDTH) -> dict[str, Any]:
     return {
-        "vocab_size": T5_VOCAB,
+        "vocab_size": T5_VOCABULARY,
         "d_model": width,
         "d_kv": 8,
         "d_ff": 2 * WIDTH,
@@ -221,7 +152,7 @@ def _umt5_encoder() -> Any:
 
 def _qwen_sizes(layers: int = 3) -> dict[str, Any]:
     return {
-        "vocab_size": QWEN_VOCAB,
+        "vocab_size": QWEN_VOCABULARY,
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": layers,
@@ -266,6 +197,19 @@ def _qwen25_vl_encoder() -> Any:
         vision_end_token_id=token["<|vision_end|>"],
     )
     return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen_processor(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    # At most 64 patches of 14 x 14 a picture: the real encoder reads about a megapixel, the tiny one need not.
+    sizes: dict[str, Any] = {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}}
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**sizes),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**sizes),
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 # --- VAEs -------------------------------------------------------------------------------------------------------------
@@ -365,9 +309,9 @@ def _flux(pipeline_class: str = "FluxPipeline") -> Any:
         scheduler=_dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
         vae=_image_vae(16, FLUX_SCALING, FLUX_SHIFT),
         text_encoder=_clip_encoder(),
-        tokenizer=_clip_tokenizer(),
+        tokenizer=clip_tokenizer(),
         text_encoder_2=_t5_encoder(),
-        tokenizer_2=_t5_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         transformer=transformer,
     )
 
@@ -392,7 +336,7 @@ def _flux2_klein() -> Any:
         scheduler=_dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
         vae=_flux2_vae(),
         text_encoder=text_encoder,
-        tokenizer=_qwen_tokenizer(),
+        tokenizer=qwen_tokenizer(),
         transformer=transformer,
         is_distilled=False,
     )
@@ -427,8 +371,8 @@ def _sdxl() -> Any:
         vae=_image_vae(4, SDXL_SCALING, quant=True),
         text_encoder=_clip_encoder(),
         text_encoder_2=_clip_encoder(projection=True),
-        tokenizer=_clip_tokenizer(),
-        tokenizer_2=_clip_tokenizer(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=unet,
         scheduler=scheduler,
     )
@@ -454,18 +398,18 @@ def _sd3() -> Any:
         scheduler=_flow_euler(shift=3.0),
         vae=_image_vae(16, SD3_SCALING, SD3_SHIFT),
         text_encoder=_clip_encoder(projection=True),
-        tokenizer=_clip_tokenizer(),
+        tokenizer=clip_tokenizer(),
         text_encoder_2=_clip_encoder(projection=True),
-        tokenizer_2=_clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         text_encoder_3=_t5_encoder(2 * WIDTH),
-        tokenizer_3=_t5_tokenizer(),
+        tokenizer_3=t5_tokenizer(),
     )
 
 
 def _qwenimage(edit: bool = False) -> Any:
     from diffusers import QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
 
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     components: dict[str, Any] = {
         "scheduler": _dynamic_flow_euler(
             shift=1.0, base_image_seq_len=256, max_image_seq_len=8192, shift_terminal=0.02
@@ -503,7 +447,7 @@ def _zimage() -> Any:
         scheduler=_flow_euler(shift=3.0),
         vae=_image_vae(16, FLUX_SCALING, FLUX_SHIFT),
         text_encoder=_qwen3_encoder(layers=3, causal=False),
-        tokenizer=_qwen_tokenizer(),
+        tokenizer=qwen_tokenizer(),
         transformer=transformer,
     )
 
@@ -529,7 +473,7 @@ def _wan(image_to_video: bool) -> Any:
     channels = 36 if image_to_video else 16
     pipeline_class = WanImageToVideoPipeline if image_to_video else WanPipeline
     return pipeline_class(
-        tokenizer=_t5_tokenizer(),
+        tokenizer=t5_tokenizer(),
         text_encoder=_umt5_encoder(),
         vae=_wan_vae(),
         scheduler=_wan_scheduler(),

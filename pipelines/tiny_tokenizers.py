@@ -1,0 +1,119 @@
+"""Tokenizers for the embedded tiny pipelines: one token per byte or character, built from nothing.
+
+transformers 5 builds a tokenizer from a vocabulary; before, it wanted files, or a ready-made one of the `tokenizers`
+package. Both ways give the same tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+CLIP_TOKENS = 77
+"""Longest prompt of the CLIP encoders, in tokens."""
+CLIP_VOCABULARY = 2 * 256 + 2
+T5_VOCABULARY = 4 + 94 + 95
+QWEN_SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+QWEN_VOCABULARY = 256 + len(QWEN_SPECIALS)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def clip_tokenizer() -> Any:
+    """Bytes, and bytes that end a word, between <|startoftext|> and <|endoftext|>."""
+    characters = _byte_characters()
+    tokens = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    specials = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+
+    def backend() -> Any:
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+        tokenizer = Tokenizer(
+            models.BPE(vocabulary, [], end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=tokens[-1])
+        )
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        words = pre_tokenizers.Split(_pattern(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        end, start = CLIP_VOCABULARY - 1, CLIP_VOCABULARY - 2
+        tokenizer.post_processor = processors.RobertaProcessing(
+            (tokens[end], end), (tokens[start], start), False, False
+        )
+        return tokenizer
+
+    options = {"bos_token": "<|startoftext|>", "model_max_length": CLIP_TOKENS, **specials}
+    return _build("CLIPTokenizer", {"vocab": vocabulary, "merges": []}, backend, options)
+
+
+def t5_tokenizer() -> Any:
+    """The printable characters of Latin-1; anything else is unknown."""
+    characters = [chr(code) for code in (*range(33, 127), *range(161, 256))]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((c, -3.0) for c in characters)]
+
+    def backend() -> Any:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+        tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
+        words = (pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always", split=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(words))
+        tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
+        return tokenizer
+
+    return _build("T5Tokenizer", {"vocab": vocabulary}, backend, {"extra_ids": 0, "model_max_length": 512})
+
+
+def qwen_tokenizer() -> Any:
+    """Bytes and Qwen's special tokens, with a chat template."""
+    vocabulary = {token: index for index, token in enumerate((*_byte_characters(), *QWEN_SPECIALS))}
+
+    def backend() -> Any:
+        from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        tokenizer = Tokenizer(models.BPE(vocabulary, [], continuing_subword_prefix="", end_of_word_suffix=""))
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in QWEN_SPECIALS])
+        return tokenizer
+
+    options = {
+        "model_max_length": 4096,
+        "additional_special_tokens": list(QWEN_SPECIALS[1:]),
+        "chat_template": CHAT_TEMPLATE,
+        **dict.fromkeys(("unk_token", "eos_token", "pad_token"), QWEN_SPECIALS[0]),
+    }
+    return _build("Qwen2Tokenizer", {"vocab": vocabulary, "merges": []}, backend, options)
+
+
+def _build(name: str, vocabulary: dict[str, Any], backend: Callable[[], Any], options: dict[str, Any]) -> Any:
+    import transformers
+
+    tokenizer_class = getattr(transformers, name)
+    if "vocab" in inspect.signature(tokenizer_class.__init__).parameters:
+        return tokenizer_class(**vocabulary, **options)
+    return getattr(transformers, name + "Fast")(tokenizer_object=backend(), **options)
+
+
+def _pattern(expression: str) -> Any:
+    from tokenizers import Regex
+
+    return Regex(expression)
+
+
+def _byte_characters() -> list[str]:
+    """The 256 printable stand-ins for bytes that byte-level BPE vocabularies are written in (the GPT-2 table)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    table = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    return [table[byte] for byte in range(256)]
