@@ -143,12 +143,14 @@ def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     xFormers adds whatever it is given, so that a boolean mask would become a bias of 1 and 0. Its kernels also want
     rows that begin at multiples of 16 bytes, hence the padding, which is sliced off again.
     """
-    if mask.dtype != torch.bool:
+    boolean = mask.dtype == torch.bool
+    multiple = 16 // dtype.itemsize
+    if not boolean and all(stride % multiple == 0 for stride in mask.stride()[:-1]):
         return mask.to(dtype)
     length = mask.shape[-1]
-    padded = mask.new_zeros((*mask.shape[:-1], -(-length // 8) * 8), dtype=dtype)
+    padded = mask.new_zeros((*mask.shape[:-1], -(-length // multiple) * multiple), dtype=dtype)
     additive = padded[..., :length]
-    return additive.masked_fill_(~mask, float("-inf"))
+    return additive.masked_fill_(~mask, float("-inf")) if boolean else additive.copy_(mask)
 
 
 def refuse(name: str, case: Case) -> str:

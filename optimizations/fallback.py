@@ -44,6 +44,7 @@ class Signals:
 
 def describe(error: BaseException, limit: int = 200) -> str:
     """An error as one short line: its type and the first line of its text that says something."""
+    error = getattr(error, "inner_exception", error)  # what dynamo wraps says more than the wrapping
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
