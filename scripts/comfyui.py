@@ -17,8 +17,8 @@ from ..commands.files import check_writable, replacing
 from .comfyui_server import PACK, ComfyServer, ServerError, find_comfyui
 from .workflow import WorkflowError, to_prompt
 
-HOME = PACK / "output" / "comfyui"
-"""Base directory of `serve`: what a person makes there stays."""
+HOME = PACK / ".comfyui"
+"""Base directory of `serve`: what a person makes there stays. Hidden, because it links back to the pack."""
 
 
 def serve(port: int) -> int:
