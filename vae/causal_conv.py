@@ -59,7 +59,7 @@ class CausalConv3d(nn.Conv3d):
         """Frames carried to the next slice: kernel less stride."""
         return self.kernel_size[0] - self.stride[0]
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         source: Source | torch.Tensor,
         run: Execution,
@@ -76,14 +76,23 @@ class CausalConv3d(nn.Conv3d):
             add: add the result to `out` instead of storing it there.
             carry: whether to carry frames on to a next slice; None = as the execution says.
         """
-        if isinstance(source, torch.Tensor):
-            source = Plain(source)
+        return self._convolve(
+            Plain(source) if isinstance(source, torch.Tensor) else source,
+            run,
+            out,
+            add=add,
+            carry=run.carry if carry is None else carry,
+        )
+
+    def _convolve(
+        self, source: Source, run: Execution, out: torch.Tensor | None, *, add: bool, carry: bool
+    ) -> torch.Tensor:
         memory = run.state.get(self.name)
         front = self._front(memory, run)
         rows, columns = self._axes(source)
         blocks = run.blocks(rows, columns, self._cell_bytes(source))
         kernels = causal_kernels(self.weight, self.stride[0], source.shape[2]) if not front else [Kernel(self.weight)]
-        kept = run.state.keep(self.name, self.carried, source, run.carry if carry is None else carry)
+        kept = run.state.keep(self.name, self.carried, source, carry)
         if out is None and len(kernels) == 1 and blocks[0].covers(rows, columns):
             buffer = self._buffer(source, memory, front, blocks[0], run)
             if kept is not None:

@@ -1,5 +1,5 @@
 """The one place where a 3-D convolution is called: by the way that is fastest on a card, where that may be chosen,
-and around a defect of some cuDNN versions.
+and around bad choices of libraries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def conv3d(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...] = (1, 1, 1)
 ) -> torch.Tensor:
     """Convolution of a buffer that already holds its padding: [B, I, T, H, W] to [B, O, T', H', W']."""
-    return CHOICE(x, weight, bias, stride) if x.is_cuda else F.conv3d(x, weight, bias, stride)
+    return CHOICE(x, weight, bias, stride) if x.is_cuda else torch_conv3d(x, weight, bias, stride)
 
 
 def torch_conv3d(
@@ -27,6 +27,8 @@ def torch_conv3d(
     if x.is_cuda and x.dtype != torch.float32 and memory_defect():
         y = torch.cudnn_convolution(x, weight, (0, 0, 0), stride, (1, 1, 1), 1, False, False, True)
         return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
+    if not x.is_cuda and unfolds(x):
+        return torch.mkldnn_convolution(x, weight, bias, (0, 0, 0), stride, (1, 1, 1), 1)
     return F.conv3d(x, weight, bias, stride)
 
 
@@ -37,6 +39,15 @@ CHOICE = ConvChoice(torch_conv3d)
 def bias_of(conv: nn.Conv3d) -> torch.Tensor:
     """The bias [O], zeros where there is none."""
     return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def unfolds(x: torch.Tensor) -> bool:
+    """Whether PyTorch would take this CPU input for too small for oneDNN, and copy it once per kernel tap instead.
+
+    Strips and single frames are that small; what it costs is memory, and several times the time.
+    """
+    eager = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return eager and torch.backends.mkldnn.is_available()
 
 
 @lru_cache(maxsize=1)

@@ -31,21 +31,17 @@ class LiveBytes(TorchDispatchMode):
         self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if _counts(leaf)}
         result = func(*args, **(kwargs or {}))
-        known = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and id(leaf) not in known:
-                self._watch(leaf)
+            if _counts(leaf) and (self.device is None or leaf.device == self.device):
+                self._watch(leaf.untyped_storage(), given)
         return result
 
-    def _watch(self, tensor: torch.Tensor) -> None:
-        if self.device is not None and tensor.device != self.device:
-            return
-        if tensor._base is not None or tensor._is_view():
-            return
-        storage = tensor.untyped_storage()
+    def _watch(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        """Count a storage that an operation made; a view of what it was given is none."""
         key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
+        if key in given or key in self._alive:
             return
         self._alive.add(key)
         self.now += size
@@ -56,6 +52,11 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self.now -= size
+
+
+def _counts(leaf: Any) -> bool:
+    """Whether it is a tensor with memory of its own kind (sparse ones have none)."""
+    return isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided
 
 
 def free_bytes(device: torch.device) -> int | None:

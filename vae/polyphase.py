@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from .causal_conv import Kernel, causal_kernels
-from .convolution import conv3d
+from .convolution import bias_of, conv3d
 from .execution import Execution
 from .padding import carry_frames, gather
 from .sources import Plain
@@ -39,6 +39,8 @@ class PolyphaseConv(nn.Module):
         conv: the causal 3x3x3 convolution, C -> C.
         temporal: z, frames per frame: 1 or 2.
     """
+
+    biases: torch.Tensor
 
     def __init__(self, upscale: nn.Conv3d, conv: nn.Conv3d, temporal: int) -> None:
         super().__init__()
@@ -127,11 +129,11 @@ def compose(upscale: nn.Conv3d, conv: nn.Conv3d, temporal: int) -> tuple[list[to
     channels = conv.in_channels
     weight = conv.weight.float()  # [O, I, 3, 3, 3]
     mixing = upscale.weight.float().view(2, 2, temporal, channels, channels)  # [a, b, k, I, C]
-    offsets = upscale.bias.float().view(2, 2, temporal, channels)
+    offsets = bias_of(upscale).float().view(2, 2, temporal, channels)
     taps = 2 if temporal == 2 else 3
     weights = weight.new_zeros(len(PHASES), temporal, taps, 2, 2, channels, channels)
     biases = weight.new_zeros(len(PHASES), 4, temporal, channels)
-    biases[:, 0] = conv.bias.float()
+    biases[:, 0] = bias_of(conv).float()
     for dt, dy, dx in product(range(3), repeat=3):
         tap = weight[:, :, dt, dy, dx]
         for (phase, (a, b)), k in product(enumerate(PHASES), range(temporal)):

@@ -23,7 +23,7 @@ class Source(Protocol):
     """What it is made from; gives device, dtype and memory layout."""
 
     @property
-    def shape(self) -> tuple[int, int, int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(B, C, T, H, W) of the whole source."""
         ...
 
