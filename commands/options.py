@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..callbacks import Callbacks
@@ -47,12 +49,18 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 def add_optimization_options(parser: argparse.ArgumentParser) -> None:
     """Everything that can be switched on a loaded pipeline. Whatever cannot be had falls back and is reported."""
     group = parser.add_argument_group("optimizations")
+    group.add_argument(
+        "--recommended", type=Path, metavar="FILE.json", help="use what this results.json of bench recommends instead"
+    )
     group.add_argument("--attention", choices=ATTENTION_CHOICES, default="auto", help="attention kernel")
-    group.add_argument("--torch-compile", choices=COMPILE_CHOICES, default="off", help="compile the denoiser")
+    group.add_argument("--torch-compile", choices=COMPILE_CHOICES, default="auto", help="compile the denoiser")
     group.add_argument("--compile-scope", choices=COMPILE_SCOPES, default="blocks", help="what is compiled")
     group.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="inductor's mode")
     group.add_argument("--compile-backend", choices=COMPILE_BACKENDS, default="inductor", help="dynamo's backend")
     group.add_argument("--step-cache", choices=STEP_CACHE_CHOICES, default="off", help="reuse work between steps")
+    group.add_argument(
+        "--quantized-matmul", choices=TRISTATE, default="auto", help="SDNQ models: multiply in the quantized type"
+    )
     add_tiling_options(group)
 
 
@@ -68,6 +76,10 @@ def tiling_settings(args: argparse.Namespace) -> TilingSettings:
 
 def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
     """The settings that the options describe. Raises InputError for values out of range."""
+    if args.recommended is not None:
+        from ..comparison.result import recommended_settings
+
+        return replace(recommended_settings(args.recommended), memory_mode=args.memory_mode)
     return OptimizationSettings(
         attention=args.attention,
         torch_compile=args.torch_compile,
@@ -75,6 +87,7 @@ def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
         vae_tiling=tiling_settings(args),
         memory_mode=args.memory_mode,
         step_cache=args.step_cache,
+        quantized_matmul=args.quantized_matmul,
     )
 
 

@@ -8,12 +8,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..optimizations.meters import PeakMemory
 from ..optimizations.paired import PairedVerdict, Spread
 from ..optimizations.quality import Quality
-from ..optimizations.settings import OptimizationSettings
+from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
 from ..optimizations.trials import Measured
 
 GIB = 2**30
@@ -179,6 +181,28 @@ class Comparison:
         for row in self.rows:
             writer.writerow([*_csv_values(row), *(_number(row.stages.get(name)) for name in stages)])
         return file.getvalue()
+
+
+def recommended_settings(path: Path) -> OptimizationSettings:
+    """What a results.json recommends.
+
+    Raises:
+        InputError: the file is missing, is no such file, or names settings that this version does not have.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows = {row["name"]: row["settings"] for row in data["rows"]}
+        values = dict(rows[data["recommended"]])
+        nested = {"compile": CompileSettings, "vae_tiling": TilingSettings, "precision": PrecisionSettings}
+        return OptimizationSettings(**values | {name: kind(**values[name]) for name, kind in nested.items()})
+    except OSError as error:
+        reason, cure = f"it cannot be read ({error.strerror or error})", "give the results.json of a benchmark"
+        raise InputError("recommended", str(path), reason, cure) from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason, cure = "it is not the results.json of a benchmark by this version", "run the benchmark again"
+        raise InputError("recommended", str(path), reason, cure) from None
 
 
 CSV_COLUMNS = (

@@ -43,6 +43,11 @@ def test_it_writes_the_four_files_and_prints_the_table(tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert "against plain" in printed
     assert "device: " in printed
+    make = ["generate", "--model", "tiny:flux", "--prompt", "a fox", "--output", str(tmp_path / "fox.png"), *SMALL]
+    assert cli.main([*make, "--recommended", str(out / "results.json")]) == 0
+    table = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines() if "  " in line}
+    expected = results["rows"][names.index(results["recommended"])]["settings"]["attention"]
+    assert table["attention"] == [expected, expected]
 
 
 def test_it_remembers_shows_exports_and_forgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from fastdiffusers.comparison import chart as drawing
 from fastdiffusers.comparison.choices import CHOICES, TRIED_BY_ALL, combine, parse, settings_of
 from fastdiffusers.comparison.presets import PRESETS, preset
-from fastdiffusers.comparison.result import GIB, Comparison, ComparisonRow
+from fastdiffusers.comparison.result import GIB, Comparison, ComparisonRow, recommended_settings
 from fastdiffusers.comparison.table import as_markdown, as_table, gib, seconds
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.meters import PeakMemory
@@ -239,3 +240,27 @@ def test_a_preset_fills_in_only_what_is_open() -> None:
         parse(one.compare)
     with pytest.raises(InputError, match="no such preset"):
         preset("wan99")
+
+
+def test_what_a_results_file_recommends_is_read_back(tmp_path: Path) -> None:
+    found = comparison(row("compile+xformers", 0.8), row("tiling", 1.2))
+    path = tmp_path / "results.json"
+    path.write_text(found.as_json(), encoding="utf-8")
+    assert recommended_settings(path) == found.recommended.settings
+    assert recommended_settings(path).attention == "xformers"
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"rows": [], "recommended": "plain"}', "\x00"])
+def test_another_file_recommends_nothing(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "results.json"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="recommended = "):
+        recommended_settings(path)
+
+
+def test_a_recommendation_with_an_unknown_value_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(comparison(row("compile", 0.8)).as_json().replace('"sdpa"', '"turbo"'), encoding="utf-8")
+    with pytest.raises(InputError, match="attention = 'turbo'"):
+        recommended_settings(path)
