@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 PACK = Path(__file__).resolve().parents[2]
 NODES = {
     "FastDiffusersLoadPipeline": ["FASTDIFFUSERS_PIPELINE"],
+    "FastDiffusersLoadLora": ["FASTDIFFUSERS_PIPELINE"],
+    "FastDiffusersQuantize": ["STRING"],
     "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT"],
     "FastDiffusersTorchCompileSettings": ["FASTDIFFUSERS_COMPILE_SETTINGS"],
     "FastDiffusersOptimizationSettings": ["FASTDIFFUSERS_OPTIMIZATION_SETTINGS"],

@@ -1,0 +1,140 @@
+"""Memory under ComfyUI's management: what is given back, when, and that nothing is lost by it."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.types import PipelineHandle
+
+if TYPE_CHECKING:
+    from comfy_client import Client
+
+TINY = "embedded tiny: "
+SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 4}
+MIB = 1 << 20
+
+
+def resident_bytes(server: Client) -> int:
+    """Memory of the server's process."""
+    process = server.server._process
+    assert process is not None
+    return psutil.Process(process.pid).memory_info().rss
+
+
+def core_graph(server: Client, seed: int) -> dict[str, Any]:
+    """A graph of ComfyUI's own nodes alone: with it the outputs of the graph before are dropped."""
+    return {
+        "picture": server.node("EmptyImage", width=64, height=64, color=seed),
+        "scaled": server.node("ImageScale", image=["picture", 0], width=96, height=96),
+        "save": server.node("SaveImage", images=["scaled", 0], filename_prefix="core"),
+    }
+
+
+def free(server: Client) -> None:
+    """`/free` as the manager's button sends it, and the moment until the worker has done it."""
+    server.server.post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)
+
+
+def test_pipelines_and_core_graphs_alternate_without_growth(server: Client) -> None:
+    first = server.images(server.succeed(server.sampling(TINY + "flux", **SMALL)))
+    sizes = []
+    for turn in range(10):
+        server.succeed(core_graph(server, turn))
+        prompt = server.sampling(TINY + ("sdxl" if turn % 2 else "flux"), **SMALL)
+        pictures = server.images(server.succeed(prompt))
+        if turn % 2 == 0:
+            assert np.array_equal(pictures, first)
+        sizes.append(resident_bytes(server))
+    assert max(sizes[5:]) - sizes[1] < 64 * MIB, [size // MIB for size in sizes]
+
+
+def test_free_gives_the_pipeline_back_and_the_next_run_equals_the_first(server: Client) -> None:
+    before = server.succeed(server.sampling(TINY + "sd3", **SMALL))
+    free(server)
+    after = server.succeed(server.sampling(TINY + "sd3", **SMALL))
+    assert np.array_equal(server.images(before), server.images(after))
+    loads = [server.report(entry)["facts"]["load_seconds"] for entry in (before, after)]
+    assert loads[0] != loads[1], "the pipeline had been let go and was loaded again"
+
+
+@pytest.fixture
+def handle(core: Any) -> PipelineHandle:
+    """A tiny pipeline's handle as the loader node makes it."""
+    from fastdiffusers.nodes import residency
+    from fastdiffusers.pipelines import loader
+
+    CACHE.clear()
+    return residency.keep_while_alive(PipelineHandle(loader.resolve("tiny:sdxl", device="cpu")))
+
+
+def test_the_last_handle_takes_the_pipeline_along(core: Any) -> None:
+    from fastdiffusers.nodes import residency
+    from fastdiffusers.pipelines import loader
+
+    CACHE.clear()
+    key = loader.resolve("tiny:sdxl", device="cpu")
+    handles = [residency.keep_while_alive(PipelineHandle(key)) for _ in range(2)]
+    with CACHE.use(key) as loaded:
+        pipeline = weakref.ref(loaded.pipeline)
+    del loaded
+    handles.pop()
+    assert CACHE.peek(key) is not None, "another node still uses it"
+    handles.pop()
+    gc.collect()
+    assert CACHE.keys() == ()
+    assert pipeline() is None
+
+
+def test_comfyui_lists_the_pipeline_and_asks_it_to_leave(
+    core: Any, handle: PipelineHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdiffusers.nodes import residency
+
+    mm = core.model_management
+    mm.unload_all_models()
+    with residency.on_card(handle), CACHE.use(handle.key) as loaded:
+        total = sum(p.numel() * p.element_size() for p in loaded.pipeline.unet.parameters())
+    (tenant,) = [model for model in mm.loaded_models() if isinstance(model, residency.Tenant)]
+    assert tenant.loaded_size() > total, "all components count"
+    assert tenant.model_size() == tenant.loaded_size()
+    left = []
+    monkeypatch.setattr(tenant, "leave", lambda: left.append(True))
+    mm.unload_all_models()
+    assert left == [True]
+    assert tenant not in mm.loaded_models()
+    with residency.on_card(handle):
+        assert tenant in mm.loaded_models(), "the next run lists it again"
+
+
+def test_a_tenant_moves_only_what_no_hook_moves(core: Any) -> None:
+    from fastdiffusers.nodes.residency import Tenant
+
+    class Weights(torch.nn.Linear):
+        moved = ""
+
+        def to(self, device: torch.device) -> torch.nn.Module:  # type: ignore[override]
+            self.moved = str(device)
+            return self
+
+    plain, hooked = Weights(4, 4, device="meta"), Weights(4, 4, device="meta")
+    hooked._hf_hook = object()
+    tenant = Tenant(torch.device("meta"), 0)
+    tenant.follow([plain, hooked])
+    assert tenant.loaded_size() == tenant.model_size() == 2 * 20 * 4
+    assert tenant.current_loaded_device() == torch.device("meta")
+    tenant.detach()
+    assert (plain.moved, hooked.moved) == ("cpu", "")
+    gone = weakref.ref(plain)
+    del plain
+    assert gone() is None, "a tenant keeps nothing alive"
+    assert tenant.loaded_size() == 20 * 4
