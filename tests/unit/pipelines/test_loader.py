@@ -248,6 +248,45 @@ def test_a_single_file_is_recognised_by_its_header_or_refused(tmp_path):
         loader.load(key)
 
 
+def test_a_single_file_takes_its_configuration_from_the_folder_beside_it(tmp_path, folder, monkeypatch):
+    import diffusers
+
+    path = tmp_path / "sdxl.v1.safetensors"
+    weights = {
+        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": torch.zeros(1280),
+        "first_stage_model.decoder.conv_in.weight": torch.zeros(4, 4, 3, 3),
+    }
+    folder.rename(path.with_suffix(""))
+    asked = {}
+
+    def from_single_file(file, **options):
+        asked.update(options, file=file)
+        return tiny.build("sdxl", dtype=options["torch_dtype"])
+
+    monkeypatch.setattr(diffusers.StableDiffusionXLPipeline, "from_single_file", from_single_file)
+    key = loader.resolve(str(single_file(path, weights)), dtype="bfloat16", component_dtypes={"vae": "float32"})
+    loaded = loader.load(key)
+    assert asked["file"] == str(path)
+    assert (asked["config"], asked["local_files_only"]) == (str(path.with_suffix("")), True)
+    assert loaded.pipeline.unet.dtype == torch.bfloat16
+    assert loaded.pipeline.vae.dtype == torch.float32
+    assert loaded.facts["pipeline"] == "StableDiffusionXLPipeline"
+
+
+def test_a_callers_own_exception_is_not_dressed_up_as_a_file_error(folder, monkeypatch):
+    key = loader.resolve(str(folder))
+    failures = {
+        torch.OutOfMemoryError("CUDA out of memory"): torch.OutOfMemoryError,
+        RuntimeError("CUDA error: out of memory"): RuntimeError,
+        RuntimeError("size mismatch\nfor weight"): ModelFileError,
+    }
+    for failure, expected in failures.items():
+        monkeypatch.setattr(loader, "_read_folder", lambda *args, failure=failure: (_ for _ in ()).throw(failure))
+        with pytest.raises(expected) as caught:
+            loader.load(key)
+        assert "\n" not in str(caught.value)
+
+
 # --- the Hub ----------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +391,58 @@ def test_without_a_network_the_real_client_says_so():
     client = hub._HuggingFace()
     with pytest.raises(OSError, match=r"."):
         client.download("owner/never-downloaded", "model_index.json", "main", lambda count: None)
+
+
+class FakeResponses:
+    """Stands in for the functions of huggingface_hub that the real client calls."""
+
+    def __init__(self, monkeypatch, folder):
+        import huggingface_hub
+        from huggingface_hub import constants
+
+        self.folder, self.failure = folder, None
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.hf_hub_download)
+
+    def model_info(self, repository, revision, files_metadata):
+        from types import SimpleNamespace
+
+        if self.failure:
+            raise self.failure
+        files = [SimpleNamespace(rfilename="model_index.json", size=7), SimpleNamespace(rfilename="a", size=None)]
+        return SimpleNamespace(sha="abc", siblings=files)
+
+    def hf_hub_download(self, repository, name, revision, tqdm_class=None):
+        bar = tqdm_class(total=10, unit="B", desc=name, name="some.logger")
+        bar.update(4)
+        bar.update(6)
+        bar.close()
+        return str(self.folder / name)
+
+
+def test_the_real_client_speaks_to_huggingface_hub(monkeypatch, folder):
+    answers = FakeResponses(monkeypatch, folder)
+    client = hub._HuggingFace()
+    commit, files = client.commit_and_files("owner/model", "")
+    assert commit == "abc"
+    assert files == [hub.RemoteFile("model_index.json", 7), hub.RemoteFile("a", 0)]
+    arrived = []
+    path = client.download("owner/model", "model_index.json", "abc", arrived.append)
+    assert path == folder / "model_index.json"
+    assert arrived == [4, 6]
+
+    class ConnectError(Exception):
+        pass
+
+    ConnectError.__module__ = "httpx._exceptions"
+    for failure in (ConnectError("refused\nmore"), OSError("unplugged")):
+        answers.failure = failure
+        with pytest.raises(OSError, match=r"refused|unplugged"):
+            client.commit_and_files("owner/model", "")
+    answers.failure = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        client.commit_and_files("owner/model", "")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.schedulers import SCHEDULERS, compatible_schedulers
-from fastdiffusers.pipelines.steps import estimate_finished
+from fastdiffusers.pipelines.steps import Watch, estimate_finished
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 
@@ -221,6 +221,42 @@ def test_starting_from_a_picture_or_a_latent_shares_the_models_and_leaks_nothing
     distance = lambda result: (result.latent - plain.latent).abs().mean() / plain.latent.std()
     assert distance(near) < 0.05 < distance(far)
     assert torch.equal(sampling.run(loaded, small_request()).frames, plain.frames)
+
+
+def test_step_times_on_cuda_come_from_events_one_step_behind(monkeypatch):
+    """The bookkeeping alone: events that record when they are waited for."""
+
+    class Event:
+        now, waited = 0.0, []
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            Event.now += 500.0
+            self.time = Event.now
+
+        def synchronize(self):
+            Event.waited.append(self.time)
+
+        def elapsed_time(self, other):
+            return other.time - self.time
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    watch = Watch(torch.device("cuda"))
+    watch.loop_begins()
+    watch.loop_begins()
+    assert [watch.step_ends(torch.zeros(1)) for _ in range(3)] == [1, 2, 3]
+    assert Event.waited == [500.0, 1000.0, 1500.0], "each step waits for the one before it"
+    assert watch.step_seconds == [0.5, 0.5, 0.5]
+
+
+def test_a_pipeline_without_a_progress_bar_is_watched_all_the_same():
+    watch = Watch(torch.device("cpu"))
+    assert watch.step_ends(torch.zeros(1)) == 1
+    assert len(watch.step_seconds) == 1
+    assert watch.text_seconds > 0
 
 
 def test_broken_numbers_are_reported_and_never_reach_the_picture(monkeypatch):

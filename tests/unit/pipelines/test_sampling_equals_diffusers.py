@@ -93,7 +93,7 @@ def test_a_batch_equals_the_bare_batch_with_one_seed_per_item(name):
     assert torch.equal(result.frames, bare_call(tiny.build(name), batch=2))
     assert result.seeds == (SEED, SEED + 1)
     second = sampling.run(loaded, request_for(loaded.family, seed=SEED + 1))
-    torch.testing.assert_close(second.frames[0], result.frames[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(second.frames[0], result.frames[1], atol=1e-4, rtol=0)
 
 
 @pytest.mark.usefixtures("small_edit_pictures")

@@ -1,0 +1,133 @@
+"""The decode beside the main path: tiles, slices, batches, offloaded VAEs, and latents that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.settings import OptimizationSettings, TilingSettings
+from fastdiffusers.pipelines import latents, loader
+from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.generate import decode, encode
+from fastdiffusers.pipelines.types import PipelineHandle
+
+SIZES = {"flux": 16, "flux2-klein": 128, "sdxl": 4, "qwenimage": 16, "wan22-t2v": 16}
+
+
+def load(name):
+    return loader.load(loader.resolve("tiny:" + name))
+
+
+def random_latent(name, batch=1, frames=1, edge=24):
+    edge = edge // 2 if name == "flux2-klein" else edge
+    shape = (batch, SIZES[name], frames, edge, edge) if name == "wan22-t2v" else (batch, SIZES[name], edge, edge)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("tiling", [False, True])
+@pytest.mark.parametrize("slicing", [False, True])
+@pytest.mark.parametrize("name", ["flux", "sdxl", "qwenimage", "flux2-klein"])
+def test_the_announced_number_of_decoder_calls_is_the_real_one(name, tiling, slicing):
+    loaded = load(name)
+    vae = loaded.pipeline.vae
+    if tiling:
+        vae.enable_tiling()
+        for attribute in ("tile_sample_min_size", "tile_sample_min_height", "tile_sample_min_width"):
+            if hasattr(vae, attribute):
+                setattr(vae, attribute, 64)
+        if hasattr(vae, "tile_latent_min_size"):
+            vae.tile_latent_min_size = 8
+        for attribute in ("tile_sample_stride_height", "tile_sample_stride_width"):
+            if hasattr(vae, attribute):
+                setattr(vae, attribute, 48)
+    if slicing:
+        vae.enable_slicing()
+    calls, ticks = [], []
+    handle = vae.decoder.register_forward_pre_hook(lambda module, args: calls.append(None))
+    frames = latents.decode(loaded, random_latent(name, batch=2), Callbacks(ticks.append))
+    handle.remove()
+    assert frames.shape == (2, 1, 192, 192, 3)
+    assert (len(calls) > 2) == tiling
+    assert ticks[-1].done == ticks[-1].total == len(calls)
+    assert len(ticks) >= len(calls)
+    assert len(vae.decoder._forward_pre_hooks) == 0
+
+
+def test_a_cancel_takes_effect_between_tiles_and_leaves_no_hook():
+    class Interrupted(Exception):
+        pass
+
+    loaded = load("flux")
+    vae = loaded.pipeline.vae
+    vae.enable_tiling()
+    vae.tile_latent_min_size, vae.tile_sample_min_size = 8, 64
+    seen = []
+
+    def cancel():
+        if len(seen) == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        latents.decode(loaded, random_latent("flux"), Callbacks(seen.append, cancel))
+    assert len(seen) == 3
+    assert len(vae.decoder._forward_pre_hooks) == 0
+
+
+@pytest.mark.parametrize("mode", ["model_offload", "group_offload_leaf", "group_offload_block"])
+def test_an_offloaded_vae_decodes_to_the_same(mode):
+    handle = PipelineHandle(loader.resolve("tiny:sd3"))
+    latent = torch.randn(1, 16, 8, 8)
+    expected, _ = decode(handle, latent, OptimizationSettings.plain())
+    frames, report = decode(handle, latent, OptimizationSettings.plain(memory_mode=mode))
+    assert torch.equal(frames, expected), report["memory_mode"]
+    assert torch.equal(decode(handle, latent, OptimizationSettings.plain())[0], expected)
+
+
+def test_tiling_on_is_applied_reported_and_undone():
+    handle = PipelineHandle(loader.resolve("tiny:flux"))
+    latent = random_latent("flux", edge=64)
+    expected, _ = decode(handle, latent, OptimizationSettings.plain())
+    tiled = OptimizationSettings.plain(vae_tiling=TilingSettings(mode="on", tile_size=256, overlap=64))
+    frames, report = decode(handle, latent, tiled)
+    assert "256" in report["vae_tiling"].applied
+    assert frames.shape == expected.shape
+    assert not torch.equal(frames, expected)
+    assert torch.equal(decode(handle, latent, OptimizationSettings.plain())[0], expected)
+
+
+@pytest.mark.parametrize(
+    "latent",
+    [torch.zeros(1, 4, 8, 8), torch.zeros(16, 8, 8), torch.zeros(1, 16, 0, 8), torch.zeros(1, 128, 8, 8)],
+)
+def test_a_latent_of_another_model_is_refused_before_anything_loads(latent):
+    CACHE.clear()
+    with pytest.raises(InputError, match="latent"):
+        decode(PipelineHandle(loader.resolve("tiny:flux")), latent, OptimizationSettings.plain())
+    assert CACHE.keys() == ()
+
+
+def test_pixels_that_do_not_divide_are_refused():
+    with pytest.raises(InputError, match="multiples of 16"):
+        encode(
+            PipelineHandle(loader.resolve("tiny:flux2-klein")), torch.rand(1, 72, 64, 3), OptimizationSettings.plain()
+        )
+
+
+def test_statistics_of_image_vaes_follow_diffusers():
+    """SDXL derivatives (Playground 2.5) state per-channel means and deviations beside the scaling factor."""
+    loaded = load("sdxl")
+    vae, family = loaded.pipeline.vae, loaded.family
+    vae.register_to_config(latents_mean=[0.5, -1.0, 2.0, 0.1], latents_std=[1.0, 2.0, 3.0, 0.5], scaling_factor=0.5)
+    native = torch.randn(1, 4, 8, 8)
+    mean, std = (torch.tensor(vae.config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
+    comfy = latents.to_comfy(native, family, vae, 64, 64)
+    assert torch.equal(comfy, native * std / 0.5 + mean)
+    torch.testing.assert_close(latents.from_comfy(comfy, family, vae), native)
+
+
+def test_a_four_dimensional_qwen_latent_is_accepted():
+    loaded = load("qwenimage")
+    latent = random_latent("qwenimage", edge=8)
+    assert torch.equal(latents.decode(loaded, latent), latents.decode(loaded, latent.unsqueeze(2)))
