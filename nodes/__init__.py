@@ -6,7 +6,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .benchmark import BenchmarkOptimizations
 from .comfy_bridge import keep_measurements_with_the_user
+from .lora import LoadLora
 from .pipeline import LoadPipeline
+from .quantize import QuantizeModel
 from .report import ShowReport
 from .sampler import Sampler
 from .settings import OptimizationSettingsNode, TorchCompileSettings
@@ -21,6 +23,7 @@ class FastDiffusersExtension(ComfyExtension):
         keep_measurements_with_the_user()
         return [
             LoadPipeline,
+            LoadLora,
             Sampler,
             TorchCompileSettings,
             OptimizationSettingsNode,
@@ -28,5 +31,6 @@ class FastDiffusersExtension(ComfyExtension):
             VAEEncode,
             LoadVideoVAE,
             BenchmarkOptimizations,
+            QuantizeModel,
             ShowReport,
         ]

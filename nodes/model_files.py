@@ -1,4 +1,4 @@
-"""Which pipelines and video VAEs there are to choose from, and what a choice means."""
+"""Which pipelines, LoRAs and video VAEs there are to choose from, and what a choice means."""
 
 from __future__ import annotations
 
@@ -87,6 +87,21 @@ def video_vae_path(name: str) -> str:
     searched = ", ".join(folder_paths.get_folder_paths("vae"))
     reason = f"no such file under the vae paths ({searched})"
     raise ModelFileError("vae_name", name, reason, "put the VAE's .safetensors file there and press R in ComfyUI")
+
+
+def lora_choices() -> list[str]:
+    """The .safetensors files under the `loras` paths."""
+    return sorted(_safetensors("loras"), key=str.lower)
+
+
+def lora_path(name: str) -> str:
+    """Absolute path of a chosen LoRA. Raises ModelFileError when it is not there (any more)."""
+    found = folder_paths.get_full_path("loras", name)
+    if found:
+        return str(found)
+    searched = ", ".join(folder_paths.get_folder_paths("loras"))
+    reason = f"no such file under the loras paths ({searched})"
+    raise ModelFileError("lora_name", name, reason, "put the file there and press R in ComfyUI")
 
 
 def _diffusers_folders() -> list[Path]:

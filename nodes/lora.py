@@ -1,0 +1,81 @@
+"""Load LoRA (Diffusers): which LoRAs a pipeline runs with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from ..errors import FastDiffusersError
+from ..pipelines import lora, lora_files
+from ..pipelines.types import LoraSpec
+from . import residency, types
+from .compat import ADVANCED, schema
+from .model_files import lora_choices, lora_path
+
+if TYPE_CHECKING:
+    from ..pipelines.types import PipelineHandle
+
+
+class LoadLora(io.ComfyNode):
+    """A `PipelineHandle` with one LoRA more. The file is read, and checked against the model, when a sampler runs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FastDiffusersLoadLora",
+            display_name="Load LoRA (Diffusers)",
+            category=types.CATEGORY,
+            description="Adds a LoRA to a pipeline. Several in a row add up. Changing a strength or exchanging a file "
+            "neither loads the model again nor compiles it again.",
+            search_aliases=["lora", "lora loader", "style", "adapter", "lightning", "high noise", "low noise"],
+            inputs=[
+                types.Pipeline.Input(
+                    "pipeline", tooltip="From Load Diffusers Pipeline, or from another Load LoRA (Diffusers)."
+                ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=lora_choices(),
+                    tooltip="The .safetensors files under the 'loras' paths. One for another architecture is refused "
+                    "when the sampler runs, with the layers that do not fit.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.05,
+                    round=0.0001,
+                    tooltip="How much of the LoRA is added: 1 as it was trained, 0 nothing, below 0 the opposite.",
+                ),
+                io.Combo.Input(
+                    "expert",
+                    options=list(lora.EXPERTS),
+                    default="both",
+                    tooltip="For models with two noise experts (Wan 2.2): 'high' is the one that starts, 'low' the one "
+                    "that finishes. Their LoRAs come in pairs of files: use two of these nodes. Other models: 'both'.",
+                    **ADVANCED,
+                ),
+            ],
+            outputs=[types.Pipeline.Output(display_name="pipeline", tooltip="The same pipeline with this LoRA.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str, strength: float) -> bool | str:
+        # Naming `lora_name` here replaces ComfyUI's own "value not in list" by the reason.
+        try:
+            lora.check_loras((LoraSpec(lora_path(lora_name), strength),))
+        except FastDiffusersError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str) -> str:
+        # An edited file runs again under the same name.
+        return str(lora_files.stamp(lora_path(lora_name)))
+
+    @classmethod
+    def execute(cls, pipeline: PipelineHandle, lora_name: str, strength: float, expert: str) -> io.NodeOutput:
+        added = LoraSpec(lora_path(lora_name), strength, expert)
+        return io.NodeOutput(residency.keep_while_alive(replace(pipeline, loras=(*pipeline.loras, added))))

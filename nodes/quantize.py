@@ -1,0 +1,121 @@
+"""Quantize Model: a smaller copy of a pipeline, among the models that can be chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..errors import FastDiffusersError, InputError
+from ..pipelines.quantized_copy import WEIGHTS_DTYPES, quantize_folder
+from . import comfy_bridge, types
+from .compat import ADVANCED, schema
+from .model_files import CUSTOM, default_pipeline, pipeline_choices, pipeline_source
+
+
+class QuantizeModel(io.ComfyNode):
+    """Widgets -> a quantized diffusers folder under the first `diffusers` path."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        choices = pipeline_choices()
+        return schema(
+            node_id="FastDiffusersQuantize",
+            display_name="Quantize Model",
+            category=types.CATEGORY,
+            description="Writes a quantized copy of a diffusers pipeline beside the other models, with SDNQ. The copy "
+            "takes less disk and memory, loads without quantizing again, and loses some quality. Press R afterwards to "
+            "find it in Load Diffusers Pipeline.",
+            search_aliases=["quantize", "sdnq", "int8", "uint4", "4 bit", "8 bit", "smaller model", "save model"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=choices,
+                    default=default_pipeline(choices),
+                    tooltip="The pipeline to copy: a diffusers folder that is not quantized yet. Single files cannot "
+                    f"be used. {CUSTOM} takes the field below.",
+                ),
+                io.String.Input(
+                    "custom_model",
+                    default="",
+                    tooltip=f"Used when model is {CUSTOM}: the path of a diffusers folder, or a Hugging Face Hub id.",
+                ),
+                io.Combo.Input(
+                    "weights_dtype",
+                    options=list(WEIGHTS_DTYPES),
+                    default="int8",
+                    tooltip="How the weights of the denoiser and the large text encoders are stored. Fewer bits need "
+                    "less memory and lose more: 'int8' loses least, 'uint4' takes half of it.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Name of the new folder under the first 'diffusers' path. Empty: the model's name with the "
+                    "type added. A folder that is there already is never overwritten.",
+                ),
+                io.Int.Input(
+                    "svd_rank",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Rank of a correction in full precision that is kept beside the quantized weights: closer "
+                    "to the original, a little larger, and it takes longer to make. 0 is none, 32 is usual.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "quantized_matmul",
+                    default=False,
+                    tooltip="The copy multiplies in the quantized type unless a sampler says otherwise (Optimization "
+                    "Settings).",
+                    **ADVANCED,
+                ),
+            ],
+            outputs=[io.String.Output(display_name="folder", tooltip="Path of the new diffusers folder.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str, custom_model: str, name: str) -> bool | str:
+        try:
+            _target(pipeline_source(model, custom_model), "int8", name)
+        except FastDiffusersError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: str,
+        custom_model: str,
+        weights_dtype: str,
+        name: str,
+        svd_rank: int = 0,
+        quantized_matmul: bool = False,
+    ) -> io.NodeOutput:
+        source = pipeline_source(model, custom_model)
+        copy = quantize_folder(
+            source,
+            weights_dtype,
+            _target(source, weights_dtype, name),
+            device=comfy_bridge.device_name("auto"),
+            svd_rank=svd_rank,
+            quantized_matmul=quantized_matmul,
+            callbacks=comfy_bridge.NodeProgress(cls.hidden.unique_id).callbacks,
+        )
+        gib = 2**30
+        lines = [f"{part}: {what or 'nothing large enough to quantize'}" for part, what in copy.components.items()]
+        lines.append(f"{copy.bytes_before / gib:.2f} GiB of weights before, {copy.bytes_after / gib:.2f} GiB now")
+        return io.NodeOutput(str(copy.folder), ui=ui.PreviewText("\n".join([str(copy.folder), *lines])))
+
+
+def _target(source: str, weights_dtype: str, name: str) -> Path:
+    """The folder to write. Raises InputError for a name that is not a single folder's."""
+    name = name.strip() or f"{source.rstrip('/').replace(':', '-').split('/')[-1]}-sdnq-{weights_dtype}"
+    # A workflow from elsewhere must not be able to write anywhere else.
+    if Path(name).name != name or name.startswith(".") or any(sign in name for sign in '\\/:*?"<>|'):
+        raise InputError("name", name, "it must be the name of one folder", "use letters, digits, '-' and '_'")
+    parent = Path(folder_paths.get_folder_paths("diffusers")[0])
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent / name
