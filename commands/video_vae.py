@@ -32,6 +32,8 @@ def vae_settings(args: argparse.Namespace) -> VaeSettings:
 
 def load(args: argparse.Namespace) -> VideoVAE:
     """Load the checkpoint of `--vae`. Raises ModelFileError for a file that is not this VAE."""
-    from ..vae import load_video_vae
+    from ..optimizations.tuning import cache_folder
+    from ..vae import load_video_vae, remember_in
 
+    remember_in(cache_folder())
     return load_video_vae(str(args.vae.expanduser()), dtype=args.dtype, device=args.device)

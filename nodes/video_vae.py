@@ -11,6 +11,7 @@ import comfy.model_management as mm
 
 from .. import vae as engine
 from ..errors import ModelFileError
+from ..optimizations.tuning import cache_folder
 from .residency import Tenant, make_room
 from .types import VideoVaeHandle
 
@@ -67,6 +68,7 @@ def _on_card(handle: VideoVaeHandle) -> VideoVAE:
         if handle not in _loaded:
             tenant = Tenant(device, Path(handle.path).stat().st_size)
             make_room(tenant)
+            engine.remember_in(cache_folder())
             vae = engine.load_video_vae(handle.path, handle.dtype, str(device))
             tenant.follow([vae])
             _loaded[handle] = vae, tenant

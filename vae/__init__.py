@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .api import decode, decode_raw, encode, encode_raw
     from .checkpoint import from_state_dict, is_video_vae, load_video_vae
     from .config import VaeConfig
+    from .kernels.remembered import remember_in
     from .model import VideoVAE
     from .settings import Optimizations, VaeSettings
 
@@ -30,6 +31,7 @@ __all__ = [
     "from_state_dict",
     "is_video_vae",
     "load_video_vae",
+    "remember_in",
 ]
 
 _HOMES = {
@@ -44,6 +46,7 @@ _HOMES = {
     "from_state_dict": "checkpoint",
     "is_video_vae": "checkpoint",
     "load_video_vae": "checkpoint",
+    "remember_in": "kernels.remembered",
 }
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .kernels.conv_choice import ConvChoice
+from .kernels.remembered import MEMORY
 
 
 def conv3d(
@@ -32,7 +33,7 @@ def torch_conv3d(
     return F.conv3d(x, weight, bias, stride)
 
 
-CHOICE = ConvChoice(torch_conv3d)
+CHOICE = ConvChoice(torch_conv3d, memory=MEMORY)
 """What was measured and chosen in this process, by shape."""
 
 

@@ -7,6 +7,7 @@ but PyTorch; fused ones are listed in `FUSED`, best first, and are imported when
 A fused operation is probed at its first use for each kind of input (`Key`): it runs once on a small input and must
 agree with its eager twin. Whatever goes wrong there switches it off for that key, with the reason kept for the report,
 and the next implementation takes over; so it does when the operation fails later, at a size it was not probed with.
+What failed its probe is remembered for these versions of everything: the next process does not try again.
 Inside torch.compile the eager twins are traced: the compiler fuses them.
 """
 
@@ -24,6 +25,7 @@ import torch
 from . import eager, plain
 from .moments import Moments, Statistics
 from .probe import probe
+from .remembered import MEMORY
 from .triton_support import INTERPRETED
 
 __all__ = ["FUSED", "OPERATIONS", "Kernels", "Key", "Moments", "Statistics"]
@@ -186,10 +188,12 @@ def _choose(key: Key) -> tuple[Callable[..., Any], str]:
         function = getattr(module, key.operation, None)
         if function is None:
             continue
-        reason = module.unavailable(key.device)
-        reason = reason or probe(key.operation, function, key.device, key.dtype, key.channels, key.channels_last)
+        reason = module.unavailable(key.device) or MEMORY.get((name, *key))
         if not reason:
-            return function, name
+            reason = probe(key.operation, function, key.device, key.dtype, key.channels, key.channels_last)
+            if not reason:
+                return function, name
+            MEMORY.put((name, *key), reason)
         _refusals[key, name] = reason
     return getattr(eager, key.operation), eager.NAME
 

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from . import comfy_kitchen
-from .conv_memory import ConvMemory
 from .probe import TOLERANCE
+from .remembered import Remembered
 
 __all__ = ["CANDIDATES", "Candidate", "ConvChoice", "ConvKey", "cuda_seconds", "rules"]
 
@@ -129,7 +129,7 @@ class ConvChoice:
         plain: PyTorch's own convolution: the floor, and what the others are checked against.
         timer: measures seconds; None measures on the card.
         candidates: the alternatives by name.
-        memory: where choices outlive the process; None remembers them for this process.
+        memory: where choices outlive the process; None measures anew in each.
     """
 
     PLAIN = "conv3d"
@@ -139,7 +139,7 @@ class ConvChoice:
         plain: Convolution,
         timer: Timer | None = None,
         candidates: Mapping[str, Candidate] = CANDIDATES,
-        memory: ConvMemory | None = None,
+        memory: Remembered | None = None,
     ) -> None:
         self._plain = plain
         self._timer = timer or cuda_seconds

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fastdiffusers.vae.kernels import conv_choice
 from fastdiffusers.vae.kernels.conv_choice import CANDIDATES, Candidate, ConvChoice, conv2d_sum, rules
-from fastdiffusers.vae.kernels.conv_memory import ConvMemory
+from fastdiffusers.vae.kernels.remembered import Remembered
 
 Run = Callable[..., torch.Tensor]
 KEY = ("cpu", "float32", (1, 4, 3, 5, 5))
@@ -66,7 +66,7 @@ def case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(s, generator=generator) for s in ((1, 4, 4, 5, 5), (6, 4, 3, 3, 3), (6,)))
 
 
-def choice(other: Run, *seconds: float, memory: ConvMemory | None = None) -> ConvChoice:
+def choice(other: Run, *seconds: float, memory: Remembered | None = None) -> ConvChoice:
     return ConvChoice(plain, Clock(*seconds), {"other": Candidate(other, always)}, memory)
 
 
@@ -149,36 +149,36 @@ def test_nothing_is_timed_while_a_compiler_traces(
 def test_the_choice_outlives_the_process_for_the_same_versions(case: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
     file = tmp_path / "below" / "convolutions.json"
     here, elsewhere = {"torch": "2.13"}, {"torch": "2.14"}
-    choice(Counted(), 2.0, 1.0, memory=ConvMemory(file, here))(*case)
-    again = choice(Counted(), memory=ConvMemory(file, here))
+    choice(Counted(), 2.0, 1.0, memory=Remembered(file, here))(*case)
+    again = choice(Counted(), memory=Remembered(file, here))
     again(*case)
     assert again.used() == {"other": 1}
-    other_versions = choice(Counted(), 1.0, 2.0, memory=ConvMemory(file, elsewhere))
+    other_versions = choice(Counted(), 1.0, 2.0, memory=Remembered(file, elsewhere))
     other_versions(*case)
     assert other_versions.used() == {"conv3d": 1}
 
 
 def test_what_was_remembered_is_still_checked(case: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
-    memory = ConvMemory(tmp_path / "convolutions.json", {})
+    memory = Remembered(tmp_path / "convolutions.json", {})
     choice(Counted(), 2.0, 1.0, memory=memory)(*case)
     broken = choice(Counted(wrong_by=1.0), memory=memory)
     assert torch.equal(broken(*case), plain(*case, (1, 1, 1)))
     assert broken.used() == {"conv3d": 1}
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"format": 99, "choices": {"x": "y"}}', '["nonsense"]'])
+@pytest.mark.parametrize("content", ["", "{", '{"format": 99, "entries": {"x": "y"}}', '["nonsense"]'])
 def test_a_broken_file_is_as_good_as_none(content: str, tmp_path: Path) -> None:
     file = tmp_path / "convolutions.json"
     file.write_text(content)
-    memory = ConvMemory(file, {})
+    memory = Remembered(file, {})
     assert memory.get(KEY) is None
     memory.put(KEY, "other")
-    assert ConvMemory(file, {}).get(KEY) == "other"
+    assert Remembered(file, {}).get(KEY) == "other"
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    memory = ConvMemory(tmp_path / "file" / "convolutions.json", {})
+    memory = Remembered(tmp_path / "file" / "convolutions.json", {})
     memory.put(KEY, "other")
     assert memory.get(KEY) == "other"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastdiffusers.vae import kernels
 from fastdiffusers.vae.api import decode
 from fastdiffusers.vae.config import VaeConfig
 from fastdiffusers.vae.kernels import Kernels, eager, plain
+from fastdiffusers.vae.kernels.remembered import Remembered
 from fastdiffusers.vae.model import VideoVAE
 from fastdiffusers.vae.settings import VaeSettings
 
@@ -43,6 +45,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
     """Makes a module the only fused implementation. Its operations are the eager ones unless given."""
     monkeypatch.setattr(kernels, "_choices", {})
     monkeypatch.setattr(kernels, "_refusals", {})
+    monkeypatch.setattr(kernels, "MEMORY", Remembered(None, {}))
 
     def make(name: str = "fake", reason: str = "", **operations: Any) -> ModuleType:
         module = ModuleType(f"{kernels.__name__}.{name}")
@@ -131,6 +134,27 @@ def test_a_failure_at_a_size_it_was_not_probed_with_falls_back_for_good(fused: A
     assert [shape[-1] for shape in calls].count(8) == 1
     assert run.used == {operation: "eager"}
     assert "too many resources" in next(iter(run.refusals().values()))
+
+
+@pytest.mark.parametrize("versions", [{"torch": "2.13"}, {"torch": "2.14"}])
+def test_a_failure_is_remembered_for_these_versions_only(
+    fused: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, versions: dict[str, str]
+) -> None:
+    def next_process(memory: Remembered) -> Kernels:
+        for name, value in (("_choices", {}), ("_refusals", {}), ("MEMORY", memory)):
+            monkeypatch.setattr(kernels, name, value)
+        run = Kernels()
+        run.rms_norm_silu(*inputs("rms_norm_silu"))
+        return run
+
+    fused(rms_norm_silu=wrong("rms_norm_silu", 1.0))
+    first = next_process(Remembered(tmp_path / "kernels.json", {"torch": "2.13"}))
+    assert first.used == {"rms_norm_silu": "eager"}
+    fused()  # the kernel is right now, and nobody has told the file
+    second = next_process(Remembered(tmp_path / "kernels.json", versions))
+    known = versions == {"torch": "2.13"}
+    assert second.used == {"rms_norm_silu": "eager" if known else "fake"}
+    assert second.refusals() == (first.refusals() if known else {})
 
 
 def test_out_of_memory_keeps_its_type_and_condemns_nothing(fused: Any) -> None:
