@@ -105,7 +105,7 @@ class TorchCompileSettings(io.ComfyNode):
                     **ADVANCED,
                 ),
             ],
-            outputs=[types.CompileSettings.Output(display_name="compile_settings")],
+            outputs=[types.CompileSettings.Output(display_name="compile_settings", tooltip="For Diffusers Sampler.")],
         )
 
     @classmethod
@@ -145,9 +145,9 @@ class OptimizationSettingsNode(io.ComfyNode):
             node_id="FastDiffusersOptimizationSettings",
             display_name="Optimization Settings",
             category=types.CATEGORY,
-            description="The rarer optimizations: how the VAE tiles, and precision switches that are global in "
-            "PyTorch and here hold only while a sampler runs.",
-            search_aliases=["tf32", "channels last", "cudnn", "tile size", "vae slicing"],
+            description="The rarer optimizations: how the VAE tiles, how SDNQ models multiply, and precision switches "
+            "that are global in PyTorch and here hold only while a sampler runs.",
+            search_aliases=["tf32", "channels last", "cudnn", "tile size", "vae slicing", "sdnq", "quantized matmul"],
             inputs=[
                 io.Int.Input(
                     "vae_tile_size",
@@ -192,8 +192,16 @@ class OptimizationSettingsNode(io.ComfyNode):
                     default="off",
                     tooltip="Channels-last weights for convolutional models and VAEs. 'auto' uses them where they pay.",
                 ),
+                io.Combo.Input(
+                    "quantized_matmul",
+                    options=list(TRISTATE),
+                    default="auto",
+                    tooltip="Models quantized with SDNQ: 'on' multiplies in the quantized type instead of turning the "
+                    "weights back first, which loses a little more. 'auto' does what the checkpoint says. Other "
+                    "models are not touched.",
+                ),
             ],
-            outputs=[types.OptimizationSettings.Output(display_name="settings")],
+            outputs=[types.OptimizationSettings.Output(display_name="settings", tooltip="For Diffusers Sampler.")],
         )
 
     @classmethod
@@ -205,10 +213,12 @@ class OptimizationSettingsNode(io.ComfyNode):
         tf32: str,
         cudnn_benchmark: str,
         channels_last: str,
+        quantized_matmul: str = "auto",
     ) -> io.NodeOutput:
         return io.NodeOutput(
             OptimizationSettings(
                 vae_tiling=TilingSettings("auto", vae_tile_size, vae_tile_overlap, vae_slicing),
                 precision=PrecisionSettings(tf32, cudnn_benchmark, channels_last),
+                quantized_matmul=quantized_matmul,
             )
         )
