@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,7 @@ def check(key: LoadKey) -> None:
     _check_path(path, key.quantization)
 
 
+@lru_cache(maxsize=64)
 def family_of_key(key: LoadKey) -> Family:
     """The family that a key will load, for checks before the load; the variant is known only after it."""
     if key.source.startswith(TINY):
