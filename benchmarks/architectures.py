@@ -104,7 +104,7 @@ def build(architecture: Architecture, device: str, dtype: str, full: bool) -> Lo
         module.eval().requires_grad_(False)
     pipeline = type(small)(**{**small.components, **modules, **_settings(small)})
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
+    pipeline.to(device)  # type: ignore[attr-defined]
     return LoadedPipeline(
         key, pipeline, family_of(pipeline), torch.device(device), getattr(torch, dtype), {"model": key.source}
     )

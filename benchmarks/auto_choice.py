@@ -1,7 +1,8 @@
 """How good is the choice that "auto" makes? `python -m fastdiffusers.benchmarks.auto_choice`.
 
 For each tiny family: first what a user does, a comparison of single choices with a time limit, from which "auto" then
-decides; then every combination, interleaved, with more runs. What "auto" chose is held against the best of those.
+decides; then every combination, interleaved, with more runs. What "auto" chose is held against the best of those that
+give the same picture: pair by pair, with the interval, because the smallest of several noisy medians is too small.
 
 Target: within 3% of the best, and the probing within its time limit (60 s beyond compile time).
 """
@@ -26,6 +27,7 @@ from ..optimizations.measure import Candidate, Outcome, PairedMeasurement, Plan
 from ..optimizations.meters import DeviceMemoryMeter, stopwatch
 from ..optimizations.settings import OptimizationSettings
 from ..optimizations.situation import label
+from ..optimizations.trials import Measured
 from ..optimizations.tuning import Store
 from ..pipelines.cache import CACHE
 from ..pipelines.generate import generate, workload_of
@@ -63,23 +65,35 @@ def measure_family(family: str, device: str, runs: int) -> dict[str, Any]:
         auto = OptimizationSettings(torch_compile="off", memory_mode="gpu")
         situation = situation_of(handle, workload_of(loaded, request), auto)
         chosen = decide(auto, situation, known.rows(), steps=4).settings
-        medians = exhaustive(handle, request, [PLAIN, *kernels], runs)
-    best = min(medians, key=lambda name: medians[name])
-    mine = next(name for name in medians if label(settings_of(name, OptimizationSettings.plain())) == label(chosen))
+        everything = exhaustive(handle, request, [PLAIN, *kernels], runs)
+    plain = everything[0]
+    same = [one for one in everything if one is plain or (one.quality is not None and one.quality.lossless)]
+    best = min(same, key=median_run)
+    mine = next(one for one in everything if _label(one.name) == label(chosen))
+    behind = mine.against(best)
     return {
         "family": family,
-        "auto": mine,
-        "best": best,
-        "auto_s": medians[mine],
-        "best_s": medians[best],
-        "plain_s": medians[PLAIN],
-        "behind_percent": (medians[mine] / medians[best] - 1) * 100,
+        "auto": mine.name,
+        "best": best.name,
+        "auto_s": median_run(mine),
+        "best_s": median_run(best),
+        "plain_s": median_run(plain),
+        "behind_percent": (behind.ratio - 1) * 100,
+        "at_least_percent": max(0.0, (behind.low - 1) * 100),
         "probing_s": seconds,
     }
 
 
-def exhaustive(handle: PipelineHandle, request: SampleRequest, kernels: list[str], runs: int) -> dict[str, float]:
-    """Median seconds of a run of every combination of kernel and tiling."""
+def median_run(measured: Measured) -> float:
+    return measured.run.median if measured.run is not None else float("inf")
+
+
+def _label(name: str) -> tuple[tuple[str, str], ...]:
+    return label(settings_of(name, OptimizationSettings.plain()))
+
+
+def exhaustive(handle: PipelineHandle, request: SampleRequest, kernels: list[str], runs: int) -> list[Measured]:
+    """Every combination of kernel and tiling, plain first, measured in pairs."""
     names = list(kernels)
     names += ["+".join(part for part in pair if part != PLAIN) for pair in itertools.product(kernels, ("tiling",))]
     base = OptimizationSettings.plain(memory_mode="gpu")
@@ -97,7 +111,7 @@ def exhaustive(handle: PipelineHandle, request: SampleRequest, kernels: list[str
     plan = Plan(runs=runs, precision=0)
     measurement = PairedMeasurement([runner(name) for name in names], plan, stopwatch(kind), DeviceMemoryMeter(kind))
     measurement.run()
-    return {measured.name: measured.run.median for measured in measurement.measured if measured.run is not None}
+    return measurement.measured
 
 
 def main() -> None:
@@ -113,8 +127,8 @@ def main() -> None:
         rows.append(measure_family(family, args.device, args.runs))
         print(table(rows[-1:]), flush=True)
     print(table(rows))
-    worst = max(row["behind_percent"] for row in rows)
-    print(f"auto is at most {worst:.1f}% behind the best of all combinations (target: 3%)")
+    worst = max(row["at_least_percent"] for row in rows)
+    print(f"auto is beyond the noise at most {worst:.1f}% behind the best that gives the same picture (target: 3%)")
     path = store("auto_choice", {"runs": args.runs, "time_limit_s": TIME_LIMIT, "rows": rows}, args.device)
     print(path)
 
