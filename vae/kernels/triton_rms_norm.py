@@ -68,11 +68,11 @@ def rms_norm_silu(
 
 
 def _tile(channels: int, columns: int, channels_last: bool) -> Tile:
-    """All channels of some cells; along cells, runs of at least 64 bytes in the 16-bit dtypes."""
+    """All channels of some cells; along cells, runs of 64 bytes in the 16-bit dtypes where registers allow."""
     wide = min(power_of_two(channels), _MOST_CHANNELS)
-    cells = max(1 if channels_last else 32, 4096 // wide)
+    cells = max(1 if channels_last else min(32, 16384 // wide), 4096 // wide)
     cells = min(power_of_two(columns), cells)
-    return Tile(wide, cells, 8 if wide * cells > 8192 else 4)
+    return Tile(wide, cells, max(4, wide * cells // 2048))
 
 
 @triton.jit
