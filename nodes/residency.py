@@ -35,7 +35,7 @@ class FastDiffusersModel(nn.Module):
     """The name under which ComfyUI's log speaks of a tenant. It holds no weights."""
 
 
-class Tenant(ModelPatcher):  # type: ignore[misc]  # ComfyUI has no types
+class Tenant(ModelPatcher):
     """Weights on a device that somebody else puts there.
 
     Args:

@@ -44,13 +44,16 @@ class VaeChoices:
 
     def for_video_vae(self) -> VaeSettings:
         """The same choices for this pack's video VAE, whose time is counted in latent frames."""
-        size = {"tile_size": self.tile_size} if self.tile_size else {}
-        if self.overlap:
-            size["tile_overlap"] = self.overlap
-        elif self.tile_size:
-            size["tile_overlap"] = self.tile_size // 4
-        latent_frames = -(-self.temporal_slice // TEMPORAL_FACTOR)
-        return VaeSettings(self.tiling, temporal_slice=latent_frames, memory_budget_gib=self.memory_budget_gib, **size)
+        defaults = VaeSettings()
+        tile_size = self.tile_size or defaults.tile_size
+        overlap = self.overlap or (self.tile_size // 4 if self.tile_size else defaults.tile_overlap)
+        return VaeSettings(
+            self.tiling,
+            tile_size=tile_size,
+            tile_overlap=overlap,
+            temporal_slice=-(-self.temporal_slice // TEMPORAL_FACTOR),
+            memory_budget_gib=self.memory_budget_gib,
+        )
 
 
 def shared_inputs(verb: str) -> list[Any]:
