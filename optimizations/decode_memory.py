@@ -53,36 +53,44 @@ class DecodeCost:
         return int(workload.width * workload.height * elements * dtype.itemsize * batch * WORKSPACE)
 
 
-_known: dict[tuple[str, str], DecodeCost | None] = {}
+_known: dict[tuple[str, str, bool], DecodeCost | None] = {}
 _guard = threading.Lock()
 
 
-def decode_cost(vae: Any) -> DecodeCost | None:
-    """The cost for this class and configuration of VAE, remembered; None for one that cannot be decoded on trial."""
+def decode_cost(vae: Any, clip: bool = False) -> DecodeCost | None:
+    """The cost for this class and configuration of VAE, remembered; None for one that cannot be decoded on trial.
+
+    Args:
+        vae: a diffusers VAE.
+        clip: more than one frame will be decoded; without, only `single` is found out.
+    """
     config = getattr(vae, "config", None)
     if config is None:
         return None
-    key = (type(vae).__name__, json.dumps(dict(config), sort_keys=True, default=str))
+    key = (type(vae).__name__, json.dumps(dict(config), sort_keys=True, default=str), clip)
     with _guard:
         if key not in _known:
-            _known[key] = _measure(vae)
+            _known[key] = _measure(vae, clip)
         return _known[key]
 
 
-def _measure(vae: Any) -> DecodeCost | None:
+def _measure(vae: Any, clip: bool) -> DecodeCost | None:
     try:
         with torch.device("meta"):
             twin = type(vae).from_config(vae.config).eval()
         channels = _latent_channels(vae)
         if not _is_video(twin):
-            trial = _decode(twin, (1, channels, _EDGE, _EDGE))
-            return DecodeCost(trial.peak / trial.pixels)
-        one, two, three = (_decode(twin, (1, channels, frames, _EDGE, _EDGE)) for frames in (1, 2, 3))
+            return DecodeCost(_decode(twin, (1, channels, _EDGE, _EDGE)).per_pixel)
+        # From the third latent frame on, causal decoders carry all the state that they will ever carry.
+        lengths = (1, 3, 4) if clip else (1,)
+        one, *longer = (_decode(twin, (1, channels, frames, _EDGE, _EDGE)) for frames in lengths)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError):
         return None  # a class that is built or called in another way: nothing is known about it
-    each = max(0.0, three.peak - two.peak) / (three.frames - two.frames)
-    start = three.peak - each * three.frames
-    return DecodeCost(one.peak / one.pixels, start / one.pixels, each / one.pixels)
+    if not longer:
+        return DecodeCost(one.per_pixel)
+    three, four = longer
+    each = max(0.0, four.per_pixel - three.per_pixel) / (four.frames - three.frames)
+    return DecodeCost(one.per_pixel, start=four.per_pixel - each * four.frames, each=each)
 
 
 def _latent_channels(vae: Any) -> int:
@@ -96,11 +104,10 @@ def _is_video(vae: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A decode on trial. Attributes: pixels of a frame; frames; peak, the elements alive at once."""
+    """A decode on trial. Attributes: frames; per_pixel, the elements alive at once for each pixel of one frame."""
 
-    pixels: int
     frames: int
-    peak: int
+    per_pixel: float
 
 
 def _decode(vae: Any, shape: tuple[int, ...]) -> _Trial:
@@ -108,7 +115,7 @@ def _decode(vae: Any, shape: tuple[int, ...]) -> _Trial:
     with torch.no_grad(), LiveElements() as live:
         result = vae.decode(latent, return_dict=False)[0]
     frames = result.shape[2] if result.ndim == 5 else 1
-    return _Trial(result.shape[-1] * result.shape[-2], frames, live.peak)
+    return _Trial(frames, live.peak / (result.shape[-1] * result.shape[-2]))
 
 
 class LiveElements(TorchDispatchMode):

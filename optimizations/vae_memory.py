@@ -127,7 +127,7 @@ def can_tile(vae: Any) -> bool:
 
 def estimate(vae: nn.Module, workload: Workload, slicing: bool = False) -> int:
     """Bytes that decoding the workload in one piece takes beside the weights; 0 when nothing can be said."""
-    cost = decode_cost(vae)
+    cost = decode_cost(vae, clip=workload.frames > 1)
     if cost is None:
         return 0
     return cost.bytes(workload, _decode_dtype(vae), 1 if slicing else max(1, workload.batch))
