@@ -173,7 +173,7 @@ def _merge_parts(
         weight = _cells(part, height, width, rows, columns, across)
         value = tl.load(means + part[:, None] * channels + source[None, :], mask=mask, other=0.0)
         total += value * weight[:, None]
-    count = (height * width).to(tl.float32) * per_group
+    count = tl.full((), 1.0, tl.float32) * height * width * per_group
     mean = tl.sum(tl.sum(total, 1), 0) / count
     spread = tl.zeros((block_parts, block_c), tl.float32)
     for start in range(0, parts, block_parts):

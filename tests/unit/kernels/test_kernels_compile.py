@@ -139,3 +139,17 @@ def test_the_pixel_shuffle_compiles_with_bias_and_residual(recorded: Any) -> Non
             triton_pixel_shuffle.pixel_shuffle_3d(x, 1, bias=bias, residual=residual)
         [code] = kernels["_shuffle"].ptx(90)
         assert "add.f32" in code
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 4, 1, 1, 3)], ids=str)
+def test_sizes_of_one_compile(recorded: Any, shape: tuple[int, ...]) -> None:
+    """At the launch, Triton makes a constant of every argument that is 1."""
+    x, weight = torch.empty(shape, device="meta"), torch.empty(shape[1], device="meta")
+    with recorded(triton_group_norm, "_sum_parts", "_merge_parts", "_normalise") as norm:
+        triton_group_norm.group_norm_silu(x, weight, weight, 1, 1e-6)
+    with recorded(triton_rms_norm, "_normalise") as rms:
+        triton_rms_norm.rms_norm_silu(x, weight, weight)
+    with recorded(triton_pixel_shuffle, "_shuffle") as shuffle:
+        triton_pixel_shuffle.pixel_shuffle_3d(torch.empty(shape[0], 4, *shape[2:], device="meta"), 1)
+    for kernel in (*norm.values(), *rms.values(), *shuffle.values()):
+        assert [".entry" in code for code in kernel.ptx(80)] == [True]
