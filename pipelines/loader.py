@@ -13,7 +13,8 @@ from ..callbacks import SILENT, Callbacks
 from ..errors import FastDiffusersError, InputError, ModelFileError
 from ..optimizations import quantization as quantizing
 from ..optimizations.sdnq_support import import_sdnq_safely
-from . import checkpoints, hub, tiny
+from . import checkpoints, hub, single_file, tiny
+from .devices import resolve_device, resolve_dtype
 from .families import Family, family_of, small
 from .types import LoadedPipeline, LoadKey
 
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATION_CHOICES = quantizing.quantization_choices()
 TINY = "tiny:"
-SINGLE_FILE_CLASSES = {
-    "flux": "FluxPipeline",
-    "sd35": "StableDiffusion3Pipeline",
-    "sd3": "StableDiffusion3Pipeline",
-    "xl": "StableDiffusionXLPipeline",
-    "playground": "StableDiffusionXLPipeline",
-    "v1": "StableDiffusionPipeline",
-    "v2": "StableDiffusionPipeline",
-}
-"""Beginning of diffusers' name for a kind of checkpoint -> the pipeline that reads it, the longest match first."""
 
 
 def is_local(source: str) -> bool:
@@ -127,51 +118,7 @@ def _check_path(path: Path, quantization: str) -> None:
         reason = f"{path.suffix or 'a file without a suffix'} is no format of diffusers pipelines"
         raise ModelFileError("model", str(path), reason, "choose a diffusers folder or a .safetensors file")
     else:
-        single_file_class(path)
-
-
-def resolve_device(device: str) -> str:
-    """The device to use: "auto" is the first accelerator that works here, else "cpu".
-
-    Raises:
-        InputError: the named device does not exist here.
-    """
-    import torch
-
-    if device == "auto":
-        return next((f"{kind}:0" for kind in ("cuda", "xpu") if _count(kind)), "mps" if _count("mps") else "cpu")
-    kind, _, number = device.partition(":")
-    available = _count(kind) if kind in ("cuda", "xpu", "mps") else 1
-    if kind not in ("cpu", "cuda", "xpu", "mps") or (number and not number.isdigit()):
-        raise InputError("device", device, "there is no such kind of device", "use auto, cpu, cuda, cuda:1, mps or xpu")
-    if int(number or 0) >= available:
-        found = f"{available} {kind} device(s)" if available else f"no {kind} device"
-        raise InputError("device", device, f"torch {torch.__version__} finds {found} here", "use auto or cpu")
-    return f"{kind}:{int(number or 0)}" if kind in ("cuda", "xpu") else kind
-
-
-def _count(kind: str) -> int:
-    """How many devices of a kind torch can use here."""
-    import torch
-
-    if kind == "mps":
-        return int(torch.backends.mps.is_available())
-    module = getattr(torch, kind, None)
-    return int(module.device_count()) if module is not None and module.is_available() else 0
-
-
-def resolve_dtype(dtype: str, device: str) -> str:
-    """The name of the dtype that "auto" means on a resolved device; any other name unchanged."""
-    import torch
-
-    if dtype != "auto":
-        return dtype
-    if device == "cpu":
-        return "float32"
-    if device.startswith("cuda"):
-        # Cards before Ampere emulate bfloat16, slowly: they count as not able to.
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip else "float16"
-    return "bfloat16" if device.startswith("xpu") else "float16"
+        single_file.pipeline_class_of(path)
 
 
 def folder_of(key: LoadKey) -> Path | None:
@@ -206,7 +153,7 @@ def family_of_key(key: LoadKey) -> Family:
 
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
-    name = single_file_class(path) if path.is_file() else checkpoints.read_index(path)["_class_name"]
+    name = single_file.pipeline_class_of(path) if path.is_file() else checkpoints.read_index(path)["_class_name"]
     return family_of(getattr(diffusers, name, name))
 
 
@@ -255,8 +202,7 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
     with _component_progress(callbacks), _reading_errors(path):
-        read = _read_folder if path.is_dir() else _read_single_file
-        pipeline = read(path, key, dtype)
+        pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
     if path.is_file() or (key.quantization != "none" and quantizing.SCHEMES[key.quantization].after_load):
         quantizing.quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     return pipeline
@@ -287,37 +233,6 @@ def _dtype_argument(key: LoadKey, dtype: torch.dtype) -> Any:
     if not key.component_dtypes:
         return dtype
     return {"default": dtype, **{part: getattr(torch, name) for part, name in key.component_dtypes}}
-
-
-def _read_single_file(path: Path, key: LoadKey, dtype: torch.dtype) -> Any:
-    import diffusers
-
-    pipeline_class = getattr(diffusers, single_file_class(path))
-    # A single file holds weights only. The configurations come from a folder of the same name beside it, where there
-    # is one, else from the Hub (or its cache) by diffusers itself.
-    beside = path.with_suffix("")
-    config = {"config": str(beside), "local_files_only": True} if (beside / checkpoints.INDEX).is_file() else {}
-    return pipeline_class.from_single_file(str(path), torch_dtype=dtype, **config)
-
-
-def single_file_class(path: Path) -> str:
-    """The diffusers pipeline that reads a single .safetensors file, told from its header alone.
-
-    Raises:
-        ModelFileError: damaged, or a kind of checkpoint that no pipeline reads from one file.
-    """
-    import torch
-    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-
-    header = checkpoints.read_header(path)
-    shapes = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
-    has_vae = any(name.startswith(("first_stage_model.", "vae.")) for name in shapes)
-    kind = infer_diffusers_model_type(shapes)
-    for beginning, pipeline_class in SINGLE_FILE_CLASSES.items():
-        if kind.startswith(beginning) and has_vae:
-            return pipeline_class
-    reason = "it holds only a part of a model (no VAE)" if not has_vae else f"diffusers reads no {kind} from one file"
-    raise ModelFileError("model", str(path), reason, "use the model's folder in diffusers format")
 
 
 def _apply_component_dtypes(pipeline: Any, key: LoadKey) -> None:

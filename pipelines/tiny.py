@@ -14,17 +14,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .tiny_tokenizers import (
-    CHAT_TEMPLATE,
-    CLIP_TOKENS,
-    CLIP_VOCABULARY,
-    QWEN_SPECIALS,
-    QWEN_VOCABULARY,
-    T5_VOCABULARY,
-    clip_tokenizer,
-    qwen_tokenizer,
-    t5_tokenizer,
+from .tiny_components import (
+    FLUX_SCALING,
+    FLUX_SHIFT,
+    SD3_SCALING,
+    SD3_SHIFT,
+    SDXL_SCALING,
+    WIDTH,
+    clip_encoder,
+    dynamic_flow_euler,
+    flow_euler,
+    flux2_vae,
+    image_vae,
+    qwen3_encoder,
+    qwen25_vl_encoder,
+    qwen_processor,
+    qwen_vae,
+    t5_encoder,
+    umt5_encoder,
+    wan_scheduler,
+    wan_vae,
 )
+from .tiny_tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -44,13 +55,6 @@ PIPELINE_CLASSES = {
 }
 """Tiny family -> class in diffusers."""
 TINY_FAMILIES = tuple(PIPELINE_CLASSES)
-WIDTH = 32
-"""Hidden size of every text encoder here."""
-
-# What the real checkpoints ship. The Wan and Qwen means and deviations are the VAE classes' own defaults.
-FLUX_SCALING, FLUX_SHIFT = 0.3611, 0.1159
-SD3_SCALING, SD3_SHIFT = 1.5305, 0.0609
-SDXL_SCALING = 0.13025
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> DiffusionPipeline:
@@ -103,191 +107,6 @@ def _spread_weights(module: torch.nn.Module) -> None:
             parameter.data.normal_(std=0.02)
 
 
-# --- text encoders ----------------------------------------------------------------------------------------------------
-
-
-def _clip_encoder(projection: bool = False) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=CLIP_VOCABULARY,
-        hidden_size=WIDTH,
-        projection_dim=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=CLIP_TOKENS,
-        bos_token_id=CLIP_VOCABULARY - 2,
-        eos_token_id=CLIP_VOCABULARY - 1,
-        pad_token_id=CLIP_VOCABULARY - 1,
-        hidden_act="gelu" if projection else "quick_gelu",
-    )
-    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
-
-
-def _t5_sizes(width: int = WIDTH) -> dict[str, Any]:
-    return {
-        "vocab_size": T5_VOCABULARY,
-        "d_model": width,
-        "d_kv": 8,
-        "d_ff": 2 * WIDTH,
-        "num_layers": 2,
-        "num_heads": 4,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
-    }
-
-
-def _t5_encoder(width: int = WIDTH) -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(T5Config(**_t5_sizes(width)))
-
-
-def _umt5_encoder() -> Any:
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    return UMT5EncoderModel(UMT5Config(**_t5_sizes()))
-
-
-def _qwen_sizes(layers: int = 3) -> dict[str, Any]:
-    return {
-        "vocab_size": QWEN_VOCABULARY,
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "bos_token_id": 256,
-        "eos_token_id": 256,
-        "pad_token_id": 256,
-        "initializer_range": 0.1,
-    }
-
-
-def _qwen3_encoder(layers: int, causal: bool) -> Any:
-    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
-
-    config = Qwen3Config(**_qwen_sizes(layers), head_dim=8)
-    return Qwen3ForCausalLM(config) if causal else Qwen3Model(config)
-
-
-def _qwen25_vl_encoder() -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    token = {name: 256 + index for index, name in enumerate(QWEN_SPECIALS)}
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **_qwen_sizes(),
-            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
-            "rope_theta": 1_000_000.0,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_heads": 4,
-            "out_hidden_size": WIDTH,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.1,
-        },
-        image_token_id=token["<|image_pad|>"],
-        video_token_id=token["<|video_pad|>"],
-        vision_start_token_id=token["<|vision_start|>"],
-        vision_end_token_id=token["<|vision_end|>"],
-    )
-    return Qwen2_5_VLForConditionalGeneration(config)
-
-
-def _qwen_processor(tokenizer: Any) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
-
-    # At most 64 patches of 14 x 14 a picture: the real encoder reads about a megapixel, the tiny one need not.
-    sizes: dict[str, Any] = {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}}
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**sizes),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**sizes),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-# --- VAEs -------------------------------------------------------------------------------------------------------------
-
-
-def _image_vae(latent_channels: int, scaling: float, shift: float | None = None, quant: bool = False) -> Any:
-    from diffusers import AutoencoderKL
-
-    vae: Any = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        latent_channels=latent_channels,
-        sample_size=1024,
-        scaling_factor=scaling,
-        shift_factor=shift,
-        use_quant_conv=quant,
-        use_post_quant_conv=quant,
-        force_upcast=quant,
-    )
-    _add_contrast(vae.decoder.conv_out)
-    return vae
-
-
-def _flux2_vae() -> Any:
-    from diffusers import AutoencoderKLFlux2
-
-    vae: Any = AutoencoderKLFlux2(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, layers_per_block=1)
-    # Statistics that are not 0 and 1, or a test could not tell which side applies them.
-    vae.bn.running_mean.normal_(std=0.3)
-    vae.bn.running_var.uniform_(0.5, 2.0)
-    _add_contrast(vae.decoder.conv_out)
-    return vae
-
-
-def _wan_vae() -> Any:
-    from diffusers import AutoencoderKLWan
-
-    vae: Any = AutoencoderKLWan(base_dim=4, num_res_blocks=1)
-    _add_contrast(vae.decoder.conv_out)
-    return vae
-
-
-def _qwen_vae() -> Any:
-    from diffusers import AutoencoderKLQwenImage
-
-    vae: Any = AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
-    _add_contrast(vae.decoder.conv_out)
-    return vae
-
-
-def _add_contrast(conv_out: torch.nn.Module) -> None:
-    """A random decoder paints almost uniform grey; a stronger last layer makes differences visible."""
-    for parameter in conv_out.parameters():
-        parameter.data.mul_(2.0)
-
-
-# --- schedulers -------------------------------------------------------------------------------------------------------
-
-
-def _flow_euler(**config: Any) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(**config)
-
-
-def _dynamic_flow_euler(**config: Any) -> Any:
-    return _flow_euler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, **config)
-
-
-def _wan_scheduler() -> Any:
-    from diffusers import UniPCMultistepScheduler
-
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-
-
 # --- families ---------------------------------------------------------------------------------------------------------
 
 
@@ -306,11 +125,11 @@ def _flux(pipeline_class: str = "FluxPipeline") -> Any:
         axes_dims_rope=(4, 4, 8),
     )
     return getattr(diffusers, pipeline_class)(
-        scheduler=_dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
-        vae=_image_vae(16, FLUX_SCALING, FLUX_SHIFT),
-        text_encoder=_clip_encoder(),
+        scheduler=dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
+        vae=image_vae(16, FLUX_SCALING, FLUX_SHIFT),
+        text_encoder=clip_encoder(),
         tokenizer=clip_tokenizer(),
-        text_encoder_2=_t5_encoder(),
+        text_encoder_2=t5_encoder(),
         tokenizer_2=t5_tokenizer(),
         transformer=transformer,
     )
@@ -321,7 +140,7 @@ def _flux2_klein() -> Any:
 
     # The pipeline stacks the hidden states 9, 18 and 27 of its encoder unless a call says otherwise. Layers of this
     # width are cheap: with 28 of them, every call is the one that the real model gets.
-    text_encoder = _qwen3_encoder(layers=28, causal=True)
+    text_encoder = qwen3_encoder(layers=28, causal=True)
     transformer = Flux2Transformer2DModel(
         num_layers=2,
         num_single_layers=2,
@@ -333,8 +152,8 @@ def _flux2_klein() -> Any:
         guidance_embeds=False,
     )
     return Flux2KleinPipeline(
-        scheduler=_dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
-        vae=_flux2_vae(),
+        scheduler=dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
+        vae=flux2_vae(),
         text_encoder=text_encoder,
         tokenizer=qwen_tokenizer(),
         transformer=transformer,
@@ -368,9 +187,9 @@ def _sdxl() -> Any:
         timestep_spacing="leading",
     )
     return StableDiffusionXLPipeline(
-        vae=_image_vae(4, SDXL_SCALING, quant=True),
-        text_encoder=_clip_encoder(),
-        text_encoder_2=_clip_encoder(projection=True),
+        vae=image_vae(4, SDXL_SCALING, quant=True),
+        text_encoder=clip_encoder(),
+        text_encoder_2=clip_encoder(projection=True),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         unet=unet,
@@ -395,13 +214,13 @@ def _sd3() -> Any:
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=_flow_euler(shift=3.0),
-        vae=_image_vae(16, SD3_SCALING, SD3_SHIFT),
-        text_encoder=_clip_encoder(projection=True),
+        scheduler=flow_euler(shift=3.0),
+        vae=image_vae(16, SD3_SCALING, SD3_SHIFT),
+        text_encoder=clip_encoder(projection=True),
         tokenizer=clip_tokenizer(),
-        text_encoder_2=_clip_encoder(projection=True),
+        text_encoder_2=clip_encoder(projection=True),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=_t5_encoder(2 * WIDTH),
+        text_encoder_3=t5_encoder(2 * WIDTH),
         tokenizer_3=t5_tokenizer(),
     )
 
@@ -411,11 +230,9 @@ def _qwenimage(edit: bool = False) -> Any:
 
     tokenizer = qwen_tokenizer()
     components: dict[str, Any] = {
-        "scheduler": _dynamic_flow_euler(
-            shift=1.0, base_image_seq_len=256, max_image_seq_len=8192, shift_terminal=0.02
-        ),
-        "vae": _qwen_vae(),
-        "text_encoder": _qwen25_vl_encoder(),
+        "scheduler": dynamic_flow_euler(shift=1.0, base_image_seq_len=256, max_image_seq_len=8192, shift_terminal=0.02),
+        "vae": qwen_vae(),
+        "text_encoder": qwen25_vl_encoder(),
         "tokenizer": tokenizer,
         "transformer": QwenImageTransformer2DModel(
             num_layers=3,
@@ -426,7 +243,7 @@ def _qwenimage(edit: bool = False) -> Any:
         ),
     }
     if edit:
-        return QwenImageEditPipeline(**components, processor=_qwen_processor(tokenizer))
+        return QwenImageEditPipeline(**components, processor=qwen_processor(tokenizer))
     return QwenImagePipeline(**components)
 
 
@@ -444,9 +261,9 @@ def _zimage() -> Any:
         axes_lens=[1024, 512, 512],
     )
     return ZImagePipeline(
-        scheduler=_flow_euler(shift=3.0),
-        vae=_image_vae(16, FLUX_SCALING, FLUX_SHIFT),
-        text_encoder=_qwen3_encoder(layers=3, causal=False),
+        scheduler=flow_euler(shift=3.0),
+        vae=image_vae(16, FLUX_SCALING, FLUX_SHIFT),
+        text_encoder=qwen3_encoder(layers=3, causal=False),
         tokenizer=qwen_tokenizer(),
         transformer=transformer,
     )
@@ -474,9 +291,9 @@ def _wan(image_to_video: bool) -> Any:
     pipeline_class = WanImageToVideoPipeline if image_to_video else WanPipeline
     return pipeline_class(
         tokenizer=t5_tokenizer(),
-        text_encoder=_umt5_encoder(),
-        vae=_wan_vae(),
-        scheduler=_wan_scheduler(),
+        text_encoder=umt5_encoder(),
+        vae=wan_vae(),
+        scheduler=wan_scheduler(),
         transformer=_wan_expert(channels),
         transformer_2=_wan_expert(channels),
         boundary_ratio=0.9 if image_to_video else 0.875,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, ModelFileError
-from fastdiffusers.pipelines import checkpoints, hub, loader, tiny
+from fastdiffusers.pipelines import checkpoints, devices, hub, loader, single_file, tiny
 from fastdiffusers.pipelines.types import LoadKey
 
 
@@ -179,7 +179,7 @@ def test_an_edited_model_gets_another_identity(folder):
 def test_dtypes_by_component_and_the_key_names_no_auto(folder):
     key = loader.resolve(str(folder), dtype="bfloat16", component_dtypes={"vae": "float32", "text_encoder": "auto"})
     assert key.dtype == "bfloat16"
-    assert key.device == loader.resolve_device("auto")
+    assert key.device == devices.resolve_device("auto")
     assert "auto" not in str(key)
     loaded = loader.load(key)
     assert loaded.pipeline.unet.dtype == torch.bfloat16
@@ -228,7 +228,7 @@ def test_pipelines_are_found_below_several_folders_and_not_inside_each_other(fol
 # --- single files -----------------------------------------------------------------------------------------------------
 
 
-def single_file(path, tensors):
+def write_single_file(path, tensors):
     save_file(tensors, path)
     return path
 
@@ -238,12 +238,15 @@ def test_a_single_file_is_recognised_by_its_header_or_refused(tmp_path):
         "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": torch.zeros(1280),
         "first_stage_model.decoder.conv_in.weight": torch.zeros(4, 4, 3, 3),
     }
-    assert loader.single_file_class(single_file(tmp_path / "a.safetensors", sdxl)) == "StableDiffusionXLPipeline"
+    assert (
+        single_file.pipeline_class_of(write_single_file(tmp_path / "a.safetensors", sdxl))
+        == "StableDiffusionXLPipeline"
+    )
     key = loader.resolve(str(tmp_path / "a.safetensors"))
     assert loader.family_of_key(key).name == "sdxl"
     lonely = {"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
     with pytest.raises(ModelFileError, match="only a part"):
-        loader.resolve(str(single_file(tmp_path / "b.safetensors", lonely)))
+        loader.resolve(str(write_single_file(tmp_path / "b.safetensors", lonely)))
     with pytest.raises(ModelFileError, match="could not be loaded"):
         loader.load(key)
 
@@ -264,7 +267,7 @@ def test_a_single_file_takes_its_configuration_from_the_folder_beside_it(tmp_pat
         return tiny.build("sdxl", dtype=options["torch_dtype"])
 
     monkeypatch.setattr(diffusers.StableDiffusionXLPipeline, "from_single_file", from_single_file)
-    key = loader.resolve(str(single_file(path, weights)), dtype="bfloat16", component_dtypes={"vae": "float32"})
+    key = loader.resolve(str(write_single_file(path, weights)), dtype="bfloat16", component_dtypes={"vae": "float32"})
     loaded = loader.load(key)
     assert asked["file"] == str(path)
     assert (asked["config"], asked["local_files_only"]) == (str(path.with_suffix("")), True)
