@@ -20,7 +20,7 @@ from .fallback import Signals
 from .headroom import GIB, MemoryProbe, MemoryState, Need, device_memory, shortage
 from .settings import OptimizationSettings, Workload
 
-__all__ = ["active", "apply", "revert", "switch_compile"]
+__all__ = ["active", "apply", "apply_to_vae", "revert", "switch_compile"]
 
 
 def apply(
@@ -53,20 +53,51 @@ def apply(
     look = memory or device_memory
     report = OptimizationReport()
 
+    # In the order in which they build on each other. A new step gets its line here and its undoing in `revert`.
     matmul = sdnq_support.set_quantized_matmul(pipeline, settings.quantized_matmul, before_change=offload.restore)
     if matmul is not None:
         report.set(matmul)
     report.set(attention.use(pipeline, settings.attention, device))
     report.set(step_cache.enable(pipeline, settings.step_cache, workload.steps, settings))
+    _apply_memory_and_precision(pipeline, settings, report, device, workload, look)
+    report.set(
+        switch_compile(pipeline, settings, report, device=device, workload=workload, callbacks=callbacks, memory=look)
+    )
+    return report
+
+
+def apply_to_vae(
+    pipeline: Any,
+    settings: OptimizationSettings,
+    *,
+    device: torch.device | str | None = None,
+    workload: Workload | None = None,
+    memory: MemoryProbe | None = None,
+) -> OptimizationReport:
+    """The part of `apply` that a decode or an encode by itself needs; the denoisers stay as they are.
+
+    What they were given (another attention, compiled code, a step cache) is there again at the next denoising run,
+    and so is what is known of its failures. Arguments and errors are those of `apply`.
+    """
+    device = _device(pipeline, device)
+    report = OptimizationReport()
+    _apply_memory_and_precision(pipeline, settings, report, device, workload or Workload(), memory or device_memory)
+    return report
+
+
+def _apply_memory_and_precision(
+    pipeline: Any,
+    settings: OptimizationSettings,
+    report: OptimizationReport,
+    device: torch.device,
+    workload: Workload,
+    look: MemoryProbe,
+) -> None:
     report.set(offload.use(pipeline, settings.memory_mode, device, look(device), _working_memory(pipeline, workload)))
     for record in vae_memory.use(pipeline, settings.vae_tiling, workload, _while_decoding(pipeline, device, look)):
         report.set(record)
     for record in precision.records(pipeline, settings.precision, device):
         report.set(record)
-    report.set(
-        switch_compile(pipeline, settings, report, device=device, workload=workload, callbacks=callbacks, memory=look)
-    )
-    return report
 
 
 def switch_compile(

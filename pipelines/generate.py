@@ -100,10 +100,10 @@ def decode(
     with CACHE.use(handle.key, callbacks) as loaded:
         stride = loaded.family.latent_stride
         frames = 1 + (latent.shape[2] - 1) * loaded.family.temporal_stride if latent.ndim == 5 else 1
-        workload = Workload(latent.shape[-1] * stride, latent.shape[-2] * stride, frames, latent.shape[0])
-        # A decode runs no denoiser: nothing is compiled or exchanged in it for this.
-        settings = replace(settings, torch_compile="off", step_cache="off", attention="sdpa")
-        with _optimized(loaded, handle, settings, workload, callbacks, memory) as report:
+        streamed = latent.ndim == 5 and not refuse_streaming(loaded.pipeline.vae)
+        size = (latent.shape[-1] * stride, latent.shape[-2] * stride)
+        workload = Workload(*size, frames, batch=latent.shape[0], streamed=streamed)
+        with _optimized_vae(loaded, handle, settings, workload, memory) as report:
             return _decode(loaded, latent, report, callbacks), report
 
 
@@ -120,8 +120,7 @@ def encode(
         height, width = pixels.shape[-3:-1]
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
         workload = Workload(width, height, frames, pixels.shape[0])
-        settings = replace(settings, torch_compile="off", step_cache="off", attention="sdpa")
-        with _optimized(loaded, handle, settings, workload, callbacks, memory) as report:
+        with _optimized_vae(loaded, handle, settings, workload, memory) as report:
             return latents.encode(loaded, pixels, callbacks), report
 
 
@@ -148,6 +147,25 @@ def _optimized(
         report.set(record)
     report.facts.update(loaded.facts)
     with active(pipeline, settings, report):
+        yield report
+
+
+@contextmanager
+def _optimized_vae(
+    loaded: LoadedPipeline,
+    handle: PipelineHandle,
+    settings: OptimizationSettings,
+    workload: Workload,
+    memory: MemoryProbe | None,
+) -> Iterator[OptimizationReport]:
+    """`_optimized` for the VAE alone: a decode runs no denoiser, so nothing is compiled or exchanged in it for this."""
+    from ..optimizations.apply import active, apply_to_vae
+
+    if handle.memory_mode != "auto":
+        settings = replace(settings, memory_mode=handle.memory_mode)
+    report = apply_to_vae(loaded.pipeline, settings, device=loaded.device, workload=workload, memory=memory)
+    report.facts.update(loaded.facts)
+    with active(loaded.pipeline, settings, report):
         yield report
 
 
