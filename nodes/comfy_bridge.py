@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from ..report import OptimizationReport
 
+LINE_BREAK = "  \n"
+"""The editor takes a node's text as it is, or, with its newer nodes, as Markdown: two spaces keep the break there."""
 TEXT_INTERVAL = 0.2
 """Seconds between two progress texts of one stage: a text is a websocket message, and a fast stage has many ticks."""
 
@@ -88,11 +90,11 @@ class NodeProgress:
 
     def show_report(self, report: OptimizationReport) -> None:
         """Leave on the node, in short, what was really active."""
-        self.show_text("\n".join(summary_lines(report)))
+        self.show_text(LINE_BREAK.join(summary_lines(report)))
 
     def show_full_report(self, report: OptimizationReport) -> None:
         """Leave the whole report on the node."""
-        self.show_text("\n".join(full_lines(report)))
+        self.show_text(LINE_BREAK.join(full_lines(report)))
 
     def show_text(self, text: str) -> None:
         """Put `text` under the node's widgets in the browser."""
