@@ -21,7 +21,7 @@ from .step_cache_hooks import DiffusersHooksEngine
 
 __all__ = ["LEVELS", "MIN_STEPS", "Level", "disable", "enable", "incompatibility", "running"]
 
-_ENGINES: tuple[type[StepCacheEngine], ...] = (CacheDitEngine, DiffusersHooksEngine)
+ENGINES: tuple[type[StepCacheEngine], ...] = (CacheDitEngine, DiffusersHooksEngine)
 _ATTRIBUTE = "_fastdiffusers_step_cache"
 """On the first denoiser: the engine that is at work on it. Pipelines that share the denoiser find it there."""
 
@@ -54,7 +54,7 @@ def enable(
         current.steps = steps
         return _active_record(current)
     refusals = []
-    for engine_class in _ENGINES:
+    for engine_class in ENGINES:
         try:
             engine = engine_class(pipeline, choice, LEVELS[choice], steps)
         except StepCacheUnavailable as refusal:

@@ -40,6 +40,7 @@ class CacheDitEngine(StepCacheEngine):
         self.choice = choice
         self._level = level
         self._models: list[Any] = denoisers(pipeline)
+        self._children = [list(model._modules) for model in self._models]
         self._forwards = [model.__dict__.get("forward") for model in self._models]
         self._calls: list[_Calls] = []
         adapter = _adapter_of(pipeline)
@@ -83,6 +84,7 @@ class CacheDitEngine(StepCacheEngine):
                 saved += (len(context.cached_steps) + len(context.cfg_cached_steps)) * (length - self._probe)
             note = note or calls.note
         self._empty(self._level.warmup_steps(0), separate=False, models=self._models)
+        self._put_children_in_order()
         return Counts(steps, skipped, f"{saved / runs:.0%} of the block runs" if saved else "", note)
 
     def remove(self) -> None:
@@ -97,6 +99,17 @@ class CacheDitEngine(StepCacheEngine):
                 model.__dict__.pop("_original_forward", None)  # put back here, also when it is a hook's
                 cache_dit.disable_cache(model)
                 _put_forward_back(model, found, ours, top)
+        self._put_children_in_order()
+
+    def _put_children_in_order(self) -> None:
+        """cache-dit exchanges a model's block lists for the time of a call, which puts them behind all other children.
+
+        What goes by the order of modules (diffusers' own caches, group offloading) must find the model's own.
+        """
+        for model, names in zip(self._models, self._children, strict=True):
+            children = dict(model._modules)
+            model._modules.clear()
+            model._modules.update({name: children.pop(name) for name in names if name in children}, **children)
 
     def intact(self) -> bool:
         # Taking off an offload hook that was there before takes everything with it that came on top.

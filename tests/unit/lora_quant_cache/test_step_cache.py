@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.util
+import json
 import os
 import weakref
 from collections.abc import Callable
@@ -35,7 +36,7 @@ def _easily_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_cache, "_ENGINES", (engine,))
+    monkeypatch.setattr(step_cache, "ENGINES", (engine,))
 
 
 def serves(engine: Any, family: str) -> bool:
@@ -51,13 +52,9 @@ def cached_run(run: Callable, pipeline: Any, choice: str = "balanced", steps: in
     return result, report["step_cache"]
 
 
-def attributes(pipeline: Any) -> dict[str, list[str]]:
-    """The instance attributes of every module of the denoisers: hooks and replaced methods would show."""
-    return {
-        f"{number}.{name}": sorted(vars(module))
-        for number, model in enumerate(denoisers(pipeline))
-        for name, module in model.named_modules()
-    }
+def attributes(pipeline: Any) -> list[tuple[str, list[str]]]:
+    """Every module of the denoisers, in order, with its instance attributes: hooks and replaced methods would show."""
+    return [(name, sorted(vars(module))) for model in denoisers(pipeline) for name, module in model.named_modules()]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -251,7 +248,7 @@ def test_it_goes_on_and_off_under_a_memory_mode(
         assert torch.equal(run_with(choice), result), choice
     revert(pipeline)
     assert torch.equal(run(pipeline, STEPS), plain)
-    assert attributes(pipeline).keys() == before.keys()
+    assert [name for name, _ in attributes(pipeline)] == [name for name, _ in before]
 
 
 @needs_cache_dit
@@ -268,3 +265,18 @@ def test_it_stays_on_when_the_memory_mode_changes(tiny_pipeline: Callable, run: 
         assert "steps skipped" in report["step_cache"].applied
     revert(pipeline)
     assert torch.equal(run(pipeline, STEPS), plain)
+
+
+def test_the_readme_says_what_was_tried() -> None:
+    """The table comes from the last trial, and the trial found what the tests of this file find."""
+    from fastdiffusers.benchmarks.step_cache_support import README, TARGET, as_markdown, readme_with
+
+    families = json.loads(TARGET.read_text(encoding="utf-8"))["families"]
+    assert tuple(families) == TINY_FAMILIES
+    for family, found in families.items():
+        for engine in (CacheDitEngine, DiffusersHooksEngine):
+            assert found[engine.__name__]["works"] == serves(engine, family), family
+    text = README.read_text(encoding="utf-8")
+    assert readme_with(text, as_markdown(families)) == text, (
+        "run: python -m fastdiffusers.benchmarks.step_cache_support"
+    )
