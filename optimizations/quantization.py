@@ -61,7 +61,7 @@ SCHEMES: dict[str, Scheme] = {
             "8-bit floats, activations too: the products themselves run in fp8; NVIDIA Ada, Hopper or newer",
             text_encoders=False,
         ),
-        Scheme("bnb-nf4", "bitsandbytes", "pip install bitsandbytes", "4-bit normal floats"),
+        Scheme("bnb-nf4", "bitsandbytes", "pip install bitsandbytes", "4-bit normal floats; needs an accelerator"),
         Scheme(
             "layerwise-fp8",
             "",
@@ -116,6 +116,9 @@ def check_quantization(name: str, device: str | torch.device = "auto") -> None:
         raise MissingDependencyError(scheme.package, f"quantization = {name!r}", scheme.install)
     if name == "torchao-fp8-dynamic" and str(device) not in ("auto", ""):
         _check_fp8_matmul(str(device))
+    if name == "bnb-nf4" and str(device) == "cpu":
+        reason = "diffusers lets bitsandbytes quantize on an accelerator only"
+        raise InputError("quantization", name, reason, "choose sdnq-uint4")
 
 
 def checkpoint_quantization(folder: Path) -> dict[str, str]:

@@ -90,7 +90,7 @@ def quantize_folder(
             _check_output(folder, output)
             index = checkpoints.read_index(folder)
             minimum = _TINY_MINIMUM if source.startswith(loader.TINY) and minimum_numel is None else minimum_numel
-            options = {
+            options: dict[str, Any] = {
                 "device": target_device,
                 "svd_rank": svd_rank,
                 "quantized_matmul": quantized_matmul,

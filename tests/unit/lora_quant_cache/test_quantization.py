@@ -257,17 +257,20 @@ def test_a_missing_package_is_one_clear_line(name: str, without: Callable) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_fp8_products_need_a_device_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_schemes_need_a_device_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "_installed", lambda module: True)
     with pytest.raises(InputError, match="cpu has no fp8"):
         quantization.check_quantization("torchao-fp8-dynamic", "cpu")
-    quantization.check_quantization("torchao-fp8-dynamic", "auto")
+    with pytest.raises(InputError, match="accelerator"):
+        quantization.check_quantization("bnb-nf4", "cpu")
+    for name in ("torchao-fp8-dynamic", "bnb-nf4"):
+        quantization.check_quantization(name, "auto")
 
 
 def test_bitsandbytes_only_quantizes_folders(tiny_pipeline: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "_installed", lambda module: True)
     with pytest.raises(InputError, match="folder"):
-        quantization.quantize_loaded(tiny_pipeline("flux"), "bnb-nf4")
+        quantization.quantize_loaded(tiny_pipeline("flux"), "bnb-nf4", device="auto")
 
 
 def test_what_is_quantized_and_what_is_not() -> None:
