@@ -254,7 +254,7 @@ def _how_to_run() -> list[Any]:
             options=list(STEP_CACHE_CHOICES),
             default="off",
             tooltip="Reuse parts of one step in the next: faster, and the result changes; 'fast' more so than "
-            "'balanced'. Needs the package cache-dit.",
+            "'balanced'. Some models need the package cache-dit for it.",
         ),
     ]
 
