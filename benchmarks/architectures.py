@@ -96,15 +96,15 @@ def build(architecture: Architecture, device: str, dtype: str, full: bool) -> Lo
         full: in its published size; else in the small one.
     """
     key = LoadKey(architecture.name + ("" if full else ", small"), identity="random", dtype=dtype, device=device)
-    small = tiny.build(architecture.family, dtype=getattr(torch, dtype))
+    small: Any = tiny.build(architecture.family, dtype=getattr(torch, dtype))
     with torch.random.fork_rng(), torch.device(device), default_dtype(getattr(torch, dtype)):
         torch.manual_seed(0)
         modules = architecture.build(full)
     for module in modules.values():
         module.eval().requires_grad_(False)
-    pipeline = type(small)(**{**small.components, **modules, **_settings(small)})
+    pipeline: Any = type(small)(**{**small.components, **modules, **_settings(small)})
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)  # type: ignore[attr-defined]
+    pipeline.to(device)
     return LoadedPipeline(
         key, pipeline, family_of(pipeline), torch.device(device), getattr(torch, dtype), {"model": key.source}
     )

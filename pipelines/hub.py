@@ -172,9 +172,9 @@ class _HuggingFace:
 
     def download(self, repository: str, name: str, commit: str, on_bytes: Callable[[int], None]) -> Path:
         from huggingface_hub import hf_hub_download
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
 
-        class Bar(tqdm):  # type: ignore[misc]
+        class Bar(tqdm):
             """Passes the bytes on instead of drawing them."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -193,7 +193,7 @@ def _decode_item(
 def _output_buffer(vae: Any, first: torch.Tensor, latent_frames: int, device: str | torch.device) -> torch.Tensor:
     import torch
 
-    factor = getattr(vae, "temporal_compression_ratio", None) or getattr(vae.config, "scale_factor_temporal", 4)
+    factor: Any = getattr(vae, "temporal_compression_ratio", None) or getattr(vae.config, "scale_factor_temporal", 4)
     frames = 1 + (latent_frames - 1) * int(factor)
     shape = (*first.shape[:2], max(frames, first.shape[2]), *first.shape[3:])
     return torch.empty(shape, dtype=first.dtype, device=device)
