@@ -51,12 +51,13 @@ class Trust:
 
 
 def can_vary(processor: Any) -> bool:
-    """Whether there is a way to send this processor's attention elsewhere.
+    """Whether there is a way to send this processor's attention elsewhere; a variant answers for its original.
 
     Processors with weights of their own (IP adapters) stay as they are: a copy would leave the model's tree.
     """
-    kind: Any = type(processor)
-    return not isinstance(processor, nn.Module) and (_names_backend(processor) or _calls_sdpa(kind))
+    original = getattr(processor, "_original", processor)
+    kind: Any = type(original)
+    return not isinstance(original, nn.Module) and (_names_backend(original) or _calls_sdpa(kind))
 
 
 def vary(processor: Any, trust: Trust) -> Any:
