@@ -32,7 +32,7 @@ _DOWN_UP = (
 _OTHER_KINDS = {
     "lokr_": "LoKr",
     "hada_": "LoHa",
-    "oft_": "OFT",
+    ".oft_": "OFT",
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
     "diff_b": "full difference",
