@@ -192,15 +192,22 @@ def _run(
     started = time.perf_counter()
     budget, origin = budget_of(settings, vae.device)
     attempt = 0
+    shortage: torch.OutOfMemoryError | None = None
     while True:
-        plan = make_plan(vae, task, tuple(x.shape[1:]), settings, budget)
+        try:
+            plan = make_plan(vae, task, tuple(x.shape[1:]), settings, budget)
+        except InputError:
+            if shortage is not None:  # nobody asked for this budget: it is what running out of memory left
+                raise shortage from None
+            raise
         try:
             job = _attempt(vae, task, x, out, settings, plan, callbacks, read, report)
             break
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             attempt += 1
             if attempt > RETRIES or settings.mode == "whole":
                 raise
+            shortage = error.with_traceback(None)
             budget = plan.peak // 2
             report.note(f"out of memory with an estimated {plan.peak / 2**30:.2f} GiB: retried with half of it")
         except HalfPrecisionOverflowError:
