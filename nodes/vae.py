@@ -165,6 +165,8 @@ def _decode(
         latent = latent.unbind()[0]  # the video of a latent that holds video and sound
     if isinstance(vae, types.VideoVaeHandle):
         return video_vae.decode(vae, latent, choices.for_video_vae(), callbacks, samples.get(CLIP_LENGTH))
+    if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
+        return video_vae.decode_borrowed(own, latent, choices.for_video_vae(), callbacks)
     if isinstance(vae, PipelineHandle):
         settings = choices.for_pipeline(vae)
         with residency.on_card(vae):
@@ -183,6 +185,9 @@ def _encode(
     if isinstance(vae, types.VideoVaeHandle):
         latent, report = video_vae.encode(vae, pixels, choices.for_video_vae(), callbacks)
         return {"samples": latent, CLIP_LENGTH: pixels.shape[0]}, report
+    if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
+        latent, report = video_vae.encode_borrowed(own, pixels, choices.for_video_vae(), callbacks)
+        return {"samples": latent}, report
     if isinstance(vae, PipelineHandle):
         settings = choices.for_pipeline(vae)
         images = pixels[None] if loader.family_of_key(vae.key).video else pixels

@@ -1,10 +1,13 @@
-"""Video VAEs behind the VIDEO_VAE socket: loaded once, run through `vae/`, in ComfyUI's memory management."""
+"""Video VAEs run through `vae/`, in ComfyUI's memory management: those behind a VIDEO_VAE socket, loaded once, and
+those that ComfyUI itself has loaded as an ordinary VAE, recognised by their weights and read, never written to.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import comfy.model_management as mm
@@ -17,13 +20,20 @@ from .types import VideoVaeHandle
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from ..callbacks import Callbacks
     from ..report import OptimizationReport
     from ..vae import VaeSettings, VideoVAE
 
+log = logging.getLogger(__name__)
+
+RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
+
 _loaded: WeakKeyDictionary[VideoVaeHandle, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
 """The weights live as long as the handle that brought them: as long as ComfyUI keeps the loader node's output."""
+_borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
+"""The same for ComfyUI's own VAEs: this pack's networks with a copy of their weights, as long as ComfyUI keeps them."""
 _lock = threading.Lock()
 
 
@@ -59,6 +69,54 @@ def encode(
 ) -> tuple[torch.Tensor, OptimizationReport]:
     """The frames [T, H, W, 3] of one clip to a latent [1, 16, T', h, w] on the CPU."""
     return engine.encode(_on_card(handle), pixels[None, ..., :3], settings, callbacks)
+
+
+def borrow(vae: Any) -> VideoVAE | None:
+    """This pack's networks with the weights of one of ComfyUI's VAE objects, on its device; None for another kind.
+
+    ComfyUI scales this VAE's latents as `vae.decode` and `vae.encode` here do, so a LATENT means the same to both.
+
+    Args:
+        vae: `comfy.sd.VAE`. It and its network are only read.
+    """
+    network = getattr(vae, "first_stage_model", None)
+    if network is None or not engine.is_video_vae(network.state_dict().keys()):
+        return None
+    with _lock:
+        if network not in _borrowed:
+            weights = network.state_dict()
+            tenant = Tenant(vae.device, sum(tensor.nbytes for tensor in weights.values()))
+            make_room(tenant)
+            engine.remember_in(cache_folder())
+            try:
+                own = engine.from_state_dict(weights, dtype=vae.vae_dtype, device=vae.device, name="ComfyUI's VAE")
+            except ModelFileError as error:
+                log.info("ComfyUI's own networks decode this VAE: %s", error)
+                return None
+            tenant.follow([own])
+            _borrowed[network] = own, tenant
+        own, tenant = _borrowed[network]
+    make_room(tenant)
+    return own.to(vae.device)
+
+
+def decode_borrowed(
+    vae: VideoVAE, latent: torch.Tensor, settings: VaeSettings, callbacks: Callbacks
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """A LATENT of ComfyUI's, [B, 16, T', h, w] or [B, 16, h, w], to frames [B, T, H, W, 3] in 0..1 on the CPU."""
+    clip = latent if latent.ndim == 5 else latent.unsqueeze(2)
+    frames, report = engine.decode(vae, clip, settings, callbacks)
+    report.note(RECOGNISED)
+    return frames, report
+
+
+def encode_borrowed(
+    vae: VideoVAE, pixels: torch.Tensor, settings: VaeSettings, callbacks: Callbacks
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """The frames [T, H, W, 3] of one clip to a latent [1, 16, T', h, w] on the CPU, scaled as ComfyUI scales it."""
+    latent, report = engine.encode(vae, pixels[None, ..., :3], settings, callbacks)
+    report.note(RECOGNISED)
+    return latent, report
 
 
 def _on_card(handle: VideoVaeHandle) -> VideoVAE:

@@ -229,3 +229,62 @@ def test_bad_input_is_named(image_vae: Any) -> None:
         decode(image_vae, torch.rand(1, 16, 8, 8))
     with pytest.raises(InputError, match="samples"):
         decode(image_vae, torch.rand(4, 8, 8))
+
+
+class TestVideoVaeLoadedByComfyUI:
+    """A VAE of the architecture that `vae/` runs, behind ComfyUI's ordinary VAE socket."""
+
+    @pytest.fixture
+    def vae(self, core: Any) -> Any:
+        """What ComfyUI's loader gives, as far as the nodes look at it: networks under the checkpoint's own names."""
+        from types import SimpleNamespace
+
+        from fastdiffusers.vae import VaeConfig, VideoVAE
+
+        torch.manual_seed(0)
+        with torch.inference_mode(mode=False):
+            network = VideoVAE(VaeConfig(block_out_channels=(32, 32, 32, 32)))
+        return SimpleNamespace(
+            first_stage_model=network, vae_dtype=torch.float32, device=torch.device("cpu"), latent_channels=16
+        )
+
+    def choices(self) -> Any:
+        from fastdiffusers.nodes.vae_choices import VaeChoices
+
+        return VaeChoices("auto", 0, 0, 0, 0.0)
+
+    def test_decodes_and_encodes_through_this_packs_networks(self, vae: Any) -> None:
+        from fastdiffusers import vae as engine
+        from fastdiffusers.nodes import vae as node
+
+        weights = {key: tensor.clone() for key, tensor in vae.first_stage_model.state_dict().items()}
+        latent = torch.randn(1, 16, 2, 3, 4, generator=torch.Generator().manual_seed(1))
+        own = engine.from_state_dict(weights)
+        expected, _ = engine.decode(own, latent)
+
+        frames, report = node._decode(vae, {"samples": latent}, self.choices(), SILENT)
+        assert torch.equal(frames, expected)
+        assert any("recognised" in note for note in report.notes)
+
+        again, _ = node._encode(vae, frames[0], self.choices(), SILENT)
+        assert torch.equal(again["samples"], engine.encode(own, frames)[0])
+        for key, tensor in vae.first_stage_model.state_dict().items():
+            assert torch.equal(tensor, weights[key])
+
+    def test_a_single_image_latent_has_one_frame(self, vae: Any) -> None:
+        from fastdiffusers.nodes import vae as node
+
+        frames, _ = node._decode(vae, {"samples": torch.zeros(2, 16, 3, 4)}, self.choices(), SILENT)
+        assert frames.shape == (2, 1, 24, 32, 3)
+
+    def test_the_copy_goes_with_the_vae(self, vae: Any) -> None:
+        import gc
+        import weakref
+
+        from fastdiffusers.nodes import video_vae as bridge
+
+        copied = weakref.ref(bridge.borrow(vae))
+        assert bridge.borrow(vae) is copied()
+        del vae.first_stage_model
+        gc.collect()
+        assert copied() is None
