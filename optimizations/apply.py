@@ -17,7 +17,7 @@ from ..report import OptimizationRecord, OptimizationReport
 from . import attention, compile, offload, precision, sdnq_support, step_cache, vae_memory
 from .components import denoisers, device_and_dtype, vae_of
 from .fallback import Signals
-from .headroom import GIB, MemoryProbe, MemoryState, Need, device_memory, shortage
+from .headroom import GIB, MemoryProbe, Need, device_memory, shortage
 from .settings import OptimizationSettings, Workload
 
 __all__ = ["active", "apply", "apply_to_vae", "revert", "switch_compile"]
@@ -94,7 +94,8 @@ def _apply_memory_and_precision(
     look: MemoryProbe,
 ) -> None:
     report.set(offload.use(pipeline, settings.memory_mode, device, look(device), _working_memory(pipeline, workload)))
-    for record in vae_memory.use(pipeline, settings.vae_tiling, workload, _while_decoding(pipeline, device, look)):
+    # The weights that the memory mode keeps on the device are there by now, so what is free is what a decode can have.
+    for record in vae_memory.use(pipeline, settings.vae_tiling, workload, look(device)):
         report.set(record)
     for record in precision.records(pipeline, settings.precision, device):
         report.set(record)
@@ -195,14 +196,6 @@ def _working_memory(pipeline: Any, workload: Workload) -> int:
     if vae is None or not workload.width:
         return offload.WORKING_MEMORY
     return max(offload.WORKING_MEMORY, min(vae_memory.estimate(vae, workload), 2 * offload.WORKING_MEMORY))
-
-
-def _while_decoding(pipeline: Any, device: torch.device, look: MemoryProbe) -> MemoryState:
-    """The device's memory as it will be when the VAE decodes: offloaded models have left it by then."""
-    state = look(device)
-    mode = offload.mode_of(pipeline)
-    arriving = offload.bytes_to_come(pipeline, mode, device) if mode == "gpu" else 0
-    return MemoryState(max(0, state.free - arriving), state.total)
 
 
 def _device(pipeline: Any, device: torch.device | str | None) -> torch.device:

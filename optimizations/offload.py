@@ -71,6 +71,9 @@ def decide(
         return "group_offload_leaf", ""
     if choice != "auto":
         return choice, ""
+    current = _placed.get(pipeline)
+    if current == _Placement("gpu", device) and _intact(pipeline, current) and memory.free >= working:
+        return "gpu", "everything fits"  # it is there: counting it again would take longer than all the rest
     weights = _sizes(pipeline, device)
     free = MemoryState(memory.free + sum(resident for resident, _ in weights.values()), memory.total)
     everything = sum(total for _, total in weights.values())
@@ -195,8 +198,8 @@ def _is_elsewhere(model: nn.Module, device: torch.device) -> bool:
     parameter = next(model.parameters(), None)
     if parameter is None:
         return False
-    index = device.index if device.index is not None else (parameter.device.index or 0)
-    return parameter.device.type != device.type or (device.type != "cpu" and parameter.device.index != index)
+    here = parameter.device
+    return here.type != device.type or (device.index is not None and (here.index or 0) != device.index)
 
 
 def _sizes(pipeline: Any, device: torch.device) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..report import OptimizationRecord
-from .components import denoisers, vae_of
+from .components import denoisers, modules, vae_of
 from .settings import PrecisionSettings
 
 
@@ -38,7 +38,7 @@ def active(settings: PrecisionSettings, device: torch.device) -> Iterator[None]:
 
 def restore(pipeline: Any) -> None:
     """Weights have their own memory layout again."""
-    for model in _convolutional(pipeline).values():
+    for model in modules(pipeline).values():
         layout = _layouts.pop(model, None)
         if layout is not None:
             layout.undo()
@@ -98,11 +98,11 @@ def _global_record(name: str, choice: str, device: torch.device, what: str) -> O
 
 
 def _channels_last(pipeline: Any, choice: str) -> OptimizationRecord:
-    models = _convolutional(pipeline)
     if choice != "on":
         restore(pipeline)
         reason = "off until it was measured to pay" if choice == "auto" else ""
         return OptimizationRecord("channels_last", choice, "off", reason)
+    models = _convolutional(pipeline)
     if not models:
         reason = "no part of this pipeline has 2D convolutions in quantity"
         return OptimizationRecord("channels_last", choice, "off", reason, failed=True)

@@ -125,6 +125,13 @@ def test_auto_decides_by_what_fits(free, mode, said):
     assert mode == "gpu" or f"{free}.00 GiB of 24.00 GiB are free" in reason
 
 
+def test_auto_leaves_on_the_device_what_is_there_while_a_run_has_room():
+    pipeline, meta = Pipeline(text_encoder=4, transformer=10, vae=1), torch.device("meta")
+    assert offload.use(pipeline, "auto", meta, PLENTY).applied == "gpu"
+    assert offload.decide(pipeline, "auto", meta, MemoryState(2 * GIB, 24 * GIB), working=2 * GIB)[0] == "gpu"
+    assert offload.decide(pipeline, "auto", meta, MemoryState(1 * GIB, 24 * GIB), working=2 * GIB)[0] == "model_offload"
+
+
 def test_auto_without_an_order_for_model_offload_takes_blocks():
     pipeline = Pipeline(transformer=10, text_encoder=10)
     pipeline.model_cpu_offload_seq = None
