@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -183,6 +184,7 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         "dtype": key.dtype,
         "weights_mib": {name: round(size / 2**20, 1) for name, size in _sizes(pipeline).items()},
         "load_seconds": round(time.perf_counter() - started, 3),
+        "loaded_at": datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"),
     }
     if key.revision:
         facts["revision"] = key.revision

@@ -63,7 +63,7 @@ def test_free_gives_the_pipeline_back_and_the_next_run_equals_the_first(server: 
     free(server)
     after = server.succeed(server.sampling(TINY + "sd3", **SMALL))
     assert np.array_equal(server.images(before), server.images(after))
-    loads = [server.report(entry)["facts"]["load_seconds"] for entry in (before, after)]
+    loads = [server.report(entry)["facts"]["loaded_at"] for entry in (before, after)]
     assert loads[0] != loads[1], "the pipeline had been let go and was loaded again"
 
 

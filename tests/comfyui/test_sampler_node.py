@@ -87,7 +87,7 @@ def test_second_prompt_uses_the_loaded_pipeline(server: Client) -> None:
     second = server.report(server.succeed(prompt_for(server, "sdxl", seed=22, attention="auto", vae_tiling="on")))
     other = server.report(server.succeed(prompt_for(server, "sd3")))
     again = server.report(server.succeed(prompt_for(server, "sdxl", seed=23)))
-    loads = [report["facts"]["load_seconds"] for report in (first, second, other, again)]
+    loads = [report["facts"]["loaded_at"] for report in (first, second, other, again)]
     assert loads[0] == loads[1], "a hot setting loads nothing"
     assert loads[0] != loads[3], "a pipeline that no graph uses any more is let go"
     assert [report["facts"]["seeds"] for report in (first, second)] == [[21], [22]]
