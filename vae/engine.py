@@ -72,6 +72,7 @@ class Job:
         frame = 0
         for index, (start, stop) in enumerate(parts):
             piece = self.read(clip[None, :, start:stop].to(self.vae.device, torch.float32)).to(self.vae.dtype)
+            piece = piece.contiguous()  # the strides of a view would tell compiled code how long the clip is
             carry = index < len(parts) - 1
             run = Execution(state, carry, self.plan.layout, self.settings.optimizations, self.kernels)
             made = self.network(piece, run)[0]

@@ -40,12 +40,12 @@ def group_norm_silu(
     scale, shift = scale_and_shift(statistics, weight, bias)
     if out is None:
         out = torch.empty_like(x)
+    if torch.compiler.is_compiling():  # dynamo knows no `out=` into a view; the compiler fuses this by itself
+        y = torch.addcmul(shift, x.float(), scale)
+        return out.copy_(F.silu(y) if activation else y)
     if x.dtype == torch.float32:
         torch.addcmul(shift, x, scale, out=out)
         return F.silu(out, inplace=True) if activation else out
-    if torch.compiler.is_compiling():
-        y = torch.addcmul(shift, x.float(), scale)
-        return out.copy_(F.silu(y) if activation else y)
     for frame in range(x.shape[2]):  # float32 in between, one frame at a time
         y = torch.addcmul(shift[:, :, frame], x[:, :, frame].float(), scale[:, :, frame])
         out[:, :, frame].copy_(F.silu(y, inplace=True) if activation else y)
