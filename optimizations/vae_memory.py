@@ -1,14 +1,13 @@
-"""Tiling and slicing of a pipeline's VAE: the VAE's own, set by attribute, with every value put back when it is off.
+"""Tiling and slicing of a pipeline's VAE: when they are needed, and what a decode that runs out of memory does.
 
-diffusers' VAEs name the same few numbers in half a dozen ways. One table says what each attribute means, so that a
-class with any mixture of them is served.
+Both are the VAE's own, switched by attribute (`vae_tiles.py`), with every value put back when they are off.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,6 +20,7 @@ from .decode_memory import decode_cost
 from .fallback import describe, is_out_of_memory
 from .headroom import MemoryState, Need, gib, shortage
 from .settings import TilingSettings, Workload
+from .vae_tiles import Tiles, plan_tiles, set_value, tile_in_use, turn_on, values_of, write_values
 
 logger = logging.getLogger(__name__)
 
@@ -31,27 +31,6 @@ TILE_SIZES = (1024, 768, 512, 384, 256, 192, 128)
 """Tile edges in pixels, tried in turn when a decode must become smaller; the last is the floor."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Square tiles. Attributes: size, overlap in pixels, multiples of ratio; ratio: pixels per latent element."""
-
-    size: int
-    overlap: int
-    ratio: int
-
-
-_VALUES: dict[str, Callable[[Tiles], float]] = {
-    "tile_sample_min": lambda tiles: tiles.size,
-    "tile_latent_min": lambda tiles: tiles.size // tiles.ratio,
-    "tile_sample_stride": lambda tiles: tiles.size - tiles.overlap,
-    "tile_sample_min_overlap": lambda tiles: tiles.overlap,
-    "tile_overlap_factor": lambda tiles: tiles.overlap / tiles.size,
-}
-"""What a VAE's attribute of this name means; it may end in `_size`, `_height`, `_width` or stand alone."""
-_ATTRIBUTES = {name + ending: value for name, value in _VALUES.items() for ending in ("", "_size", "_height", "_width")}
-_SWITCHES = ("use_tiling", "use_slicing", "use_framewise_decoding")
 
 _originals: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
@@ -100,9 +79,10 @@ def shrink_until_it_fits(
     Raises:
         torch.OutOfMemoryError: as it was raised, when the smallest tiles do not fit either, or the VAE has none.
     """
-    before = _values(vae)
-    in_use = _tile_in_use(vae) if getattr(vae, "use_tiling", False) else 0
-    smaller = [size for size in TILE_SIZES if size < (in_use or edge or TILE_SIZES[0] + 1)]
+    before = values_of(vae)
+    in_use = tile_in_use(vae) if getattr(vae, "use_tiling", False) else 0
+    largest = min((size for size in (in_use, edge) if size), default=TILE_SIZES[0] + 1)
+    smaller = [size for size in TILE_SIZES if size < largest]
     failure: str
     try:
         while True:
@@ -114,11 +94,13 @@ def shrink_until_it_fits(
                 failure = describe(error, limit=80)
             # Outside the except block: the error holds the frames of the failed decode, and they hold its tensors.
             _release_device_memory(device_and_dtype(vae)[0])
-            tiles = _plan(vae, smaller.pop(0), 0)
-            _set_tiles(vae, tiles)
+            tiles = plan_tiles(vae, smaller.pop(0), 0)
+            turn_on(vae, tiles)
+            if hasattr(vae, "use_slicing"):
+                set_value(vae, "use_slicing", True)
             _note_retry(report, tiles, failure)
     finally:
-        _write(vae, before)
+        write_values(vae, before)
 
 
 def can_tile(vae: Any) -> bool:
@@ -149,17 +131,16 @@ def _use_tiling(vae: Any, settings: TilingSettings, workload: Workload, memory: 
     _remember(vae)
     notes = [reason] if reason else []
     if size or settings.overlap:
-        tiles = _plan(vae, size or _tile_in_use(vae) or 512, settings.overlap)
-        _set_tiles(vae, tiles)
+        tiles = plan_tiles(vae, size or tile_in_use(vae) or 512, settings.overlap)
+        turn_on(vae, tiles)
         if settings.overlap and tiles.overlap != settings.overlap:
-            notes.append(f"overlap {settings.overlap} became {tiles.overlap}: {_overlap_rule(tiles)}")
+            rule = f"it is a multiple of {tiles.ratio} and at most half of {tiles.size}"
+            notes.append(f"overlap {settings.overlap} became {tiles.overlap}: {rule}")
         if size and tiles.size != size:
             notes.append(f"tile size {size} became {tiles.size}: a multiple of {tiles.ratio} is needed")
     else:
-        _set(vae, "use_tiling", True)
-        if hasattr(vae, "_temporal_tiled_decode"):
-            _set(vae, "use_framewise_decoding", True)
-    edge = _tile_in_use(vae)
+        turn_on(vae)
+    edge = tile_in_use(vae)
     if edge and 0 < max(workload.width, workload.height) <= edge:
         notes.append("one tile holds the whole picture")
     shown = f"tiles of {edge} px" if edge else "the VAE's own tiles"
@@ -175,7 +156,7 @@ def _auto(vae: Any, settings: TilingSettings, workload: Workload, memory: Memory
     needed = estimate(vae, workload, slicing)
     short = shortage(memory, [Need("estimated for the whole decode", needed)])
     if short:
-        own = _tile_in_use(vae) or max(TILE_SIZES)
+        own = tile_in_use(vae) or max(TILE_SIZES)
         fits = [s for s in TILE_SIZES if s <= own and _tile_fits(vae, s, workload, memory, slicing)]
         return True, short, fits[0] if fits else TILE_SIZES[-1]
     if pixels > LARGE_IMAGE:
@@ -197,96 +178,19 @@ def _use_slicing(vae: Any, choice: str, batch: int) -> OptimizationRecord:
         reason = f"{type(vae).__name__} cannot decode a batch one by one"
         return OptimizationRecord(SLICING, choice, "off", reason, failed=choice == "on")
     _remember(vae)
-    _set(vae, "use_slicing", True)
+    set_value(vae, "use_slicing", True)
     return OptimizationRecord(SLICING, choice, "on")
-
-
-def _plan(vae: Any, size: int, overlap: int) -> Tiles:
-    """Tiles near the wished ones that this VAE can really make.
-
-    Everything is a whole number of latent elements, the overlap at most half a tile (a quarter where none was asked
-    for), because beyond that three tiles would lie over each other.
-    """
-    ratio = _ratio(vae)
-    latent = max(2, size // ratio)
-    most = latent // 2
-    wanted = -(-overlap // ratio) if overlap else max(1, latent // 4)
-    latent_overlap = min(wanted, most)
-    if any(name.startswith("tile_overlap_factor") for name in _values(vae)):
-        latent_overlap = _expressible(latent, ratio, latent_overlap)
-    return Tiles(latent * ratio, latent_overlap * ratio, ratio)
-
-
-def _expressible(latent: int, ratio: int, overlap: int) -> int:
-    """The overlap nearest to `overlap` that survives diffusers' arithmetic, in latent elements.
-
-    VAEs with an overlap *factor* cut tiles every int(latent * (1 - factor)) elements and blend int(size * factor)
-    pixels: where rounding makes the two disagree, the picture comes out in the wrong size.
-    """
-    for candidate in sorted(range(latent // 2 + 1), key=lambda o: (abs(o - overlap), -o)):
-        factor = candidate / latent
-        if int(latent * (1 - factor)) == latent - candidate and int(latent * ratio * factor) == candidate * ratio:
-            return candidate
-    return 0
-
-
-def _overlap_rule(tiles: Tiles) -> str:
-    return f"it is a multiple of {tiles.ratio} and at most half of {tiles.size}"
-
-
-def _ratio(vae: Any) -> int:
-    """Pixels per latent element along an edge."""
-    ratio = vae.__dict__.get("spatial_compression_ratio") or vae.config.get("spatial_compression_ratio")
-    if ratio is None and isinstance(getattr(type(vae), "spatial_compression_ratio", None), property):
-        ratio = vae.spatial_compression_ratio
-    if ratio is None:
-        channels = vae.config.get("block_out_channels") or (0,) * 4
-        ratio = 2 ** (len(channels) - 1)
-    return int(ratio)
-
-
-def _tile_in_use(vae: Any) -> int:
-    """Edge of the tiles that the VAE makes when it tiles, in pixels; 0 when it does not say."""
-    names = ("tile_sample_min_size", "tile_sample_min_height", "tile_sample_min_width")
-    sizes = [getattr(vae, name) for name in names if getattr(vae, name, None)]
-    return int(max(sizes)) if sizes else 0
-
-
-def _set_tiles(vae: Any, tiles: Tiles) -> None:
-    _set(vae, "use_tiling", True)
-    for name in _values(vae):
-        if name in _ATTRIBUTES:
-            _set(vae, name, _ATTRIBUTES[name](tiles))
-    if hasattr(vae, "_temporal_tiled_decode"):
-        _set(vae, "use_framewise_decoding", True)
-
-
-def _values(vae: Any) -> dict[str, Any]:
-    """The VAE's attributes that tiling and slicing use, with their values now."""
-    return {name: vae.__dict__[name] for name in (*_ATTRIBUTES, *_SWITCHES) if name in vae.__dict__}
 
 
 def _remember(vae: Any) -> None:
     if vae not in _originals:
-        _originals[vae] = _values(vae)
+        _originals[vae] = values_of(vae)
 
 
 def _restore(vae: Any) -> None:
     original = _originals.pop(vae, None)
     if original is not None:
-        _write(vae, original)
-
-
-def _write(vae: Any, values: dict[str, Any]) -> None:
-    for name in _values(vae):
-        if name in values:
-            _set(vae, name, values[name])
-
-
-def _set(vae: Any, name: str, value: Any) -> None:
-    """Only what changes is written: compiled code looks at these attributes."""
-    if vae.__dict__.get(name) != value:
-        setattr(vae, name, value)
+        write_values(vae, original)
 
 
 def _decode_dtype(vae: nn.Module) -> torch.dtype:

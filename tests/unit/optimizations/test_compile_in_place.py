@@ -14,6 +14,7 @@ from fastdiffusers.optimizations import attention, compile
 from fastdiffusers.optimizations.apply import active, apply, revert
 from fastdiffusers.optimizations.components import denoisers, repeated_blocks
 from fastdiffusers.optimizations.headroom import GIB, MemoryState
+from fastdiffusers.optimizations.sdnq_support import import_sdnq_safely, is_sdnq, sdnq_installed
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings, Workload
 from fastdiffusers.pipelines.tiny import TINY_FAMILIES
 
@@ -321,6 +322,23 @@ def test_group_offloading_and_compiling_together(tiny_pipeline, picture, graphs)
     record = report["torch_compile"]
     assert not record.failed, record.reason
     assert "no fullgraph: group offloading" in record.reason
+    torch.testing.assert_close(result, plain, atol=1e-3, rtol=0)
+
+
+def test_a_model_quantized_with_sdnq_compiles(tiny_pipeline, picture, graphs):
+    if not sdnq_installed():
+        pytest.skip("SDNQ is an optional package")
+    pipeline = tiny_pipeline("sd3")
+    scheme = {"weights_dtype": "uint4", "torch_dtype": torch.float32, "minimum_allowed_numel": 256}
+    with import_sdnq_safely():
+        from sdnq.quantizer import sdnq_post_load_quant
+
+        pipeline.transformer = sdnq_post_load_quant(pipeline.transformer, **scheme)
+    assert is_sdnq(pipeline.transformer)
+    plain = picture(pipeline, "sd3")
+    result, report = run(pipeline, "sd3", compiling("counting"), picture)
+    assert not report["torch_compile"].failed, report["torch_compile"].reason
+    assert graphs
     torch.testing.assert_close(result, plain, atol=1e-3, rtol=0)
 
 

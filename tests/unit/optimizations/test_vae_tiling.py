@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdiffusers.optimizations import vae_memory
+from fastdiffusers.optimizations import vae_memory, vae_tiles
 from fastdiffusers.optimizations.headroom import GIB, MemoryState
 from fastdiffusers.optimizations.settings import TilingSettings, Workload
 from fastdiffusers.report import OptimizationRecord, OptimizationReport
@@ -122,7 +122,7 @@ def pipeline_with(vae):
 
 
 def latent_for(vae, pixels, frames=1):
-    ratio = vae_memory._ratio(vae)
+    ratio = vae_tiles.ratio_of(vae)
     channels = vae.config.get("latent_channels") or vae.config.get("z_dim")
     shape = [1, channels, pixels // ratio, pixels // ratio]
     if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):
@@ -148,7 +148,7 @@ def tiles_made(vae, latent):
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_class_tiles_at_the_size_asked_for_and_is_restored(name):
     vae = make(name)
-    ratio, before = vae_memory._ratio(vae), dict(vae.__dict__)
+    ratio, before = vae_tiles.ratio_of(vae), dict(vae.__dict__)
     latent = latent_for(vae, 192)
     plain = decode(vae, latent)
 
@@ -183,7 +183,7 @@ def test_any_size_and_overlap_gives_a_picture_of_the_right_shape(name, size, ove
 @settings(max_examples=300, deadline=None)
 def test_an_overlap_factor_is_one_that_rounding_cannot_break(latent, ratio, data):
     wished = data.draw(st.integers(0, latent // 2))
-    overlap = vae_memory._expressible(latent, ratio, wished)
+    overlap = vae_tiles.expressible_overlap(latent, ratio, wished)
     factor = overlap / latent
     assert int(latent * (1 - factor)) + overlap == latent
     assert int(latent * ratio * factor) == overlap * ratio
@@ -312,7 +312,7 @@ class TestOutOfMemory:
     def failing(self, vae, largest):
         """The decoder runs out of memory on anything with a longer edge than `largest` pixels."""
         edges = []
-        ratio = vae_memory._ratio(vae)
+        ratio = vae_tiles.ratio_of(vae)
 
         def check(module, args):
             edges.append(max(args[0].shape[-2:]) * ratio)
@@ -336,7 +336,7 @@ class TestOutOfMemory:
         assert record.applied == "tiles of 192 px"
         assert record.reason.startswith("it fits; out of memory, decoded again in tiles of")
         assert record.reason.count("decoded again") == len([s for s in vae_memory.TILE_SIZES if 192 <= s < 320])
-        changed = {k for k, v in before.items() if k in vae_memory._values(vae) and vae.__dict__[k] != v}
+        changed = {k for k, v in before.items() if k in vae_tiles.values_of(vae) and vae.__dict__[k] != v}
         assert not changed
 
     def test_a_tiled_decode_shrinks_below_its_own_tiles(self):
