@@ -87,10 +87,9 @@ class Job:
     def _tile_axis(self, axis: int, x: torch.Tensor, out: torch.Tensor) -> TileAxis:
         """The tiles along height (0) or width (1)."""
         factor, place = self.vae.config.spatial_factor, self.task.place
-        tile, overlap = pair(self.settings.tile_size)[axis], pair(self.settings.tile_overlap)[axis]
+        overlap = pair(self.settings.tile_overlap)[axis]
         extent = out.shape[3 + axis] // place
-        if not self.plan.tiled:
-            tile = extent * factor
+        tile = self.plan.tiles[axis] if self.plan.tiles else extent * factor
         if self.settings.blending == "reference":
             extent = -(-x.shape[3 + axis] // self.task.crop)
             decoding = self.task.stage == "decode"

@@ -6,9 +6,10 @@ alive at once is counted. So it cannot drift away from the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -27,8 +28,12 @@ FREE_SHARE = 0.85
 """Of the free memory; the rest is for library workspaces and fragmentation, which the estimate does not see."""
 CHUNKS = 8 << 20
 """What the pieces of a statistics pass may take besides a strip."""
-WORKSPACE = 64 << 20
-"""Bytes of temporaries per strip where memory is no concern: past this size a strip gains nothing."""
+STRIP = 16 << 20
+"""Bytes of temporaries per strip on a processor: they stay near its caches, larger ones are slower."""
+SMALLEST_TILE = 64
+"""Pixels; "auto" makes no smaller tiles."""
+TAILS = (2, 1)
+"""Frames at a time at full resolution, tried in this order. More of them save little time and cost much memory."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Plan:
     """How one job is cut.
 
     Attributes:
-        tiled: whether planes are cut into independent tiles.
+        tiles: (height, width) in pixels of the independent tiles that planes are cut into; () for none.
         layout: strips inside the networks.
         temporal_slice: latent frames per slice.
         offload_state: whether carried frames wait in main memory.
@@ -73,7 +78,7 @@ class Plan:
         reason: how it was decided.
     """
 
-    tiled: bool
+    tiles: tuple[int, ...]
     layout: Layout
     temporal_slice: int
     offload_state: bool
@@ -104,48 +109,71 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     """
     if settings.mode == "tiles":
         return _tiled(vae, task, shape, settings, budget, "asked for")
-    offload = settings.state_device == "cpu" and vae.device.type != "cpu"
+    on_card = vae.device.type != "cpu"
+    offload = settings.state_device == "cpu" and on_card
     size = settings.temporal_slice or 1
     dry = DryRun(vae, task, shape, size, settings.optimizations)
-    uncut = Plan(False, Layout(), size, offload, dry.peak(Layout(), offload), budget, "")
-    if settings.mode == "whole":
-        return replace(uncut, reason="asked for")
-    if any(settings.strips):
+    if settings.mode == "whole" or any(settings.strips):
         rows, columns = settings.strips
-        layout = Layout(max(rows, 1), max(columns, 1))
-        return replace(uncut, layout=layout, peak=dry.peak(layout, offload), reason="strips asked for")
-    offloads = (offload,) if offload or settings.mode == "exact" or vae.device.type == "cpu" else (False, True)
-    least = uncut.peak
-    for offloaded in offloads:
-        for tail in (0, 4, 2, 1):
-            base = dry.base(tail, offloaded) + CHUNKS
-            least = min(least, base)
-            if budget is None or base + WORKSPACE <= budget:
-                workspace = WORKSPACE
-            elif tail == 1 and base < budget:
-                workspace = budget - base
-            else:
-                continue
-            layout = Layout(workspace=workspace, tail_frames=tail)
-            reason = "strips with shared statistics" + (", carried frames in main memory" if offloaded else "")
-            return Plan(False, layout, size, offloaded, base + workspace, budget, reason)
+        layout = Layout() if settings.mode == "whole" else Layout(max(rows, 1), max(columns, 1))
+        return Plan((), layout, size, offload, dry.peak(layout, offload), budget, "asked for")
+    peak = 0
+    for offloaded in (True,) if offload or not on_card else (False, True):
+        offloaded = offloaded and on_card
+        for layout, peak in _layouts(dry, budget, offloaded, whole_planes=on_card or settings.compile is not None):
+            if budget is None or peak <= budget:
+                reason = "whole planes fit" if layout.uncut else "strips with shared statistics"
+                reason += ", carried frames in main memory" if offloaded else ""
+                return Plan((), layout, size, offloaded, peak, budget, reason)
     if settings.mode == "auto":
-        reason = f"even the smallest strips need {least / GIB:.2f} GiB of {budget / GIB if budget else 0:.2f} GiB"
+        reason = f"even the smallest strips need {peak / GIB:.2f} GiB"
         return _tiled(vae, task, shape, settings, budget, reason)
-    reason = f"even the smallest strips need {least / GIB:.3f} GiB"
-    raise InputError("memory_budget_gib", settings.memory_budget_gib, reason, f"give {least / GIB + 0.001:.3f} or more")
+    reason = f"even the smallest strips need {peak / GIB:.3f} GiB"
+    cure = f"give {peak / GIB + 0.001:.3f} or more, or use tiles"
+    raise InputError("memory_budget_gib", settings.memory_budget_gib, reason, cure)
+
+
+def _layouts(dry: DryRun, budget: int | None, offloaded: bool, *, whole_planes: bool) -> Iterator[tuple[Layout, int]]:
+    """Ways to cut planes, fastest first, each with the bytes it needs; the last one needs the least.
+
+    Args:
+        whole_planes: whether those are fastest. They are on a card, and what is compiled; a processor runs strips that
+            its caches hold as fast as anything.
+    """
+    if whole_planes:
+        for tail in TAILS:
+            layout = Layout(tail_frames=tail)
+            yield layout, dry.peak(layout, offloaded)
+    for tail in TAILS:
+        yield Layout(workspace=STRIP, tail_frames=tail), dry.base(tail, offloaded) + CHUNKS + STRIP
+    base = dry.base(1, offloaded) + CHUNKS
+    workspace = max((budget or 0) - base, 1)
+    yield Layout(workspace=workspace, tail_frames=1), base + workspace
 
 
 def _tiled(
     vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int | None, reason: str
 ) -> Plan:
-    """Tiles of the size asked for, cut into strips where even one tile does not fit."""
+    """Tiles of the size asked for, in strips where they must be; in "auto", smaller tiles where even that is too much.
+
+    The reference blending stays with its sizes: others would blend otherwise.
+    """
     factor = vae.config.spatial_factor
     channels, frames, height, width = shape
-    tile = [max(1, size // factor) * task.crop for size in pair(settings.tile_size)]
-    tile_shape = (channels, frames, min(height, tile[0]), min(width, tile[1]))
-    inner = make_plan(vae, task, tile_shape, replace(settings, mode="exact"), budget)
-    return replace(inner, tiled=True, reason=reason)
+    sizes = pair(settings.tile_size)
+    while True:
+        tile = [max(1, size // factor) * task.crop for size in sizes]
+        tile_shape = (channels, frames, min(height, tile[0]), min(width, tile[1]))
+        try:
+            inner = make_plan(vae, task, tile_shape, replace(settings, mode="exact"), budget)
+        except InputError:
+            if settings.mode != "auto" or settings.blending == "reference" or min(sizes) // 2 < SMALLEST_TILE:
+                raise
+            sizes = (sizes[0] // 2, sizes[1] // 2)
+            continue
+        if sizes != pair(settings.tile_size):
+            reason += f", and so do tiles larger than {sizes[0]} x {sizes[1]}"
+        return replace(inner, tiles=sizes, reason=reason)
 
 
 class DryRun:
@@ -159,32 +187,39 @@ class DryRun:
     def __init__(
         self, vae: VideoVAE, task: Task, shape: tuple[int, ...], size: int, optimizations: Optimizations
     ) -> None:
-        self.twin = _twin(vae.config, vae.dtype, optimizations.channels_last)
-        self.task = task
-        self.shape = shape
-        self.parts = slices(shape[1], size, task.frames)[:2]
-        self.optimizations = optimizations
+        channels, frames, height, width = shape
+        parts = slices(frames, size, task.frames)
+        self.case = _Case(
+            vae.config,
+            vae.dtype,
+            task,
+            (channels, height, width),
+            tuple(stop - start for start, stop in parts[:2]),
+            len(parts) > 2,
+            optimizations,
+        )
 
     def peak(self, layout: Layout, offloaded: bool = False) -> int:
         """Bytes alive at once with this layout."""
-        return self._run(Execution, layout, offloaded)
+        live, carried = _count(self.case, Execution, layout)
+        return live - carried if offloaded else live
 
     def base(self, tail_frames: int, offloaded: bool = False) -> int:
         """The same with strips of a single cell: what no cut can avoid."""
-        return self._run(_SingleCell, Layout(workspace=1, tail_frames=tail_frames), offloaded)
+        live, carried = _count(self.case, _SingleCell, Layout(workspace=1, tail_frames=tail_frames))
+        return live - carried if offloaded else live
 
-    def _run(self, kind: type[Execution], layout: Layout, offloaded: bool) -> int:
-        state = StreamState()
-        channels, _, height, width = self.shape
-        with torch.inference_mode(), LiveBytes() as live:
-            for index, (start, stop) in enumerate(self.parts):
-                x = torch.empty((1, channels, stop - start, height, width), dtype=self.twin.dtype, device="meta")
-                more = index < len(self.parts) - 1 or self.parts[-1][1] < self.shape[1]
-                run = kind(state, more, layout, self.optimizations, Kernels("eager"))
-                self.task.network(self.twin)(x, run)
-                del x
-        carried = sum(frames.numel() * frames.element_size() for frames in state.frames.values())
-        return live.peak - carried if offloaded else live.peak
+
+class _Case(NamedTuple):
+    """All that a dry run depends on: the VAE's sizes, the plane, the frames of the first two slices, if more follow."""
+
+    config: VaeConfig
+    dtype: torch.dtype
+    task: Task
+    plane: tuple[int, int, int]
+    frames: tuple[int, ...]
+    more: bool
+    optimizations: Optimizations
 
 
 class _SingleCell(Execution):
@@ -192,6 +227,21 @@ class _SingleCell(Execution):
 
     def blocks(self, rows: Axis, columns: Axis, cell_bytes: int) -> list[Block]:
         return list(blocks(cut(rows, 1)[:1], cut(columns, 1)[:1]))
+
+
+@lru_cache(maxsize=256)
+def _count(case: _Case, kind: type[Execution], layout: Layout) -> tuple[int, int]:
+    """(bytes alive at once, bytes of carried frames among them)."""
+    twin = _twin(case.config, case.dtype, case.optimizations.channels_last)
+    channels, height, width = case.plane
+    state = StreamState()
+    with torch.inference_mode(), LiveBytes(torch.device("meta")) as live:
+        for index, frames in enumerate(case.frames):
+            x = torch.empty((1, channels, frames, height, width), dtype=case.dtype, device="meta")
+            carry = case.more or index < len(case.frames) - 1
+            case.task.network(twin)(x, kind(state, carry, layout, case.optimizations, Kernels("eager")))
+            del x
+    return live.peak, sum(carried.numel() * carried.element_size() for carried in state.frames.values())
 
 
 @lru_cache(maxsize=8)

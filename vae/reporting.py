@@ -37,8 +37,8 @@ def describe(
 ) -> None:
     """Write the records and facts of a finished job into the report."""
     layout = plan.layout
-    if plan.tiled:
-        applied = f"tiles of {settings.tile_size}, overlap {settings.tile_overlap}, {settings.blending}"
+    if plan.tiles:
+        applied = f"tiles of {' x '.join(map(str, plan.tiles))}, overlap {settings.tile_overlap}, {settings.blending}"
     elif layout.uncut:
         applied = "whole planes"
     else:
