@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ def _declare_torchvision_operators() -> None:
 
 
 torch.set_num_threads(1)
+# A test run started in the background ignores Ctrl-C, and the processes that tests start and interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _declare_torchvision_operators()
 
 

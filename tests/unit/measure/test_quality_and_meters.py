@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -85,10 +86,11 @@ def test_the_wall_clock_runs_forward() -> None:
 
 def test_the_meter_sees_main_memory_grow_and_begins_anew() -> None:
     meter = DeviceMemoryMeter(CPU)
+    gc.collect()  # what earlier tests left behind must not be given back in the middle of this one
     meter.empty()
     meter.reset()
     before = meter.peak().host
-    block = torch.ones(2**26, dtype=torch.uint8)  # 64 MiB, touched
+    block = torch.ones(2**28, dtype=torch.uint8)  # 256 MiB, touched
     meter.sample()
     grown = meter.peak().host
     del block
