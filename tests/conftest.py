@@ -19,31 +19,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from fastdiffusers.commands.libraries import declare_torchvision_ops
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-_LIBRARIES = []
-
-
-def _declare_torchvision_operators() -> None:
-    """Declare the two operators whose absence stops torchvision's import beside a CPU build of torch."""
-    try:
-        import torchvision  # noqa: F401 - importing it is the question
-    except ModuleNotFoundError:
-        return
-    except RuntimeError:
-        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        library.define("qnms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        _LIBRARIES.append(library)  # it undefines them when it is collected
-
-
 torch.set_num_threads(1)
-# A test run started in the background ignores Ctrl-C, and the processes that tests start and interrupt would inherit that.
+# Started in the background, pytest ignores Ctrl-C, and the processes that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-_declare_torchvision_operators()
+declare_torchvision_ops()
 
 
 @pytest.fixture(autouse=True, scope="session")
