@@ -1,194 +1,278 @@
-"""The video VAE's decode against the plain one: `python -m fastdiffusers.benchmarks.vae_decode`.
+"""The video VAE against a plain decoder of the same weights: `python -m fastdiffusers.benchmarks.vae_decode`.
 
-Both sides in one process, on the same random weights of full size, interleaved: (a) the decoder as its specification
-reads (`plain_video_vae.py`), (b) this pack's, first with every optimization off, then with one more of them row by row,
-then in each mode. A row says seconds (median), peak memory above weights and output, and the largest difference from
-the plain result. On a CPU memory is the sum of live tensors; on a card it is what the allocator reports.
+Full-size random weights, one process, everything interleaved: each round decodes once with the plain decoder and once
+with every row, so that a busy machine disturbs all alike; what counts is the median of the ratios within a round.
+Rows add one optimization to the one before, then come the modes. Each row has its time, its peak memory above weights
+and output, and its largest difference from the plain decoder.
 
-Ends with a profile: the share of each kind of operation, plain and optimized.
+On a processor the default is a latent of 3 x 16 x 16; on a card 81 frames of 832x1216 and of 1248x720, where the plain
+decoder may run out of memory: it then has no time, and differences are taken from the first row that has a result.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
-from statistics import median
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
-from ..optimizations.decode_memory import LiveElements
 from ..vae import Optimizations, VaeConfig, VaeSettings, VideoVAE, decode_raw, from_state_dict
+from ..vae.checkpoint import choose_device, choose_dtype
+from ..vae.execution import Execution, StreamState
+from ..vae.memory import LiveBytes
+from ..vae.streaming import slices
 from .common import store, table
-from .plain_video_vae import PlainVideoVae
+from .plain_video_vae import PlainVideoVae, formula_weights
 
-Decode = Callable[[torch.Tensor], torch.Tensor]
-KINDS = {
-    "convolution": ("conv", "mkldnn", "cudnn"),
-    "attention": ("attention", "matmul", "mm", "softmax", "addmm", "linear"),
-    "norm": ("norm", "var_mean", "addcmul", "sum", "square", "mean"),
-    "activation": ("silu", "sigmoid"),
-    "copy": ("copy", "cat", "clone", "pad", "fill", "zero", "contiguous", "empty"),
+GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "data" / "video_vae"
+CPU_SHAPES = {"3 x 16 x 16 latent": (3, 16, 16)}
+CARD_SHAPES = {"81 frames 832x1216": (21, 152, 104), "81 frames 1248x720": (21, 90, 156)}
+SMALL_SHAPES = {"2 x 8 x 8 latent": (2, 8, 8)}
+ONE_BY_ONE = (
+    "padded_buffer",
+    "fused_norm_activation",
+    "in_place_residual",
+    "native_pixel_shuffle",
+    "direct_mid_block",
+    "chunked_attention",
+    "channels_last",
+    "folded_head",
+    "polyphase_upsampling",
+    "chunked_upsampling",
+)
+CLASSES = {
+    "convolution": ("conv", "mkldnn", "cudnn", "cutlass", "implicit_gemm", "xmma"),
+    "norm and activation": ("group_norm", "silu", "addcmul", "sum", "square", "pow", "rsqrt", "var_mean", "sub", "mul"),
+    "copies": ("copy", "cat", "pad", "clone", "fill", "zero", "memcpy", "memset", "shuffle", "add"),
+    "attention": ("attention", "addmm", "bmm", "mm", "softmax", "gemm", "flash", "fmha"),
 }
-"""What an operation counts as, by a part of its name; the first match wins."""
+"""Parts of an operation's or a kernel's name, by what it is for; the first class that matches counts."""
 
 
 @dataclass
 class Row:
-    """One way to decode. Attributes: name; decode; seconds of each counted run; peak bytes; difference from plain."""
+    """One way to decode.
+
+    Attributes:
+        name: of the row. decode: makes pixels from latents.
+        seconds: of each round. peak: bytes above weights and output. difference: from the plain decoder, of its std.
+        problem: why it could not run.
+    """
 
     name: str
-    decode: Decode
+    decode: Callable[[torch.Tensor], torch.Tensor]
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
     difference: float = 0.0
+    problem: str = ""
 
 
-def random_weights(device: torch.device) -> dict[str, torch.Tensor]:
-    """A full-size checkpoint with random weights, scaled so that activations neither grow nor vanish."""
+def check_plain_decoder() -> float:
+    """Largest error of the plain decoder on the golden decodes of the small model, relative to their std."""
+    manifest = json.loads((GOLDENS / "manifest.json").read_text())
+    worst = 0.0
+    for case in manifest["cases"]:
+        if case["op"] != "decode" or case["cfg"] == "full" or case["opts"].get("tiled"):
+            continue
+        shapes = json.loads((GOLDENS / f"keys_{case['cfg']}.json").read_text())
+        plain = PlainVideoVae(formula_weights(shapes), manifest["configs"][case["cfg"]]["norm_num_groups"])
+        golden = load_file(GOLDENS / f"{case['name']}.safetensors")
+        error = (plain.decode(golden["x"]) - golden["y"]).abs().max() / golden["y"].std()
+        worst = max(worst, float(error))
+    if not worst <= 1e-4:
+        raise SystemExit(f"the plain decoder is wrong by {worst:.1e} of std: nothing was measured")
+    return worst
+
+
+def full_size_shapes() -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of the full-size VAE."""
     with torch.device("meta"):
-        shapes = {key: tensor.shape for key, tensor in VideoVAE(VaeConfig()).state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for key, shape in shapes.items():
-        values = torch.randn(shape, generator=generator)
-        if key.endswith("bias"):
-            values *= 0.05
-        elif "norm" in key:
-            values = 1 + 0.1 * values
-        else:
-            values *= shape[1:].numel() ** -0.5
-        weights[key] = values.to(device)
-    return weights
+        return {key: tuple(tensor.shape) for key, tensor in VideoVAE(VaeConfig()).state_dict().items()}
 
 
-def candidates(vae: VideoVAE, plain: PlainVideoVae) -> Iterator[Row]:
-    """The rows of the table, in its order."""
+def rows(
+    weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype, frames: int, *, compiled: bool
+) -> list[Row]:
+    """The plain decoder, optimizations one by one, and the modes."""
+    vae = from_state_dict(weights, dtype=dtype, device=device)
+    rowwise = from_state_dict(weights, dtype=dtype, device=device, channels_last=False)
+    plain = PlainVideoVae({key: tensor.to(device, dtype) for key, tensor in weights.items()})
 
-    def by(**chosen: Any) -> Decode:
-        settings = VaeSettings(**chosen)
-        return lambda z: decode_raw(vae, z, settings, output_device=vae.device)[0]
+    def own(settings: VaeSettings) -> Callable[[torch.Tensor], torch.Tensor]:
+        model = vae if settings.optimizations.channels_last else rowwise
+        return lambda z: decode_raw(model, z, settings)[0]
 
-    yield Row("plain (specification)", plain.decode)
-    switched: dict[str, bool] = {}
-    off = {"mode": "whole", "kernels": "plain", "temporal_slice": 1 << 20}
-    yield Row("this VAE, everything off", by(**off, optimizations=Optimizations.none()))
-    for item in fields(Optimizations):
-        switched[item.name] = True
-        yield Row(f"+ {item.name}", by(**{**off, "kernels": "eager"}, optimizations=Optimizations.none(**switched)))
-    yield Row("mode whole, streamed", by(mode="whole", temporal_slice=1))
-    yield Row("mode exact", by(mode="exact"))
-    yield Row("mode tiles of 96 px", by(mode="tiles", tile_size=96, tile_overlap=32))
-
-
-def seconds_of(row: Row, z: torch.Tensor) -> float:
-    synchronize(z.device)
-    start = time.perf_counter()
-    with torch.inference_mode():
-        row.decode(z)
-    synchronize(z.device)
-    return time.perf_counter() - start
-
-
-def peak_of(row: Row, z: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """Bytes alive at once above weights and output, and the result."""
-    if z.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        with torch.inference_mode():
-            result = row.decode(z)
-        return torch.cuda.max_memory_allocated() - before - result.nbytes, result
-    with torch.no_grad(), LiveElements() as live:
-        result = row.decode(z)
-    return live.peak * z.element_size() - result.nbytes, result
+    found = [Row("plain decoder", lambda z: plain.decode(z.to(device, dtype)).float().cpu())]
+    wanted = Optimizations.none()
+    whole = VaeSettings(mode="whole", temporal_slice=frames if device.type == "cpu" else 1, kernels="eager")
+    found.append(Row("this VAE, all off", own(replace(whole, optimizations=wanted))))
+    for name in ONE_BY_ONE:
+        wanted = replace(wanted, **{name: True})
+        cut = replace(whole, mode="exact") if name == "chunked_upsampling" else whole
+        found.append(Row(f"+ {name}", own(replace(cut, optimizations=wanted))))
+    if device.type == "cuda":
+        found.append(Row("+ fused kernels", own(VaeSettings(mode="whole", temporal_slice=1))))
+    found += [
+        Row("auto", own(VaeSettings())),
+        Row("whole, 1 latent frame at a time", own(VaeSettings(mode="whole", temporal_slice=1))),
+        Row("exact, 4 x 1 strips", own(VaeSettings(mode="exact", strips=(4, 1)))),
+        Row("exact, 4 x 2 strips", own(VaeSettings(mode="exact", strips=(4, 2)))),
+        Row("tiles of 512, overlap 64", own(VaeSettings(mode="tiles"))),
+    ]
+    if compiled:
+        found.append(Row("auto, compiled", own(VaeSettings(compile={"dynamic": False}))))
+    return found
 
 
-def profile_of(row: Row, z: torch.Tensor) -> dict[str, float]:
-    """Share of each kind of operation in the time of all operations, 0..1."""
-    from torch.profiler import ProfilerActivity, profile
+def measure(found: list[Row], z: torch.Tensor, device: torch.device, rounds: int) -> None:
+    """Fill the rows: one untimed run each for memory and difference, then the interleaved rounds."""
+    reference: torch.Tensor | None = None
+    for row in found:
+        try:
+            with peak_memory(device) as peak:
+                y = row.decode(z)
+            # On the processor the output is among what was counted.
+            row.peak = peak() - (y.numel() * y.element_size() if device.type == "cpu" else 0)
+        except torch.OutOfMemoryError:
+            row.problem = "out of memory"
+            torch.cuda.empty_cache()
+            continue
+        reference = y if reference is None else reference
+        row.difference = float((y - reference).abs().max() / reference.std())
+        print(f"  {row.name}: {row.peak / 2**20:.0f} MiB, difference {row.difference:.1e}", flush=True)
+    for _ in range(rounds):
+        for row in found:
+            if not row.problem:
+                row.seconds.append(seconds(row.decode, z, device))
 
-    card = z.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if card else [])]
-    with torch.inference_mode(), profile(activities=activities) as profiler:
-        row.decode(z)
-    totals = dict.fromkeys((*KINDS, "other"), 0.0)
-    for event in profiler.key_averages():
-        own = event.self_device_time_total if card else event.self_cpu_time_total
-        kind = next((k for k, parts in KINDS.items() if any(part in event.key for part in parts)), "other")
-        totals[kind] += own
-    whole = sum(totals.values()) or 1.0
-    return {kind: round(share / whole, 4) for kind, share in totals.items()}
 
-
-def synchronize(device: torch.device) -> None:
+def seconds(decode: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, device: torch.device) -> float:
+    """Wall time of one decode, the result in main memory."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    decode(z)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
-def measure(rows: list[Row], z: torch.Tensor, runs: int) -> None:
-    """Memory and difference of every row once, which also warms it up; then `runs` rounds through all of them."""
-    reference: torch.Tensor | None = None
-    for row in rows:
-        row.peak, result = peak_of(row, z)
-        if reference is None:
-            reference = result.float()
-        row.difference = float((result.float() - reference).abs().max() / reference.std())
-        del result
-    for _ in range(runs):
-        for row in rows:
-            row.seconds.append(seconds_of(row, z))
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
+    """What the block has in use at most, above what was in use before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+    else:
+        with LiveBytes(device) as live:
+            yield lambda: live.peak
+
+
+def as_table(found: list[Row]) -> list[dict[str, Any]]:
+    """The rows as data. Times are medians; "faster" is the median of the ratios within a round."""
+    plain = found[0]
+    data = []
+    for row in found:
+        ratios = [p / s for p, s in zip(plain.seconds, row.seconds, strict=False)]
+        data.append(
+            {
+                "row": row.name,
+                "seconds": round(statistics.median(row.seconds), 3) if row.seconds else row.problem,
+                "times_faster": round(statistics.median(ratios), 3) if ratios else "",
+                "peak_mib": round(row.peak / 2**20, 1) if not row.problem else "",
+                "peak_ratio": round(row.peak / plain.peak, 3) if plain.peak and not row.problem else "",
+                "max_difference": float(f"{row.difference:.2e}") if not row.problem else "",
+            }
+        )
+    return data
+
+
+def where_time_goes(row: Row, z: torch.Tensor, device: torch.device) -> dict[str, float]:
+    """Seconds by class of operation, of kernels on a card."""
+    on_card = device.type == "cuda"
+    activities = [ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU]
+    with profile(activities=activities) as profiled:
+        row.decode(z)
+    shares = dict.fromkeys([*CLASSES, "other"], 0.0)
+    for event in profiled.key_averages():
+        spent = event.self_device_time_total if on_card else event.self_cpu_time_total
+        name = event.key.lower()
+        kind = next((kind for kind, parts in CLASSES.items() if any(part in name for part in parts)), "other")
+        shares[kind] += spent / 1e6
+    return {kind: round(spent, 3) for kind, spent in shares.items()}
+
+
+def work(decode: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> float:
+    """TFLOP of the convolutions and matrix products of one decode, counted on tensors without data."""
+    with FlopCounterMode(display=False) as counter:
+        decode(torch.empty(z.shape, device="meta"))
+    return round(counter.get_total_flops() / 1e12, 3)
+
+
+def stream(vae: VideoVAE, z: torch.Tensor) -> torch.Tensor:
+    """A decode one latent frame at a time, by the networks alone."""
+    state, parts = StreamState(), slices(z.shape[2], 1)
+    made = [vae.decode_slice(z[:, :, start:stop], Execution(state, carry=stop < z.shape[2])) for start, stop in parts]
+    return torch.cat(made, dim=2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--latent", type=int, nargs=3, default=None, metavar=("T", "H", "W"), help="latent cells")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
-    parser.add_argument("--rows", default="", help="only rows whose name contains one of these, comma-separated")
-    parser.add_argument("--name", default="vae_decode", help="of the result file")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="processor threads")
+    parser.add_argument("--small", action="store_true", help="a tiny latent and one round: does it run at all")
+    parser.add_argument("--rows", nargs="*", default=[], help="only rows whose name contains one of these")
+    parser.add_argument("--compiled", action="store_true", help="also with torch.compile (minutes on a processor)")
+    parser.add_argument("--no-store", action="store_true", help="do not write benchmarks/results")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    size = args.latent or ([21, 152, 104] if device.type == "cuda" else [3, 16, 16])
-    dtype = getattr(torch, args.dtype)
-    weights = {key: value.to(dtype) for key, value in random_weights(device).items()}
-    vae = from_state_dict(weights, dtype=dtype, device=device)
-    z = torch.randn(1, 16, *size, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    wanted = [part for part in args.rows.split(",") if part]
-    rows = [
-        row
-        for number, row in enumerate(candidates(vae, PlainVideoVae(weights)))
-        if not wanted or number == 0 or any(part in row.name for part in wanted)
-    ]
-    measure(rows, z, args.runs)
-    plain = rows[0]
-    shown = [
-        {
-            "row": row.name,
-            "seconds": round(median(row.seconds), 3),
-            "speedup": round(median([a / b for a, b in zip(plain.seconds, row.seconds, strict=True)]), 3),
-            "peak_mib": round(row.peak / 2**20, 1),
-            "peak_ratio": round(row.peak / plain.peak, 3),
-            "difference": float(f"{row.difference:.2e}"),
-        }
-        for row in rows
-    ]
-    print(table(shown))
-    profiles = {row.name: profile_of(row, z) for row in (plain, rows[-2] if len(rows) > 2 else rows[-1])}
-    for name, shares in profiles.items():
-        print(f"{name}: " + ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items()))
-    frames = [vae.config.frames(size[0]), 8 * size[1], 8 * size[2]]
-    setup = {"latent": size, "frames_height_width": frames, "dtype": args.dtype, "runs": args.runs}
-    threads = torch.get_num_threads() if device.type == "cpu" else None
-    data = {**setup, "threads": threads, "rows": shown, "profiles": profiles}
-    print(f"stored in {store(args.name, data, args.device)}")
+    torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    shapes = SMALL_SHAPES if args.small else CPU_SHAPES if device.type == "cpu" else CARD_SHAPES
+    rounds = 1 if args.small else args.rounds
+    with torch.inference_mode():
+        golden_error = check_plain_decoder()
+        weights = formula_weights(full_size_shapes())
+        shapes_only = {key: torch.empty(shape, device="meta") for key, shape in full_size_shapes().items()}
+        plain, streamed = PlainVideoVae(shapes_only), from_state_dict(shapes_only)
+        results = []
+        for name, (frames, height, width) in shapes.items():
+            z = torch.randn(1, 16, frames, height, width, generator=torch.Generator().manual_seed(0))
+            found = rows(weights, device, dtype, frames, compiled=args.compiled)
+            if args.rows:
+                found = [row for row in found if row is found[0] or any(part in row.name for part in args.rows)]
+            print(f"{name}, {dtype}, {device}", flush=True)
+            measure(found, z, device, rounds)
+            data = as_table(found)
+            print(table(data), flush=True)
+            last = next(row for row in found if row.name == "auto")
+            profiled = [row for row in (found[0], last) if not row.problem]
+            time_by_class = {row.name: where_time_goes(row, z, device) for row in profiled}
+            tflop = {"plain decoder": work(plain.decode, z), "auto": work(partial(stream, streamed), z)}
+            print(json.dumps({"seconds by class": time_by_class, "TFLOP": tflop}, indent=2), flush=True)
+            results.append(
+                {"case": name, "dtype": str(dtype), "rows": data, "seconds_by_class": time_by_class, "tflop": tflop}
+            )
+    if not (args.no_store or args.small):
+        path = store(
+            "vae_decode", {"golden_error": golden_error, "threads": args.threads, "cases": results}, str(device)
+        )
+        print(f"stored in {path}")
 
 
 if __name__ == "__main__":

@@ -169,10 +169,14 @@ def causal_kernels(weight: torch.Tensor, stride: int, frames: int) -> list[Kerne
 
 def fold(weight: torch.Tensor, missing: int) -> torch.Tensor:
     """The kernel [O, I, taps, kh, kw] with its first `missing + 1` taps in time summed into one (in float32)."""
-    head = weight[:, :, : missing + 1].sum(2, keepdim=True, dtype=torch.float32).to(weight.dtype)
-    folded = torch.cat([head, weight[:, :, missing + 1 :]], dim=2)
-    last = torch.channels_last_3d if weight.stride(1) == 1 else torch.contiguous_format
-    return folded.contiguous(memory_format=last)
+    outputs, inputs, taps, height, width = weight.shape
+    head = weight[:, :, 0].to(torch.float32, copy=True)
+    for tap in range(1, missing + 1):
+        head += weight[:, :, tap]
+    folded = empty((outputs, inputs, taps - missing, height, width), weight)
+    folded[:, :, 0] = head
+    folded[:, :, 1:] = weight[:, :, missing + 1 :]
+    return folded
 
 
 def concatenate(source: Source, memory: torch.Tensor | None, front: int, block: Block) -> torch.Tensor:

@@ -33,7 +33,8 @@ STRIP = 16 << 20
 SMALLEST_TILE = 64
 """Pixels; "auto" makes no smaller tiles."""
 TAILS = (2, 1)
-"""Frames at a time at full resolution, tried in this order. More of them save little time and cost much memory."""
+"""Frames at a time at full resolution where planes stay whole, tried in this order. Strips take one: two are no
+faster by more than the noise, and take a tenth more memory."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,8 @@ def _layouts(dry: DryRun, budget: int | None, offloaded: bool, *, whole_planes: 
         for tail in TAILS:
             layout = Layout(tail_frames=tail)
             yield layout, dry.peak(layout, offloaded)
-    for tail in TAILS:
-        yield Layout(workspace=STRIP, tail_frames=tail), dry.base(tail, offloaded) + CHUNKS + STRIP
     base = dry.base(1, offloaded) + CHUNKS
+    yield Layout(workspace=STRIP, tail_frames=1), base + STRIP
     workspace = max((budget or 0) - base, 1)
     yield Layout(workspace=workspace, tail_frames=1), base + workspace
 
