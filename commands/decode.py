@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,16 @@ from .files import check_file_target, write_text
 from .latent_file import read_latent
 from .libraries import prepare_libraries
 from .media import check_output, write_frames
-from .options import MODEL_HELP, add_model_options, add_tiling_options, pipeline_handle, tiling_settings
+from .options import (
+    MODEL_HELP,
+    add_model_options,
+    add_tiling_options,
+    pipeline_handle,
+    tiling_settings,
+    vae_compile_settings,
+)
 from .terminal import TerminalProgress
-from .video_vae import add_video_vae_options, load, vae_settings
+from .video_vae import add_video_vae_options, compiling, load, vae_settings
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +74,8 @@ def decode_with_pipeline(
     from ..pipelines.generate import decode
 
     settings = OptimizationSettings(vae_tiling=tiling_settings(args), memory_mode=args.memory_mode)
+    if how := vae_compile_settings(args):
+        settings = replace(settings, torch_compile="on", compile=how)
     return decode(pipeline_handle(args, callbacks), latent, settings, callbacks)
 
 
@@ -76,4 +86,5 @@ def decode_with_video_vae(
     from ..vae import decode
 
     settings = vae_settings(args)
-    return decode(load(args), latent, settings, callbacks)
+    with compiling(args):
+        return decode(load(args), latent, settings, callbacks)

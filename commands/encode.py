@@ -11,7 +11,7 @@ from .libraries import prepare_libraries
 from .media import read_frames
 from .options import add_device_options
 from .terminal import TerminalProgress
-from .video_vae import add_video_vae_options, load, vae_settings
+from .video_vae import add_video_vae_options, compiling, load, vae_settings
 
 HELP = "turn a video or pictures into a latent file"
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ..vae import encode
 
-    with TerminalProgress(args.quiet) as callbacks:
+    with TerminalProgress(args.quiet) as callbacks, compiling(args):
         latent, report = encode(load(args), frames[None], settings, callbacks)
     write_latent(latent, args.output, {} if frame_rate is None else {"frame_rate": str(frame_rate)})
     if args.report is not None:

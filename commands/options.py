@@ -55,13 +55,31 @@ def add_optimization_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attention", choices=ATTENTION_CHOICES, default="auto", help="attention kernel")
     group.add_argument("--torch-compile", choices=COMPILE_CHOICES, default="auto", help="compile the denoiser")
     group.add_argument("--compile-scope", choices=COMPILE_SCOPES, default="blocks", help="what is compiled")
-    group.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="inductor's mode")
-    group.add_argument("--compile-backend", choices=COMPILE_BACKENDS, default="inductor", help="dynamo's backend")
+    _add_compiler_options(group)
     group.add_argument("--step-cache", choices=STEP_CACHE_CHOICES, default="off", help="reuse work between steps")
     group.add_argument(
         "--quantized-matmul", choices=TRISTATE, default="auto", help="SDNQ models: multiply in the quantized type"
     )
     add_tiling_options(group)
+
+
+def add_vae_compile_options(parser: argparse.ArgumentParser) -> None:
+    """Compiling for the subcommands that run nothing but a VAE."""
+    group = parser.add_argument_group("torch.compile")
+    group.add_argument("--torch-compile", choices=("off", "on"), default="off", help="compile the VAE (default: off)")
+    _add_compiler_options(group)
+
+
+def _add_compiler_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="inductor's mode")
+    group.add_argument("--compile-backend", choices=COMPILE_BACKENDS, default="inductor", help="dynamo's backend")
+
+
+def vae_compile_settings(args: argparse.Namespace) -> CompileSettings | None:
+    """How the VAE is compiled, or None for plain code."""
+    if args.torch_compile == "off":
+        return None
+    return CompileSettings(backend=args.compile_backend, mode=args.compile_mode, compile_vae=True)
 
 
 def add_tiling_options(group: argparse._ArgumentGroup) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .options import add_vae_compile_options, vae_compile_settings
 
 if TYPE_CHECKING:
     from ..vae import VaeSettings, VideoVAE
@@ -16,18 +20,38 @@ def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mode", choices=MODES, default="auto", help="how space is cut (default: auto)")
     group.add_argument("--temporal-slice", type=int, default=0, metavar="N", help="latent frames at a time, 0: chosen")
     group.add_argument("--memory-budget-gib", type=float, default=0.0, metavar="GIB", help="0: from the free memory")
+    add_vae_compile_options(parser)
 
 
 def vae_settings(args: argparse.Namespace) -> VaeSettings:
     """The settings that the options describe. Raises InputError for values out of range."""
     from ..vae import VaeSettings
 
-    chosen = {"mode": args.mode, "temporal_slice": args.temporal_slice, "memory_budget_gib": args.memory_budget_gib}
+    chosen: dict[str, Any] = {
+        "mode": args.mode,
+        "temporal_slice": args.temporal_slice,
+        "memory_budget_gib": args.memory_budget_gib,
+    }
     if args.tile_size:
         chosen |= {"tile_size": args.tile_size}
     if args.tile_overlap:
         chosen |= {"tile_overlap": args.tile_overlap}
+    if how := vae_compile_settings(args):
+        chosen |= {"compile": how.arguments(fullgraph=True), "compile_headroom_gib": how.headroom_gib}
     return VaeSettings(**chosen)
+
+
+@contextmanager
+def compiling(args: argparse.Namespace) -> Iterator[None]:
+    """Hold this around a run: what compiling asks of torch as a whole, when it is asked for."""
+    how = vae_compile_settings(args)
+    if how is None:
+        yield
+        return
+    from ..optimizations.compile import switches
+
+    with switches(how):
+        yield
 
 
 def load(args: argparse.Namespace) -> VideoVAE:

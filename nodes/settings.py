@@ -105,7 +105,12 @@ class TorchCompileSettings(io.ComfyNode):
                     **ADVANCED,
                 ),
             ],
-            outputs=[types.CompileSettings.Output(display_name="compile_settings", tooltip="For Diffusers Sampler.")],
+            outputs=[
+                types.CompileSettings.Output(
+                    display_name="compile_settings",
+                    tooltip="For Diffusers Sampler, VAE Decode (Fast) and VAE Encode (Fast).",
+                )
+            ],
         )
 
     @classmethod

@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..errors import FastDiffusersError
 from ..pipelines import generate, loader
 from ..pipelines.types import PipelineHandle
+from ..report import OptimizationRecord
 from . import comfy_bridge, core_vae, residency, types, video_vae
 from .compat import schema
 from .model_files import video_vae_choices, video_vae_path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..callbacks import Callbacks
+    from ..optimizations.settings import CompileSettings
     from ..report import OptimizationReport
 
 CLIP_LENGTH = "clip_length"
@@ -105,9 +107,10 @@ class VAEDecode(io.ComfyNode):
         overlap: int = 0,
         temporal_slice: int = 0,
         memory_budget_gib: float = 0.0,
+        compile_settings: CompileSettings | None = None,
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib)
+        choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib, compile_settings)
         frames, report = _decode(vae, samples, choices, progress.callbacks)
         progress.show_report(report)
         if frames.ndim == 5:
@@ -148,9 +151,10 @@ class VAEEncode(io.ComfyNode):
         overlap: int = 0,
         temporal_slice: int = 0,
         memory_budget_gib: float = 0.0,
+        compile_settings: CompileSettings | None = None,
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib)
+        choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib, compile_settings)
         latent, report = _encode(vae, pixels, choices, progress.callbacks)
         progress.show_report(report)
         return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_table()))
@@ -164,15 +168,18 @@ def _decode(
     if getattr(latent, "is_nested", False):
         latent = latent.unbind()[0]  # the video of a latent that holds video and sound
     if isinstance(vae, types.VideoVaeHandle):
-        return video_vae.decode(vae, latent, choices.for_video_vae(), callbacks, samples.get(CLIP_LENGTH))
+        with choices.compiling():
+            return video_vae.decode(vae, latent, choices.for_video_vae(), callbacks, samples.get(CLIP_LENGTH))
     if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
-        return video_vae.decode_borrowed(own, latent, choices.for_video_vae(), callbacks)
+        with choices.compiling():
+            return video_vae.decode_borrowed(own, latent, choices.for_video_vae(), callbacks)
     if isinstance(vae, PipelineHandle):
         settings = choices.for_pipeline(vae)
         with residency.on_card(vae):
             frames, report = generate.decode(vae, latent, settings, callbacks, memory=comfy_bridge.memory_state)
     else:
         frames, report = core_vae.decode(vae, latent, choices, callbacks)
+        _say_not_compiled(report, choices)
     if choices.tiling == "exact":
         report.note(NO_EXACT)
     return frames, report
@@ -183,10 +190,12 @@ def _encode(
 ) -> tuple[dict[str, Any], OptimizationReport]:
     """Encode with the engine that belongs to what is connected."""
     if isinstance(vae, types.VideoVaeHandle):
-        latent, report = video_vae.encode(vae, pixels, choices.for_video_vae(), callbacks)
+        with choices.compiling():
+            latent, report = video_vae.encode(vae, pixels, choices.for_video_vae(), callbacks)
         return {"samples": latent, CLIP_LENGTH: pixels.shape[0]}, report
     if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
-        latent, report = video_vae.encode_borrowed(own, pixels, choices.for_video_vae(), callbacks)
+        with choices.compiling():
+            latent, report = video_vae.encode_borrowed(own, pixels, choices.for_video_vae(), callbacks)
         return {"samples": latent}, report
     if isinstance(vae, PipelineHandle):
         settings = choices.for_pipeline(vae)
@@ -195,6 +204,13 @@ def _encode(
             latent, report = generate.encode(vae, images, settings, callbacks, memory=comfy_bridge.memory_state)
     else:
         latent, report = core_vae.encode(vae, pixels, choices, callbacks)
+        _say_not_compiled(report, choices)
     if choices.tiling == "exact":
         report.note(NO_EXACT)
     return {"samples": latent}, report
+
+
+def _say_not_compiled(report: OptimizationReport, choices: VaeChoices) -> None:
+    if choices.compile is not None:
+        reason = "this is one of ComfyUI's own VAEs, whose object this pack does not touch"
+        report.set(OptimizationRecord("torch_compile", "on", "off", reason))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..optimizations.settings import OptimizationSettings, TilingSettings
+from ..optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from ..pipelines.types import PipelineHandle
 from ..vae.settings import VaeSettings
 from . import types
@@ -28,6 +30,7 @@ class VaeChoices:
         overlap: pixels that neighbouring tiles share.
         temporal_slice: frames of a video that are worked on at a time.
         memory_budget_gib: memory in GiB that a video VAE may use above its weights.
+        compile: how to compile; None runs plain code.
     """
 
     tiling: str = "auto"
@@ -35,12 +38,16 @@ class VaeChoices:
     overlap: int = 0
     temporal_slice: int = 0
     memory_budget_gib: float = 0.0
+    compile: CompileSettings | None = None
 
     def for_pipeline(self, pipeline: PipelineHandle) -> OptimizationSettings:
         """The same choices for the VAE of a diffusers pipeline, which has no exact strips."""
         mode = {"whole": "off", "tiles": "on"}.get(self.tiling, "auto")
         tiling = TilingSettings(mode, self.tile_size, self.overlap)
-        return OptimizationSettings(vae_tiling=tiling, memory_mode=pipeline.memory_mode)
+        settings = OptimizationSettings(vae_tiling=tiling, memory_mode=pipeline.memory_mode)
+        if self.compile is None:
+            return settings
+        return replace(settings, torch_compile="on", compile=replace(self.compile, compile_vae=True))
 
     def for_video_vae(self) -> VaeSettings:
         """The same choices for this pack's video VAE, whose time is counted in latent frames."""
@@ -53,7 +60,26 @@ class VaeChoices:
             tile_overlap=overlap,
             temporal_slice=-(-self.temporal_slice // TEMPORAL_FACTOR),
             memory_budget_gib=self.memory_budget_gib,
+            **self._compiled_video_vae(),
         )
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Hold this around a run of a video VAE: what compiling asks of torch as a whole."""
+        if self.compile is None:
+            yield
+            return
+        from ..optimizations.compile import switches
+
+        with switches(self.compile):
+            yield
+
+    def _compiled_video_vae(self) -> dict[str, Any]:
+        """A slice is one graph, for whole planes: the planes are cut only where memory asks for it."""
+        if self.compile is None:
+            return {}
+        arguments = self.compile.arguments(fullgraph=True)
+        return {"compile": arguments, "compile_headroom_gib": self.compile.headroom_gib}
 
 
 def shared_inputs(verb: str) -> list[Any]:
@@ -113,5 +139,11 @@ def shared_inputs(verb: str) -> list[Any]:
             optional=True,
             tooltip="Memory in GiB that a video VAE may use beside its weights; 0 goes by what is free.",
             **ADVANCED,
+        ),
+        types.CompileSettings.Input(
+            "compile_settings",
+            optional=True,
+            tooltip="From Torch Compile Settings, to compile a video VAE or a pipeline's VAE. The first run takes "
+            "longer, so it is for many clips of one size. Without it, plain code runs.",
         ),
     ]

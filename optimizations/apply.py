@@ -15,7 +15,7 @@ import torch
 from ..callbacks import SILENT, Callbacks
 from ..report import OptimizationRecord, OptimizationReport
 from . import attention, compile, offload, precision, sdnq_support, step_cache, vae_memory
-from .components import denoisers, device_and_dtype, vae_of
+from .components import VaeOnly, denoisers, device_and_dtype, vae_of
 from .fallback import Signals
 from .headroom import GIB, MemoryProbe, Need, device_memory, shortage
 from .settings import OptimizationSettings, Workload
@@ -72,16 +72,22 @@ def apply_to_vae(
     *,
     device: torch.device | str | None = None,
     workload: Workload | None = None,
+    callbacks: Callbacks = SILENT,
     memory: MemoryProbe | None = None,
 ) -> OptimizationReport:
     """The part of `apply` that a decode or an encode by itself needs; the denoisers stay as they are.
 
     What they were given (another attention, compiled code, a step cache) is there again at the next denoising run,
-    and so is what is known of its failures. Arguments and errors are those of `apply`.
+    and so is what is known of its failures. The decoder is compiled where `torch_compile` is "on" for it; otherwise it
+    stays as it is. Arguments and errors are those of `apply`.
     """
-    device = _device(pipeline, device)
+    device, workload, look = _device(pipeline, device), workload or Workload(), memory or device_memory
     report = OptimizationReport()
-    _apply_memory_and_precision(pipeline, settings, report, device, workload or Workload(), memory or device_memory)
+    _apply_memory_and_precision(pipeline, settings, report, device, workload, look)
+    if settings.torch_compile == "on" and settings.compile.compile_vae:
+        refusal = _refuse_compile(pipeline, settings, device, workload, look)
+        decoder = VaeOnly(pipeline)
+        report.set(compile.use(decoder, settings, breaks="", refusal=refusal, signals=Signals(callbacks)))
     return report
 
 
@@ -124,8 +130,13 @@ def switch_compile(
 
 
 @contextmanager
-def active(pipeline: Any, settings: OptimizationSettings, report: OptimizationReport) -> Iterator[None]:
+def active(
+    pipeline: Any, settings: OptimizationSettings, report: OptimizationReport, *, vae_only: bool = False
+) -> Iterator[None]:
     """Hold this around a run: switches that are global in torch are set, and put back however the run ends.
+
+    Args:
+        vae_only: the report is that of `apply_to_vae`.
 
     Afterwards `report` tells what really was active: compilation and attention can fail at their first use.
     """
@@ -133,14 +144,15 @@ def active(pipeline: Any, settings: OptimizationSettings, report: OptimizationRe
     with ExitStack() as stack:
         stack.enter_context(precision.active(settings.precision, device))
         stack.enter_context(step_cache.running(pipeline, report))
-        if compile.is_compiled(pipeline):
-            stack.enter_context(compile.environment(pipeline, settings.compile))
+        compiled = VaeOnly(pipeline) if vae_only else pipeline
+        if compile.is_compiled(compiled):
+            stack.enter_context(compile.environment(compiled, settings.compile))
         stack.enter_context(sdnq_support.sdnq_limits(pipeline))
         try:
             yield
         finally:
-            compile.silence(pipeline)
-            _learn(pipeline, settings, report)
+            compile.silence(compiled)
+            _learn(compiled, settings, report)
 
 
 def revert(pipeline: Any) -> None:
@@ -164,6 +176,8 @@ def _learn(pipeline: Any, settings: OptimizationSettings, report: OptimizationRe
 
 def _what_breaks_graphs(settings: OptimizationSettings, report: OptimizationReport) -> str:
     """What of all that is active keeps a module from being one graph, or ""."""
+    if "step_cache" not in report:
+        return ""  # a decode by itself
     if not report["step_cache"].applied.startswith("off"):
         return "step caching decides at run time what to compute"
     return offload.breaks_graphs(report["memory_mode"].applied, settings.compile.scope)

@@ -102,6 +102,13 @@ def silence(pipeline: Any) -> None:
 
 @contextmanager
 def environment(pipeline: Any, how: CompileSettings) -> Iterator[None]:
+    """While the block runs: dynamo's limits as asked for and as the pipeline needs them, and `switches`."""
+    with switches(how), sdnq_limits(pipeline):
+        yield
+
+
+@contextmanager
+def switches(how: CompileSettings) -> Iterator[None]:
     """While the block runs: dynamo's limits as asked for, and a folder in which compiled code outlives the process.
 
     A folder that the user has set (`TORCHINDUCTOR_CACHE_DIR`) is kept.
@@ -118,7 +125,6 @@ def environment(pipeline: Any, how: CompileSettings) -> Iterator[None]:
     }
     with ExitStack() as stack:
         stack.enter_context(dynamo.patch(values))
-        stack.enter_context(sdnq_limits(pipeline))
         if how.keep_artifacts:
             stack.enter_context(_cache_folder())
         yield

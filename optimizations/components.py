@@ -28,6 +28,14 @@ def vae_of(pipeline: Any) -> nn.Module | None:
     return found.get("vae") or found.get("vqgan")
 
 
+class VaeOnly:
+    """A pipeline seen as if it had nothing but its VAE, for what is done to every component alike."""
+
+    def __init__(self, pipeline: Any) -> None:
+        vae = vae_of(pipeline)
+        self.components: dict[str, nn.Module] = {} if vae is None else {"vae": vae}
+
+
 def attention_layers(model: nn.Module) -> Iterator[nn.Module]:
     """Every layer whose attention goes through an exchangeable processor."""
     for module in model.modules():

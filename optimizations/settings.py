@@ -62,6 +62,21 @@ class CompileSettings:
         if not 0 <= self.headroom_gib < 1024:
             raise InputError("headroom_gib", self.headroom_gib, "it must be between 0 and 1024 GiB", "use 1.0")
 
+    def arguments(self, *, fullgraph: bool) -> dict[str, Any]:
+        """Keyword arguments of torch.compile. Only inductor has modes, and its "default" is not passed on.
+
+        Args:
+            fullgraph: what "auto" stands for where this is used.
+        """
+        chosen: dict[str, Any] = {
+            "backend": self.backend,
+            "dynamic": {"auto": None, "on": True, "off": False}[self.dynamic],
+            "fullgraph": fullgraph if self.fullgraph == "auto" else self.fullgraph == "on",
+        }
+        if self.backend == "inductor" and self.mode != "default":
+            chosen["mode"] = self.mode
+        return chosen
+
 
 @dataclass(frozen=True)
 class TilingSettings:

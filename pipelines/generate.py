@@ -103,7 +103,7 @@ def decode(
         streamed = latent.ndim == 5 and not refuse_streaming(loaded.pipeline.vae)
         size = (latent.shape[-1] * stride, latent.shape[-2] * stride)
         workload = Workload(*size, frames, batch=latent.shape[0], streamed=streamed)
-        with _optimized_vae(loaded, handle, settings, workload, memory) as report:
+        with _optimized_vae(loaded, handle, settings, workload, callbacks, memory) as report:
             return _decode(loaded, latent, report, callbacks), report
 
 
@@ -120,7 +120,7 @@ def encode(
         height, width = pixels.shape[-3:-1]
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
         workload = Workload(width, height, frames, pixels.shape[0])
-        with _optimized_vae(loaded, handle, settings, workload, memory) as report:
+        with _optimized_vae(loaded, handle, settings, workload, callbacks, memory) as report:
             return latents.encode(loaded, pixels, callbacks), report
 
 
@@ -156,6 +156,7 @@ def _optimized_vae(
     handle: PipelineHandle,
     settings: OptimizationSettings,
     workload: Workload,
+    callbacks: Callbacks,
     memory: MemoryProbe | None,
 ) -> Iterator[OptimizationReport]:
     """`_optimized` for the VAE alone: a decode runs no denoiser, so nothing is compiled or exchanged in it for this."""
@@ -163,9 +164,12 @@ def _optimized_vae(
 
     if handle.memory_mode != "auto":
         settings = replace(settings, memory_mode=handle.memory_mode)
-    report = apply_to_vae(loaded.pipeline, settings, device=loaded.device, workload=workload, memory=memory)
+    pipeline = loaded.pipeline
+    report = apply_to_vae(
+        pipeline, settings, device=loaded.device, workload=workload, callbacks=callbacks, memory=memory
+    )
     report.facts.update(loaded.facts)
-    with active(loaded.pipeline, settings, report):
+    with active(pipeline, settings, report, vae_only=True):
         yield report
 
 

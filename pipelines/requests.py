@@ -39,8 +39,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_size("height", request.height, family)
     _check_frames(family, request)
     _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
-    if not isinstance(request.prompt, str):
-        raise InputError("prompt", request.prompt, "it must be text", "")
+    _check_prompt(request)
     _check_scheduler_name(request.scheduler)
     _check_images(family, request)
     return _ignored(family, request)
@@ -110,6 +109,16 @@ def _check_frames(family: Family, request: SampleRequest) -> None:
     reason = f"{family.name} makes {rule}, at most {family.max_frames}"
     nearest = _nearest(frames, family.frame_step, 1, family.max_frames)
     raise InputError("num_frames", frames, reason, f"the nearest: {nearest}; {family.num_frames} is recommended")
+
+
+def _check_prompt(request: SampleRequest) -> None:
+    """Text there must be, unless a picture, or a latent to start from, says what to make."""
+    if not isinstance(request.prompt, str):
+        raise InputError("prompt", request.prompt, "it must be text", "")
+    from_latent = request.latent is not None and request.strength < 1.0
+    if not request.prompt.strip() and not request.images and not from_latent:
+        cure = "write what the picture should show, if only one word"
+        raise InputError("prompt", request.prompt, "it is empty, so nothing says what to make", cure)
 
 
 def _check_scheduler_name(name: str) -> None:

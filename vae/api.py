@@ -13,9 +13,9 @@ import torch
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
-from ..report import OptimizationReport
+from ..report import OptimizationRecord, OptimizationReport
 from .checks import check_frames, check_latents
-from .compiled import compiled_network
+from .compiled import CompiledCodeError, compiled_network
 from .cuda_graphs import CudaBackend, GraphedNetwork
 from .engine import HalfPrecisionOverflowError, Job
 from .kernels import Kernels
@@ -188,10 +188,11 @@ def _run(
     read: Callable[[torch.Tensor], torch.Tensor],
     report: OptimizationReport,
 ) -> None:
-    """Plan and run; less memory after an out-of-memory error, bfloat16 after an overflow of float16."""
+    """Plan and run: again with less memory, without compiled code, or in bfloat16, where the first attempt fails."""
     started = time.perf_counter()
     budget, origin = budget_of(settings, vae.device)
     attempt = 0
+    not_compiled = ""
     shortage: torch.OutOfMemoryError | None = None
     while True:
         try:
@@ -210,6 +211,9 @@ def _run(
             shortage = error.with_traceback(None)
             budget = plan.peak // 2
             report.note(f"out of memory with an estimated {plan.peak / 2**30:.2f} GiB: retried with half of it")
+        except CompiledCodeError as error:
+            not_compiled = f"it failed, so that plain code ran: {error}"
+            settings = replace(settings, compile=None)
         except HalfPrecisionOverflowError:
             vae = copy.deepcopy(vae).to(torch.bfloat16)
             report.note("values beyond float16's range: decoded in bfloat16 instead")
@@ -221,6 +225,8 @@ def _run(
         torch.cuda.synchronize(vae.device)
     describe(report, vae, task, settings, job.plan, origin, job.kernels)
     report.set(graphs_record(settings, job.network))
+    if not_compiled:
+        report.set(OptimizationRecord("torch_compile", "on", "off", not_compiled, failed=True))
     for note in job.notes:
         report.note(note)
     report.facts["seconds"] = round(time.perf_counter() - started, 3)

@@ -95,7 +95,11 @@ def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int | None, 
     free = free_bytes(device)
     if free is None:
         return None, "free memory unknown"
-    return int(FREE_SHARE * free), f"{FREE_SHARE:.0%} of {free / GIB:.1f} GiB free"
+    budget, origin = int(FREE_SHARE * free), f"{FREE_SHARE:.0%} of {free / GIB:.1f} GiB free"
+    if settings.compile is not None and settings.compile_headroom_gib:
+        budget = max(1, budget - int(settings.compile_headroom_gib * GIB))
+        origin += f" but {settings.compile_headroom_gib:g} GiB for compiled code"
+    return budget, origin
 
 
 def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int | None) -> Plan:

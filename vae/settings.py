@@ -77,7 +77,9 @@ class VaeSettings:
         fp16_accumulation: let convolutions also sum in float16 where comfy-kitchen has a kernel for it: less exact, and
             not measured yet. Only with float16 weights and kernels "auto".
         cuda_graphs: record the steady slices of a clip as CUDA graphs. Not measured yet, so it has to be asked for.
-        compile: keyword arguments of torch.compile, or None for no compilation; {} compiles with the defaults.
+        compile: keyword arguments of torch.compile, or None for no compilation; {} compiles with the defaults. Planes
+            that have to be cut into strips are not compiled.
+        compile_headroom_gib: memory in GiB left to compiled code when the budget is chosen from what is free.
         optimizations: what the networks may do.
     """
 
@@ -94,6 +96,7 @@ class VaeSettings:
     fp16_accumulation: bool = False
     cuda_graphs: bool = False
     compile: Mapping[str, Any] | None = field(default=None, hash=False)
+    compile_headroom_gib: float = 1.0
     optimizations: Optimizations = field(default_factory=Optimizations)
 
     def __post_init__(self) -> None:
@@ -116,6 +119,9 @@ class VaeSettings:
         if not 0 <= self.memory_budget_gib < 1 << 20:
             reason = "it must be a number of GiB, 0 or more"
             raise InputError("memory_budget_gib", self.memory_budget_gib, reason, "use 0 to have it chosen")
+        if not 0 <= self.compile_headroom_gib < 1 << 20:
+            reason = "it must be a number of GiB, 0 or more"
+            raise InputError("compile_headroom_gib", self.compile_headroom_gib, reason, "use 1.0")
         if len(self.strips) != 2 or min(self.strips) < 0:
             raise InputError("strips", self.strips, "it is (rows, columns), each 0 or more", "use (0, 0)")
 

@@ -249,10 +249,13 @@ def test_a_negative_prompt_that_the_model_has_not_is_reported_and_ignored(tmp_pa
     assert any("negative" in note for note in json.loads(report.read_text())["notes"])
 
 
-def test_an_empty_prompt_is_allowed(tmp_path: Path) -> None:
-    options = ["--model", "tiny:flux", "--prompt", "", "--output", str(tmp_path / "out.png"), *FAST]
-    assert cli.main(["generate", *options]) == 0
-    assert (tmp_path / "out.png").is_file()
+def test_an_empty_prompt_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "tiny:flux", "--output", str(tmp_path / "out.png"), *FAST]
+    assert cli.main(["generate", "--prompt", "", *options]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "prompt = ''" in err
+    assert cli.main(["generate", "--prompt", "a fox", *options]) == 0
 
 
 def test_a_latent_of_another_model_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,13 @@ def test_a_video_keeps_its_rate(vae: Path, clip: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--mode", "exact"], ["--temporal-slice", "1"], ["--mode", "exact", "--memory-budget-gib", "0.05"]]
+    "options",
+    [
+        ["--mode", "exact"],
+        ["--temporal-slice", "1"],
+        ["--mode", "exact", "--memory-budget-gib", "0.05"],
+        ["--mode", "whole", "--torch-compile", "on", "--compile-backend", "eager"],
+    ],
 )
 def test_exact_modes_give_what_the_whole_gives(options: list[str], vae: Path, tmp_path: Path) -> None:
     write_latent(torch.randn(1, 16, 3, 6, 8), tmp_path / "l.safetensors", {})

@@ -171,6 +171,26 @@ def test_a_decode_by_itself_leaves_the_denoisers_alone(tiny_pipeline, kernels):
     assert report["vae_tiling"].applied == "tiles of 64 px"
 
 
+def test_a_decode_by_itself_compiles_the_decoder_alone(tiny_pipeline):
+    pipeline = tiny_pipeline("sdxl")
+    before = structure(pipeline)
+    how = CompileSettings("eager", compile_vae=True)
+    settings = OptimizationSettings.plain(torch_compile="on", compile=how)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = pipeline.vae.decode(latents).sample
+        report = apply_to_vae(pipeline, settings, workload=WORK)
+        with active(pipeline, settings, report, vae_only=True):
+            compiled = pipeline.vae.decode(latents).sample
+    torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=0)
+    assert report["torch_compile"].applied.startswith("vae (")
+    assert "first calls took" in report["torch_compile"].cost
+    changed = [key for key, value in structure(pipeline).items() if before.get(key) != value]
+    assert {key[0] for key in changed} == {"vae"}
+    revert(pipeline)
+    assert structure(pipeline) == before
+
+
 def test_pipelines_that_share_their_models_share_their_state(tiny_pipeline, picture, kernels):
     """`from_pipe` makes a second pipeline around the same models: what one switches, the other can undo."""
     from diffusers import FluxImg2ImgPipeline

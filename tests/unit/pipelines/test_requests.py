@@ -53,6 +53,8 @@ BAD = [
     (WAN, {"frame_rate": 0.0}, "frame_rate", "24"),
     (FLUX, {"max_sequence_length": 0}, "max_sequence_length", "4096"),
     (FLUX, {"prompt": None}, "prompt", "text"),
+    (FLUX, {"prompt": ""}, "prompt", "Write"),
+    (FLUX, {"prompt": " \n", "latent": torch.zeros(1, 16, 8, 8)}, "prompt", "Write"),
 ]
 
 
@@ -71,7 +73,12 @@ def test_what_is_ignored_is_said():
         FLUX, SampleRequest("a", negative_prompt="dark", guidance_2=2.0, frame_rate=24, latent=torch.zeros(1, 16, 8, 8))
     )
     assert [note.split(" ignored")[0] for note in notes] == ["negative_prompt", "guidance_2", "frame_rate", "latent"]
-    assert check_request(SDXL, SampleRequest("", negative_prompt="dark")) == []
+    assert check_request(SDXL, SampleRequest("a", negative_prompt="dark")) == []
+
+
+def test_a_picture_or_a_latent_to_start_from_stands_in_for_text():
+    assert check_request(SDXL, SampleRequest("", images=(PICTURE,), strength=0.5)) == []
+    assert check_request(SDXL, SampleRequest("", latent=torch.zeros(1, 4, 8, 8), strength=0.5)) == []
 
 
 @given(st.integers(-(10**7), 10**7))

@@ -301,9 +301,11 @@ def test_text_only_and_edit_models_say_what_they_take():
         sampling.run(load("wan22-i2v"), small_request())
 
 
-def test_empty_prompt_runs():
-    for name in ("flux", "sdxl", "zimage", "qwenimage", "flux2-klein"):
-        assert sampling.run(load(name), small_request(prompt="", steps=2)).report.notes == []
+def test_an_empty_prompt_needs_a_picture():
+    loaded = load("flux-kontext")
+    with pytest.raises(InputError, match="nothing says what to make"):
+        sampling.run(load("flux"), small_request(prompt=" \n"))
+    assert sampling.run(loaded, small_request(prompt="", steps=2, images=(torch.rand(64, 64, 3),))).report.notes == []
 
 
 def test_a_single_step_that_would_be_nan_is_refused():

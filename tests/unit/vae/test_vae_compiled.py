@@ -10,7 +10,7 @@ from golden_models import golden_config, golden_weights
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.optimizations.decode_memory import LiveElements
-from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict
+from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
 from fastdiffusers.vae.execution import Execution, Layout, StreamState
 
 Latents = Callable[..., torch.Tensor]
@@ -86,6 +86,67 @@ def test_further_clips_and_resolutions_settle(tiny: VideoVAE, latents: Latents) 
     with torch._dynamo.config.patch(error_on_recompile=True):
         decode_raw(tiny, latents(4, 7, 8), chosen)  # a third one is free
     assert counter.graphs == settled
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(3, 8, 8), (1, 5, 7)])
+def test_generated_code_agrees(tiny: VideoVAE, latents: Latents, frames: int, height: int, width: int) -> None:
+    """With the compiler that users have, not only its graphs run as they are."""
+    z = latents(frames, height, width)
+    plain, _ = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1))
+    compiled, report = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1, compile={}))
+    assert not report["torch_compile"].failed, report["torch_compile"].reason
+    assert float((compiled - plain).abs().max() / plain.std()) <= 2e-5
+
+
+def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+    raise ValueError("this compiler is broken")
+
+
+def broken_later(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+    def run(*args: torch.Tensor) -> object:
+        raise RuntimeError("this code is broken")
+
+    return run
+
+
+@pytest.mark.parametrize("backend", [broken, broken_later])
+def test_a_failing_compiler_costs_the_compilation_not_the_frames(
+    tiny: VideoVAE, latents: Latents, backend: Callable[..., object]
+) -> None:
+    z = latents(3, 4, 4)
+    plain, _ = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1))
+    result, report = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1, compile={"backend": backend}))
+    assert torch.equal(result, plain)
+    record = report["torch_compile"]
+    assert (record.applied, record.failed) == ("off", True)
+    assert "is broken" in record.reason
+
+
+def test_memory_that_runs_out_in_compiled_code_is_retried_with_less(tiny: VideoVAE, latents: Latents) -> None:
+    calls = []
+
+    def once_too_much(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        def run(*args: torch.Tensor) -> object:
+            calls.append(1)
+            if len(calls) == 1:
+                raise torch.OutOfMemoryError("out of memory")
+            return graph.forward(*args)
+
+        return run
+
+    z = latents(3, 4, 4)
+    plain, _ = decode_raw(tiny, z, VaeSettings(temporal_slice=1))
+    result, report = decode_raw(tiny, z, VaeSettings(temporal_slice=1, compile={"backend": once_too_much}))
+    assert float((result - plain).abs().max() / plain.std()) <= 2e-5
+    assert any("out of memory" in note for note in report.notes)
+
+
+def test_compiled_code_is_left_its_room(tiny: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "free_bytes", lambda device: 2 << 30)
+    _, report = decode_raw(tiny, latents(2, 4, 4), VaeSettings(compile={"backend": "eager"}))
+    assert "1 GiB for compiled code" in report["spatial"].cost
+    _, report = decode_raw(tiny, latents(2, 4, 4), VaeSettings())
+    assert "for compiled code" not in report["spatial"].cost
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7])
