@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from . import latents
 from .families import Family
 from .requests import seeds
@@ -35,6 +36,7 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         "width": request.width,
         "height": request.height,
         "num_frames": request.num_frames,
+        "frame_rate": request.frame_rate,
         "generator": generators(request),
         "output_type": "latent" if family.known else "pt",
         "max_sequence_length": request.max_sequence_length,
@@ -42,8 +44,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         "max_area": (request.width or 0) * (request.height or 0),
         "last_image": None if request.last_image is None else to_pil(request.last_image),
     }
-    if not family.known:
-        arguments["frame_rate"] = request.frame_rate
+    if (request.guidance or 0.0) <= 1.0:
+        arguments |= dict(family.unguided)
     if family.guidance_argument:
         arguments[family.guidance_argument] = request.guidance
     if family.second_guidance and pipeline.config.get("boundary_ratio") is not None:
@@ -53,6 +55,9 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     elif request.images:
         pictures = [to_pil(image) for image in request.images]
         arguments["image"] = pictures if family.max_images > 1 else pictures[0]
+        if family.sound and request.batch > 1:
+            arguments |= _first_frames(pipeline, pictures[0], request.batch)
+    _check_text_length(pipeline, request)
     accepted = inspect.signature(pipeline.__call__).parameters
     return {name: value for name, value in arguments.items() if name in accepted and value is not None}
 
@@ -67,6 +72,31 @@ def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:
         return {"prompt": [request.prompt] * request.batch, "negative_prompt": negatives}
     batch = {"num_images_per_prompt": request.batch, "num_videos_per_prompt": request.batch}
     return {"prompt": request.prompt, "negative_prompt": negative, **batch}
+
+
+def _first_frames(pipeline: Any, picture: Image, batch: int) -> dict[str, Any]:
+    """LTX-2's pipeline wants one first frame per item, but compresses, as it was trained on, no more than a single one:
+    for a batch, that is done here, with its own function."""
+    if "image_crf" not in inspect.signature(pipeline.__call__).parameters:  # older releases compress nothing
+        return {"image": [picture] * batch}
+    import numpy
+    from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
+    from PIL.Image import fromarray
+
+    crf = resolve_default_image_crf(pipeline.text_encoder)
+    compressed = fromarray(apply_image_conditioning_crf(numpy.array(picture), crf))
+    return {"image": [compressed] * batch, "image_crf": 0}
+
+
+def _check_text_length(pipeline: Any, request: SampleRequest) -> None:
+    """LTX-2 pads its text with a set of learned registers, repeated."""
+    connectors = getattr(pipeline, "connectors", None)
+    registers = connectors.config.get("video_connector_num_learnable_registers") if connectors is not None else None
+    length = request.max_sequence_length
+    if registers and length and length % registers:
+        nearest = -(-length // registers) * registers
+        reason = f"this model takes multiples of {registers}"
+        raise InputError("max_sequence_length", length, reason, f"use {nearest}, or leave it out")
 
 
 def generators(request: SampleRequest) -> list[torch.Generator]:

@@ -9,6 +9,8 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .variants import variant_of
+
 MAX_SIZE = 16384
 """Largest width or height that any family is asked for, in pixels."""
 
@@ -37,14 +39,17 @@ class Family:
         max_images: reference images accepted.
         last_image: takes a last frame besides the first.
         batch_by_prompts: a batch is a list of prompts rather than several images per prompt.
+        sound: gives a sound track with the frames.
         layout: native latent. "plain" is [B, C, h, w]; "video" is [B, C, t, h, w]; "packed" is [B, h/2 * w/2, 4C];
-            "patches" is [B, h * w, C]; "" is unknown: the pipeline decodes itself.
+            "patches" is [B, h * w, C]; "tokens" is [B, t * h * w, C]; "" is unknown: the pipeline decodes itself.
         latent_channels: channels of the ComfyUI latent.
         latent_stride: pixels per ComfyUI latent cell.
         temporal_stride: frames per latent frame after the first; 1 for images.
         comfy_format: class name in ComfyUI's `latent_formats`, "" when there is none.
         timestep_arguments: what the pipeline hands to `set_timesteps` besides the number of steps: "sigmas", "mu".
         own_flow_sigmas: leaves the sigmas to a scheduler that is configured with `use_flow_sigmas`.
+        unguided: further call arguments for a guidance that is off (1 or less), as (name, value) pairs: what else must
+            go for every step to run the model once.
         image_to_image: diffusers class that starts from an image with a strength, "" when there is none.
         extra: further fixed call arguments, as (name, value) pairs.
     """
@@ -72,6 +77,7 @@ class Family:
     max_images: int = 0
     last_image: bool = False
     batch_by_prompts: bool = False
+    sound: bool = False
     layout: str = ""
     latent_channels: int = 0
     latent_stride: int = 8
@@ -79,6 +85,7 @@ class Family:
     comfy_format: str = ""
     timestep_arguments: tuple[str, ...] = ()
     own_flow_sigmas: bool = False
+    unguided: tuple[tuple[str, Any], ...] = ()
     image_to_image: str = ""
     extra: tuple[tuple[str, Any], ...] = ()
 
@@ -149,6 +156,35 @@ _WAN = Family(
     latent_channels=16,
     temporal_stride=4,
     comfy_format="Wan21",
+)
+# LTX-2's rotary embedding spans 20 seconds; 60 frames a second is the most that it is conditioned on.
+_LTX2 = Family(
+    "ltx2-t2v",
+    ("LTX2Pipeline",),
+    timestep_arguments=("sigmas", "mu"),
+    steps=30,
+    guidance=3.0,
+    width=768,
+    height=512,
+    size_multiple=32,
+    video=True,
+    num_frames=121,
+    frame_rate=24.0,
+    frame_step=8,
+    max_frames=20 * 60 + 1,
+    sound=True,
+    layout="tokens",
+    latent_channels=128,
+    latent_stride=32,
+    temporal_stride=8,
+    comfy_format="LTXV",
+    unguided=(
+        ("audio_guidance_scale", 1.0),
+        ("stg_scale", 0.0),
+        ("audio_stg_scale", 0.0),
+        ("modality_scale", 1.0),
+        ("audio_modality_scale", 1.0),
+    ),
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -223,6 +259,8 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         _WAN, name="wan-i2v", classes=("WanImageToVideoPipeline",), images="required", max_images=1, last_image=True
     ),
+    _LTX2,
+    replace(_LTX2, name="ltx2-i2v", classes=("LTX2ImageToVideoPipeline",), images="required", max_images=1),
 )
 
 _BY_CLASS = {name: family for family in FAMILIES for name in family.classes}
@@ -238,7 +276,7 @@ def family_of(pipeline: Any) -> Family:
         return _BY_CLASS.get(pipeline) or Family(pipeline, (pipeline,), size_multiple=8, max_images=0)
     pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
     family = _BY_CLASS.get(pipeline_class.__name__) or _from_signature(pipeline_class)
-    return family if isinstance(pipeline, type) else _variant(family, pipeline)
+    return family if isinstance(pipeline, type) else variant_of(family, pipeline)
 
 
 def _from_signature(pipeline_class: type) -> Family:
@@ -274,45 +312,12 @@ def _from_signature(pipeline_class: type) -> Family:
     )
 
 
-def _variant(family: Family, pipeline: Any) -> Family:
-    """The family with the recommendations that belong to this checkpoint, read from its configuration."""
-    config = pipeline.config
-    if family.name == "flux" and not pipeline.transformer.config.guidance_embeds:
-        return replace(family, steps=4, guidance=0.0, guidance_argument="")
-    if family.name == "flux2-klein" and config.get("is_distilled"):
-        return replace(family, steps=4, guidance=1.0)
-    if family.name == "zimage" and pipeline.scheduler.config.get("shift", 3.0) > 3.0:
-        return replace(family, steps=50, guidance=4.0)
-    if family.name in ("wan-t2v", "wan-i2v"):
-        return _wan_variant(family, config)
-    return family
-
-
-def _wan_variant(family: Family, config: Any) -> Family:
-    if config.get(
-        "expand_timesteps"
-    ):  # the 5B model with its own VAE: 48 channels, 16 pixels a cell, 24 frames a second
-        return replace(
-            family,
-            second_guidance=False,
-            width=1280,
-            height=704,
-            size_multiple=32,
-            num_frames=121,
-            frame_rate=24.0,
-            latent_channels=48,
-            latent_stride=16,
-            comfy_format="Wan22",
-        )
-    if config.get("boundary_ratio") is None:
-        return replace(family, second_guidance=False)
-    if family.name == "wan-i2v":
-        return replace(family, steps=40, guidance=3.5)
-    return replace(family, steps=40, guidance=4.0, guidance_2=3.0)
-
-
 def small(family: Family) -> Family:
     """The family with recommendations for its embedded tiny pipeline, which a CPU can follow."""
-    # Kontext would enlarge its reference image to a megapixel.
-    extra = (("_auto_resize", False),) if family.name == "flux-kontext" else ()
-    return replace(family, steps=4, width=128, height=128, num_frames=9 if family.video else 1, extra=extra)
+    extra = dict(family.extra)
+    if family.name == "flux-kontext":
+        extra["_auto_resize"] = False  # it would enlarge its reference image to a megapixel
+    if family.layout == "tokens":
+        extra["spatio_temporal_guidance_blocks"] = (1,)  # there are two, not 48
+    frames = 9 if family.video else 1
+    return replace(family, steps=4, width=128, height=128, num_frames=frames, extra=tuple(extra.items()))

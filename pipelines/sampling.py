@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
 from ..report import OptimizationReport
-from . import latents
+from . import latents, normalized_latents
 from .arguments import call_arguments
 from .families import Family
 from .requests import check_request, complete, seeds
 from .schedulers import scheduler_for_run
+from .sound import STAGE as SOUND_STAGE
+from .sound import sound_of, summary
 from .steps import watched
 from .types import LoadedPipeline, SampleRequest, SampleResult
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["check_request", "run"]
 
 NOT_FINITE = (
-    "the {what} holds NaN or infinite values: the picture is black or broken. Use dtype bfloat16 or float32, "
+    "the {what} holds NaN or infinite values: it is black, silent or broken. Use dtype bfloat16 or float32, "
     "or attention sdpa."
 )
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -40,13 +42,13 @@ def run(
     report: OptimizationReport | None = None,
     decode: Decode | None = None,
 ) -> SampleResult:
-    """Sample once, and decode once unless `request.decode` is False.
+    """Sample once, and decode once unless `request.decode` is False. Sound is always decoded: no latent carries it.
 
     Args:
         loaded: a pipeline whose weights are where they shall compute (or have hooks that bring them).
         request: what to make; gaps are filled by the family's recommendations.
-        callbacks: stages "text encode", "denoise" (with previews) and "decode". A cancel takes effect after the
-            current step, and then nothing is decoded.
+        callbacks: stages "text encode", "denoise" (with previews), "decode" and "decode sound". A cancel takes effect
+            after the current step, and then nothing is decoded.
         report: continued with notes and facts; a new one when None.
         decode: replaces `latents.decode`, to add fallbacks.
 
@@ -62,7 +64,8 @@ def run(
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with _cleaned_up(loaded.pipeline):
-        native, last, step_seconds, stages["text encode"] = _denoise(loaded, request, callbacks)
+        output, last, step_seconds, stages["text encode"] = _denoise(loaded, request, callbacks)
+        native = output[0]
         stages["denoise"] = sum(step_seconds)
         result = SampleResult(
             frames=None,
@@ -82,6 +85,11 @@ def run(
             else:
                 result.frames = _frames_of_pipeline(native)
             stages["decode"] = time.perf_counter() - started
+        if loaded.family.sound or not loaded.family.known:
+            started = time.perf_counter()
+            result.audio = sound_of(loaded, output, callbacks)
+            if result.audio is not None:
+                stages[SOUND_STAGE] = time.perf_counter() - started
     _report(result, loaded, request)
     return result
 
@@ -89,7 +97,7 @@ def run(
 def _denoise(
     loaded: LoadedPipeline, request: SampleRequest, callbacks: Callbacks
 ) -> tuple[Any, torch.Tensor | None, list[float], float]:
-    """(what the pipeline returned, the last step's latent, seconds per step, seconds before the first)."""
+    """(what the pipeline returned, the latent after the last step, seconds per step, seconds before the first)."""
     family = loaded.family
     pipeline = loaded.pipeline if request.strength >= 1.0 else _image_to_image(loaded.pipeline, family)
 
@@ -103,8 +111,10 @@ def _denoise(
         arguments = call_arguments(pipeline, family, request)
         previews = family.known and callbacks.on_progress is not SILENT.on_progress
         with watched(pipeline, loaded.device, on_step, previews) as watch:
-            native = pipeline(**arguments)[0]
-        return native, watch.latent, watch.step_seconds, watch.text_seconds
+            if family.layout == "tokens":  # of image-to-video, the scheduler sees the frames after the first alone
+                arguments["callback_on_step_end"] = watch.keep_latents
+            output = pipeline(**arguments)
+        return output, watch.latent, watch.step_seconds, watch.text_seconds
 
 
 def _image_to_image(pipeline: Any, family: Family) -> Any:
@@ -120,8 +130,8 @@ def _comfy_latent(
 ) -> torch.Tensor:
     family = loaded.family
     if family.known:
-        # Flux.2 pipelines return a latent that has left ComfyUI's convention already; the loop's own has not.
-        source = last if family.layout == "patches" and last is not None else native
+        # Flux.2 and LTX-2 pipelines return a latent that has left ComfyUI's convention; the loop's own has not.
+        source = last if family.layout in normalized_latents.LAYOUTS and last is not None else native
         assert request.width is not None  # noqa: S101 - completed
         assert request.height is not None  # noqa: S101 - completed
         latent = latents.to_comfy(source, family, loaded.pipeline.vae, request.width, request.height).cpu()
@@ -175,6 +185,11 @@ def _report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest
     if result.frames is not None and not bool(result.frames.isfinite().all()):
         report.note(NOT_FINITE.format(what="picture"))
         result.frames = result.frames.nan_to_num(0.0, 1.0, 0.0)
+    if result.audio is not None:
+        if not bool(result.audio["waveform"].isfinite().all()):
+            report.note(NOT_FINITE.format(what="sound"))
+            result.audio["waveform"] = result.audio["waveform"].nan_to_num(0.0, 0.0, 0.0)
+        report.facts["sound"] = summary(result.audio)
     report.facts.update(
         {
             **loaded.facts,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,11 @@ class Watch:
             self._marks[-2].synchronize()  # stay one step ahead of the card, so that progress and cancel are real
         return len(self._marks) - 1
 
+    def keep_latents(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """For `callback_on_step_end`: what the pipeline goes on with, where that is more than the scheduler gave."""
+        self.latent = tensors["latents"]
+        return tensors
+
     def _mark(self) -> Any:
         if self.device.type != "cuda":
             return time.perf_counter()
@@ -84,28 +90,43 @@ def watched(pipeline: Any, device: torch.device, on_step: OnStep, previews: bool
     """
     watch = Watch(device)
     scheduler = pipeline.scheduler
-    original_step = scheduler.step
 
-    # `wraps`, because pipelines look at the signature of `step`.
-    @functools.wraps(original_step)
-    def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        output = original_step(model_output, timestep, sample, *args, **kwargs)
-        done = watch.step_ends(output[0])
+    def after_step(model_output: Any, timestep: Any, sample: Any, latent: Any) -> None:
+        done = watch.step_ends(latent)
         estimate = estimate_finished(scheduler, model_output, timestep, sample) if previews else None
         on_step(done, max(done, len(scheduler.timesteps)), estimate)
-        return output
 
     @contextmanager
     def progress_bar(iterable: Any = None, total: int | None = None) -> Iterator[Any]:
         watch.loop_begins()
         yield _NoBar()
 
-    scheduler.step = step
+    scheduler.step = _WatchedStep(scheduler, after_step)
     pipeline.progress_bar = progress_bar
     try:
         yield watch
     finally:
         del scheduler.step, pipeline.progress_bar
+
+
+class _WatchedStep:
+    """`scheduler.step`, and a look at what it did.
+
+    A pipeline may copy its scheduler, as LTX-2 does for the sound: the copy gets its own step, unwatched.
+    """
+
+    def __init__(self, scheduler: Any, after: Callable[[Any, Any, Any, Any], None]) -> None:
+        self._scheduler, self._step, self._after = scheduler, scheduler.step, after
+        functools.update_wrapper(self, self._step)  # pipelines look at the signature
+
+    def __call__(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        output = self._step(model_output, timestep, sample, *args, **kwargs)
+        self._after(model_output, timestep, sample, output[0])
+        return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = memo[id(self._scheduler)]  # copied before what it holds
+        return types.MethodType(type(owner).step, owner)
 
 
 class _NoBar:

@@ -35,6 +35,7 @@ from .tiny_components import (
     wan_scheduler,
     wan_vae,
 )
+from .tiny_ltx2 import ltx2
 from .tiny_tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
 
 if TYPE_CHECKING:
@@ -52,26 +53,34 @@ PIPELINE_CLASSES = {
     "zimage": "ZImagePipeline",
     "wan22-t2v": "WanPipeline",
     "wan22-i2v": "WanImageToVideoPipeline",
+    "ltx2-t2v": "LTX2Pipeline",
+    "ltx2-i2v": "LTX2ImageToVideoPipeline",
 }
 """Tiny family -> class in diffusers."""
-TINY_FAMILIES = tuple(PIPELINE_CLASSES)
+TINY_SOUND_FAMILIES = ("ltx2-t2v", "ltx2-i2v")
+"""Those that give video with sound; older releases of diffusers do not have them."""
+TINY_FAMILIES = tuple(name for name in PIPELINE_CLASSES if name not in TINY_SOUND_FAMILIES)
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> DiffusionPipeline:
     """Build one tiny pipeline on the CPU, in evaluation mode.
 
     Args:
-        name: one of `TINY_FAMILIES`.
+        name: one of `TINY_FAMILIES` or `TINY_SOUND_FAMILIES`.
         seed: chooses the random weights. The global random state is left as it was.
         dtype: of all weights; float32 when None.
 
     Raises:
-        InputError: `name` is not a tiny family.
+        InputError: `name` is not a tiny family, or the installed diffusers is too old for it.
     """
     if name not in _BUILDERS:
         raise InputError("tiny pipeline", name, "there is none of that name", f"choose one of: {', '.join(_BUILDERS)}")
+    import diffusers
     import torch
 
+    if not hasattr(diffusers, PIPELINE_CLASSES[name]):
+        reason = f"diffusers {diffusers.__version__} has no {PIPELINE_CLASSES[name]}"
+        raise InputError("tiny pipeline", name, reason, "update diffusers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
         pipeline = _BUILDERS[name]()
@@ -311,4 +320,6 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
     "zimage": _zimage,
     "wan22-t2v": lambda: _wan(image_to_video=False),
     "wan22-i2v": lambda: _wan(image_to_video=True),
+    "ltx2-t2v": lambda: ltx2("LTX2Pipeline"),
+    "ltx2-i2v": lambda: ltx2("LTX2ImageToVideoPipeline"),
 }

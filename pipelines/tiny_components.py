@@ -161,7 +161,7 @@ def image_vae(latent_channels: int, scaling: float, shift: float | None = None, 
         use_post_quant_conv=quant,
         force_upcast=quant,
     )
-    _add_contrast(vae.decoder.conv_out)
+    add_contrast(vae.decoder.conv_out)
     return vae
 
 
@@ -173,7 +173,7 @@ def flux2_vae() -> Any:
     # Statistics that are not 0 and 1, or a test could not tell which side applies them.
     vae.bn.running_mean.normal_(std=0.3)
     vae.bn.running_var.uniform_(0.5, 2.0)
-    _add_contrast(vae.decoder.conv_out)
+    add_contrast(vae.decoder.conv_out)
     return vae
 
 
@@ -182,7 +182,7 @@ def wan_vae() -> Any:
     from diffusers import AutoencoderKLWan
 
     vae: Any = AutoencoderKLWan(base_dim=4, num_res_blocks=1)
-    _add_contrast(vae.decoder.conv_out)
+    add_contrast(vae.decoder.conv_out)
     return vae
 
 
@@ -191,11 +191,11 @@ def qwen_vae() -> Any:
     from diffusers import AutoencoderKLQwenImage
 
     vae: Any = AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
-    _add_contrast(vae.decoder.conv_out)
+    add_contrast(vae.decoder.conv_out)
     return vae
 
 
-def _add_contrast(conv_out: torch.nn.Module) -> None:
+def add_contrast(conv_out: torch.nn.Module) -> None:
     """A random decoder paints almost uniform grey; a stronger last layer makes differences visible."""
     for parameter in conv_out.parameters():
         parameter.data.mul_(2.0)

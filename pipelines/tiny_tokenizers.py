@@ -14,6 +14,9 @@ CLIP_TOKENS = 77
 """Longest prompt of the CLIP encoders, in tokens."""
 CLIP_VOCABULARY = 2 * 256 + 2
 T5_VOCABULARY = 4 + 94 + 95
+GEMMA_SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+GEMMA_VOCABULARY = len(GEMMA_SPECIALS) + 1 + 94 + 95 + 3
+"""The last three stand for pictures, which no prompt holds."""
 QWEN_SPECIALS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -24,6 +27,8 @@ QWEN_SPECIALS = (
     "<|video_pad|>",
 )
 QWEN_VOCABULARY = 256 + len(QWEN_SPECIALS)
+SPACE = "\u2581"
+"""How SentencePiece vocabularies write a space."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -58,8 +63,8 @@ def clip_tokenizer() -> Any:
 
 def t5_tokenizer() -> Any:
     """The printable characters of Latin-1; anything else is unknown."""
-    characters = [chr(code) for code in (*range(33, 127), *range(161, 256))]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((c, -3.0) for c in characters)]
+    characters = _latin_characters()
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, -2.0), *((c, -3.0) for c in characters)]
 
     def backend() -> Any:
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -71,6 +76,27 @@ def t5_tokenizer() -> Any:
         return tokenizer
 
     return _build("T5Tokenizer", {"vocab": vocabulary}, backend, {"extra_ids": 0, "model_max_length": 512})
+
+
+def gemma_tokenizer() -> Any:
+    """The printable characters of Latin-1 after <bos>; anything else is unknown."""
+    tokens = [*GEMMA_SPECIALS, SPACE, *_latin_characters()]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+
+    def backend() -> Any:
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+        unknown = GEMMA_SPECIALS[3]
+        tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=unknown, fuse_unk=True, byte_fallback=True))
+        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        start = vocabulary["<bos>"]
+        tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos> $B", [("<bos>", start)])
+        return tokenizer
+
+    specials = {name + "_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
+    options = {"model_max_length": 1024, "padding_side": "left", **specials}
+    return _build("GemmaTokenizer", {"vocab": vocabulary, "merges": []}, backend, options)
 
 
 def qwen_tokenizer() -> Any:
@@ -109,6 +135,10 @@ def _pattern(expression: str) -> Any:
     from tokenizers import Regex
 
     return Regex(expression)
+
+
+def _latin_characters() -> list[str]:
+    return [chr(code) for code in (*range(33, 127), *range(161, 256))]
 
 
 def _byte_characters() -> list[str]:
