@@ -1,12 +1,12 @@
-"""Streaming decode of diffusers' causal 3D VAEs: device memory stays flat, whatever the number of frames.
+"""Streaming decode of diffusers' 3D VAEs: device memory stays flat, whatever the number of frames.
 
-diffusers decodes these VAEs one latent frame at a time already, but keeps every decoded frame on the device and copies
-all of them again for each new one. Here a decode is an iterator of short runs of frames: each run leaves the device as
-soon as it is made, progress and cancel are possible between runs, and the state of the causal convolutions lives in the
-iterator, so an exception leaves nothing behind and two decodes cannot disturb each other.
+Here a decode is an iterator of short runs of frames: each run leaves the device as soon as it is made, progress and
+cancel are possible between runs, and the state of the clip lives in the iterator, so an exception leaves nothing behind
+and two decodes cannot disturb each other.
 
-`latent_frames_per_step=1` repeats diffusers' own arithmetic and gives its result bit for bit. Longer runs give the
-convolutions more work per call, and the same result within rounding.
+Wan's and Qwen-Image's decoders are run one latent frame at a time by diffusers too, but every frame stays on the device
+and all are copied again for each new one: with `latent_frames_per_step=1` streaming gives their result bit for bit.
+HunyuanVideo 1.5's and LTX's are run over whole clips by diffusers: streaming gives the same within rounding.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
-from . import hunyuan15_decode
+from . import causal_walk, hunyuan15_decode, ltx_decode, wan_decode
 
 if TYPE_CHECKING:
     import torch
 
-StreamFunction = Callable[[Any, "torch.Tensor", int], "Iterator[torch.Tensor]"]
+    from .causal_walk import FastArithmetic
+
+StreamFunction = Callable[[Any, "torch.Tensor", int, "FastArithmetic | None"], "Iterator[torch.Tensor]"]
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,30 @@ class StreamingForm:
     """How one class of VAE is decoded in time.
 
     Attributes:
-        stream: (vae, latents [B, C, T, h, w], latent frames per step) -> runs of pixel frames [B, 3, t, H, W] in order.
-        refuse: why this particular object cannot be streamed exactly, or "".
+        stream: (vae, latents [B, C, T, h, w], latent frames per step, fast arithmetic or None) -> runs of pixel frames
+            [B, 3, t, H, W] in order.
+        refuse: why this particular object cannot be streamed, or "".
+        refuse_fast: why this particular object cannot be walked with fast arithmetic, or "".
+        bit_identical: without fast arithmetic, steps of one latent frame give `vae.decode` bit for bit.
+        temporal_factor: pixel frames per latent frame after the first; None = what the VAE says of itself.
     """
 
     stream: StreamFunction
     refuse: Callable[[Any], str]
+    refuse_fast: Callable[[Any], str]
+    bit_identical: bool = False
+    temporal_factor: Callable[[Any], int] | None = None
 
 
-def _feature_cache_stream(vae: Any, latents: torch.Tensor, step: int) -> Iterator[torch.Tensor]:
+def _feature_cache_stream(
+    vae: Any, latents: torch.Tensor, step: int, fast: FastArithmetic | None
+) -> Iterator[torch.Tensor]:
     """Wan, Qwen-Image and their kin, finished: unpacked from patches and clamped."""
-    for pixels in feature_cache_runs(vae, vae.post_quant_conv(latents), step):
+    if fast is None:
+        runs = feature_cache_runs(vae, vae.post_quant_conv(latents), step)
+    else:
+        runs = wan_decode.stream(vae, latents, step, fast)
+    for pixels in runs:
         yield finish_pixels(vae, pixels).clamp_(-1.0, 1.0)
 
 
@@ -80,18 +95,22 @@ def _unpatchify(pixels: torch.Tensor, patch: int) -> torch.Tensor:
     return pixels.reshape(batch, channels, frames, height * patch, width * patch)
 
 
-_FEATURE_CACHE = StreamingForm(_feature_cache_stream, lambda vae: "")
+_FEATURE_CACHE = StreamingForm(_feature_cache_stream, lambda vae: "", wan_decode.refuse, bit_identical=True)
+_LTX = StreamingForm(
+    ltx_decode.stream, ltx_decode.refuse, causal_walk.refuse_fast, temporal_factor=ltx_decode.temporal_factor
+)
 STREAMING_FORMS: dict[str, StreamingForm] = {
     "AutoencoderKLWan": _FEATURE_CACHE,
     "AutoencoderKLQwenImage": _FEATURE_CACHE,
-    "AutoencoderKLHunyuanVideo15": StreamingForm(hunyuan15_decode.stream, hunyuan15_decode.refuse),
+    "AutoencoderKLHunyuanVideo15": StreamingForm(
+        hunyuan15_decode.stream, hunyuan15_decode.refuse, hunyuan15_decode.refuse_fast_walk
+    ),
+    "AutoencoderKLLTXVideo": _LTX,
+    "AutoencoderKLLTX2Video": _LTX,
 }
-LOOKS_AHEAD = {
-    "AutoencoderKLLTXVideo": "its decoder looks at later frames too",
-    "AutoencoderKLLTX2Video": "its decoder looks at later frames too",
+NOT_LOCAL_IN_TIME = {
     "AutoencoderKLHunyuanVideo": "its GroupNorm takes statistics over all frames",
     "AutoencoderKLCogVideoX": "its GroupNorm takes statistics over all frames of a batch",
-    "AutoencoderKLMochi": "its GroupNorm and its decoder are not causal frame by frame",
 }
 
 
@@ -100,7 +119,7 @@ def refuse_streaming(vae: Any) -> str:
     name = type(vae).__name__
     form = STREAMING_FORMS.get(name)
     if form is None:
-        return LOOKS_AHEAD.get(name, f"no causal streaming form is known for {name}")
+        return NOT_LOCAL_IN_TIME.get(name, f"no streaming form is known for {name}")
     if getattr(vae, "use_tiling", False):
         return "spatial tiling is on"
     return form.refuse(vae)
@@ -113,29 +132,35 @@ def bring_to_device(vae: Any) -> None:
         hook.pre_forward(vae)
 
 
-def stream_frames(vae: Any, latents: torch.Tensor, latent_frames_per_step: int = 1) -> Iterator[torch.Tensor]:
+def stream_frames(
+    vae: Any, latents: torch.Tensor, latent_frames_per_step: int = 1, fast: FastArithmetic | None = None
+) -> Iterator[torch.Tensor]:
     """Decode in time, a short run of frames after the other.
 
     Args:
         vae: a diffusers VAE for which `refuse_streaming` is "".
         latents: [B, C, T, h, w] as `vae.decode` takes them, on the VAE's device and in its dtype.
-        latent_frames_per_step: latent frames per run after the first, >= 1; 1 is bit-identical to `vae.decode`.
+        latent_frames_per_step: latent frames per run after the first, >= 1. With 1, forms that are `bit_identical` are.
+        fast: other arithmetic than diffusers', for a VAE whose form's `refuse_fast` is "".
 
     Yields:
         Pixel frames in order, [B, 3, t, H, W] in -1..1, on the VAE's device. Must be consumed under `torch.no_grad()`.
 
     Raises:
-        InputError: the VAE cannot be streamed, the latent is not 5-D, or the step is below 1.
+        InputError: the VAE cannot be streamed (or walked), the latent is not 5-D, or the step is below 1.
     """
     reason = refuse_streaming(vae)
-    if reason:
+    form = STREAMING_FORMS.get(type(vae).__name__)
+    if form is not None and fast is not None:
+        reason = reason or form.refuse_fast(vae)
+    if form is None or reason:
         raise InputError("vae", type(vae).__name__, reason, "decode it with vae.decode")
     if latents.ndim != 5:
         raise InputError("latents", tuple(latents.shape), "video latents are [B, C, T, h, w]", "add the time axis")
     if latent_frames_per_step < 1:
         raise InputError("latent_frames_per_step", latent_frames_per_step, "it must be at least 1", "use 1")
     bring_to_device(vae)
-    yield from STREAMING_FORMS[type(vae).__name__].stream(vae, latents, latent_frames_per_step)
+    yield from form.stream(vae, latents, latent_frames_per_step, fast)
 
 
 def decode_streaming(
@@ -145,11 +170,12 @@ def decode_streaming(
     callbacks: Callbacks = SILENT,
     output_device: str | torch.device = "cpu",
     latent_frames_per_step: int = 1,
+    fast: FastArithmetic | None = None,
 ) -> torch.Tensor:
     """Decode with device memory that does not depend on the number of frames.
 
     Args:
-        vae, latents, latent_frames_per_step: as for `stream_frames`.
+        vae, latents, latent_frames_per_step, fast: as for `stream_frames`.
         callbacks: ticked as stage "decode" with latent frames done; a cancel stops between two runs.
         output_device: where the frames are collected; the CPU keeps them off the card.
 
@@ -158,42 +184,47 @@ def decode_streaming(
     """
     import torch
 
-    if getattr(vae, "use_slicing", False) and latents.shape[0] > 1:
-        items = []
-        for item in latents.split(1):
-            items.append(_decode_item(vae, item, callbacks, output_device, latent_frames_per_step))
-        return torch.cat(items)
-    return _decode_item(vae, latents, callbacks, output_device, latent_frames_per_step)
+    items = latents.split(1) if getattr(vae, "use_slicing", False) else [latents]
+    with torch.no_grad():
+        decoded = []
+        for item in items:
+            runs = stream_frames(vae, item, latent_frames_per_step, fast)
+            decoded.append(_collect(vae, runs, item, callbacks, output_device))
+        return decoded[0] if len(decoded) == 1 else torch.cat(decoded)
 
 
-def _decode_item(
-    vae: Any, latents: torch.Tensor, callbacks: Callbacks, output_device: str | torch.device, step: int
+def _collect(
+    vae: Any,
+    runs: Iterator[torch.Tensor],
+    latents: torch.Tensor,
+    callbacks: Callbacks,
+    output_device: str | torch.device,
 ) -> torch.Tensor:
+    """All frames of the runs in one tensor on the output device."""
     import torch
 
-    frames_in = latents.shape[2] if latents.ndim == 5 else 1
+    factor = temporal_factor(vae)
+    total = latents.shape[2] if latents.ndim == 5 else 1
     collected: torch.Tensor | None = None
-    written = done = 0
-    with torch.no_grad():
-        runs = stream_frames(vae, latents, step)
-        for pixels in runs:
-            if collected is None:
-                collected = _output_buffer(vae, pixels, frames_in, output_device)
-            stop = written + pixels.shape[2]
-            collected[:, :, written:stop].copy_(pixels)
-            written = stop
-            done = min(done + (1 if done == 0 else step), frames_in)
-            del pixels
-            callbacks.tick("decode", done, frames_in)
+    written = 0
+    for pixels in runs:
+        if collected is None:
+            shape = (*pixels.shape[:2], 1 + (total - 1) * factor, *pixels.shape[3:])
+            collected = torch.empty(shape, dtype=pixels.dtype, device=output_device)
+        stop = written + pixels.shape[2]
+        collected[:, :, written:stop].copy_(pixels)
+        written = stop
+        del pixels
+        callbacks.tick("decode", 1 + (written - 1) // factor, total)
     if collected is None:
         raise InputError("latents", tuple(latents.shape), "there is no frame in it", "pass at least one latent frame")
     return collected[:, :, :written]
 
 
-def _output_buffer(vae: Any, first: torch.Tensor, latent_frames: int, device: str | torch.device) -> torch.Tensor:
-    import torch
-
+def temporal_factor(vae: Any) -> int:
+    """Pixel frames per latent frame after the first."""
+    form = STREAMING_FORMS.get(type(vae).__name__)
+    if form is not None and form.temporal_factor is not None:
+        return form.temporal_factor(vae)
     factor: Any = getattr(vae, "temporal_compression_ratio", None) or getattr(vae.config, "scale_factor_temporal", 4)
-    frames = 1 + (latent_frames - 1) * int(factor)
-    shape = (*first.shape[:2], max(frames, first.shape[2]), *first.shape[3:])
-    return torch.empty(shape, dtype=first.dtype, device=device)
+    return int(factor)
