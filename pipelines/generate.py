@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..callbacks import SILENT, Callbacks
-from ..optimizations.settings import OptimizationSettings, Workload
+from ..optimizations.settings import OptimizationSettings, Workload, check_choice
 from ..report import OptimizationReport
 from . import latents, loader, lora, sampling
 from .cache import CACHE
 from .requests import check_request, complete
 from .types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
 from .video_decode import refuse_streaming
+from .video_decode_exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ def run_loaded(
         _optimized(loaded, handle, auto.settings, auto.workload, callbacks, memory) as report,
         auto.watching(report, callbacks) as watched,
     ):
-        decode = lambda latent: _decode(loaded, latent, report, callbacks)
+        decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
         result = sampling.run(loaded, request, watched, report, decode)
     auto.finish(report)
     return result
@@ -86,9 +87,14 @@ def decode(
     settings: OptimizationSettings,
     callbacks: Callbacks = SILENT,
     *,
+    exactness: str = BIT_IDENTICAL,
     memory: MemoryProbe | None = None,
 ) -> tuple[torch.Tensor, OptimizationReport]:
     """Decode a ComfyUI latent with a pipeline's VAE.
+
+    Args:
+        exactness: "bit-identical" gives a clip as diffusers does; "fast" may differ within a tolerance that is
+            measured first. The report says which of them ran, and the difference.
 
     Returns:
         Frames, float32 [B, T, H, W, 3] in 0..1 on the CPU, and the report.
@@ -96,6 +102,7 @@ def decode(
     Raises:
         InputError: the latent is not one of this model's.
     """
+    check_choice("exactness", exactness, EXACTNESS_CHOICES)
     latents.check_latent(latent, loader.family_of_key(handle.key))
     with CACHE.use(handle.key, callbacks) as loaded:
         stride = loaded.family.latent_stride
@@ -104,7 +111,7 @@ def decode(
         size = (latent.shape[-1] * stride, latent.shape[-2] * stride)
         workload = Workload(*size, frames, batch=latent.shape[0], streamed=streamed)
         with _optimized_vae(loaded, handle, settings, workload, callbacks, memory) as report:
-            return _decode(loaded, latent, report, callbacks), report
+            return _decode(loaded, latent, report, callbacks, memory, exactness), report
 
 
 def encode(
@@ -187,12 +194,16 @@ def workload_of(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
 
 
 def _decode(
-    loaded: LoadedPipeline, latent: torch.Tensor, report: OptimizationReport, callbacks: Callbacks
+    loaded: LoadedPipeline,
+    latent: torch.Tensor,
+    report: OptimizationReport,
+    callbacks: Callbacks,
+    memory: MemoryProbe | None,
+    exactness: str = BIT_IDENTICAL,
 ) -> torch.Tensor:
     """Decode; when the memory does not suffice, again in tiles, and in smaller ones."""
     from ..optimizations.vae_memory import shrink_until_it_fits
 
     edge = max(latent.shape[-2:]) * loaded.family.latent_stride
-    return shrink_until_it_fits(
-        loaded.pipeline.vae, lambda: latents.decode(loaded, latent, callbacks), report, edge=edge
-    )
+    run = lambda: latents.decode(loaded, latent, callbacks, exactness=exactness, memory=memory, report=report)
+    return shrink_until_it_fits(loaded.pipeline.vae, run, report, edge=edge)

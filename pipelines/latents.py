@@ -1,8 +1,8 @@
 """Latents between diffusers' conventions and ComfyUI's, and their decode to frames.
 
-ComfyUI's LATENT is what the VAE takes (scaling and shift undone), except for Flux.2, where the VAE itself undoes its
-batch normalisation. The arithmetic here is, operation by operation, that of the diffusers pipelines, so that a decode
-through a LATENT equals the pipeline's own picture bit for bit.
+ComfyUI's LATENT is what the VAE takes (scaling and shift undone), except for Flux.2 and LTX-2, whose VAEs undo the
+normalisation themselves (`normalized_latents.py`). The arithmetic here is, operation by operation, that of the
+diffusers pipelines, so that a decode through a LATENT equals the pipeline's own picture bit for bit.
 """
 
 from __future__ import annotations
@@ -13,13 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
+from ..report import OptimizationRecord
+from . import normalized_latents
 from .families import Family
 from .types import LoadedPipeline
-from .video_decode import decode_streaming, refuse_streaming
+from .video_decode import refuse_streaming
+from .video_decode_exactness import (
+    BIT_IDENTICAL,
+    FAST,
+    RECORD,
+    decode_bit_identical,
+    decode_fast,
+    not_fast,
+    whole_is_exact_and_fits,
+)
 from .video_decode_tiled import can_stream_tiles, decode_tiles_streaming
 
 if TYPE_CHECKING:
     import torch
+
+    from ..optimizations.headroom import MemoryProbe
+    from ..report import OptimizationReport
 
 
 def to_comfy(native: torch.Tensor, family: Family, vae: Any, width: int, height: int) -> torch.Tensor:
@@ -35,7 +49,7 @@ def to_comfy(native: torch.Tensor, family: Family, vae: Any, width: int, height:
         [B, C, h, w], or [B, C, T, h, w] for the families whose VAE has a time axis (Qwen-Image with T = 1).
     """
     latent = unpack(native, family, width, height)
-    if family.layout == "patches":  # Flux.2: ComfyUI's VAE normalises and unpatchifies
+    if family.layout in normalized_latents.LAYOUTS:
         return latent.float()
     latent = latent.to(decode_dtype(vae))
     mean, std = _statistics(vae, latent)
@@ -58,10 +72,10 @@ def from_comfy(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
     """
     check_latent(latent, family)
     latent = latent.float()
-    if family.layout == "patches":
-        return latent
     if latent.ndim == 4 and _has_time_axis(vae):
         latent = latent.unsqueeze(2)
+    if family.layout in normalized_latents.LAYOUTS:
+        return latent
     mean, std = _statistics(vae, latent)
     if mean is None:
         shift = vae.config.get("shift_factor")
@@ -84,8 +98,13 @@ def unpack(native: torch.Tensor, family: Family, width: int, height: int) -> tor
     """From the family's layout to [B, C, h, w] (or [B, C, T, h, w])."""
     if family.layout in ("plain", "video"):
         return native
-    rows, columns = height // 16, width // 16
+    if native.ndim == 5:  # image-to-video steps the frames after the first one, unpacked
+        return native
     batch, _, channels = native.shape
+    if family.layout == "tokens":
+        rows, columns = height // family.latent_stride, width // family.latent_stride
+        return native.transpose(1, 2).reshape(batch, channels, -1, rows, columns)
+    rows, columns = height // 16, width // 16
     if family.layout == "patches":
         return native.permute(0, 2, 1).reshape(batch, channels, rows, columns)
     latent = native.view(batch, rows, columns, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
@@ -97,6 +116,8 @@ def pack(latent: torch.Tensor, family: Family) -> torch.Tensor:
     """The inverse of `unpack`."""
     if family.layout in ("plain", "video"):
         return latent
+    if family.layout == "tokens":
+        return latent.flatten(2).transpose(1, 2)
     if latent.ndim == 5:
         latent = latent.squeeze(2)
     batch, channels, height, width = latent.shape
@@ -106,13 +127,24 @@ def pack(latent: torch.Tensor, family: Family) -> torch.Tensor:
     return latent.reshape(batch, (height // 2) * (width // 2), channels * 4)
 
 
-def decode(loaded: LoadedPipeline, latent: torch.Tensor, callbacks: Callbacks = SILENT) -> torch.Tensor:
+def decode(
+    loaded: LoadedPipeline,
+    latent: torch.Tensor,
+    callbacks: Callbacks = SILENT,
+    *,
+    exactness: str = BIT_IDENTICAL,
+    memory: MemoryProbe | None = None,
+    report: OptimizationReport | None = None,
+) -> torch.Tensor:
     """Decode a ComfyUI latent with the pipeline's VAE.
 
     Args:
         loaded: of a known family.
         latent: [B, C, h, w] or [B, C, T, h, w].
         callbacks: ticked as stage "decode"; a cancel takes effect between frames and between tiles.
+        exactness: one of `EXACTNESS_CHOICES`; it matters to clips alone.
+        memory: how much memory a device has; torch's own figures when None.
+        report: told how exactly a clip was decoded.
 
     Returns:
         float32 [B, T, H, W, 3] in 0..1 on the CPU, T = 1 for images.
@@ -131,18 +163,35 @@ def decode(loaded: LoadedPipeline, latent: torch.Tensor, callbacks: Callbacks = 
     vae = pipeline.vae
     with torch.no_grad(), _upcast(vae):
         latent = latent.to(execution_device(vae, loaded.device), decode_dtype(vae))
-        if family.layout == "patches":
-            latent = _denormalize_patches(latent, vae)
-        elif latent.ndim == 4 and _has_time_axis(vae):
+        if latent.ndim == 4 and _has_time_axis(vae):
             latent = latent.unsqueeze(2)
-        if latent.ndim == 5 and latent.shape[2] > 1 and not refuse_streaming(vae):
-            pixels = decode_streaming(vae, latent, callbacks=callbacks)
-        elif can_stream_tiles(vae, latent):
-            pixels = decode_tiles_streaming(vae, latent, callbacks=callbacks)
-        else:
-            with _decoder_progress(vae, latent, callbacks):
-                pixels = vae.decode(latent, return_dict=False)[0]
+        if family.layout in normalized_latents.LAYOUTS:
+            latent = normalized_latents.denormalize(latent, family, vae)
+        pixels, record = _decode_pixels(vae, latent, callbacks, exactness, memory)
+        if report is not None and record is not None:
+            report.set(record)
         return _to_frames(pixels)
+
+
+def _decode_pixels(
+    vae: Any, latent: torch.Tensor, callbacks: Callbacks, exactness: str, memory: MemoryProbe | None
+) -> tuple[torch.Tensor, OptimizationRecord | None]:
+    """Pixels in -1..1 by the way that suits the VAE and the latent; a record for clips, and where "fast" is not had."""
+    fast = exactness == FAST
+    clip = latent.ndim == 5 and latent.shape[2] > 1
+    refusal = refuse_streaming(vae) if clip else "it is a single picture"
+    if not refusal and fast:
+        return decode_fast(vae, latent, callbacks)
+    if not refusal and not whole_is_exact_and_fits(vae, latent, memory):
+        return decode_bit_identical(vae, latent, callbacks)
+    if can_stream_tiles(vae, latent):
+        pixels = decode_tiles_streaming(vae, latent, callbacks=callbacks)
+    else:
+        with _decoder_progress(vae, latent, callbacks):
+            pixels = vae.decode(latent, *_decode_timestep(vae, latent), return_dict=False)[0]
+    if fast:
+        return pixels, not_fast(refusal)
+    return pixels, OptimizationRecord(RECORD, exactness, BIT_IDENTICAL, "diffusers' own decode") if clip else None
 
 
 def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = SILENT) -> torch.Tensor:
@@ -174,8 +223,8 @@ def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = 
         if not _has_time_axis(vae):
             pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
         latent = vae.encode((pixels * 2.0 - 1.0).contiguous()).latent_dist.mode()
-        if family.layout == "patches":
-            latent = _normalize_patches(latent, vae)
+        if family.layout in normalized_latents.LAYOUTS:
+            latent = normalized_latents.normalize(latent, family, vae)
         callbacks.tick("encode", 1, 1)
         return latent.float().cpu()
 
@@ -222,7 +271,12 @@ def _upcast(vae: Any) -> Iterator[None]:
 
 
 def _has_time_axis(vae: Any) -> bool:
-    return vae.config.get("z_dim") is not None
+    return vae.config.get("z_dim") is not None or hasattr(vae, "temporal_compression_ratio")
+
+
+def _decode_timestep(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The noise level that VAEs which remove the last of the noise are told: none, diffusers' default for them."""
+    return (latent.new_zeros(latent.shape[0]),) if vae.config.get("timestep_conditioning") else ()
 
 
 def _statistics(vae: Any, latent: torch.Tensor) -> tuple[Any, Any]:
@@ -235,31 +289,6 @@ def _statistics(vae: Any, latent: torch.Tensor) -> tuple[Any, Any]:
     shape = (1, -1) + (1,) * (latent.ndim - 2)
     mean, std = (torch.tensor(value).view(shape).to(latent.device, latent.dtype) for value in (mean, std))
     return mean, std
-
-
-def _patch_statistics(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latent.device, latent.dtype)
-    variance = vae.bn.running_var.view(1, -1, 1, 1)
-    return mean, torch.sqrt(variance + vae.config.batch_norm_eps).to(latent.device, latent.dtype)
-
-
-def _denormalize_patches(latent: torch.Tensor, vae: Any) -> torch.Tensor:
-    """Flux.2: [B, 128, h, w] normalised -> [B, 32, 2h, 2w] for the decoder."""
-    mean, std = _patch_statistics(vae, latent)
-    latent = latent * std + mean
-    batch, channels, height, width = latent.shape
-    latent = latent.reshape(batch, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
-    return latent.reshape(batch, channels // 4, height * 2, width * 2)
-
-
-def _normalize_patches(latent: torch.Tensor, vae: Any) -> torch.Tensor:
-    batch, channels, height, width = latent.shape
-    latent = latent.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
-    latent = latent.reshape(batch, channels * 4, height // 2, width // 2)
-    mean, std = _patch_statistics(vae, latent)
-    return (latent - mean) / std
 
 
 def _to_frames(pixels: torch.Tensor) -> torch.Tensor:
@@ -298,7 +327,8 @@ def _decoder_progress(vae: Any, latent: torch.Tensor, callbacks: Callbacks) -> I
 
 def decoder_calls(vae: Any, latent: torch.Tensor) -> int:
     """How often `vae.decode` will call its decoder for this latent: tiles times latent frames, times sliced items."""
-    frames = latent.shape[2] if latent.ndim == 5 else 1
+    one_by_one = latent.ndim == 5 and vae.config.get("z_dim") is not None  # LTX-2's takes all frames at once
+    frames = latent.shape[2] if one_by_one else 1
     items = latent.shape[0] if getattr(vae, "use_slicing", False) else 1
     if not getattr(vae, "use_tiling", False):
         return frames * items

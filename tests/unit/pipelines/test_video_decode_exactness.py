@@ -1,0 +1,288 @@
+"""The choice between diffusers' bits and fast arithmetic: what runs, what it says, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.headroom import MemoryState
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines import generate, loader, video_decode_exactness
+from fastdiffusers.pipelines.types import PipelineHandle
+from fastdiffusers.pipelines.video_decode_exactness import (
+    decode_bit_identical,
+    decode_fast,
+    whole_is_exact_and_fits,
+)
+from fastdiffusers.vae.kernels import Kernels
+
+ALL = ["wan21", "wan22-patched", "qwenimage", "hunyuan15", "ltx2", "ltx2-causal", "ltx"]
+PLAIN_SECONDS = 10.0
+
+
+def seconds_of(channels_last: float, contiguous: float) -> Callable[[], float]:
+    """A clock by which diffusers' arithmetic takes 10 s and the two fast ones what is given."""
+    ticks = [0.0]
+    for seconds in (PLAIN_SECONDS, channels_last, contiguous):
+        ticks += [ticks[-1], ticks[-1] + seconds]
+    return iter([*ticks, ticks[-1]]).__next__
+
+
+FASTER = (5.0, 6.0)
+
+
+def no_clock() -> float:
+    raise AssertionError("compared again")
+
+
+def fingerprint(vae: torch.nn.Module) -> dict[str, Any]:
+    """Everything that a decode could have left in a VAE: attributes, hooks, weights with their strides and versions."""
+    found: dict[str, Any] = {}
+    for name, module in vae.named_modules():
+        own = {key: value for key, value in vars(module).items() if not isinstance(value, (dict, list, torch.Tensor))}
+        found[name] = (type(module), own, [len(vars(module)[key]) for key in sorted(vars(module)) if "hooks" in key])
+    for name, weight in vae.state_dict(keep_vars=True).items():
+        found[name] = (id(weight), weight.data_ptr(), weight.stride(), weight._version)
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fast_frames_are_within_the_difference_that_is_told(
+    name: str, build_vae: Any, latents_for: Any, plain_decode: Any
+) -> None:
+    vae = build_vae(name)
+    latents = latents_for(vae, 5)
+    expected = plain_decode(vae, latents)
+    pixels, record = decode_fast(vae, latents, clock=seconds_of(*FASTER))
+    assert record.requested == "fast"
+    assert record.applied.startswith("fast: 2 latent frames at a time, channels-last, fused norm")
+    assert "2.00x faster" in record.reason
+    assert not record.failed
+    assert pixels.shape == expected.shape
+    difference = float((pixels.clamp(-1, 1) - expected.clamp(-1, 1)).abs().max()) / 2
+    told = float(record.cost.split("differ by ")[1].split(" ")[0])
+    assert 0 < difference < 1e-4
+    # What is told is against streaming, and what diffusers decodes whole is streamed within rounding.
+    assert told == pytest.approx(difference, rel=0.06) or (name[0] in "hl" and told < 1e-4)
+
+
+def test_channels_last_is_left_out_where_it_does_not_pay(build_vae: Any, latents_for: Any) -> None:
+    vae = build_vae("wan21")
+    _, record = decode_fast(vae, latents_for(vae, 5), clock=seconds_of(8.0, 5.0))
+    assert "channels-last" not in record.applied
+    assert "2.00x" in record.reason
+
+
+def test_what_is_not_faster_is_not_used(build_vae: Any, latents_for: Any, plain_decode: Any) -> None:
+    vae = build_vae("wan21")
+    latents = latents_for(vae, 5)
+    pixels, record = decode_fast(vae, latents, clock=seconds_of(9.9, 12.5))
+    assert torch.equal(pixels, plain_decode(vae, latents))
+    assert record.applied == "bit-identical"
+    assert record.failed
+    assert "0.80x as fast" in record.reason
+
+
+def test_a_kind_is_compared_once(build_vae: Any, latents_for: Any) -> None:
+    vae = build_vae("wan21")
+    first, _ = decode_fast(vae, latents_for(vae, 5), clock=seconds_of(*FASTER))
+    again, record = decode_fast(vae, latents_for(vae, 5), clock=no_clock)
+    assert torch.equal(first, again)
+    assert record.applied.startswith("fast")
+    with pytest.raises(AssertionError, match="compared again"):
+        decode_fast(vae, latents_for(vae, 5, height=6), clock=no_clock)
+    with pytest.raises(AssertionError, match="compared again"):
+        decode_fast(build_vae("wan21"), latents_for(vae, 5), clock=no_clock)
+
+
+def test_too_large_a_difference_falls_back(
+    build_vae: Any, latents_for: Any, plain_decode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(video_decode_exactness.TOLERANCE, "float32", 1e-12)
+    vae = build_vae("qwenimage")
+    latents = latents_for(vae, 5)
+    pixels, record = decode_fast(vae, latents, clock=seconds_of(*FASTER))
+    assert torch.equal(pixels, plain_decode(vae, latents))
+    assert (record.applied, record.failed) == ("bit-identical", True)
+    assert "more than the 1e-12 allowed" in record.reason
+
+
+@pytest.mark.parametrize("from_call", [0, 10**6])
+def test_numbers_that_are_not_finite_fall_back(
+    from_call: int, build_vae: Any, latents_for: Any, plain_decode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the comparison, and later, in frames that were not compared."""
+    vae = build_vae("wan21")
+    latents = latents_for(vae, 5)
+    expected = plain_decode(vae, latents)
+    genuine, calls = Kernels.rms_norm_silu, itertools.count()
+
+    def broken(self: Kernels, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        result = genuine(self, x, *arguments, **options)
+        return result.fill_(float("nan")) if next(calls) >= from_call else result
+
+    monkeypatch.setattr(Kernels, "rms_norm_silu", broken)
+    if from_call:
+        decode_fast(vae, latents, clock=seconds_of(*FASTER))
+        calls = itertools.count(from_call)
+    pixels, record = decode_fast(vae, latents, clock=no_clock if from_call else seconds_of(*FASTER))
+    assert torch.equal(pixels, expected)
+    assert (record.applied, record.failed) == ("bit-identical", True)
+    assert "not finite" in record.reason or "differ by nan" in record.reason
+
+
+def test_out_of_memory_falls_back(
+    build_vae: Any, latents_for: Any, plain_decode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = build_vae("wan21")
+    latents = latents_for(vae, 5)
+    decode_fast(vae, latents, clock=seconds_of(*FASTER))
+
+    def full(*_arguments: Any, **_options: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Kernels, "rms_norm_silu", full)
+    pixels, record = decode_fast(vae, latents, clock=no_clock)
+    assert torch.equal(pixels, plain_decode(vae, latents))
+    assert record.reason == "out of memory with 2 latent frames at a time"
+
+
+@pytest.mark.parametrize("name", ["wan21", "hunyuan15", "ltx2"])
+@pytest.mark.parametrize("compared_before", [True, False])
+def test_cancel_in_the_middle_leaves_the_vae_untouched(
+    name: str, compared_before: bool, build_vae: Any, latents_for: Any
+) -> None:
+    class Stop(Exception):
+        pass
+
+    vae = build_vae(name)
+    latents = latents_for(vae, 7)
+    expected, _ = decode_bit_identical(vae, latents)
+    before = fingerprint(vae)
+    if compared_before:
+        decode_fast(vae, latents, clock=seconds_of(*FASTER))
+    checks = itertools.count()
+
+    def stop_at_third() -> None:
+        if next(checks) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        decode_fast(vae, latents, Callbacks(check_cancel=stop_at_third), clock=seconds_of(*FASTER))
+    assert fingerprint(vae) == before
+    assert torch.equal(decode_bit_identical(vae, latents)[0], expected)
+
+
+def test_an_exception_inside_a_layer_leaves_the_vae_untouched(
+    build_vae: Any, latents_for: Any, plain_decode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = build_vae("wan22-patched")
+    latents = latents_for(vae, 5)
+    expected, before = plain_decode(vae, latents), fingerprint(vae)
+
+    def failing(*_arguments: Any, **_options: Any) -> torch.Tensor:
+        raise RuntimeError("a layer failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kernels, "rms_norm_silu", failing)
+        with pytest.raises(RuntimeError, match="a layer failed"):
+            decode_fast(vae, latents, clock=seconds_of(*FASTER))
+    assert fingerprint(vae) == before
+    assert torch.equal(plain_decode(vae, latents), expected)
+
+
+def test_two_threads_one_fast_one_bit_identical(build_vae: Any, latents_for: Any) -> None:
+    vae = build_vae("wan21")
+    latents = latents_for(vae, 6)
+    alone = {"fast": decode_fast(vae, latents, clock=seconds_of(*FASTER))[0]}
+    alone["bits"] = decode_bit_identical(vae, latents)[0]
+    results: dict[str, list[torch.Tensor]] = {"fast": [], "bits": []}
+
+    def work(name: str) -> None:
+        for _ in range(3):
+            decode = decode_fast if name == "fast" else decode_bit_identical
+            results[name].append(decode(vae, latents)[0])
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in results]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, frames in results.items():
+        assert len(frames) == 3
+        assert all(torch.equal(decoded, alone[name]) for decoded in frames)
+
+
+def test_why_fast_is_not_had(build_vae: Any, latents_for: Any, plain_decode: Any) -> None:
+    vae = build_vae("wan21")
+
+    def reason(frames: int = 5) -> str:
+        pixels, record = decode_fast(vae, latents_for(vae, frames), clock=no_clock)
+        assert torch.equal(pixels, plain_decode(vae, latents_for(vae, frames)))
+        assert record.failed
+        return record.reason
+
+    assert "fewer than 5 latent frames" in reason(4)
+    vae.decoder._compiled_call_impl = vae.decoder._call_impl
+    assert "compiled" in reason()
+    vae.decoder._compiled_call_impl = None
+    vae.decoder.conv_in._hf_hook = object()
+    assert "one by one" in reason()
+    del vae.decoder.conv_in._hf_hook
+    vae.decoder.nonlinearity = torch.nn.ReLU()
+    assert "ReLU, not SiLU" in reason()
+
+
+def test_sixteen_bits_stay_within_their_tolerance(build_vae: Any, latents_for: Any) -> None:
+    for name in ("wan21", "hunyuan15", "ltx2"):
+        vae = build_vae(name).to(torch.bfloat16)
+        pixels, record = decode_fast(vae, latents_for(vae, 5), clock=seconds_of(*FASTER))
+        assert record.applied.startswith("fast"), record
+        assert pixels.dtype == torch.bfloat16
+
+
+def test_only_the_whole_is_bit_identical_where_diffusers_decodes_the_whole(build_vae: Any, latents_for: Any) -> None:
+    roomy = lambda device: MemoryState(1 << 40, 1 << 40)
+    tight = lambda device: MemoryState(1 << 10, 1 << 40)
+    for name in ("hunyuan15", "ltx2"):
+        vae = build_vae(name)
+        assert whole_is_exact_and_fits(vae, latents_for(vae, 5), roomy)
+        assert not whole_is_exact_and_fits(vae, latents_for(vae, 5), tight)
+        _, record = decode_bit_identical(vae, latents_for(vae, 2))
+        assert record.applied == "within rounding, frame by frame"
+    wan = build_vae("wan21")
+    assert not whole_is_exact_and_fits(wan, latents_for(wan, 5), roomy)
+
+
+@pytest.fixture
+def always_faster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The comparison goes by a clock that favours fast arithmetic."""
+    defaults = dict(decode_fast.__kwdefaults__ or {})
+    monkeypatch.setitem(decode_fast.__kwdefaults__, "clock", seconds_of(*FASTER))
+    yield
+    assert set(decode_fast.__kwdefaults__) == set(defaults)
+
+
+def test_the_decode_job_takes_the_choice_and_reports_it(always_faster: None) -> None:
+    handle = PipelineHandle(loader.resolve("tiny:wan22-t2v"))
+    latent = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(2))
+    settings = OptimizationSettings()
+    exact, exact_report = generate.decode(handle, latent, settings)
+    fast, fast_report = generate.decode(handle, latent, settings, exactness="fast")
+    assert exact_report["exactness"].applied == "bit-identical"
+    assert fast_report["exactness"].applied.startswith("fast")
+    assert "differ by" in fast_report["exactness"].cost
+    assert 0 < (exact - fast).abs().max() < 1e-3
+    assert torch.equal(generate.decode(handle, latent, settings)[0], exact)
+    single, report = generate.decode(handle, latent[:, :, :1], settings, exactness="fast")
+    assert report["exactness"].reason == "it is a single picture"
+    assert torch.equal(single, generate.decode(handle, latent[:, :, :1], settings)[0])
+    with pytest.raises(InputError, match="exactness"):
+        generate.decode(handle, latent, settings, exactness="fastest")
