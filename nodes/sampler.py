@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
@@ -13,18 +12,19 @@ from ..optimizations.settings import (
     COMPILE_CHOICES,
     STEP_CACHE_CHOICES,
     TRISTATE,
-    CompileSettings,
-    OptimizationSettings,
 )
 from ..pipelines.generate import generate
 from ..pipelines.types import PipelineHandle, SampleRequest
 from . import comfy_bridge, residency, types
 from .compat import ADVANCED, schema
+from .settings import FOLLOW, with_widgets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+
+    from ..optimizations.settings import CompileSettings, OptimizationSettings
 
 MODEL_DEFAULT = "model default"
 SCHEDULERS = (
@@ -120,15 +120,14 @@ class Sampler(io.ComfyNode):
             max_sequence_length=max_sequence_length or None,
             decode=decode,
         )
-        base = settings or OptimizationSettings()
-        optimizations = replace(
-            base,
-            attention=base.attention if attention == "auto" else attention,
-            torch_compile=base.torch_compile if torch_compile == "auto" else torch_compile,
-            compile=compile_settings or base.compile,
-            vae_tiling=base.vae_tiling if vae_tiling == "auto" else replace(base.vae_tiling, mode=vae_tiling),
-            memory_mode=pipeline.memory_mode,
+        optimizations = with_widgets(
+            settings,
+            attention=attention,
+            torch_compile=torch_compile,
+            compile_settings=compile_settings,
+            vae_tiling=vae_tiling,
             step_cache=step_cache,
+            memory_mode=pipeline.memory_mode,
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         with residency.on_card(pipeline):
@@ -229,32 +228,35 @@ def _how_to_run() -> list[Any]:
         io.Combo.Input(
             "attention",
             options=list(ATTENTION_CHOICES),
-            default="auto",
+            default=FOLLOW,
             tooltip="The attention kernel. A chosen one is first tried on this device with this model's head size; "
             "where it fails, PyTorch's own ('sdpa') runs and the report says why. 'sage' quantizes and changes the "
-            "result a little.",
+            "result a little. 'auto' follows 'settings'; without it, what was measured here, or 'sdpa'.",
         ),
         io.Combo.Input(
             "torch_compile",
             options=list(COMPILE_CHOICES),
-            default="auto",
+            default=FOLLOW,
             tooltip="Compile the denoiser. The first run takes longer, later ones are faster, and it needs memory. "
-            "'on' compiles where the memory allows it. 'auto' compiles where that can pay back, compares, and goes "
-            "back to plain where it is not faster. Changing it never reloads the model.",
+            "'on' compiles where the memory allows it. 'auto' follows 'settings'; without it, it compiles where that "
+            "can pay back, compares, and goes back to plain where it is not faster. Changing it never reloads the "
+            "model.",
         ),
         io.Combo.Input(
             "vae_tiling",
             options=list(TRISTATE),
-            default="auto",
+            default=FOLLOW,
             tooltip="Decode in tiles: less memory, more time, and tiles can differ slightly where they meet. 'auto' "
-            "tiles when the decode would not fit or the image is larger than 1536x1536.",
+            "follows 'settings'; without it, it tiles when the decode would not fit or the image is larger than "
+            "1536x1536.",
         ),
         io.Combo.Input(
             "step_cache",
-            options=list(STEP_CACHE_CHOICES),
-            default="off",
+            options=[FOLLOW, *STEP_CACHE_CHOICES],
+            default=FOLLOW,
             tooltip="Reuse parts of one step in the next: faster, and the result changes; 'fast' more so than "
-            "'balanced'. Some models need the package cache-dit for it.",
+            "'balanced'. Some models need the package cache-dit for it. 'auto' follows 'settings', and is off without "
+            "it.",
         ),
     ]
 
@@ -262,13 +264,16 @@ def _how_to_run() -> list[Any]:
 def _optional_inputs() -> list[Any]:
     return [
         types.CompileSettings.Input(
-            "compile_settings", optional=True, tooltip="From Torch Compile Settings; without it, its defaults."
+            "compile_settings",
+            optional=True,
+            tooltip="From Torch Compile Settings; without it, what 'settings' says, else the defaults.",
         ),
         types.OptimizationSettings.Input(
             "settings",
             optional=True,
-            tooltip="From Optimization Settings or a benchmark. 'attention', 'torch_compile' and 'vae_tiling' on "
-            "'auto' follow it.",
+            tooltip="From Optimization Settings or a benchmark. It decides what the widgets here leave at 'auto' "
+            "(attention, torch_compile, vae_tiling, step_cache); any other value of a widget wins over it. "
+            "'compile_settings' wins where it is connected, and memory_mode is always the loader's.",
         ),
         io.Autogrow.Input(
             "images",

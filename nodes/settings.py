@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..optimizations.settings import (
@@ -18,6 +20,8 @@ from . import types
 from .compat import ADVANCED, schema
 
 DEFAULT = CompileSettings()
+FOLLOW = "auto"
+"""What a sampler's widget says when the `settings` socket is to decide."""
 
 
 class TorchCompileSettings(io.ComfyNode):
@@ -227,3 +231,36 @@ class OptimizationSettingsNode(io.ComfyNode):
                 quantized_matmul=quantized_matmul,
             )
         )
+
+
+def with_widgets(
+    settings: OptimizationSettings | None,
+    *,
+    attention: str,
+    torch_compile: str,
+    compile_settings: CompileSettings | None,
+    vae_tiling: str,
+    step_cache: str,
+    memory_mode: str,
+) -> OptimizationSettings:
+    """What a sampler runs with: its widgets and sockets on top of what came in through `settings`.
+
+    A widget that says `FOLLOW` leaves the decision to `settings`; any other value of it wins. Where nothing came in,
+    `OptimizationSettings` has its own "auto" for attention, compile and tiling, and no step cache.
+
+    Args:
+        settings: from Optimization Settings or a benchmark; None where the socket is not connected.
+        compile_settings: from its own socket, which goes before the one within `settings`; None where not connected.
+        memory_mode: of the pipeline. It was chosen where the model was, so it is never taken from `settings`.
+    """
+    base = settings or OptimizationSettings()
+    tiling = base.vae_tiling if vae_tiling == FOLLOW else replace(base.vae_tiling, mode=vae_tiling)
+    return replace(
+        base,
+        attention=base.attention if attention == FOLLOW else attention,
+        torch_compile=base.torch_compile if torch_compile == FOLLOW else torch_compile,
+        compile=compile_settings or base.compile,
+        vae_tiling=tiling,
+        step_cache=base.step_cache if step_cache == FOLLOW else step_cache,
+        memory_mode=memory_mode,
+    )

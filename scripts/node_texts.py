@@ -1,20 +1,36 @@
-"""Writes the nodes' English texts, as their schemas have them, to `locales/en/nodeDefs.json`.
+"""Writes the nodes' English texts, as their schemas have them, to `locales/en/nodeDefs.json`, and the tables of inputs
+into the help pages of every language.
 
-Run it after a tooltip has changed: `python -m fastdiffusers.scripts.node_texts`. The other languages are written by
-hand beside it; a test says which texts they lack.
+Run it after a tooltip has changed: `python -m fastdiffusers.scripts.node_texts`. The other languages' texts are written
+by hand beside the English ones; a test says which they lack.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..commands.paths import PACK
 from .comfyui_server import ComfyServer
 
-TARGET = PACK / "locales" / "en" / "nodeDefs.json"
 CATEGORY = "FastDiffusers"
+LANGUAGES = ("en", "zh")
+_ROWS = re.compile(r"(?<=\n\| --- \| --- \|\n)(?:\|.*\n)*\Z")
+"""The rows of the table that ends a help page."""
+
+
+def locale_file(language: str) -> Path:
+    """Where the nodes' texts of a language are."""
+    return PACK / "locales" / language / "nodeDefs.json"
+
+
+def help_page(node: str, language: str) -> Path:
+    """Where the frontend finds a node's help."""
+    docs = PACK / "web" / "docs"
+    return docs / f"{node}.md" if language == "en" else docs / node / f"{language}.md"
 
 
 def node_texts(object_info: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,12 +52,25 @@ def node_texts(object_info: Mapping[str, Any]) -> dict[str, Any]:
     return texts
 
 
+def with_table(page: str, inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """A help page whose last table, of two columns, lists these inputs: their name and their tooltip."""
+    rows = [f"| {text['name']} | {text['tooltip'].replace('|', chr(92) + '|')} |\n" for text in inputs.values()]
+    changed, count = _ROWS.subn(lambda _: "".join(rows), page, count=1)
+    if count != 1:
+        raise ValueError("the page does not end with a table of two columns")
+    return changed
+
+
 def main() -> None:
     with ComfyServer() as server:
         texts = node_texts(server.object_info())
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{TARGET}: {len(texts)} nodes")
+    locale_file("en").write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for language in LANGUAGES:
+        written = json.loads(locale_file(language).read_text(encoding="utf-8"))
+        for node, text in written.items():
+            page = help_page(node, language)
+            page.write_text(with_table(page.read_text(encoding="utf-8"), text["inputs"]), encoding="utf-8")
+    print(f"{locale_file('en')}: {len(texts)} nodes, and their help pages in {len(LANGUAGES)} languages")
 
 
 if __name__ == "__main__":

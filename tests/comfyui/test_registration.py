@@ -76,15 +76,20 @@ def test_every_text_is_translated(server: Client, language: str) -> None:
 
 
 def test_english_texts_are_those_of_the_schemas(server: Client) -> None:
-    from fastdiffusers.scripts.node_texts import TARGET, node_texts
+    from fastdiffusers.scripts.node_texts import locale_file, node_texts
 
-    written = json.loads(TARGET.read_text(encoding="utf-8"))
+    written = json.loads(locale_file("en").read_text(encoding="utf-8"))
     assert written == node_texts(server.info), "run: python -m fastdiffusers.scripts.node_texts"
 
 
 @pytest.mark.parametrize("name", NODES)
 def test_every_node_has_a_help_page(server: Client, name: str) -> None:
-    for page in (f"{name}.md", f"{name}/zh.md"):
-        text = server.server.request(f"/extensions/fastdiffusers/docs/{page}").decode()
+    from fastdiffusers.scripts.node_texts import help_page, locale_file, with_table
+
+    for language in LANGUAGES:
+        page = help_page(name, language).relative_to(PACK / "web").as_posix()
+        text = server.server.request(f"/extensions/fastdiffusers/{page}").decode()
         assert text.startswith("# ")
         assert len(text.split("\n")) > 5
+        inputs = json.loads(locale_file(language).read_text(encoding="utf-8"))[name]["inputs"]
+        assert text == with_table(text, inputs), "run: python -m fastdiffusers.scripts.node_texts"
