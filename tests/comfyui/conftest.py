@@ -1,4 +1,4 @@
-"""A real ComfyUI, started once for all tests of this folder, with this pack as its only custom node.
+"""A real ComfyUI, started once for all tests of this folder, with this pack and the tests' own probe as custom nodes.
 
 Found through COMFYUI_PATH or in the usual folders; without one, or without its requirements, these tests are skipped.
 """
@@ -6,6 +6,7 @@ Found through COMFYUI_PATH or in the usual folders; without one, or without its 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,8 @@ def server(comfyui: Path, base: Path, models: Path) -> Iterator[Client]:
 
     from fastdiffusers.scripts.comfyui_server import ComfyServer
 
+    (base / "custom_nodes").mkdir(exist_ok=True)
+    shutil.copy(Path(__file__).with_name("probe_nodes.py"), base / "custom_nodes")
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with ComfyServer(base, comfyui, ["--preview-method", "latent2rgb"], environment=environment) as running:
         yield Client(running)
