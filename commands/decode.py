@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..callbacks import Callbacks
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
+from ..pipelines.video_decode_exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .files import check_file_target, write_text
 from .latent_file import read_latent
 from .libraries import prepare_libraries
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="picture.png, video.mp4 or a folder")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
     parser.add_argument("--frame-rate", type=float, metavar="FPS", help="default: the latent file's, else 24")
+    parser.add_argument(
+        "--exactness",
+        choices=EXACTNESS_CHOICES,
+        default=BIT_IDENTICAL,
+        help="clips with --model: diffusers' bits, or fast where that is measured to be close and faster",
+    )
     group = parser.add_argument_group("tiling")
     add_tiling_options(group)
     add_video_vae_options(parser)
@@ -76,7 +83,7 @@ def decode_with_pipeline(
     settings = OptimizationSettings(vae_tiling=tiling_settings(args), memory_mode=args.memory_mode)
     if how := vae_compile_settings(args):
         settings = replace(settings, torch_compile="on", compile=how)
-    return decode(pipeline_handle(args, callbacks), latent, settings, callbacks)
+    return decode(pipeline_handle(args, callbacks), latent, settings, callbacks, exactness=args.exactness)
 
 
 def decode_with_video_vae(

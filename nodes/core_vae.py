@@ -2,7 +2,7 @@
 
 The VAE that comes out of a socket is shared by the whole graph, so nothing here ever writes to it: a whole run works on
 a shallow copy, whose weights are the same and whose attributes are its own. A whole run gives exactly what ComfyUI's
-VAE Decode and VAE Encode give.
+VAE Decode and VAE Encode give; the clips of Wan-family VAEs leave the card run by run on the way (`core_streaming.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import torch
 
 from ..callbacks import Callbacks
 from ..errors import InputError
+from ..pipelines.video_decode_exactness import BIT_IDENTICAL, FAST, RECORD
 from ..report import OptimizationRecord, OptimizationReport
+from . import core_streaming
 from .comfy_bridge import is_out_of_memory
 from .tile_plan import TILE_EDGES, Tiles, plan_tiles
 from .vae_choices import VaeChoices
@@ -113,6 +115,10 @@ class _Job:
         worker.first_stage_model = _Observed(self.vae.first_stage_model, self)
         return self.whole_batch(worker)
 
+    def streamed_frames(self, batch: torch.Tensor) -> int:
+        """Frames of a clip that is decoded with its frames leaving the device one by one; 0 for everything else."""
+        return 0
+
     def load(self, shape: tuple[int, ...]) -> int:
         """Have ComfyUI put the weights on the device with room for a run over `shape`; returns the free bytes."""
         full = getattr(self.vae, "disable_offload", False)
@@ -149,6 +155,10 @@ class _Decode(_Job):
     def whole_batch(self, worker: Any) -> torch.Tensor:
         frames: torch.Tensor = worker.decode(self.data)
         return frames
+
+    def streamed_frames(self, batch: torch.Tensor) -> int:
+        clip = batch.ndim == 5 and batch.shape[2] > 1 and core_streaming.streams(self.vae.first_stage_model)
+        return 1 + (batch.shape[2] - 1) * self.frames_per_unit if clip else 0
 
     def tiled(self, tiles: Tiles) -> torch.Tensor:
         self.load(tiles.shape(self.data))
@@ -218,7 +228,15 @@ class _Observed:
         return getattr(self._network, name)
 
     def decode(self, batch: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        return self._observe(self._network.decode, batch, *args, **options)
+        frames = self._job.streamed_frames(batch)
+        if not frames or args or options:
+            return self._observe(self._network.decode, batch, *args, **options)
+        items, total = batch.shape[0], self._job.data.shape[0] * frames
+        before = self._done * frames
+        told = lambda made: self._job.callbacks.tick(self._job.stage, before + items * made, total)
+        result = core_streaming.decode(self._network, batch, frames, told)
+        self._done += items
+        return result
 
     def encode(self, batch: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         return self._observe(self._network.encode, batch, *args, **options)
@@ -258,6 +276,11 @@ def _run(job: _Job, choices: VaeChoices) -> tuple[torch.Tensor, OptimizationRepo
     reason = f"out of memory with {', '.join(too_large)}" if too_large else ""
     report = OptimizationReport()
     report.set(OptimizationRecord("vae_tiling", choices.tiling, text, reason, failed=bool(too_large)))
+    if job.streamed_frames(job.data) and text == "whole":
+        report.set(OptimizationRecord("streaming", "auto", "frames leave the card as they are made"))
+    if choices.exactness == FAST:
+        reason = "this is one of ComfyUI's own VAEs, which runs ComfyUI's own arithmetic"
+        report.set(OptimizationRecord(RECORD, FAST, BIT_IDENTICAL, reason, failed=True))
     report.facts |= {
         "vae": f"ComfyUI {type(job.vae.first_stage_model).__name__}",
         "device": str(job.vae.device),

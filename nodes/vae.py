@@ -10,11 +10,12 @@ from comfy_api.latest import io, ui
 from ..errors import FastDiffusersError
 from ..pipelines import generate, loader
 from ..pipelines.types import PipelineHandle
+from ..pipelines.video_decode_exactness import BIT_IDENTICAL
 from ..report import OptimizationRecord
 from . import comfy_bridge, core_vae, residency, types, video_vae
 from .compat import schema
 from .model_files import video_vae_choices, video_vae_path
-from .vae_choices import VaeChoices, shared_inputs
+from .vae_choices import VaeChoices, exactness_input, shared_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,11 @@ class VAEDecode(io.ComfyNode):
             description="Decodes a latent to images or video frames: with progress, a Cancel that works between tiles "
             "and slices, smaller tiles when memory runs out, and the frames gathered off the card.",
             search_aliases=["decode", "vae decode", "tiled decode", "latent to image", "latent to video"],
-            inputs=[io.Latent.Input("samples", tooltip="The latent to decode."), *shared_inputs("decode")],
+            inputs=[
+                io.Latent.Input("samples", tooltip="The latent to decode."),
+                *shared_inputs("decode"),
+                exactness_input(),
+            ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="Images, or the frames of all videos in a row."),
                 types.Report.Output(display_name="report", tooltip="For Show Report."),
@@ -108,9 +113,10 @@ class VAEDecode(io.ComfyNode):
         temporal_slice: int = 0,
         memory_budget_gib: float = 0.0,
         compile_settings: CompileSettings | None = None,
+        exactness: str = BIT_IDENTICAL,
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib, compile_settings)
+        choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib, compile_settings, exactness)
         frames, report = _decode(vae, samples, choices, progress.callbacks)
         progress.show_report(report)
         if frames.ndim == 5:
@@ -169,14 +175,18 @@ def _decode(
         latent = latent.unbind()[0]  # the video of a latent that holds video and sound
     if isinstance(vae, types.VideoVaeHandle):
         with choices.compiling():
-            return video_vae.decode(vae, latent, choices.for_video_vae(), callbacks, samples.get(CLIP_LENGTH))
+            frames, report = video_vae.decode(vae, latent, choices.for_video_vae(), callbacks, samples.get(CLIP_LENGTH))
+        return frames, _with_own_arithmetic(report, choices)
     if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
         with choices.compiling():
-            return video_vae.decode_borrowed(own, latent, choices.for_video_vae(), callbacks)
+            frames, report = video_vae.decode_borrowed(own, latent, choices.for_video_vae(), callbacks)
+        return frames, _with_own_arithmetic(report, choices)
     if isinstance(vae, PipelineHandle):
         settings = choices.for_pipeline(vae)
         with residency.on_card(vae):
-            frames, report = generate.decode(vae, latent, settings, callbacks, memory=comfy_bridge.memory_state)
+            frames, report = generate.decode(
+                vae, latent, settings, callbacks, exactness=choices.exactness, memory=comfy_bridge.memory_state
+            )
     else:
         frames, report = core_vae.decode(vae, latent, choices, callbacks)
         _say_not_compiled(report, choices)
@@ -214,3 +224,9 @@ def _say_not_compiled(report: OptimizationReport, choices: VaeChoices) -> None:
     if choices.compile is not None:
         reason = "this is one of ComfyUI's own VAEs, whose object this pack does not touch"
         report.set(OptimizationRecord("torch_compile", "on", "off", reason))
+
+
+def _with_own_arithmetic(report: OptimizationReport, choices: VaeChoices) -> OptimizationReport:
+    if choices.exactness != BIT_IDENTICAL:
+        report.note("exactness is for the clips of a pipeline's VAE; the video VAE always runs this pack's own code")
+    return report

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from ..pipelines.types import PipelineHandle
+from ..pipelines.video_decode_exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from ..vae.settings import VaeSettings
 from . import types
 from .compat import ADVANCED
@@ -31,6 +32,7 @@ class VaeChoices:
         temporal_slice: frames of a video that are worked on at a time.
         memory_budget_gib: memory in GiB that a video VAE may use above its weights.
         compile: how to compile; None runs plain code.
+        exactness: one of `EXACTNESS_CHOICES`; how exactly a clip is decoded.
     """
 
     tiling: str = "auto"
@@ -39,6 +41,7 @@ class VaeChoices:
     temporal_slice: int = 0
     memory_budget_gib: float = 0.0
     compile: CompileSettings | None = None
+    exactness: str = BIT_IDENTICAL
 
     def for_pipeline(self, pipeline: PipelineHandle) -> OptimizationSettings:
         """The same choices for the VAE of a diffusers pipeline, which has no exact strips."""
@@ -147,3 +150,17 @@ def shared_inputs(verb: str) -> list[Any]:
             "longer, so it is for many clips of one size. Without it, plain code runs.",
         ),
     ]
+
+
+def exactness_input() -> Any:
+    """For decoding alone."""
+    return io.Combo.Input(
+        "exactness",
+        options=list(EXACTNESS_CHOICES),
+        default=BIT_IDENTICAL,
+        optional=True,
+        tooltip="For clips and the VAE of a pipeline. 'bit-identical' repeats diffusers' arithmetic. 'fast' decodes "
+        "several latent frames at a time with fused operations: on first use both ways decode a few frames, and it is "
+        "used only where it is faster and close enough. The report tells the difference.",
+        **ADVANCED,
+    )

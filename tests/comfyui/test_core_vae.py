@@ -123,6 +123,96 @@ def test_whole_video_decode_is_vae_decode(video_vae: Any) -> None:
     assert torch.equal(frames, video_vae.decode(samples))
 
 
+@pytest.fixture(scope="module", params=["wan 2.1", "wan 2.2"])
+def small_wan(request: pytest.FixtureRequest, video_vae: Any, core: Any) -> Any:
+    """ComfyUI's VAE object around a small Wan network of either generation."""
+    import comfy.ldm.wan.vae
+    import comfy.ldm.wan.vae2_2
+
+    torch.manual_seed(0)
+    shape = {"dim": 8, "z_dim": 4, "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    if request.param == "wan 2.1":
+        network = comfy.ldm.wan.vae.WanVAE(**shape)
+    else:
+        network = comfy.ldm.wan.vae2_2.WanVAE(**shape, dec_dim=8)
+    for parameter in network.parameters():
+        parameter.data.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+    return _with_network(video_vae, network.eval(), core)
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4, 7])
+def test_streamed_clips_are_what_the_network_gives(small_wan: Any, frames: int) -> None:
+    from fastdiffusers.nodes import core_streaming
+
+    network = small_wan.first_stage_model
+    latents = torch.randn(2, 4, frames, 4, 6)
+    expected = network.decode(latents)
+    told: list[int] = []
+    streamed = core_streaming.decode(network, latents, 4 * frames - 3, told.append)
+    assert torch.equal(streamed, expected)
+    assert streamed.std() > 0
+    assert told[0] == 0
+    assert told[-1] == 4 * frames - 3
+    assert told == sorted(told)
+
+
+def test_streamed_clips_take_memory_that_does_not_grow_with_them(small_wan: Any) -> None:
+    """Beside the gathered frames, which are in main memory whatever the device."""
+    from fastdiffusers.nodes import core_streaming
+    from fastdiffusers.vae.memory import LiveBytes
+
+    network = small_wan.first_stage_model
+    whole: list[int] = []
+    streamed: list[int] = []
+    for frames in (5, 25):
+        latents = torch.randn(1, 4, frames, 6, 6)
+        with LiveBytes() as live:
+            gathered = network.decode(latents).nbytes
+        whole.append(live.peak)
+        peaks: dict[int, int] = {}
+        with LiveBytes() as live:
+            told = lambda made, live=live, peaks=peaks: peaks.update({made: live.peak})
+            core_streaming.decode(network, latents, 4 * frames - 3, told)
+        streamed.append(peaks[4 * frames - 3] - gathered)  # when the last run was taken away
+    assert whole[1] > whole[0] * 1.2
+    # What grows is the latent after its first convolution.
+    assert streamed[1] <= streamed[0] * 1.05
+
+
+def test_a_clip_streams_through_a_copy_and_a_cancel_leaves_nothing(small_wan: Any) -> None:
+    class Stop(Exception):
+        pass
+
+    vae = small_wan
+    samples = torch.randn(1, 4, 5, 4, 6)
+    expected = vae.decode(samples)
+    vae_before = dict(vars(vae))
+    modules_before = {name: (id(module), dict(vars(module))) for name, module in vae.first_stage_model.named_modules()}
+    ticks: list[tuple[int, int]] = []
+
+    def stop() -> None:
+        if len(ticks) == 2:
+            raise Stop
+
+    progress = lambda tick: ticks.append((tick.done, tick.total))
+    with pytest.raises(Stop):
+        decode(vae, samples, Callbacks(on_progress=progress, check_cancel=stop), tiling="whole")
+    assert ticks == [(0, 17), (1, 17)]
+    assert vars(vae) == vae_before
+    ticks.append((0, 0))
+    frames, report = decode(vae, samples, Callbacks(on_progress=progress), tiling="whole", exactness="fast")
+    assert torch.equal(frames, expected)
+    assert ticks[-1] == (17, 17)
+    assert "leave the card" in report["streaming"].applied
+    assert (report["exactness"].applied, report["exactness"].failed) == ("bit-identical", True)
+    after = {name: (id(module), dict(vars(module))) for name, module in vae.first_stage_model.named_modules()}
+    assert after.keys() == modules_before.keys()
+    for name, (identity, own) in modules_before.items():
+        assert after[name][0] == identity
+        assert after[name][1].keys() == own.keys()
+        assert all(after[name][1][key] is own[key] or after[name][1][key] == own[key] for key in own)
+
+
 def test_whole_encode_is_vae_encode(image_vae: Any, video_vae: Any) -> None:
     pixels = torch.rand(2, 52, 48, 3)  # 52 is no multiple of 8: cropped as ComfyUI crops it
     assert torch.equal(encode(image_vae, pixels)[0], image_vae.encode(pixels))
