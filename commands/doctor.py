@@ -100,7 +100,14 @@ def launch_facts(facts: dict[str, Any]) -> LaunchFacts:
         capability=None if capability is None else (capability[0], capability[1]),
         allocator_settings=facts["allocator"]["settings"],
         log=read_log(last_log(facts["paths"]["comfyui"])),
+        comfy_compiler=has_comfy_compiler(facts["paths"]["comfyui"]),
     )
+
+
+def has_comfy_compiler(comfyui: str) -> bool:
+    """Whether the ComfyUI in that folder, "" for none, knows the switch that turns its own compiler off."""
+    options = Path(comfyui, "comfy", "cli_args.py")
+    return bool(comfyui) and options.is_file() and "--disable-comfy-compiler" in options.read_text(encoding="utf-8")
 
 
 def last_log(comfyui: str) -> str:

@@ -139,9 +139,13 @@ def compiler(device: str) -> dict[str, Any]:
     """
     import torch
 
+    from ..optimizations.other_compilers import switched_off
+
     if not torch._dynamo.is_dynamo_supported():
         reason = f"torch {torch.__version__} has no dynamo for Python {platform.python_version()}"
         return {"works": False, "needs": "dynamo", "reason": reason}
+    if off := switched_off():
+        return {"works": False, "needs": "dynamo", "reason": off}
     if device.split(":")[0] in ("cuda", "xpu"):
         from torch.utils._triton import has_triton
 

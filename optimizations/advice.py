@@ -82,6 +82,7 @@ class LaunchFacts:
         capability: compute capability of an NVIDIA card, (8, 9); None without one.
         allocator_settings: value of PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF.
         log: of ComfyUI's last session.
+        comfy_compiler: whether this ComfyUI has the Comfy Compiler (0.35 and newer).
     """
 
     total: int = 0
@@ -89,11 +90,13 @@ class LaunchFacts:
     capability: tuple[int, int] | None = None
     allocator_settings: str = ""
     log: SessionLog = SessionLog()
+    comfy_compiler: bool = False
 
 
 def launch_advice(facts: LaunchFacts) -> list[str]:
     """What to change about the start of ComfyUI, most important first; empty when nothing was found."""
-    return [*_partial_loads(facts), *_memory_state(facts), *_allocator(facts), *_fp8(facts), *_extensions(facts)]
+    found = (_partial_loads, _memory_state, _allocator, _fp8, _extensions, _compilers)
+    return [sentence for look in found for sentence in look(facts)]
 
 
 def _partial_loads(facts: LaunchFacts) -> Iterable[str]:
@@ -166,3 +169,11 @@ def _extensions(facts: LaunchFacts) -> Iterable[str]:
         yield f"these extensions made ComfyUI's last start longer: {listed}. Disable those that are not needed"
     if facts.log.failed_imports:
         yield f"these extensions failed to load: {', '.join(facts.log.failed_imports)}. Update or remove them"
+
+
+def _compilers(facts: LaunchFacts) -> Iterable[str]:
+    if facts.comfy_compiler:
+        yield (
+            "nothing to do about the Comfy Compiler: it works within the forward of ComfyUI's own models, which a "
+            "diffusers pipeline is not, so that the two never compile the same thing"
+        )

@@ -15,11 +15,12 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from ..report import OptimizationRecord
-from .compiled_region import Recipe, Region
+from .compiled_region import CompiledCall, Recipe, Region
 from .components import denoisers, repeated_blocks, vae_of
 from .decide import ASSUMED, PayBack
 from .fallback import Signals, describe
 from .headroom import GIB
+from .other_compilers import compiled_elsewhere, switched_off
 from .sdnq_support import sdnq_limits
 from .settings import CompileSettings, OptimizationSettings, Workload
 from .tuning import cache_folder
@@ -58,7 +59,7 @@ def use(
     if choice == "off":
         restore(pipeline)
         return OptimizationRecord(NAME, choice, "off")
-    refusal = refusal or _unknown_backend(how.backend)
+    refusal = refusal or switched_off() or _unknown_backend(how.backend) or _taken(pipeline, how)
     if refusal:
         restore(pipeline)
         return OptimizationRecord(NAME, choice, "off", refusal, failed=choice == "on")
@@ -201,6 +202,16 @@ def _remove(component: nn.Module) -> None:
     region = _regions.pop(component, None)
     if region is not None:
         region.remove()
+
+
+def _taken(pipeline: Any, how: CompileSettings) -> str:
+    """Which part somebody else compiled, and that it is left to them; or ""."""
+    for component in _targets(pipeline, how):
+        where = compiled_elsewhere(component, is_ours=lambda call: isinstance(call, CompiledCall))
+        if where:
+            part = type(component).__name__ + ("" if where == "." else f".{where}")
+            return f"{part} was compiled by something else, which is left as it is: two compilers would fight"
+    return ""
 
 
 def _unknown_backend(backend: str) -> str:
