@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.video_decode_exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .files import check_file_target, write_text
-from .latent_file import read_latent
+from .latent_file import read_latent, read_sound
 from .libraries import prepare_libraries
 from .media import check_output, write_frames
 from .options import (
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
     latent, metadata = read_latent(args.latents)
+    sound = read_sound(args.latents)
     video = latent.ndim == 5 and latent.shape[2] > 1
     check_output(args.output, video)
     frame_rate = args.frame_rate or float(metadata.get("frame_rate", 24))
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)
-    write_frames(frames, args.output, frame_rate if video else None)
+    write_frames(frames, args.output, frame_rate if video else None, sound)
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="picture.png, video.mp4, a folder for png files, or latent.safetensors to skip the decode",
+        help="picture.png, video.mp4 (with sound where the model makes it), a folder for png files, or "
+        "latent.safetensors to skip the decode",
     )
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
 
@@ -132,6 +133,6 @@ def write_result(result: SampleResult, output: Path) -> None:
     """Write the frames, or the latent when nothing was decoded, where `--output` says."""
     if result.frames is None:
         rate = {} if result.frame_rate is None else {"frame_rate": str(result.frame_rate)}
-        write_latent(result.latent, output, rate)
+        write_latent(result.latent, output, rate, result.audio)
     else:
         write_frames(result.frames, output, result.frame_rate, result.audio)

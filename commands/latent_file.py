@@ -7,7 +7,7 @@ call it "latent_tensor". Metadata values are strings, as the format wants them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .files import replacing
@@ -17,14 +17,24 @@ if TYPE_CHECKING:
 
 KEYS = ("samples", "latent_tensor")
 SUFFIXES = (".safetensors", ".latent")
+WAVEFORM = "waveform"
+"""The tensor of the sound beside the latent, [B, channels, samples]; no latent holds it."""
+SAMPLE_RATE = "sample_rate"
+"""Its rate in the metadata, in Hz."""
 
 
-def write_latent(latent: torch.Tensor, path: Path, metadata: dict[str, str]) -> None:
-    """Write one latent, completely or not at all."""
+def write_latent(
+    latent: torch.Tensor, path: Path, metadata: dict[str, str], sound: dict[str, Any] | None = None
+) -> None:
+    """Write one latent, and the sound that belongs to it, completely or not at all."""
     from safetensors.torch import save_file
 
+    tensors = {"samples": latent.detach().cpu().contiguous()}
+    if sound is not None:
+        tensors[WAVEFORM] = sound["waveform"].contiguous()
+        metadata = {**metadata, SAMPLE_RATE: str(sound["sample_rate"])}
     with replacing(path) as temporary:
-        save_file({"samples": latent.detach().cpu().contiguous()}, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def read_latent(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
@@ -57,3 +67,23 @@ def read_latent(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
         reason = f"the tensor is {shape}; [B, C, H, W] or [B, C, T, H, W] is needed"
         raise InputError("latents", str(path), reason, "save the latent with its batch and channel dimensions")
     return latent, metadata
+
+
+def read_sound(path: Path) -> dict[str, Any] | None:
+    """The sound that `write_latent` kept with a latent, in ComfyUI's AUDIO form, or None.
+
+    Raises:
+        InputError: there is a waveform, but nothing sensible says how fast it is.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        if WAVEFORM not in file.keys():  # noqa: SIM118 - not a mapping
+            return None
+        waveform, rate = file.get_tensor(WAVEFORM), (file.metadata() or {}).get(SAMPLE_RATE, "")
+    if waveform.ndim != 3 or not rate.isdecimal() or int(rate) == 0:
+        reason = (
+            f"its waveform is {list(waveform.shape)} at {rate or 'no'} Hz; [B, channels, samples] and a rate are needed"
+        )
+        raise InputError("latents", str(path), reason, "save it again")
+    return {"waveform": waveform, "sample_rate": int(rate)}

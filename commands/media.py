@@ -5,6 +5,7 @@ Frames are float tensors [T, H, W, 3] in 0..1 on the CPU; T = 1 is a picture.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+SOUND_BITS_PER_SECOND = 256_000
+"""Of the AAC track: as close to lossless as the picture beside it."""
 
 
 def check_output(path: Path, video: bool) -> None:
@@ -95,7 +98,7 @@ def write_mp4(
         frames: float, 0..1. Frames of odd width or height keep their size: they are stored as 4:4:4.
         path: the `.mp4` file.
         frame_rate: frames per second, > 0.
-        sound: (float [channels, samples] in -1..1, sample rate in Hz).
+        sound: (float [channels, samples] in -1..1, sample rate in Hz); what is longer than the frames is cut off.
     """
     import av
 
@@ -105,21 +108,31 @@ def write_mp4(
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
         stream.options = {"crf": "14", "preset": "medium"}
-        voice = container.add_stream("aac", rate=sound[1]) if sound else None
+        voice = None
+        if sound is not None:
+            layout = _sound_layout(sound[0])
+            voice = container.add_stream("aac", rate=sound[1], layout=layout, bit_rate=SOUND_BITS_PER_SECOND)
         for index in range(count):
             picture = av.VideoFrame.from_ndarray(to_bytes(frames[index]), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
         if voice is not None and sound is not None:
-            _mux_sound(container, voice, *sound)
+            waveform, sample_rate = sound
+            _mux_sound(container, voice, waveform[:, : math.ceil(count / frame_rate * sample_rate)], sample_rate)
+
+
+def _sound_layout(waveform: torch.Tensor) -> str:
+    """Of more than two channels, the first two are written."""
+    return "mono" if waveform.shape[0] == 1 else "stereo"
 
 
 def _mux_sound(container: Any, stream: Any, waveform: torch.Tensor, sample_rate: int) -> None:
     import av
 
     samples = waveform[:2].float().cpu().contiguous().numpy()
-    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono" if len(samples) == 1 else "stereo")
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=_sound_layout(waveform))
     frame.sample_rate = sample_rate
+    frame.pts = 0
     container.mux(stream.encode(frame))
     container.mux(stream.encode())
 

@@ -8,7 +8,7 @@ import folder_paths
 
 from ..errors import InputError, ModelFileError
 from ..pipelines.loader import find_local_pipelines
-from ..pipelines.tiny import TINY_FAMILIES
+from ..pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES
 
 CUSTOM = "[custom]"
 TINY_PREFIX = "embedded tiny: "
@@ -32,7 +32,7 @@ def pipeline_choices() -> list[str]:
             if file.parent not in inside:
                 names.add(_relative(file, folders))
     names |= {CHECKPOINT_PREFIX + name for name in _safetensors("checkpoints")}
-    return [*sorted(names, key=str.lower), *(TINY_PREFIX + family for family in TINY_FAMILIES), CUSTOM]
+    return [*sorted(names, key=str.lower), *(TINY_PREFIX + family for family in PIPELINE_CLASSES), CUSTOM]
 
 
 def default_pipeline(choices: list[str]) -> str:

@@ -1,11 +1,10 @@
-"""Diffusers Sampler: prompt in, images or video frames and their latent out."""
+"""Diffusers Sampler: prompt in; images or video, with sound where the model makes it, and their latent out."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..optimizations.settings import (
     ATTENTION_CHOICES,
@@ -15,7 +14,7 @@ from ..optimizations.settings import (
 )
 from ..pipelines.generate import generate
 from ..pipelines.types import PipelineHandle, SampleRequest
-from . import comfy_bridge, residency, types
+from . import comfy_bridge, residency, sampler_outputs, types
 from .compat import ADVANCED, schema
 from .settings import FOLLOW, with_widgets
 
@@ -42,8 +41,6 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
 )
 IMAGE_SOCKETS = ("image_1", "image_2", "image_3", "image_4")
-STILL_FRAME_RATE = 1.0
-"""Frame rate that is put out with still images: one a second, so that a video made of them can be looked at."""
 
 
 class Sampler(io.ComfyNode):
@@ -55,19 +52,12 @@ class Sampler(io.ComfyNode):
             node_id="FastDiffusersSampler",
             display_name="Diffusers Sampler",
             category=types.CATEGORY,
-            description="Runs a diffusers pipeline: text, and images where the model takes them, to images or video. "
-            "An optimization that cannot be had is left out, the result is still made, and the report says why.",
+            description="Runs a diffusers pipeline: text, and images where the model takes them, to images or video, "
+            "with sound where the model makes it. An optimization that cannot be had is left out, the result is still "
+            "made, and the report says why.",
             search_aliases=["diffusers", "ksampler", "generate", "text to image", "text to video", "image edit"],
             inputs=[*_what_to_make(), *_how_to_run(), *_optional_inputs(), *_advanced_inputs()],
-            outputs=[
-                io.Image.Output(display_name="images", tooltip="Images, or the frames of all videos in a row."),
-                io.Latent.Output(
-                    display_name="latent",
-                    tooltip="In ComfyUI's own convention: VAE Decode with the model's VAE gives the same images.",
-                ),
-                io.Float.Output(display_name="frame_rate", tooltip="For Create Video; 1 for still images."),
-                types.Report.Output(display_name="report", tooltip="For Show Report."),
-            ],
+            outputs=sampler_outputs.outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -133,17 +123,7 @@ class Sampler(io.ComfyNode):
         with residency.on_card(pipeline):
             result = generate(pipeline, request, optimizations, progress.callbacks, memory=comfy_bridge.memory_state)
         progress.show_report(result.report)
-        if result.frames is None:
-            frames: Any = ExecutionBlocker("Diffusers Sampler: 'decode' is off, so there are no images to pass on.")
-        else:
-            frames = result.frames.flatten(0, 1)
-        return io.NodeOutput(
-            frames,
-            {"samples": result.latent},
-            result.frame_rate or STILL_FRAME_RATE,
-            result.report,
-            ui=ui.PreviewText(result.report.as_table()),
-        )
+        return io.NodeOutput(*sampler_outputs.values(result), ui=ui.PreviewText(result.report.as_table()))
 
 
 def _what_to_make() -> list[Any]:
@@ -204,7 +184,8 @@ def _what_to_make() -> list[Any]:
             default=0,
             min=0,
             max=100000,
-            tooltip="Frames of a video; 0 is the model's default. Wan takes 4n+1. Image models take 0 or 1.",
+            tooltip="Frames of a video; 0 is the model's default. Wan takes 4n+1, LTX-2 8n+1. Image models take 0 "
+            "or 1.",
         ),
         io.Int.Input(
             "batch_size",

@@ -189,7 +189,7 @@ def workload_of(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
         frames=filled.num_frames or 1,
         batch=filled.batch,
         steps=filled.steps or 0,
-        streamed=loaded.family.layout == "video" and not refuse_streaming(loaded.pipeline.vae),
+        streamed=loaded.family.known and loaded.family.video and not refuse_streaming(loaded.pipeline.vae),
     )
 
 

@@ -88,8 +88,8 @@ def _locate(source: str, revision: str, quantization: str, callbacks: Callbacks)
     """(source as the key holds it, commit, identity) after all checks of the files."""
     if source.startswith(TINY):
         family = source.removeprefix(TINY)
-        if family not in tiny.TINY_FAMILIES:
-            cure = f"choose one of: {', '.join(TINY + name for name in tiny.TINY_FAMILIES)}"
+        if family not in tiny.PIPELINE_CLASSES:
+            cure = f"choose one of: {', '.join(TINY + name for name in tiny.PIPELINE_CLASSES)}"
             raise InputError("model", source, "there is no embedded tiny pipeline of that name", cure)
         return source, "", "seed 0"
     path = _as_path(source)

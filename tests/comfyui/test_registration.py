@@ -16,7 +16,7 @@ NODES = {
     "FastDiffusersLoadPipeline": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadLora": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersQuantize": ["STRING"],
-    "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT"],
+    "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT", "VIDEO", "AUDIO"],
     "FastDiffusersTorchCompileSettings": ["FASTDIFFUSERS_COMPILE_SETTINGS"],
     "FastDiffusersOptimizationSettings": ["FASTDIFFUSERS_OPTIMIZATION_SETTINGS"],
     "FastDiffusersVAEDecode": ["IMAGE", "FASTDIFFUSERS_REPORT"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastdiffusers.commands.latent_file import read_latent, write_latent
+from fastdiffusers.commands.latent_file import read_latent, read_sound, write_latent
 from fastdiffusers.commands.media import check_output, read_frames, read_picture, write_frames
 from fastdiffusers.errors import InputError
 
@@ -141,3 +141,55 @@ def test_the_output_must_fit_what_comes_out(tmp_path: Path) -> None:
     for name, video in (("a.mp4", False), ("a.png", True), ("a.gif", True), ("file", True)):
         with pytest.raises(InputError, match="output = "):
             check_output(tmp_path / name, video)
+
+
+def sound_in(path: Path) -> tuple[torch.Tensor, int]:
+    """The sound track as decoded, [channels, samples], and its rate; AAC keeps whole blocks of 1024 samples."""
+    import av
+
+    with av.open(str(path)) as container:
+        rate = container.streams.audio[0].rate
+        blocks = [torch.from_numpy(frame.to_ndarray()) for frame in container.decode(audio=0)]
+    return torch.cat(blocks, dim=1), rate
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_each_video_of_a_batch_has_its_own_sound_as_long_as_its_frames(channels: int, tmp_path: Path) -> None:
+    rate, seconds = 24_000, 0.5
+    time = torch.arange(int(rate * 2)) / rate
+    tones = (300.0, 900.0)
+    wave = torch.stack([torch.sin(6.2832 * tone * time).expand(channels, -1) * 0.5 for tone in tones])
+    frames = smooth_frames(2, int(24 * seconds))
+    write_frames(frames, tmp_path / "out.mp4", 24.0, {"waveform": wave, "sample_rate": rate})
+    for index, tone in enumerate(tones):
+        heard, heard_rate = sound_in(tmp_path / f"out_{index}.mp4")
+        assert heard_rate == rate
+        assert heard.shape[0] == min(channels, 2)
+        assert heard.shape[1] / rate == pytest.approx(seconds, abs=2 * 1024 / rate), "two seconds were given"
+        middle = heard[0, 2048:10_240]
+        loudest = torch.fft.rfft(middle).abs()[1:].argmax().item() + 1
+        assert loudest * rate / middle.numel() == pytest.approx(tone, abs=5)
+        assert middle.square().mean().sqrt() == pytest.approx(0.5 / 2**0.5, rel=0.1)
+
+
+def test_a_latent_keeps_its_sound(tmp_path: Path) -> None:
+    latent, sound = torch.randn(2, 128, 2, 3, 4), {"waveform": torch.randn(2, 2, 50), "sample_rate": 24_000}
+    write_latent(latent, tmp_path / "l.safetensors", {"frame_rate": "24"}, sound)
+    assert torch.equal(read_latent(tmp_path / "l.safetensors")[0], latent)
+    read = read_sound(tmp_path / "l.safetensors")
+    assert read is not None
+    assert torch.equal(read["waveform"], sound["waveform"])
+    assert read["sample_rate"] == 24_000
+    write_latent(latent, tmp_path / "silent.safetensors", {})
+    assert read_sound(tmp_path / "silent.safetensors") is None
+
+
+@pytest.mark.parametrize(
+    ("waveform", "metadata"), [(torch.zeros(2, 2, 5), {}), (torch.zeros(5), {"sample_rate": "24000"})]
+)
+def test_a_sound_without_a_rate_or_channels_is_refused(
+    waveform: torch.Tensor, metadata: dict[str, str], tmp_path: Path
+) -> None:
+    save_file({"samples": torch.zeros(1, 4, 2, 2), "waveform": waveform}, tmp_path / "l.safetensors", metadata)
+    with pytest.raises(InputError, match="waveform"):
+        read_sound(tmp_path / "l.safetensors")

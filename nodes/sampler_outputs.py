@@ -1,0 +1,81 @@
+"""What Diffusers Sampler puts out: a result as ComfyUI's images, latent, video and sound."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import InputImpl, Types, io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from . import types
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipelines.types import SampleResult
+
+STILL_FRAME_RATE = 1.0
+"""Frame rate that is put out with still images: one a second, so that a video made of them can be looked at."""
+UNDECODED = "Diffusers Sampler: 'decode' is off, so there are no images to pass on."
+SILENT_MODEL = "Diffusers Sampler: this model makes no sound, so there is none to pass on. Disconnect 'audio'."
+
+
+def outputs() -> list[Any]:
+    """The outputs in the node's schema. New ones go last: saved graphs know them by their place."""
+    return [
+        io.Image.Output(display_name="images", tooltip="Images, or the frames of all videos in a row."),
+        io.Latent.Output(
+            display_name="latent",
+            tooltip="In ComfyUI's own convention: VAE Decode with the model's VAE gives the same images.",
+        ),
+        io.Float.Output(display_name="frame_rate", tooltip="For Create Video; 1 for still images."),
+        types.Report.Output(display_name="report", tooltip="For Show Report."),
+        io.Video.Output(
+            display_name="video",
+            tooltip="For Save Video: the frames at their rate, with the sound of models that make one.",
+        ),
+        io.Audio.Output(
+            display_name="audio",
+            tooltip="The sound of models that make one with the video, as a batch like the videos.",
+        ),
+    ]
+
+
+def values(result: SampleResult) -> tuple[Any, ...]:
+    """One result in the order of `outputs`; what there is not blocks whatever is connected to it, and says why."""
+    rate = result.frame_rate or STILL_FRAME_RATE
+    images: Any = ExecutionBlocker(UNDECODED)
+    video: Any = ExecutionBlocker(UNDECODED)
+    if result.frames is not None:
+        images = result.frames.flatten(0, 1)
+        sound = None if result.audio is None else in_a_row(result.audio, result.frames.shape[1] / rate)
+        components = Types.VideoComponents(images=images, audio=sound, frame_rate=Fraction(rate))
+        video = InputImpl.VideoFromComponents(components)
+    audio = ExecutionBlocker(SILENT_MODEL) if result.audio is None else result.audio
+    return images, {"samples": result.latent}, rate, result.report, video, audio
+
+
+def in_a_row(sound: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The sounds of a batch one after the other, as its frames are.
+
+    Args:
+        sound: {"waveform": [B, channels, samples], "sample_rate": int}.
+        seconds: of each video. A sound that is longer is cut, one that is shorter ends in silence.
+
+    Returns:
+        The same with one waveform, [1, channels, samples]; every sound begins at the sample nearest to its first frame.
+    """
+    import torch
+
+    waveform, rate = sound["waveform"], sound["sample_rate"]
+    starts = [round(index * seconds * rate) for index in range(waveform.shape[0] + 1)]
+    row = torch.zeros(1, waveform.shape[1], starts[-1], dtype=waveform.dtype)
+    for item, start, stop in zip(waveform, starts, starts[1:], strict=False):
+        _fill(row[0, :, start:stop], item)
+    return {"waveform": row, "sample_rate": rate}
+
+
+def _fill(target: torch.Tensor, source: torch.Tensor) -> None:
+    samples = min(target.shape[-1], source.shape[-1])
+    target[..., :samples] = source[..., :samples]
