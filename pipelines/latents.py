@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..report import OptimizationRecord
 from . import normalized_latents
 from .families import Family
+from .mirrored_edges import decode_at_any_size
 from .types import LoadedPipeline
 from .video_decode import refuse_streaming
 from .video_decode_exactness import (
@@ -188,7 +189,7 @@ def _decode_pixels(
         pixels = decode_tiles_streaming(vae, latent, callbacks=callbacks)
     else:
         with _decoder_progress(vae, latent, callbacks):
-            pixels = vae.decode(latent, *_decode_timestep(vae, latent), return_dict=False)[0]
+            pixels = decode_at_any_size(vae, latent, *_decode_timestep(vae, latent))
     if fast:
         return pixels, not_fast(refusal)
     return pixels, OptimizationRecord(RECORD, exactness, BIT_IDENTICAL, "diffusers' own decode") if clip else None

@@ -286,3 +286,45 @@ def test_a_diffusers_without_it_says_so(monkeypatch):
     monkeypatch.setitem(tiny.PIPELINE_CLASSES, "ltx2-t2v", "LTX9Pipeline")
     with pytest.raises(InputError, match=r"LTX9Pipeline\. Update diffusers"):
         tiny.build("ltx2-t2v")
+
+
+def tiled(vae, tile, overlap):
+    vae.enable_tiling(tile, tile, None, tile - overlap, tile - overlap)
+
+
+@pytest.mark.parametrize("rows_and_columns", [(5, 7), (7, 4), (4, 7), (8, 6), (1, 3)])
+def test_tiles_decode_every_size_although_the_decoder_mirrors_at_edges(rows_and_columns):
+    """Tiles of 4 cells that advance by 3: with 4 or 7 cells, the last one begins at the last cell."""
+    loaded = loader.load(loader.resolve("tiny:ltx2-t2v"))
+    vae = loaded.pipeline.vae
+    latent = torch.randn(1, 128, 2, *rows_and_columns, generator=torch.Generator().manual_seed(0))
+    whole = latents.decode(loaded, latent) if min(rows_and_columns) > 1 else None
+    tiled(vae, 128, 32)
+    frames = latents.decode(loaded, latent)
+    assert frames.shape == (1, 9, rows_and_columns[0] * 32, rows_and_columns[1] * 32, 3)
+    assert frames.isfinite().all()
+    if whole is not None:
+        likeness = torch.corrcoef(torch.stack([frames.flatten(), whole.flatten()]))[0, 1]
+        assert likeness > 0.6, "every tile shows its part of the picture, where it belongs; elsewhere it is 0.3"
+    if rows_and_columns == (5, 7):
+        with pytest.raises(RuntimeError, match="Padding size"):  # what it is for: diffusers alone cannot
+            vae.decode(latent)
+
+
+def test_where_diffusers_can_decode_in_tiles_the_result_is_its_own():
+    loaded = loader.load(loader.resolve("tiny:ltx2-t2v"))
+    vae = loaded.pipeline.vae
+    latent = torch.randn(1, 128, 2, 5, 6)
+    tiled(vae, 128, 32)
+    native = latent * vae.latents_std.view(1, -1, 1, 1, 1) + vae.latents_mean.view(1, -1, 1, 1, 1)
+    with torch.no_grad():
+        expected = vae.decode(native, return_dict=False)[0]
+    frames = latents.decode(loaded, latent)
+    assert torch.equal(frames, (expected * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1))
+
+
+def test_tiles_that_advance_by_one_cell_are_refused_with_the_cure():
+    loaded = loader.load(loader.resolve("tiny:ltx2-t2v"))
+    tiled(loaded.pipeline.vae, 64, 32)
+    with pytest.raises(InputError, match="larger tiles"):
+        latents.decode(loaded, torch.randn(1, 128, 2, 5, 6))
