@@ -1,29 +1,43 @@
-"""Memory of a long decode, diffusers' and streamed: `python -m fastdiffusers.benchmarks.causal_decode`.
+"""Long decodes of diffusers' VAEs, diffusers' own and streamed: `python -m fastdiffusers.benchmarks.causal_decode`.
 
-Full-size VAEs and full-size clips, decoded with tensors that have no data: every allocation is counted, nothing is
-computed, so no card is needed. What is reported is the peak of live activations on the decoding device, without weights
-and without what a convolution's algorithm takes beside its tensors. Streamed frames leave the device as they are made.
+Memory: full-size VAEs and full-size clips, decoded with tensors that have no data: every allocation is counted, nothing
+is computed, so no card is needed. What is reported is the peak of live activations on the decoding device, without
+weights and without what a convolution's algorithm takes beside its tensors. Streamed frames leave the device as they
+are made.
+
+Time: full-size VAEs with random weights and small clips, each way of decoding in turn, round after round; the median of
+each, and the largest difference of a pixel in 0..1 from diffusers' own decode.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 
 from ..commands.libraries import prepare_libraries
 from ..optimizations.decode_memory import LiveElements
-from ..pipelines.video_decode import stream_frames
+from ..pipelines.causal_walk import FastArithmetic
+from ..pipelines.video_decode import decode_streaming, stream_frames
+from ..pipelines.video_decode_exactness import LATENT_FRAMES_PER_STEP
+from ..vae.kernels import Kernels
 from .common import store, table
 
-# Class, latent channels, pixels per latent element; every other size is the class's own default: the released model's.
-MODELS = {
-    "Wan 2.1": ("AutoencoderKLWan", 16, 8),
-    "HunyuanVideo 1.5": ("AutoencoderKLHunyuanVideo15", 32, 16),
+# Class, latent channels, pixels and frames per latent element, latent size of the timed clip; every other size is the
+# class's own default: the released model's. HunyuanVideo's takes minutes for a clip of a size that means anything.
+MODELS: dict[str, tuple[str, int, int, int, tuple[int, int, int] | None]] = {
+    "Wan 2.1": ("AutoencoderKLWan", 16, 8, 4, (5, 12, 12)),
+    "HunyuanVideo 1.5": ("AutoencoderKLHunyuanVideo15", 32, 16, 4, None),
+    "LTX-2": ("AutoencoderKLLTX2Video", 128, 32, 8, (5, 6, 6)),
 }
 BYTES_PER_ELEMENT = 2
 """bfloat16."""
+Stream = Callable[[Any, torch.Tensor], Iterator[torch.Tensor]]
 
 
 def build(class_name: str) -> Any:
@@ -41,31 +55,87 @@ def diffusers_peak(vae: Any, latents: torch.Tensor) -> int:
     return live.peak
 
 
-def streamed_peak(vae: Any, latents: torch.Tensor) -> int:
+def streamed_peak(vae: Any, latents: torch.Tensor, stream: Stream) -> int:
     """Peak of live elements when every run of frames is dropped from the device before the next one is made."""
     with torch.no_grad(), LiveElements() as live:
-        for run in stream_frames(vae, latents):
+        for run in stream(vae, latents):
             del run
     return live.peak
 
 
-def rows(width: int, height: int, frames: list[int]) -> list[dict[str, Any]]:
+def fast_stream(channels_last: bool) -> Stream:
+    """Fast arithmetic, as VAE Decode (Fast) runs it."""
+    fast = FastArithmetic(Kernels(), channels_last)
+    return partial(stream_frames, latent_frames_per_step=LATENT_FRAMES_PER_STEP, fast=fast)
+
+
+def memory_rows(width: int, height: int, frames: list[int]) -> list[dict[str, Any]]:
     """One row per model and clip length; gibibytes in bfloat16."""
     found = []
-    for name, (class_name, channels, ratio) in MODELS.items():
+    for name, (class_name, channels, ratio, temporal, _) in MODELS.items():
         for count in frames:
-            latents = torch.empty((1, channels, 1 + (count - 1) // 4, height // ratio, width // ratio), device="meta")
-            plain, streamed = diffusers_peak(build(class_name), latents), streamed_peak(build(class_name), latents)
-            found.append(
-                {
-                    "vae": name,
-                    "frames": count,
-                    "size": f"{width}x{height}",
-                    "diffusers_gib": round(plain * BYTES_PER_ELEMENT / 2**30, 3),
-                    "streamed_gib": round(streamed * BYTES_PER_ELEMENT / 2**30, 3),
-                }
-            )
+            shape = (1, channels, 1 + (count - 1) // temporal, height // ratio, width // ratio)
+            latents = torch.empty(shape, device="meta")
+            peaks = {
+                "diffusers_gib": diffusers_peak(build(class_name), latents),
+                "streamed_gib": streamed_peak(build(class_name), latents, stream_frames),
+                "fast_gib": streamed_peak(build(class_name), latents, fast_stream(channels_last=True)),
+            }
+            sizes = {key: round(peak * BYTES_PER_ELEMENT / 2**30, 3) for key, peak in peaks.items()}
+            found.append({"vae": name, "frames": count, "size": f"{width}x{height}", **sizes})
     return found
+
+
+def time_rows(rounds: int) -> list[dict[str, Any]]:
+    """One row per model and way of decoding: median seconds, times faster than diffusers, difference from it."""
+    import diffusers
+
+    found = []
+    for name, (class_name, channels, ratio, temporal, size) in MODELS.items():
+        if size is None:
+            continue
+        frames, height, width = size
+        torch.manual_seed(0)
+        vae = getattr(diffusers, class_name)().eval()
+        latents = torch.randn(1, channels, frames, height, width)
+        decode = partial(decode_streaming, vae, latents)
+        ways: dict[str, Callable[[], torch.Tensor]] = {
+            "diffusers": lambda vae=vae, latents=latents: vae.decode(latents, return_dict=False)[0],  # type: ignore[misc]
+            "streamed": decode,
+        }
+        for layout, channels_last in (("fast", False), ("fast, channels-last", True)):
+            fast = FastArithmetic(Kernels(), channels_last)
+            ways[layout] = partial(decode, latent_frames_per_step=LATENT_FRAMES_PER_STEP, fast=fast)
+        clip = f"{1 + (frames - 1) * temporal} frames {width * ratio}x{height * ratio}"
+        found += [{"vae": name, "clip": clip, **row} for row in _interleaved(ways, rounds)]
+    return found
+
+
+def _interleaved(ways: dict[str, Callable[[], torch.Tensor]], rounds: int) -> list[dict[str, Any]]:
+    """Every way once per round; the first round is not counted."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    differences: dict[str, float] = {}
+    expected = torch.empty(0)
+    with torch.no_grad():
+        for turn in range(rounds + 1):
+            for way, decode in ways.items():
+                before = time.perf_counter()
+                frames = decode()
+                if turn:
+                    seconds[way].append(time.perf_counter() - before)
+                    continue
+                expected = frames.clamp(-1, 1) if way == "diffusers" else expected
+                differences[way] = float((frames.clamp(-1, 1) - expected).abs().max()) / 2
+    plain = median(seconds["diffusers"])
+    return [
+        {
+            "way": way,
+            "seconds": round(median(taken), 3),
+            "times_faster": round(plain / median(taken), 3),
+            "largest_difference": differences[way],
+        }
+        for way, taken in seconds.items()
+    ]
 
 
 def main() -> None:
@@ -73,11 +143,16 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, nargs="+", default=[9, 81])
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds; 0 leaves the timing out")
     args = parser.parse_args()
     prepare_libraries(verbose=False)
-    measured = rows(args.width, args.height, args.frames)
-    print(table(measured))
-    print(f"stored in {store('causal_decode', {'rows': measured}, 'cpu')}")
+    memory = memory_rows(args.width, args.height, args.frames)
+    print(table(memory))
+    result: dict[str, Any] = {"rows": memory}
+    if args.rounds:
+        result["time"] = time_rows(args.rounds)
+        print(table(result["time"]))
+    print(f"stored in {store('causal_decode', result, 'cpu')}")
 
 
 if __name__ == "__main__":

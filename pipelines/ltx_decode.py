@@ -4,13 +4,16 @@ diffusers runs these decoders over the whole clip at once. They may look at late
 per convolution in time, while norms and shuffles look at one frame alone. So each layer here is an iterator over runs
 of frames. A convolution keeps the two frames before the next run, copies of the first frame stand before the clip, and,
 where the decoder is not causal, copies of the last behind it: exactly the frames that diffusers pads with, in exactly
-the same places. What is alive at once are those frames of every layer, however long the clip is.
+the same places. What is alive at once are those frames of every layer, however long the clip is: a suspended iterator
+holds no run of frames, neither the one that it was given nor the one that it gave (so `map`, whose functions are
+through when it gives, and no generator expressions, which keep what they iterate over).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .causal_walk import FastArithmetic, moved_in_parts
@@ -76,7 +79,7 @@ class _Walk:
             for resnet in block.resnets:
                 runs = self.resnet(resnet, runs)
         runs = self.convolved(decoder.conv_out, self.activated(decoder.norm_out, decoder.conv_act, runs))
-        return (_unpatched(run, decoder.patch_size) for run in runs)
+        return map(partial(_unpatched, decoder.patch_size), runs)
 
     def convolved(self, module: Any, runs: Runs) -> Runs:
         """A convolution in time over the clip, its first and (not causal) last frames repeated at the ends."""
@@ -88,18 +91,19 @@ class _Walk:
         before: torch.Tensor | None = None
         for run in runs:
             held = run[:, :, :1].expand(-1, -1, front, -1, -1) if before is None else before
-            frames = torch.cat((held, run), dim=2)
+            ready = [torch.cat((held, run), dim=2)]
             del held, run
+            frames = ready[0].shape[2]
             # A clone: a view would keep all the frames of this run alive until the next one.
-            before = frames[:, :, max(0, frames.shape[2] - taps + 1) :].clone()
-            if frames.shape[2] >= taps:
-                yield module.conv(frames)
+            before = ready[0][:, :, max(0, frames - taps + 1) :].clone()
+            if frames >= taps:
+                yield module.conv(ready.pop())
         if behind and before is not None:
             last = before[:, :, -1:].expand(-1, -1, behind, -1, -1)
             yield module.conv(torch.cat((before, last), dim=2))
 
     def activated(self, norm: Any, activation: Any, runs: Runs) -> Runs:
-        return (self._normed(norm, activation, run) for run in runs)
+        return map(partial(self._normed, norm, activation), runs)
 
     def _normed(self, norm: Any, activation: Any, run: torch.Tensor) -> torch.Tensor:
         if self.fast is not None:
@@ -122,35 +126,40 @@ class _Walk:
     def upsampled(self, module: Any, runs: Runs) -> Runs:
         """Pixel shuffle of the convolution, plus that of the input; the first of the clip's doubled frames is cut."""
         drop = module.stride[0] - 1
-        branch = lambda inputs: (_shuffled(run, module.stride) for run in self.convolved(module.conv, inputs))
+        branch = lambda inputs: map(partial(_shuffled, module.stride), self.convolved(module.conv, inputs))
         if not module.residual:
             return _without_first(branch(runs), drop)
         repeats = module.stride[0] * module.stride[1] * module.stride[2] // module.upscale_factor
-        shortcut = lambda run: _shuffled(run, module.stride).repeat(1, repeats, 1, 1, 1)
+        shortcut = lambda run: _shuffled(module.stride, run).repeat(1, repeats, 1, 1, 1)
         return _without_first(_summed(branch, shortcut, runs), drop)
 
 
 def _summed(branch: Callable[[Runs], Runs], shortcut: Callable[[torch.Tensor], torch.Tensor], runs: Runs) -> Runs:
-    """`branch(runs) + shortcut(runs)`, where the branch gives a frame only after it has seen later ones."""
+    """`branch(runs) + shortcut(runs)`, where the branch may give a frame only after it has seen later ones."""
     import torch
 
     waiting: list[torch.Tensor] = []
 
-    def watched() -> Runs:
-        for run in runs:
-            waiting.append(shortcut(run))
-            yield run
+    def watched(run: torch.Tensor) -> torch.Tensor:
+        waiting.append(shortcut(run))
+        return run
 
-    for run in branch(watched()):
+    def added(run: torch.Tensor) -> torch.Tensor:
         frames = waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=2)
         count = run.shape[2]
         waiting[:] = [frames[:, :, count:].clone()] if frames.shape[2] > count else []
-        yield run + frames[:, :, :count]
+        return run.add_(frames[:, :, :count])
+
+    return map(added, branch(map(watched, runs)))
 
 
 def _without_first(runs: Runs, drop: int) -> Runs:
-    for index, run in enumerate(runs):
-        yield run[:, :, drop:] if index == 0 else run
+    still_to_drop = iter((drop,))
+
+    def cut(run: torch.Tensor) -> torch.Tensor:
+        return run[:, :, next(still_to_drop, 0) :]
+
+    return map(cut, runs)
 
 
 def _shortcut(block: Any, run: torch.Tensor) -> torch.Tensor:
@@ -161,13 +170,13 @@ def _shortcut(block: Any, run: torch.Tensor) -> torch.Tensor:
     return getattr(block.conv_shortcut, "conv", block.conv_shortcut)(run)  # of one frame each: no padding in time
 
 
-def _shuffled(run: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
+def _shuffled(stride: tuple[int, int, int], run: torch.Tensor) -> torch.Tensor:
     """[B, C * s0 * s1 * s2, T, H, W] -> [B, C, T * s0, H * s1, W * s2]."""
     split = run.unflatten(1, (-1, *stride)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return split.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _unpatched(run: torch.Tensor, patch: int) -> torch.Tensor:
+def _unpatched(patch: int, run: torch.Tensor) -> torch.Tensor:
     """[B, 3 * p * p, T, H, W] -> [B, 3, T, H * p, W * p]; channels are packed as (channel, column, row)."""
     split = run.unflatten(1, (-1, patch, patch)).permute(0, 1, 4, 5, 3, 6, 2)
     return split.flatten(5, 6).flatten(3, 4)
