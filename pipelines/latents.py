@@ -181,10 +181,12 @@ def _decode_pixels(
     fast = exactness == FAST
     clip = latent.ndim == 5 and latent.shape[2] > 1
     refusal = refuse_streaming(vae) if clip else "it is a single picture"
-    if not refusal and fast:
-        return decode_fast(vae, latent, callbacks)
-    if not refusal and not whole_is_exact_and_fits(vae, latent, memory):
-        return decode_bit_identical(vae, latent, callbacks)
+    if not refusal:
+        whole = whole_is_exact_and_fits(vae, latent, memory)
+        if fast:
+            return decode_fast(vae, latent, callbacks, whole=whole)
+        if not whole:
+            return decode_bit_identical(vae, latent, callbacks)
     if can_stream_tiles(vae, latent):
         pixels = decode_tiles_streaming(vae, latent, callbacks=callbacks)
     else:

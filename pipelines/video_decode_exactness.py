@@ -52,6 +52,7 @@ class Kind(NamedTuple):
     height: int
     width: int
     step: int
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,17 @@ def decode_fast(
     latents: torch.Tensor,
     callbacks: Callbacks = SILENT,
     *,
+    whole: bool = False,
     step: int = LATENT_FRAMES_PER_STEP,
     clock: Clock = time.perf_counter,
 ) -> tuple[torch.Tensor, OptimizationRecord]:
-    """Stream with fast arithmetic where it is close enough and faster, else as `decode_bit_identical`.
+    """Stream with fast arithmetic where it is close enough and faster than what would run otherwise.
 
     Args:
         vae, latents: as for `decode_streaming`, which must not refuse them.
         callbacks: told of every latent frame; a cancel takes effect between runs, also while fast and plain arithmetic
             are compared. Nothing but the finished comparison outlives a decode.
+        whole: what would run otherwise is `vae.decode`; else it is `decode_bit_identical`.
         step: latent frames per run.
         clock: seconds, for the comparison.
 
@@ -131,10 +134,10 @@ def decode_fast(
 
     reason = _refuse(vae, latents, step)
     if reason:
-        return _plain(vae, latents, callbacks, reason)
-    trial = _trial(vae, latents, callbacks, step, clock)
+        return _plain(vae, latents, callbacks, whole, reason)
+    trial = _trial(vae, latents, callbacks, whole, step, clock)
     if trial.fast is None:
-        return _plain(vae, latents, callbacks, trial.refusal, _cost(trial))
+        return _plain(vae, latents, callbacks, whole, trial.refusal, _cost(trial))
     failure = ""
     try:
         pixels = decode_streaming(vae, latents, callbacks=callbacks, latent_frames_per_step=step, fast=trial.fast)
@@ -144,7 +147,7 @@ def decode_fast(
     except torch.OutOfMemoryError:
         failure = f"out of memory with {step} latent frames at a time"
     # Outside the except block: the error holds the frames of the failed decode, and they hold its tensors.
-    return _plain(vae, latents, callbacks, failure, _cost(trial))
+    return _plain(vae, latents, callbacks, whole, failure, _cost(trial))
 
 
 def _refuse(vae: Any, latents: torch.Tensor, step: int) -> str:
@@ -161,10 +164,18 @@ def _compared(step: int) -> int:
 
 
 def _plain(
-    vae: Any, latents: torch.Tensor, callbacks: Callbacks, reason: str, cost: str = ""
+    vae: Any, latents: torch.Tensor, callbacks: Callbacks, whole: bool, reason: str, cost: str = ""
 ) -> tuple[torch.Tensor, OptimizationRecord]:
-    pixels, _ = decode_bit_identical(vae, latents, callbacks)
-    return pixels, not_fast(reason, applied=_streamed_record(vae, FAST).applied, cost=cost)
+    import torch
+
+    if not whole:
+        pixels, _ = decode_bit_identical(vae, latents, callbacks)
+        return pixels, not_fast(reason, applied=_streamed_record(vae, FAST).applied, cost=cost)
+    callbacks.tick("decode", 0, 1)
+    with torch.no_grad():
+        pixels = vae.decode(latents, return_dict=False)[0]
+    callbacks.tick("decode", 1, 1)
+    return pixels, not_fast(reason, cost=cost)
 
 
 def not_fast(reason: str, applied: str = BIT_IDENTICAL, cost: str = "") -> OptimizationRecord:
@@ -194,19 +205,19 @@ def _cost(trial: Trial) -> str:
     return f"pixels (0..1) differ by {trial.difference:.1e} at most, {compared}"
 
 
-def _trial(vae: Any, latents: torch.Tensor, callbacks: Callbacks, step: int, clock: Clock) -> Trial:
+def _trial(vae: Any, latents: torch.Tensor, callbacks: Callbacks, whole: bool, step: int, clock: Clock) -> Trial:
     batch, _, _, height, width = latents.shape
-    kind = Kind(str(latents.device), str(latents.dtype).removeprefix("torch."), batch, height, width, step)
+    kind = Kind(str(latents.device), str(latents.dtype).removeprefix("torch."), batch, height, width, step, whole)
     with _guard:
         known = _trials.get(vae, {}).get(kind)
     if known is None:
-        known = _compare(vae, latents[:1, :, : _compared(step)], callbacks, step, clock)
+        known = _compare(vae, latents[:1, :, : _compared(step)], callbacks, whole, step, clock)
         with _guard:
             _trials.setdefault(vae, {})[kind] = known
     return known
 
 
-def _compare(vae: Any, latents: torch.Tensor, callbacks: Callbacks, step: int, clock: Clock) -> Trial:
+def _compare(vae: Any, latents: torch.Tensor, callbacks: Callbacks, whole: bool, step: int, clock: Clock) -> Trial:
     """Decode a few frames with diffusers' arithmetic and with each fast one; the fastest that is close enough wins."""
     import torch
 
@@ -218,7 +229,8 @@ def _compare(vae: Any, latents: torch.Tensor, callbacks: Callbacks, step: int, c
     best: tuple[float, float, FastArithmetic] | None = None
     smallest = float("nan")
     with torch.no_grad():
-        plain_seconds, expected = _timed(partial(stream_frames, vae), latents, callbacks, clock)
+        plain = _in_one_run(vae) if whole else partial(stream_frames, vae)
+        plain_seconds, expected = _timed(plain, latents, callbacks, clock)
         for channels_last in (True, False):
             fast = FastArithmetic(Kernels(), channels_last)
             fast_stream = partial(stream_frames, vae, latent_frames_per_step=step, fast=fast)
@@ -243,6 +255,10 @@ def _compare(vae: Any, latents: torch.Tensor, callbacks: Callbacks, step: int, c
         return Trial(None, smallest, 1.0, frames, taken, refusals[-1])
     seconds, difference, fast = best
     return Trial(fast, difference, plain_seconds / seconds, frames, taken)
+
+
+def _in_one_run(vae: Any) -> Callable[[torch.Tensor], Iterator[torch.Tensor]]:
+    return lambda latents: iter([vae.decode(latents, return_dict=False)[0]])
 
 
 def _timed(

@@ -90,6 +90,24 @@ def test_what_is_not_faster_is_not_used(build_vae: Any, latents_for: Any, plain_
     assert "0.80x as fast" in record.reason
 
 
+def test_where_the_whole_would_be_decoded_fast_is_compared_with_that(
+    build_vae: Any, latents_for: Any, plain_decode: Any
+) -> None:
+    vae = build_vae("ltx2")
+    latents = latents_for(vae, 5)
+    expected = plain_decode(vae, latents)
+    pixels, record = decode_fast(vae, latents, whole=True, clock=seconds_of(11.0, 12.0))
+    assert torch.equal(pixels, expected)
+    assert (record.applied, record.failed) == ("bit-identical", True)
+    assert "which is no gain" in record.reason
+    again = build_vae("ltx2")
+    pixels, record = decode_fast(again, latents, whole=True, clock=seconds_of(*FASTER))
+    assert record.applied.startswith("fast")
+    difference = float((pixels.clamp(-1, 1) - expected.clamp(-1, 1)).abs().max()) / 2
+    told = float(record.cost.split("differ by ")[1].split(" ")[0])
+    assert told == pytest.approx(difference, rel=0.06)
+
+
 def test_a_kind_is_compared_once(build_vae: Any, latents_for: Any) -> None:
     vae = build_vae("wan21")
     first, _ = decode_fast(vae, latents_for(vae, 5), clock=seconds_of(*FASTER))
