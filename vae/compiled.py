@@ -1,7 +1,8 @@
 """torch.compile of one slice through the VAE: one graph, no state inside, compiled once per VAE and options.
 
-Compiling happens when a shape is first seen, and can fail then. Such a failure is told apart from those of the network
-itself, so that the job can go on without it.
+Compiling happens when a shape is first seen. It can fail then, or give wrong values without a word; so the first slice
+of every kind is run by plain code too, and compared. Whatever is amiss is told apart from failures of the network
+itself, so that the job can go on without compiled code.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +23,13 @@ from .planner import Task
 Network = Callable[[torch.Tensor, Execution], torch.Tensor]
 
 
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.25}
+"""Largest difference from plain code, of the standard deviation of a slice. Sums in another order stay far below; code
+that is wrong is off by more than one."""
+
+
 class CompiledCodeError(RuntimeError):
-    """A slice could not be compiled, or its compiled code failed; the message is one line that says why."""
+    """A slice could not be compiled, or its compiled code is wrong; the message is one line that says why."""
 
 
 _networks: weakref.WeakKeyDictionary[VideoVAE, dict[str, Network]] = weakref.WeakKeyDictionary()
@@ -50,14 +57,33 @@ def compiled_network(vae: VideoVAE, task: Task, options: Mapping[str, Any]) -> N
                     raise ReferenceError("the VAE of this compiled step is gone")
                 return task.network(owner)(x, run)
 
-            networks[key] = _telling_failures(torch.compile(step, **{"fullgraph": True, **options}))
+            compiled = torch.compile(step, **{"fullgraph": True, **options})
+            networks[key] = _Checked(compiled, step)
         return networks[key]
 
 
-def _telling_failures(compiled: Network) -> Network:
-    def network(x: torch.Tensor, run: Execution) -> torch.Tensor:
+class _Checked:
+    """Compiled code whose failures are told, and whose first slice of every kind is held against plain code."""
+
+    def __init__(self, compiled: Network, plain: Network) -> None:
+        self._compiled = compiled
+        self._plain = plain
+        self._trusted: set[object] = set()
+
+    def __call__(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
+        continued = {name: tuple(frames.shape) for name, frames in run.state.frames.items()}
+        kind = (tuple(x.shape), x.dtype, x.device, run.carry, run.layout, tuple(continued.items()))
+        if kind in self._trusted:
+            return self._run(x, run)
+        expected = self._plain(x, replace(run, state=run.state.copy()))
+        made = self._run(x, run)
+        _check(made, expected)
+        self._trusted.add(kind)
+        return made
+
+    def _run(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         try:
-            return compiled(x, run)
+            return self._compiled(x, run)
         except (torch.OutOfMemoryError, torch._dynamo.exc.RecompileError):
             raise
         except Exception as error:
@@ -65,4 +91,12 @@ def _telling_failures(compiled: Network) -> Network:
             lines = str(cause).strip().splitlines()
             raise CompiledCodeError(f"{type(cause).__name__}: {lines[0] if lines else 'no message'}") from error
 
-    return network
+
+def _check(made: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise CompiledCodeError where compiled code gave something else; not where plain code is not finite either."""
+    reference = expected.float()
+    if not bool(torch.isfinite(reference).all()):
+        return
+    difference = float((made.float() - reference).abs().max() / reference.std().clamp_min(1e-6))
+    if not difference <= TOLERANCE[expected.dtype]:
+        raise CompiledCodeError(f"its result is off by {difference:.2g} of the standard deviation of plain code's")

@@ -27,6 +27,12 @@ class StreamState:
         self.device = device
         """Where the frames wait; None means where they were made."""
 
+    def copy(self) -> StreamState:
+        """The same frames in memory of their own: a slice can be run twice."""
+        twin = StreamState(self.device)
+        twin.frames = {name: frames.clone() for name, frames in self.frames.items()}
+        return twin
+
     def get(self, name: str) -> torch.Tensor | None:
         """The carried frames [B, C, m, H, W], or None at the beginning of a clip."""
         return self.frames.get(name)

@@ -72,10 +72,7 @@ def group_norm_statistics(x: torch.Tensor, groups: int) -> Moments:
     """Moments of each frame and group, a cache-sized piece at a time. See `Kernels.group_norm_statistics`."""
     batch, channels, frames, height, width = x.shape
     if torch.compiler.is_compiling():
-        grouped = x.float().unflatten(1, (groups, -1))
-        variance, mean = torch.var_mean(grouped, dim=(2, 4, 5), correction=0)
-        count = channels // groups * height * width
-        return Moments(count, mean.transpose(1, 2), variance.transpose(1, 2) * count)
+        return _compiled_statistics(x, groups)
     if x.device.type == "meta":  # a dry run: what is kept, without the passing pieces
         kept = x.new_empty((batch, frames, groups), dtype=torch.float32)
         return Moments(channels // groups * height * width, kept, kept.clone())
@@ -84,6 +81,23 @@ def group_norm_statistics(x: torch.Tensor, groups: int) -> Moments:
     shape = (batch, frames, groups)
     mean = torch.stack([m.mean for m in moments]).view(shape)
     return Moments(moments[0].size, mean, torch.stack([m.deviations for m in moments]).view(shape))
+
+
+def _compiled_statistics(x: torch.Tensor, groups: int) -> Moments:
+    """The same for a compiler to fuse.
+
+    On a processor in two passes: inductor's one-pass variance (torch 2.13) is wrong over a tensor that was put together
+    from pieces in time, as convolutions at the beginning of a clip do.
+    """
+    grouped = x.float().unflatten(1, (groups, -1))
+    over = (2, 4, 5)
+    if x.device.type == "cpu":
+        mean = grouped.mean(over, keepdim=True)
+        variance, mean = (grouped - mean).square().mean(over), mean.squeeze(over)
+    else:
+        variance, mean = torch.var_mean(grouped, dim=over, correction=0)
+    count = grouped[0, 0, :, 0].numel()
+    return Moments(count, mean.transpose(1, 2), variance.transpose(1, 2) * count)
 
 
 def _frame_moments(frame: torch.Tensor, groups: int, rows: int) -> Moments:

@@ -11,7 +11,9 @@ from golden_models import golden_config, golden_weights
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.optimizations.decode_memory import LiveElements
 from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
+from fastdiffusers.vae.compiled import compiled_network
 from fastdiffusers.vae.execution import Execution, Layout, StreamState
+from fastdiffusers.vae.kernels import eager
 
 Latents = Callable[..., torch.Tensor]
 
@@ -88,13 +90,14 @@ def test_further_clips_and_resolutions_settle(tiny: VideoVAE, latents: Latents) 
     assert counter.graphs == settled
 
 
-@pytest.mark.parametrize(("frames", "height", "width"), [(3, 8, 8), (1, 5, 7)])
-def test_generated_code_agrees(tiny: VideoVAE, latents: Latents, frames: int, height: int, width: int) -> None:
-    """With the compiler that users have, not only its graphs run as they are."""
-    z = latents(frames, height, width)
-    plain, _ = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1))
-    compiled, report = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1, compile={}))
-    assert not report["torch_compile"].failed, report["torch_compile"].reason
+def test_generated_code_agrees(tiny: VideoVAE) -> None:
+    """With the compiler that users have, not only its graphs run as they are: one block at the beginning of a clip."""
+    block = tiny.decoder.up_blocks[0].resnets[0]
+    x = torch.randn(1, 48, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        plain = block(x.clone(memory_format=torch.preserve_format), Execution())
+        compiled = torch.compile(block, fullgraph=True)(x.clone(memory_format=torch.preserve_format), Execution())
     assert float((compiled - plain).abs().max() / plain.std()) <= 2e-5
 
 
@@ -109,7 +112,31 @@ def broken_later(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Cal
     return run
 
 
-@pytest.mark.parametrize("backend", [broken, broken_later])
+def wrong(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+    return lambda *args: [2 * value for value in graph.forward(*args)]
+
+
+def test_statistics_of_what_was_put_together_in_time() -> None:
+    """The one-pass variance of torch 2.13's inductor is wrong here; the compiler that users have is asked."""
+    weight = torch.randn(512, 512, 3, 3, 3).contiguous(memory_format=torch.channels_last_3d)
+    x = torch.randn(1, 512, 3, 34, 34).contiguous(memory_format=torch.channels_last_3d)
+
+    def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = torch.empty((1, 512, 3, 32, 32), memory_format=torch.channels_last_3d)
+        for frame in range(3):
+            kernel = weight[:, :, 2 - frame :].contiguous(memory_format=torch.channels_last_3d)
+            out[:, :, frame : frame + 1].copy_(torch.nn.functional.conv3d(x[:, :, : frame + 1], kernel))
+        moments = eager.group_norm_statistics(out, 32)
+        return moments.mean, moments.deviations
+
+    with torch.inference_mode():
+        expected = statistics(x)
+        mean, deviations = torch.compile(statistics)(x)
+    torch.testing.assert_close(mean, expected[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(deviations, expected[1], atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", [broken, broken_later, wrong])
 def test_a_failing_compiler_costs_the_compilation_not_the_frames(
     tiny: VideoVAE, latents: Latents, backend: Callable[..., object]
 ) -> None:
@@ -119,26 +146,21 @@ def test_a_failing_compiler_costs_the_compilation_not_the_frames(
     assert torch.equal(result, plain)
     record = report["torch_compile"]
     assert (record.applied, record.failed) == ("off", True)
-    assert "is broken" in record.reason
+    assert "is broken" in record.reason or "is off by" in record.reason
 
 
-def test_memory_that_runs_out_in_compiled_code_is_retried_with_less(tiny: VideoVAE, latents: Latents) -> None:
-    calls = []
+def test_memory_that_runs_out_in_compiled_code_is_no_fault_of_the_compiler(tiny: VideoVAE, latents: Latents) -> None:
+    """So that the decode is tried again with less, which `test_vae_robustness` shows."""
 
-    def once_too_much(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+    def too_much(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
         def run(*args: torch.Tensor) -> object:
-            calls.append(1)
-            if len(calls) == 1:
-                raise torch.OutOfMemoryError("out of memory")
-            return graph.forward(*args)
+            raise torch.OutOfMemoryError("injected")
 
         return run
 
-    z = latents(3, 4, 4)
-    plain, _ = decode_raw(tiny, z, VaeSettings(temporal_slice=1))
-    result, report = decode_raw(tiny, z, VaeSettings(temporal_slice=1, compile={"backend": once_too_much}))
-    assert float((result - plain).abs().max() / plain.std()) <= 2e-5
-    assert any("out of memory" in note for note in report.notes)
+    network = compiled_network(tiny, planner.decoding(tiny.config), {"backend": too_much})
+    with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError, match="injected"):
+        network(latents(1, 4, 4), Execution())
 
 
 def test_compiled_code_is_left_its_room(tiny: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
