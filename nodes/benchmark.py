@@ -167,7 +167,14 @@ def _the_work() -> list[io.Input]:
             round=0.001,
             tooltip="-1 is the model's default. Guidance that needs a second pass of the model doubles every step.",
         ),
-        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="The same for every run."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate="fixed",  # else the editor draws a new one, and every Run measures all over again
+            tooltip="The same for every run.",
+        ),
         types.CompileSettings.Input(
             "compile_settings", optional=True, tooltip="How the choices that compile do it; without it, the defaults."
         ),

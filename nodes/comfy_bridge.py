@@ -92,10 +92,6 @@ class NodeProgress:
         """Leave on the node, in short, what was really active."""
         self.show_text(LINE_BREAK.join(summary_lines(report)))
 
-    def show_full_report(self, report: OptimizationReport) -> None:
-        """Leave the whole report on the node."""
-        self.show_text(LINE_BREAK.join(full_lines(report)))
-
     def show_text(self, text: str) -> None:
         """Put `text` under the node's widgets in the browser."""
         server = getattr(PromptServer, "instance", None)
@@ -140,14 +136,3 @@ def summary_lines(report: OptimizationReport) -> Iterator[str]:
         if record.failed:
             yield f"{record.name} fell back: {record.reason}"
     yield from report.notes
-
-
-def full_lines(report: OptimizationReport) -> Iterator[str]:
-    """The whole report, one thing a line, for text that is not set in columns."""
-    for record in report:
-        change = record.applied if record.applied == record.requested else f"{record.requested} → {record.applied}"
-        details = [text for text in ("failed" if record.failed else "", record.reason, record.cost) if text]
-        yield f"{record.name}: {change}" + (f" ({'; '.join(details)})" if details else "")
-    yield from (f"note: {note}" for note in report.notes)
-    for name, value in report.facts.items():
-        yield f"{name}: {value}"

@@ -11,6 +11,8 @@ from ..pipelines.loader import find_local_pipelines
 from ..pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES
 
 CUSTOM = "[custom]"
+NONE_FOUND = "[none found]"
+"""What a list offers that would else be empty. Choosing it is refused, with the folders that were searched."""
 TINY_PREFIX = "embedded tiny: "
 CHECKPOINT_PREFIX = "checkpoints/"
 SEEDVR2 = "SEEDVR2/"
@@ -73,7 +75,7 @@ def pipeline_source(model: str, custom_model: str) -> str:
 def video_vae_choices() -> list[str]:
     """Files that Load Video VAE offers: those under the `vae` paths, and those of SeedVR2's model folder."""
     names = {*_safetensors("vae"), *(SEEDVR2 + file.name for file in _seedvr2_files())}
-    return sorted(names, key=str.lower)
+    return sorted(names, key=str.lower) or [NONE_FOUND]
 
 
 def video_vae_path(name: str) -> str:
@@ -91,7 +93,7 @@ def video_vae_path(name: str) -> str:
 
 def lora_choices() -> list[str]:
     """The .safetensors files under the `loras` paths."""
-    return sorted(_safetensors("loras"), key=str.lower)
+    return sorted(_safetensors("loras"), key=str.lower) or [NONE_FOUND]
 
 
 def lora_path(name: str) -> str:

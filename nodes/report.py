@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from ..report import OptimizationReport
-from . import comfy_bridge, types
+from comfy_api.latest import io
+
+from . import types
 from .compat import schema
+
+if TYPE_CHECKING:
+    from ..report import OptimizationReport
 
 
 class ShowReport(io.ComfyNode):
@@ -31,12 +36,32 @@ class ShowReport(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="text", tooltip="The report in the chosen format.")],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, report: OptimizationReport, format: str) -> io.NodeOutput:
-        comfy_bridge.NodeProgress(cls.hidden.unique_id).show_full_report(report)
         text = report.as_json() if format == "json" else report.as_table()
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
+        shown = text if format == "json" else "\n".join(_lines(report))
+        # `shown` is for the box on the node (web/show_report.js), where lines are short and columns would break.
+        return io.NodeOutput(text, ui={"text": (text,), "shown": (shown,)})
+
+
+def _lines(report: OptimizationReport) -> Iterator[str]:
+    """The whole report, one thing a line, what is to be said about it below it."""
+    for record in report:
+        change = record.applied if record.applied == record.requested else f"{record.requested} → {record.applied}"
+        yield f"{record.name}: {change}" + (" (fell back)" if record.failed else "")
+        yield from (f"    {text}" for text in (record.reason, record.cost) if text)
+    if report.notes:
+        yield ""
+        yield from (f"note: {note}" for note in report.notes)
+    yield ""
+    yield from (f"{name}: {_plain(value)}" for name, value in report.facts.items())
+
+
+def _plain(value: Any) -> str:
+    """A fact without Python's brackets and quotes."""
+    if isinstance(value, Mapping):
+        return " · ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)

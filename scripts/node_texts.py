@@ -1,4 +1,4 @@
-"""Writes the nodes' English texts, as their schemas have them, to `locales/en/nodeDefs.json`, and the tables of inputs
+"""Writes the nodes' English texts, as their schemas have them, to `locales/en/nodeDefs.json`, and the lists of inputs
 into the help pages of every language.
 
 Run it after a tooltip has changed: `python -m fastdiffusers.scripts.node_texts`. The other languages' texts are written
@@ -8,7 +8,6 @@ by hand beside the English ones; a test says which they lack.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from .comfyui_server import ComfyServer
 
 CATEGORY = "FastDiffusers"
 LANGUAGES = ("en", "zh")
-_ROWS = re.compile(r"(?<=\n\| --- \| --- \|\n)(?:\|.*\n)*\Z")
-"""The rows of the table that ends a help page."""
 
 
 def locale_file(language: str) -> Path:
@@ -52,13 +49,14 @@ def node_texts(object_info: Mapping[str, Any]) -> dict[str, Any]:
     return texts
 
 
-def with_table(page: str, inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """A help page whose last table, of two columns, lists these inputs: their name and their tooltip."""
-    rows = [f"| {text['name']} | {text['tooltip'].replace('|', chr(92) + '|')} |\n" for text in inputs.values()]
-    changed, count = _ROWS.subn(lambda _: "".join(rows), page, count=1)
-    if count != 1:
-        raise ValueError("the page does not end with a table of two columns")
-    return changed
+def with_inputs(page: str, inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """A help page whose last section lists these inputs: their name and their tooltip.
+
+    It is a list because the editor shows help in a narrow panel, where a table is cut off.
+    """
+    heading = page.rindex("\n## ") + 1
+    lines = [f"- **{text['name']}**: {text['tooltip']}\n" for text in inputs.values()]
+    return page[: page.index("\n", heading)] + "\n\n" + "".join(lines)
 
 
 def main() -> None:
@@ -69,7 +67,7 @@ def main() -> None:
         written = json.loads(locale_file(language).read_text(encoding="utf-8"))
         for node, text in written.items():
             page = help_page(node, language)
-            page.write_text(with_table(page.read_text(encoding="utf-8"), text["inputs"]), encoding="utf-8")
+            page.write_text(with_inputs(page.read_text(encoding="utf-8"), text["inputs"]), encoding="utf-8")
     print(f"{locale_file('en')}: {len(texts)} nodes, and their help pages in {len(LANGUAGES)} languages")
 
 

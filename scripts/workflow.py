@@ -79,12 +79,18 @@ def widget_values(node: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[st
 def _take(
     inputs: Mapping[str, Any], values: list[Any], node: Mapping[str, Any], prefix: str
 ) -> Iterator[tuple[str, Any]]:
-    """Take values off the front of `values`, one for each widget that `inputs` declares."""
-    for name, specification in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
+    """Take values off the front of `values`, one for each widget that `inputs` declares.
+
+    Optional widgets at the end may have none: the workflow is older than they are, and the server has their defaults.
+    """
+    optional = inputs.get("optional", {})
+    for name, specification in {**inputs.get("required", {}), **optional}.items():
         kind = specification[0]
         options = specification[1] if len(specification) > 1 else {}
         dynamic = kind == DYNAMIC_COMBO
         if not (dynamic or isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
+            continue
+        if not values and name in optional:
             continue
         if not values:
             raise WorkflowError(f"node {node['id']} ({node['type']}): no value for {prefix}{name}")

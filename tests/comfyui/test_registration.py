@@ -84,7 +84,7 @@ def test_english_texts_are_those_of_the_schemas(server: Client) -> None:
 
 @pytest.mark.parametrize("name", NODES)
 def test_every_node_has_a_help_page(server: Client, name: str) -> None:
-    from fastdiffusers.scripts.node_texts import help_page, locale_file, with_table
+    from fastdiffusers.scripts.node_texts import help_page, locale_file, with_inputs
 
     for language in LANGUAGES:
         page = help_page(name, language).relative_to(PACK / "web").as_posix()
@@ -92,4 +92,4 @@ def test_every_node_has_a_help_page(server: Client, name: str) -> None:
         assert text.startswith("# ")
         assert len(text.split("\n")) > 5
         inputs = json.loads(locale_file(language).read_text(encoding="utf-8"))[name]["inputs"]
-        assert text == with_table(text, inputs), "run: python -m fastdiffusers.scripts.node_texts"
+        assert text == with_inputs(text, inputs), "run: python -m fastdiffusers.scripts.node_texts"

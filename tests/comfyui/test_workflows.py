@@ -15,8 +15,9 @@ from fastdiffusers.scripts.workflow import to_prompt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from browser import Browser
     from comfy_client import Client
+
+    from fastdiffusers.scripts.browser import Browser
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -107,7 +108,7 @@ def test_workflow_has_a_thumbnail(name: str) -> None:
 @pytest.fixture(scope="module")
 def page(server: Client) -> Iterator[Browser]:
     """ComfyUI's editor in a headless browser."""
-    from browser import Browser, find_chromium
+    from fastdiffusers.scripts.browser import Browser, find_chromium
 
     program = find_chromium()
     if program is None:

@@ -1,0 +1,82 @@
+"""The nodes as a person meets them in the editor: both themes, both ways in which nodes are drawn, help and report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from test_registration import NODES
+from test_workflows import read
+
+from fastdiffusers.scripts.browser import CLASSIC, DARK, HELP_TEXT, LIGHT, NODES_2, Browser, find_chromium
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from comfy_client import Client
+
+LABELS = """
+[...document.querySelectorAll('[data-node-id] [data-testid=node-widget] .truncate, [data-node-id] .truncate')]
+  .map(e => ({ text: e.innerText, cut: e.scrollWidth > e.clientWidth + 1 }))
+"""
+REPORT = """
+(() => {
+  const e = document.querySelector('.fastdiffusers-report');
+  return { text: e.innerText, width: e.clientWidth, textWidth: e.scrollWidth, height: e.clientHeight,
+           textHeight: e.scrollHeight, colours: [getComputedStyle(e).color, getComputedStyle(e).backgroundColor] };
+})()
+"""
+HELP_WIDTHS = f"(() => {{ const e = document.querySelector('{HELP_TEXT}'); return [e.scrollWidth, e.clientWidth]; }})()"
+
+
+@pytest.fixture(scope="module")
+def page(server: Client) -> Iterator[Browser]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with Browser(program) as page:
+        yield page
+
+
+@pytest.mark.parametrize("theme", [DARK, LIGHT], ids=["dark", "light"])
+@pytest.mark.parametrize("rendering", [CLASSIC, NODES_2], ids=["classic", "nodes2"])
+def test_new_nodes_and_a_report(
+    server: Client, page: Browser, rendering: dict[str, Any], theme: dict[str, Any]
+) -> None:
+    page.open(server.server.url, **rendering, **theme)
+    found = page.add(*NODES)
+    assert [node["type"] for node in found] == list(NODES)
+    for node in found:
+        assert not node["missing"], node["type"]
+        assert not node["errors"], node["type"]
+        assert node["minimum"][0] <= node["size"][0] + 1, f"{node['type']} is too narrow"
+        assert node["minimum"][1] <= node["size"][1] + 1, f"{node['type']} is too low"
+        assert all(widget["value"] is not None for widget in node["widgets"]), node["widgets"]
+    labels = page.evaluate(LABELS)
+    # A value may be the name of a file, of any length.
+    values = {str(widget["value"]) for node in found for widget in node["widgets"]}
+    assert not [label["text"] for label in labels if label["cut"] and label["text"] not in values]
+    assert rendering == CLASSIC or len(labels) > len(NODES)
+
+    before = {node["id"]: node["size"] for node in page.load(read("tiny_text_to_image"))}
+    page.run()
+    after = {node["id"]: node for node in page.nodes()}
+    assert {number: node["size"] for number, node in after.items()} == before, "no node grows with what it shows"
+    report = page.evaluate(REPORT)
+    assert "attention: auto → sdpa" in report["text"]
+    assert "model: tiny:flux" in report["text"]
+    assert report["textWidth"] <= report["width"]
+    assert 120 <= report["height"] < report["textHeight"], "a long report scrolls"
+    assert report["colours"][0] != report["colours"][1]
+
+
+@pytest.mark.parametrize("theme", [DARK, LIGHT], ids=["dark", "light"])
+def test_help_of_every_node(server: Client, page: Browser, theme: dict[str, Any]) -> None:
+    page.open(server.server.url, **CLASSIC, **theme)
+    for name in NODES:
+        page.add(name)
+        text = page.show_help()
+        assert text.startswith(server.info[name]["display_name"])
+        assert "Inputs" in text
+        width, room = page.evaluate(HELP_WIDTHS)
+        assert width <= room, f"the help of {name} is wider than its panel"
