@@ -46,7 +46,7 @@ $(VENV)/.stamp-pack: $(VENV)/.stamp-torch pyproject.toml
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-pack
-	$(INSTALL) -e '.[standalone,test,sdnq,cache]'
+	$(INSTALL) -e '.[standalone,test,sdnq,cache,torchao]'
 	@touch $@
 
 # ComfyUI's own requirements; torch is there, and torchvision's wheel must not bring another one.

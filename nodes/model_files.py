@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 
 from ..errors import InputError, ModelFileError
-from ..pipelines.loader import find_local_pipelines
+from ..pipelines.local_models import find_local_pipelines
 from ..pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES
 
 CUSTOM = "[custom]"
@@ -70,6 +70,11 @@ def pipeline_source(model: str, custom_model: str) -> str:
     searched = ", ".join(str(folder) for folder in _diffusers_folders())
     reason = f"no such model under the diffusers paths ({searched})"
     raise ModelFileError("model", model, reason, f"put it there, or choose {CUSTOM} and enter its path or Hub id")
+
+
+def download_folder() -> Path:
+    """Where models from the Hub are kept: the first `diffusers` path."""
+    return _diffusers_folders()[0]
 
 
 def video_vae_choices() -> list[str]:

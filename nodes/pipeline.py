@@ -10,7 +10,7 @@ from ..pipelines import loader
 from ..pipelines.types import PipelineHandle
 from . import comfy_bridge, residency, types
 from .compat import ADVANCED, schema
-from .model_files import CUSTOM, default_pipeline, pipeline_choices, pipeline_source
+from .model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
 
 
 class LoadPipeline(io.ComfyNode):
@@ -39,7 +39,8 @@ class LoadPipeline(io.ComfyNode):
                     "custom_model",
                     default="",
                     tooltip=f"Used when model is {CUSTOM}: the path of a diffusers folder or a .safetensors file, or a "
-                    "Hugging Face Hub id such as owner/name, which is downloaded on the first run.",
+                    "Hugging Face Hub id such as owner/name, which is downloaded on the first run, into the first "
+                    "'diffusers' path. What is there, or in the Hub's own cache, is not fetched again.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -131,6 +132,7 @@ class LoadPipeline(io.ComfyNode):
             dtype=dtype,
             device=comfy_bridge.device_name(device),
             quantization=quantization,
+            library=download_folder(),
             callbacks=progress.callbacks,
         )
         return io.NodeOutput(residency.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))

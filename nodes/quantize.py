@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..errors import FastDiffusersError, InputError
 from ..pipelines.quantized_copy import WEIGHTS_DTYPES, quantize_folder
 from . import comfy_bridge, types
 from .compat import ADVANCED, schema
-from .model_files import CUSTOM, default_pipeline, pipeline_choices, pipeline_source
+from .model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
 
 
 class QuantizeModel(io.ComfyNode):
@@ -102,6 +101,7 @@ class QuantizeModel(io.ComfyNode):
             device=comfy_bridge.device_name("auto"),
             svd_rank=svd_rank,
             quantized_matmul=quantized_matmul,
+            library=download_folder(),
             callbacks=comfy_bridge.NodeProgress(cls.hidden.unique_id).callbacks,
         )
         gib = 2**30
@@ -116,6 +116,6 @@ def _target(source: str, weights_dtype: str, name: str) -> Path:
     # A workflow from elsewhere must not be able to write anywhere else.
     if Path(name).name != name or name.startswith(".") or any(sign in name for sign in '\\/:*?"<>|'):
         raise InputError("name", name, "it must be the name of one folder", "use letters, digits, '-' and '_'")
-    parent = Path(folder_paths.get_folder_paths("diffusers")[0])
+    parent = download_folder()
     parent.mkdir(parents=True, exist_ok=True)
     return parent / name

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import ModelFileError
 
 INDEX = "model_index.json"
+COMMIT_NOTE = ".hub_commit"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DOWNLOAD_AGAIN = "download the model again"
 CONVERT = "use a copy in .safetensors format"
@@ -65,6 +66,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ModelFileError("model", str(path), "it holds no JSON object", DOWNLOAD_AGAIN)
     return data
+
+
+def note_commit(folder: Path, commit: str) -> None:
+    """Note in a folder which Hub commit is being downloaded into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / COMMIT_NOTE).write_text(commit + "\n", encoding="utf-8")
+
+
+def downloaded_commit(folder: Path) -> str:
+    """The Hub commit that a folder was downloaded from, by this pack or with `hf download --local-dir`; "" unknown."""
+    for note in (folder / COMMIT_NOTE, folder / ".cache" / "huggingface" / "download" / f"{INDEX}.metadata"):
+        try:
+            return note.read_text(encoding="utf-8").split()[0]
+        except (OSError, ValueError, IndexError):
+            continue
+    return ""
 
 
 def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:

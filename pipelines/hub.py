@@ -1,46 +1,23 @@
-"""Downloads from the Hugging Face Hub: only what a diffusers pipeline needs, pinned to one commit, with progress.
-
-All access goes through a small client, so that everything else here can be tested without a network.
-"""
+"""Downloads from the Hugging Face Hub: only what a diffusers pipeline needs, pinned to one commit, with progress."""
 
 from __future__ import annotations
 
-import inspect
+import errno
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..callbacks import Callbacks
 from ..errors import ModelFileError
 from . import checkpoints
+from .hub_client import HubClient, HuggingFace, RemoteFile, first_line
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja")
 MEGABYTE = 1_000_000
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a repository. Attributes: name (path inside it), size in bytes (0 when unknown)."""
-
-    name: str
-    size: int = 0
-
-
-class HubClient(Protocol):
-    """What is needed of the Hub."""
-
-    def commit_and_files(self, repository: str, revision: str) -> tuple[str, list[RemoteFile]]:
-        """The commit that `revision` ("" = newest) means now, and its files. Raises OSError when out of reach."""
-
-    def cached_folder(self, repository: str, revision: str) -> tuple[str, Path] | None:
-        """Commit and folder of an earlier download, without any network; None when there is none."""
-
-    def download(self, repository: str, name: str, commit: str, on_bytes: Callable[[int], None]) -> Path:
-        """Fetch one file (or find it in the cache) and return its path. `on_bytes` gets the bytes as they arrive."""
+GIGABYTE = 1_000_000_000
 
 
 def is_hub_id(source: str) -> bool:
@@ -48,42 +25,79 @@ def is_hub_id(source: str) -> bool:
     return _ID.fullmatch(source) is not None
 
 
-def fetch(repository: str, revision: str, callbacks: Callbacks, client: HubClient | None = None) -> tuple[str, Path]:
-    """Bring a pipeline's files into the Hub cache and return (commit, folder).
+def fetch(
+    repository: str,
+    revision: str,
+    callbacks: Callbacks,
+    library: Path | None = None,
+    client: HubClient | None = None,
+) -> tuple[str, Path]:
+    """Bring a pipeline's files to this machine and return (commit, folder).
+
+    Args:
+        repository: "owner/name".
+        revision: branch, tag or commit; "" for the newest.
+        library: a folder of models, below which a download is kept as owner/name (owner/name@revision for a certain
+            one). What is there whole is used without asking the Hub, and so is what the Hub's own cache has whole.
+            None keeps downloads in that cache.
 
     Without a network an earlier download is used as it is; whether that is whole is for `check_folder` to say.
 
     Raises:
-        ModelFileError: no such repository or revision, no pipeline in it, only pickles, or out of reach.
+        ModelFileError: no such repository or revision, no pipeline in it, only pickles, out of reach, stopped half-way,
+            or no room for it. What has arrived is kept, and the next call goes on from there.
     """
-    client = client or _HuggingFace()
+    client = client or HuggingFace()
+    kept = library / _folder_name(repository, revision) if library else None
+    if kept and _is_whole(kept):
+        return checkpoints.downloaded_commit(kept), kept
     cure = "check the id, log in with `hf auth login` if it is gated, or choose a local folder"
     try:
-        commit, files = client.commit_and_files(repository, revision)
+        # What was begun is finished as it was begun: half of one commit and half of the next would be no model.
+        begun = checkpoints.downloaded_commit(kept) if kept else ""
+        commit, files = client.commit_and_files(repository, begun or revision)
     except OSError as error:
         cached = client.cached_folder(repository, revision)
         if cached is None:
-            reason = f"it is not on this machine and the Hub gives no answer ({_first_line(error)})"
+            reason = f"it is not on this machine and the Hub gives no answer ({first_line(error)})"
             raise ModelFileError("model", repository, reason, cure) from error
         return cached
-    names = {file.name for file in files}
-    if checkpoints.INDEX not in names:
+    if checkpoints.INDEX not in {file.name for file in files}:
         reason = f"the repository has no {checkpoints.INDEX}: it is no diffusers pipeline"
         raise ModelFileError("model", repository, reason, "look for a repository of it in diffusers format")
-    nothing = lambda count: None
-    index_path = client.download(repository, checkpoints.INDEX, commit, nothing)
+    cached = client.cached_folder(repository, commit)
+    if cached and _is_whole(cached[1]):
+        return cached
+    # Into the cache in any case: a folder of models has an index only when the rest of it is there.
+    index_path = client.download(repository, checkpoints.INDEX, commit, None, lambda count: None)
     wanted = _wanted(repository, files, checkpoints.read_index(index_path.parent))
-    _download_all(client, repository, commit, wanted, callbacks)
-    return commit, index_path.parent
+    _check_room(client, repository, commit, wanted, kept)
+    if kept:
+        checkpoints.note_commit(kept, commit)
+        wanted += [file for file in files if file.name == checkpoints.INDEX]
+    _download_all(client, repository, commit, wanted, kept, callbacks)
+    return commit, kept or index_path.parent
+
+
+def _folder_name(repository: str, revision: str) -> str:
+    return repository + (f"@{revision.replace('/', '-')}" if revision else "")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        checkpoints.check_folder(folder)
+    except ModelFileError:
+        return False
+    return True
 
 
 def fetch_cached(repository: str, commit: str, client: HubClient | None = None) -> Path:
-    """The folder of a commit that `fetch` has brought here.
+    """The folder of a commit that `fetch` has brought into the Hub's cache.
 
     Raises:
         ModelFileError: it is not in the cache any more.
     """
-    cached = (client or _HuggingFace()).cached_folder(repository, commit)
+    cached = (client or HuggingFace()).cached_folder(repository, commit)
     if cached is None:
         raise ModelFileError("model", repository, f"commit {commit} is not in the Hub cache any more", "load it again")
     return cached[1]
@@ -105,8 +119,25 @@ def _wanted(repository: str, files: Iterable[RemoteFile], index: dict[str, Any])
     return wanted
 
 
+def _check_room(
+    client: HubClient, repository: str, commit: str, files: Iterable[RemoteFile], folder: Path | None
+) -> None:
+    """Say before a download that it does not fit on the disk."""
+    needed = sum(max(0, file.size - client.arrived(repository, file.name, commit, folder)) for file in files)
+    place = folder or client.cache_place()
+    free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+    if needed > free:
+        reason = f"the download takes {needed / GIGABYTE:.1f} GB, and {place} has room for {free / GIGABYTE:.1f} GB"
+        raise ModelFileError("model", repository, reason, "free some space, or download it to another disk")
+
+
 def _download_all(
-    client: HubClient, repository: str, commit: str, files: list[RemoteFile], callbacks: Callbacks
+    client: HubClient,
+    repository: str,
+    commit: str,
+    files: list[RemoteFile],
+    folder: Path | None,
+    callbacks: Callbacks,
 ) -> None:
     total = max(1, sum(file.size for file in files) // MEGABYTE)
     arrived = 0
@@ -121,73 +152,12 @@ def _download_all(
             callbacks.tick("download", min((before + received) // MEGABYTE, total), total, message)
 
         try:
-            client.download(repository, file.name, commit, on_bytes)
+            client.download(repository, file.name, commit, folder, on_bytes)
         except OSError as error:
-            reason = f"the download stopped at {file.name} ({_first_line(error)})"
-            raise ModelFileError("model", repository, reason, "run again: what has arrived is kept") from error
+            reason = f"the download stopped at {file.name} ({first_line(error)})"
+            cure = "run again: what has arrived is kept"
+            if error.errno == errno.ENOSPC:
+                cure = "free some space, then " + cure
+            raise ModelFileError("model", repository, reason, cure) from error
         arrived += file.size
     callbacks.tick("download", total, total)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def _network_errors() -> Iterator[None]:
-    """Every way in which the Hub can be out of reach or say no, as an OSError, whichever HTTP library is below."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        yield
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise OSError(_first_line(error)) from error
-    except Exception as error:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
-            raise OSError(_first_line(error)) from error
-        raise
-
-
-class _HuggingFace:
-    """`huggingface_hub`, with its cache, its login and its offline mode."""
-
-    def commit_and_files(self, repository: str, revision: str) -> tuple[str, list[RemoteFile]]:
-        from huggingface_hub import HfApi, constants
-
-        if constants.HF_HUB_OFFLINE:
-            raise OSError("HF_HUB_OFFLINE is set")
-        with _network_errors():
-            info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
-        files = [RemoteFile(item.rfilename, item.size or 0) for item in info.siblings or []]
-        return str(info.sha), files
-
-    def cached_folder(self, repository: str, revision: str) -> tuple[str, Path] | None:
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(repository, checkpoints.INDEX, revision=revision or None)
-        if not isinstance(path, str):
-            return None
-        folder = Path(path).parent  # .../snapshots/<commit>
-        return folder.name, folder
-
-    def download(self, repository: str, name: str, commit: str, on_bytes: Callable[[int], None]) -> Path:
-        from huggingface_hub import hf_hub_download
-        from tqdm import tqdm
-
-        class Bar(tqdm):
-            """Passes the bytes on instead of drawing them."""
-
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                kwargs.pop("name", None)
-                super().__init__(*args, **{**kwargs, "disable": True})
-
-            def update(self, n: float | None = 1) -> bool | None:
-                on_bytes(int(n or 0))
-                return None
-
-        # The releases that cannot take a bar of ours report whole files only.
-        bars: dict[str, Any] = (
-            {"tqdm_class": Bar} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
-        )
-        with _network_errors():
-            return Path(hf_hub_download(repository, name, revision=commit, **bars))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
-from ..errors import FastDiffusersError, InputError, ModelFileError
+from ..errors import InputError, ModelFileError
 from ..optimizations import quantization as quantizing
 from ..optimizations.sdnq_support import import_sdnq_safely
 from . import checkpoints, hub, single_file, tiny
 from .devices import resolve_device, resolve_dtype
 from .families import Family, family_of, small
+from .reading import component_progress, reading_errors
 from .types import LoadedPipeline, LoadKey
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def resolve(
     device: str = "auto",
     quantization: str = "none",
     lora_rank: int = 0,
+    library: Path | None = None,
     callbacks: Callbacks = SILENT,
 ) -> LoadKey:
     """Check everything that can be checked without reading weights; download a Hub id.
@@ -53,6 +55,7 @@ def resolve(
         device: "auto" is the first accelerator, else the CPU.
         quantization: one of `QUANTIZATION_CHOICES`.
         lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
+        library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
 
     Returns:
         A key in which nothing is "auto" any more, so that equal requests share one pipeline.
@@ -71,7 +74,7 @@ def resolve(
         raise InputError("lora_rank", lora_rank, "it must be between 0 and 4096", "use 0 unless LoRAs are exchanged")
     quantizing.check_quantization(quantization, chosen_device)
 
-    location, commit, identity = _locate(source, revision, quantization, callbacks)
+    location, commit, identity = _locate(source, revision, quantization, library, callbacks)
     return LoadKey(
         source=location,
         revision=commit,
@@ -84,7 +87,9 @@ def resolve(
     )
 
 
-def _locate(source: str, revision: str, quantization: str, callbacks: Callbacks) -> tuple[str, str, str]:
+def _locate(
+    source: str, revision: str, quantization: str, library: Path | None, callbacks: Callbacks
+) -> tuple[str, str, str]:
     """(source as the key holds it, commit, identity) after all checks of the files."""
     if source.startswith(TINY):
         family = source.removeprefix(TINY)
@@ -100,8 +105,10 @@ def _locate(source: str, revision: str, quantization: str, callbacks: Callbacks)
     if not hub.is_hub_id(source):
         cure = "check the path, or give a Hub id such as owner/name"
         raise ModelFileError("model", source, "there is no such folder or file", cure)
-    commit, folder = hub.fetch(source, revision, callbacks)
+    commit, folder = hub.fetch(source, revision, callbacks, library)
     _check_path(folder, quantization)
+    if library and folder.is_relative_to(library):  # from now on a local model like any other
+        return str(folder.resolve()), "", checkpoints.fingerprint(folder)
     return source, commit, checkpoints.fingerprint(folder)
 
 
@@ -186,8 +193,8 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         "load_seconds": round(time.perf_counter() - started, 3),
         "loaded_at": datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"),
     }
-    if key.revision:
-        facts["revision"] = key.revision
+    if commit := key.revision or checkpoints.downloaded_commit(Path(key.source)):
+        facts["revision"] = commit
     if quantized := quantizing.describe_quantization(pipeline):
         facts["quantization"] = quantized
     return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts)
@@ -203,7 +210,7 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
         return pipeline
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
-    with _component_progress(callbacks), _reading_errors(path):
+    with component_progress(callbacks), reading_errors(path):
         pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
     if path.is_file() or (key.quantization != "none" and quantizing.SCHEMES[key.quantization].after_load):
         quantizing.quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
@@ -259,66 +266,3 @@ def _sizes(pipeline: Any) -> dict[str, int]:
         for name, part in pipeline.components.items()
         if isinstance(part, torch.nn.Module)
     }
-
-
-@contextmanager
-def _reading_errors(path: Path) -> Iterator[None]:
-    """Name the file when a library cannot make sense of it; out of memory and cancels keep their type."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        if isinstance(error, FastDiffusersError) or "out of memory" in str(error).lower():
-            raise
-        if type(error).__module__ not in ("builtins", "safetensors", "huggingface_hub.errors"):
-            raise  # a caller's own exception, or torch's out of memory
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelFileError("model", str(path), f"it could not be loaded ({lines[0]})", "see the log") from error
-
-
-@contextmanager
-def _component_progress(callbacks: Callbacks) -> Iterator[None]:
-    """Turn diffusers' own bars, over the components and over the parts of each, into progress and a way to cancel."""
-    from diffusers.utils import logging
-
-    original: Any = logging.tqdm
-    component = (0, 1, "")  # number, of how many, name: while one is being read
-
-    def watched(iterable: Iterable[Any] = (), **kwargs: Any) -> Iterator[Any]:
-        nonlocal component
-        items = list(iterable)
-        outermost = component[2] == ""
-        for number, item in enumerate(items):
-            if outermost:
-                component = (number, len(items), str(item[0] if isinstance(item, tuple) else item))
-            part = "" if outermost else f", part {number + 1} of {len(items)}"
-            callbacks.tick("load", component[0], component[1], component[2] + part)
-            yield item
-        if outermost and items:
-            component = (0, 1, "")
-            callbacks.tick("load", len(items), len(items))
-
-    logging.tqdm = watched  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        logging.tqdm = original
-
-
-def find_local_pipelines(folders: Iterable[str | Path]) -> list[Path]:
-    """Diffusers folders below the given folders, sorted; a pipeline's own subfolders are not searched."""
-    found: set[Path] = set()
-    for folder in folders:
-        found.update(_walk(Path(folder), lambda path: (path / checkpoints.INDEX).is_file()))
-    return sorted(found)
-
-
-def _walk(folder: Path, matches: Callable[[Path], bool], depth: int = 5) -> Iterator[Path]:
-    try:
-        if matches(folder):
-            yield folder
-        elif depth:
-            for child in sorted(folder.iterdir()):
-                if child.is_dir():
-                    yield from _walk(child, matches, depth - 1)
-    except OSError:  # unreadable or vanished: there is no pipeline to offer
-        return

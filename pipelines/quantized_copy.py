@@ -59,6 +59,7 @@ def quantize_folder(
     svd_rank: int = 0,
     quantized_matmul: bool = False,
     minimum_numel: int | None = None,
+    library: Path | None = None,
     callbacks: Callbacks = SILENT,
 ) -> QuantizedCopy:
     """Quantize a pipeline with SDNQ and save it as a diffusers folder.
@@ -75,6 +76,7 @@ def quantize_folder(
             a little more memory and loses less.
         quantized_matmul: whether the copy says that it multiplies in the quantized type.
         minimum_numel: smallest weight that is quantized, in elements; None leaves SDNQ's default.
+        library: folder of models in which the download of a Hub id is kept; None is the Hub's own cache.
         callbacks: stage "quantize", one tick per component; a cancel takes effect between two.
 
     Raises:
@@ -86,7 +88,7 @@ def quantize_folder(
         raise InputError("svd_rank", svd_rank, "it must be between 0 and 1024", "use 0 for none, or 32")
     with import_sdnq_safely(_NEEDED_FOR):
         sdnq_config(weights_dtype)  # an unknown type is said before anything is downloaded
-        with _source_folder(source, revision, device, callbacks) as (folder, target_device):
+        with _source_folder(source, revision, device, library, callbacks) as (folder, target_device):
             _check_output(folder, output)
             index = checkpoints.read_index(folder)
             minimum = _TINY_MINIMUM if source.startswith(loader.TINY) and minimum_numel is None else minimum_numel
@@ -119,9 +121,12 @@ def quantize_folder(
 
 
 @contextmanager
-def _source_folder(source: str, revision: str, device: str, callbacks: Callbacks) -> Iterator[tuple[Path, str]]:
+def _source_folder(
+    source: str, revision: str, device: str, library: Path | None, callbacks: Callbacks
+) -> Iterator[tuple[Path, str]]:
     """The folder to read and the device to compute on; an embedded tiny pipeline is written out first."""
-    key = loader.resolve(source, revision=revision, device=device, quantization="sdnq-int8", callbacks=callbacks)
+    options: dict[str, Any] = {"revision": revision, "device": device, "library": library, "callbacks": callbacks}
+    key = loader.resolve(source, quantization="sdnq-int8", **options)
     folder = loader.folder_of(key)
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:

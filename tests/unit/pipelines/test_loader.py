@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, ModelFileError
-from fastdiffusers.pipelines import checkpoints, devices, hub, loader, single_file, tiny
-from fastdiffusers.pipelines.types import LoadKey
+from fastdiffusers.pipelines import checkpoints, devices, loader, local_models, single_file, tiny
 
 
 @pytest.fixture
@@ -221,7 +220,7 @@ def test_pipelines_are_found_below_several_folders_and_not_inside_each_other(fol
     nested = tmp_path / "deep" / "er"
     shutil.copytree(folder, nested / "second")
     (tmp_path / "not_one").mkdir()
-    found = loader.find_local_pipelines([tmp_path, tmp_path / "missing", nested])
+    found = local_models.find_local_pipelines([tmp_path, tmp_path / "missing", nested])
     assert found == [nested / "second", folder]
 
 
@@ -288,164 +287,6 @@ def test_a_callers_own_exception_is_not_dressed_up_as_a_file_error(folder, monke
         with pytest.raises(expected) as caught:
             loader.load(key)
         assert "\n" not in str(caught.value)
-
-
-# --- the Hub ----------------------------------------------------------------------------------------------------------
-
-
-class FakeHub:
-    """The Hub in a folder: files are copied into a snapshot as they are asked for."""
-
-    def __init__(self, source, cache, online=True, extra=()):
-        self.source, self.cache, self.online, self.extra = source, cache, online, extra
-        self.downloaded, self.fail_at = [], None
-
-    def commit_and_files(self, repository, revision):
-        if not self.online:
-            raise OSError("no route to host\nsecond line")
-        files = [p for p in self.source.rglob("*") if p.is_file()]
-        listed = [hub.RemoteFile(p.relative_to(self.source).as_posix(), p.stat().st_size) for p in files]
-        return revision or "c0ffee", [*listed, *(hub.RemoteFile(name, 10**9) for name in self.extra)]
-
-    def cached_folder(self, repository, revision):
-        folder = self.cache / (revision or "c0ffee")
-        return (folder.name, folder) if (folder / "model_index.json").is_file() else None
-
-    def download(self, repository, name, commit, on_bytes):
-        if name == self.fail_at:
-            raise OSError("connection reset")
-        target = self.cache / commit / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(self.source / name, target)
-        on_bytes(target.stat().st_size)
-        self.downloaded.append(name)
-        return target
-
-
-@pytest.fixture
-def fake_hub(folder, tmp_path, monkeypatch):
-    client = FakeHub(folder, tmp_path / "hub")
-    monkeypatch.setattr(hub, "_HuggingFace", lambda: client)
-    return client
-
-
-def test_a_hub_id_is_downloaded_once_pinned_and_loaded(fake_hub):
-    unwanted = ("unet/diffusion_pytorch_model.bin", "unet/openvino/a.bin", "big.safetensors", "unet/x.fp16.safetensors")
-    fake_hub.extra = unwanted
-    ticks = []
-    key = loader.resolve("owner/model", callbacks=Callbacks(ticks.append))
-    assert (key.source, key.revision) == ("owner/model", "c0ffee")
-    assert not set(fake_hub.downloaded) & set(unwanted)
-    assert "model_index.json" in fake_hub.downloaded
-    assert {tick.stage for tick in ticks} == {"download"}
-    assert [tick.done for tick in ticks] == sorted(tick.done for tick in ticks)
-    assert ticks[-1].done == ticks[-1].total
-    loaded = loader.load(key)
-    assert loaded.facts["revision"] == "c0ffee"
-    assert loader.family_of_key(key).name == "sdxl"
-
-    fake_hub.online = False
-    assert loader.resolve("owner/model") == key
-
-
-def test_a_half_finished_download_is_an_error_and_not_a_model(fake_hub):
-    fake_hub.fail_at = "vae/diffusion_pytorch_model.safetensors"
-    with pytest.raises(ModelFileError, match="stopped at vae/") as caught:
-        loader.resolve("owner/model")
-    assert "\n" not in str(caught.value)
-    fake_hub.online = False
-    with pytest.raises(ModelFileError):
-        loader.resolve("owner/model")
-    fake_hub.online, fake_hub.fail_at = True, None
-    assert loader.resolve("owner/model").revision == "c0ffee"
-
-
-def test_a_cancel_stops_a_download(fake_hub):
-    class Interrupted(Exception):
-        pass
-
-    def cancel():
-        if len(fake_hub.downloaded) > 3:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        loader.resolve("owner/model", callbacks=Callbacks(check_cancel=cancel))
-    assert len(fake_hub.downloaded) == 4
-
-
-def test_what_the_hub_cannot_give_is_said(fake_hub, folder):
-    fake_hub.online = False
-    with pytest.raises(ModelFileError, match="no route to host"):
-        loader.resolve("owner/model")
-    fake_hub.online = True
-    weights_of(folder).rename(folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(ModelFileError, match="pickle"):
-        loader.resolve("owner/model")
-    (folder / "model_index.json").unlink()
-    with pytest.raises(ModelFileError, match="no diffusers pipeline"):
-        loader.resolve("owner/model")
-    with pytest.raises(ModelFileError, match="not in the Hub cache"):
-        loader.load(LoadKey("owner/other", revision="abc", dtype="float32", device="cpu"))
-
-
-def test_without_a_network_the_real_client_says_so():
-    with pytest.raises(ModelFileError, match="HF_HUB_OFFLINE"):
-        loader.resolve("owner/never-downloaded")
-    client = hub._HuggingFace()
-    with pytest.raises(OSError, match=r"."):
-        client.download("owner/never-downloaded", "model_index.json", "main", lambda count: None)
-
-
-class FakeResponses:
-    """Stands in for the functions of huggingface_hub that the real client calls."""
-
-    def __init__(self, monkeypatch, folder):
-        import huggingface_hub
-        from huggingface_hub import constants
-
-        self.folder, self.failure = folder, None
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.hf_hub_download)
-
-    def model_info(self, repository, revision, files_metadata):
-        from types import SimpleNamespace
-
-        if self.failure:
-            raise self.failure
-        files = [SimpleNamespace(rfilename="model_index.json", size=7), SimpleNamespace(rfilename="a", size=None)]
-        return SimpleNamespace(sha="abc", siblings=files)
-
-    def hf_hub_download(self, repository, name, revision, tqdm_class=None):
-        bar = tqdm_class(total=10, unit="B", desc=name, name="some.logger")
-        bar.update(4)
-        bar.update(6)
-        bar.close()
-        return str(self.folder / name)
-
-
-def test_the_real_client_speaks_to_huggingface_hub(monkeypatch, folder):
-    answers = FakeResponses(monkeypatch, folder)
-    client = hub._HuggingFace()
-    commit, files = client.commit_and_files("owner/model", "")
-    assert commit == "abc"
-    assert files == [hub.RemoteFile("model_index.json", 7), hub.RemoteFile("a", 0)]
-    arrived = []
-    path = client.download("owner/model", "model_index.json", "abc", arrived.append)
-    assert path == folder / "model_index.json"
-    assert arrived == [4, 6]
-
-    class ConnectError(Exception):
-        pass
-
-    ConnectError.__module__ = "httpx._exceptions"
-    for failure in (ConnectError("refused\nmore"), OSError("unplugged")):
-        answers.failure = failure
-        with pytest.raises(OSError, match=r"refused|unplugged"):
-            client.commit_and_files("owner/model", "")
-    answers.failure = ZeroDivisionError()
-    with pytest.raises(ZeroDivisionError):
-        client.commit_and_files("owner/model", "")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""Downloads through the real huggingface_hub, from a server on loopback that breaks off in the middle of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+COMMIT = "c0ffee" + "0" * 34
+WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+FETCH = """
+import sys
+from pathlib import Path
+from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.errors import ModelFileError
+from fastdiffusers.pipelines import hub
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # what has not filled a chunk is lost, and these files are small
+try:
+    commit, folder = hub.fetch("owner/model", "", Callbacks(), Path(sys.argv[1]))
+    print(commit, folder)
+except ModelFileError as error:
+    print(error)
+"""
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the Hub's interface as a download needs. `cut` is where it ends the connection, in bytes of a file."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.cut: dict[str, int] = {}
+        self.ranges: list[tuple[str, str]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        if self.path.startswith("/api/models/owner/model"):
+            files = [path for path in sorted(self.server.folder.rglob("*")) if path.is_file()]
+            siblings = [
+                {"rfilename": path.relative_to(self.server.folder).as_posix(), "size": path.stat().st_size}
+                for path in files
+            ]
+            self.send(json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": siblings}).encode(), body)
+            return
+        name = self.path.partition(f"/resolve/{COMMIT}/")[2].partition("?")[0]
+        path = self.server.folder / name
+        if not name or not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        etag = hashlib.sha256(data).hexdigest()
+        wanted = self.headers.get("Range", "")
+        begin = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+        if body:
+            self.server.ranges.append((name, wanted))
+        self.send(data, body, etag, begin, self.server.cut.get(name) if body else None)
+
+    def send(self, data: bytes, body: bool, etag: str = "", begin: int = 0, cut: int | None = None) -> None:
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(data) - begin))
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+        if etag:
+            self.send_header("ETag", f'"{etag}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(data[begin:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+@pytest.fixture
+def server(tiny_folder) -> Iterator[Hub]:
+    with Hub(tiny_folder("sdxl")) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_download_that_stops_half_way_goes_on_from_there(server: Hub, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+    def fetch() -> str:
+        command = [sys.executable, "-c", FETCH, str(tmp_path / "models")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        return done.stdout.strip()
+
+    whole = (server.folder / WEIGHTS).read_bytes()
+    server.cut[WEIGHTS] = len(whole) // 2
+    said = fetch()
+    assert f"the download stopped at {WEIGHTS}" in said
+    assert "run again: what has arrived is kept" in said.lower()
+    assert "\n" not in said
+
+    folder = tmp_path / "models" / "owner" / "model"
+    assert not (folder / "model_index.json").exists()
+    assert not (folder / WEIGHTS).exists()
+
+    server.cut.clear()
+    server.ranges.clear()
+    assert fetch() == f"{COMMIT} {folder}"
+    kept = len(whole) // 2 // (1 << 16) * (1 << 16)
+    assert kept
+    assert [wanted for name, wanted in server.ranges if name == WEIGHTS] == [f"bytes={kept}-"]
+    assert (folder / WEIGHTS).read_bytes() == whole
+
+    server.ranges.clear()
+    assert fetch() == f"{COMMIT} {folder}"
+    assert server.ranges == [], "what is there is not fetched again"
