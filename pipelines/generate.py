@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..callbacks import SILENT, Callbacks
 from ..optimizations.settings import OptimizationSettings, Workload, check_choice
 from ..report import OptimizationReport
-from . import latents, loader, lora, sampling
+from . import latents, loader, lora, sampling, vae_frames
 from .cache import CACHE
 from .requests import check_request, complete
 from .types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
@@ -128,7 +128,7 @@ def encode(
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
         workload = Workload(width, height, frames, pixels.shape[0])
         with _optimized_vae(loaded, handle, settings, workload, callbacks, memory) as report:
-            return latents.encode(loaded, pixels, callbacks), report
+            return vae_frames.encode(loaded, pixels, callbacks), report
 
 
 @contextmanager
@@ -205,5 +205,5 @@ def _decode(
     from ..optimizations.vae_memory import shrink_until_it_fits
 
     edge = max(latent.shape[-2:]) * loaded.family.latent_stride
-    run = lambda: latents.decode(loaded, latent, callbacks, exactness=exactness, memory=memory, report=report)
+    run = lambda: vae_frames.decode(loaded, latent, callbacks, exactness=exactness, memory=memory, report=report)
     return shrink_until_it_fits(loaded.pipeline.vae, run, report, edge=edge)

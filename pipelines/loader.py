@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError, ModelFileError
-from ..optimizations import quantization as quantizing
+from ..optimizations import quantization_schemes as schemes
+from ..optimizations.quantization import pipeline_quantization_config, quantize_loaded
+from ..optimizations.quantized_layers import describe_model, describe_quantization
 from ..optimizations.sdnq_support import import_sdnq_safely
 from . import checkpoints, hub, single_file, tiny
 from .devices import resolve_device, resolve_dtype
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-QUANTIZATION_CHOICES = quantizing.quantization_choices()
+QUANTIZATION_CHOICES = schemes.quantization_choices()
 TINY = "tiny:"
 
 
@@ -72,7 +74,7 @@ def resolve(
             raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(DTYPES)}")
     if not 0 <= lora_rank <= 4096:
         raise InputError("lora_rank", lora_rank, "it must be between 0 and 4096", "use 0 unless LoRAs are exchanged")
-    quantizing.check_quantization(quantization, chosen_device)
+    schemes.check_quantization(quantization, chosen_device)
 
     location, commit, identity = _locate(source, revision, quantization, library, callbacks)
     return LoadKey(
@@ -119,7 +121,7 @@ def _as_path(source: str) -> Path:
 def _check_path(path: Path, quantization: str) -> None:
     if path.is_dir():
         checkpoints.check_folder(path)
-        quantizing.check_checkpoint(path, quantization)
+        schemes.check_checkpoint(path, quantization)
     elif path.suffix in checkpoints.PICKLES:
         checkpoints.refuse_pickle(path)
     elif path.suffix != ".safetensors":
@@ -195,7 +197,7 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     }
     if commit := key.revision or checkpoints.downloaded_commit(Path(key.source)):
         facts["revision"] = commit
-    if quantized := quantizing.describe_quantization(pipeline):
+    if quantized := describe_quantization(pipeline):
         facts["quantization"] = quantized
     return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts)
 
@@ -205,15 +207,15 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
         callbacks.tick("load", 0, 1, key.source)
         pipeline = tiny.build(key.source.removeprefix(TINY), dtype=dtype)
         # Real models skip small layers; nothing would be left of these.
-        quantizing.quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device, minimum_numel=1024)
+        quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device, minimum_numel=1024)
         callbacks.tick("load", 1, 1)
         return pipeline
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
     with component_progress(callbacks), reading_errors(path):
         pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
-    if path.is_file() or (key.quantization != "none" and quantizing.SCHEMES[key.quantization].after_load):
-        quantizing.quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
+    if path.is_file() or (key.quantization != "none" and schemes.SCHEMES[key.quantization].after_load):
+        quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     return pipeline
 
 
@@ -221,8 +223,8 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     index = checkpoints.check_folder(folder)
-    held = quantizing.checkpoint_quantization(folder)
-    config = quantizing.pipeline_quantization_config(key.quantization, index, dtype=dtype, device=key.device)
+    held = schemes.checkpoint_quantization(folder)
+    config = pipeline_quantization_config(key.quantization, index, dtype=dtype, device=key.device)
     sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())
     with import_sdnq_safely() if sdnq else nullcontext():
         return DiffusionPipeline.from_pretrained(
@@ -253,7 +255,7 @@ def _apply_component_dtypes(pipeline: Any, key: LoadKey) -> None:
         if not isinstance(module, torch.nn.Module):
             parts = [name for name, value in pipeline.components.items() if isinstance(value, torch.nn.Module)]
             raise InputError("component_dtypes", part, "the pipeline has no such model", f"choose of {parts}")
-        if not quantizing.describe_model(module):
+        if not describe_model(module):
             module.to(getattr(torch, name))
 
 

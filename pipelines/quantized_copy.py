@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError, ModelFileError
-from ..optimizations.quantization import describe_model, quantizable, sdnq_config
+from ..optimizations.quantization import sdnq_config
+from ..optimizations.quantization_schemes import quantizable
+from ..optimizations.quantized_layers import describe_model
 from ..optimizations.sdnq_support import import_sdnq_safely
 from . import checkpoints, loader, tiny
 

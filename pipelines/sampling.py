@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
 from ..report import OptimizationReport
-from . import latents, normalized_latents
+from . import latents, normalized_latents, vae_frames
 from .arguments import call_arguments
 from .families import Family
 from .requests import check_request, complete, seeds
@@ -50,7 +50,7 @@ def run(
         callbacks: stages "text encode", "denoise" (with previews), "decode" and "decode sound". A cancel takes effect
             after the current step, and then nothing is decoded.
         report: continued with notes and facts; a new one when None.
-        decode: replaces `latents.decode`, to add fallbacks.
+        decode: replaces `vae_frames.decode`, to add fallbacks.
 
     Raises:
         InputError: the request does not suit the model, before any step.
@@ -80,7 +80,7 @@ def run(
             callbacks.check_cancel()
             started = time.perf_counter()
             if loaded.family.known:
-                decode = decode or (lambda latent: latents.decode(loaded, latent, callbacks))
+                decode = decode or (lambda latent: vae_frames.decode(loaded, latent, callbacks))
                 result.frames = decode(result.latent)
             else:
                 result.frames = _frames_of_pipeline(native)

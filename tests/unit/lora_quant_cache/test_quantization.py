@@ -19,7 +19,7 @@ import torch
 from fastdiffusers import cli
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
-from fastdiffusers.optimizations import quantization, sdnq_support
+from fastdiffusers.optimizations import quantization, quantization_schemes, quantized_layers, sdnq_support
 from fastdiffusers.pipelines import loader
 from fastdiffusers.pipelines.quantized_copy import quantize_folder
 
@@ -206,7 +206,7 @@ def test_quantizing_while_loading_equals_quantizing_afterwards(
         streamed = DiffusionPipeline.from_pretrained(folder, quantization_config=config)
     afterwards = tiny_pipeline("qwenimage")
     described = quantization.quantize_loaded(afterwards, name, minimum_numel=MINIMUM)
-    assert described == quantization.describe_quantization(streamed)
+    assert described == quantized_layers.describe_quantization(streamed)
     assert set(described) == {"transformer", "text_encoder"}
     assert torch.equal(run(streamed), run(afterwards))
 
@@ -243,32 +243,32 @@ def test_layerwise_fp8_leaves_a_quantized_model_alone(tiny_pipeline: Callable, r
 
 def test_an_unknown_scheme_is_refused_before_anything_is_read() -> None:
     with pytest.raises(InputError, match="quantization = 'int3'") as caught:
-        quantization.check_quantization("int3")
+        quantization_schemes.check_quantization("int3")
     assert all(name in str(caught.value) for name in ("sdnq-int8", "none"))
 
 
-@pytest.mark.parametrize("name", [name for name, scheme in quantization.SCHEMES.items() if scheme.package])
+@pytest.mark.parametrize("name", [name for name, scheme in quantization_schemes.SCHEMES.items() if scheme.package])
 def test_a_missing_package_is_one_clear_line(name: str, without: Callable) -> None:
-    scheme = quantization.SCHEMES[name]
+    scheme = quantization_schemes.SCHEMES[name]
     without(scheme.package)
     with pytest.raises(MissingDependencyError) as caught:
-        quantization.check_quantization(name)
+        quantization_schemes.check_quantization(name)
     assert scheme.install in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_some_schemes_need_a_device_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "_installed", lambda module: True)
+    monkeypatch.setattr(quantization_schemes, "_installed", lambda module: True)
     with pytest.raises(InputError, match="cpu has no fp8"):
-        quantization.check_quantization("torchao-fp8-dynamic", "cpu")
+        quantization_schemes.check_quantization("torchao-fp8-dynamic", "cpu")
     with pytest.raises(InputError, match="accelerator"):
-        quantization.check_quantization("bnb-nf4", "cpu")
+        quantization_schemes.check_quantization("bnb-nf4", "cpu")
     for name in ("torchao-fp8-dynamic", "bnb-nf4"):
-        quantization.check_quantization(name, "auto")
+        quantization_schemes.check_quantization(name, "auto")
 
 
 def test_bitsandbytes_only_quantizes_folders(tiny_pipeline: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "_installed", lambda module: True)
+    monkeypatch.setattr(quantization_schemes, "_installed", lambda module: True)
     with pytest.raises(InputError, match="folder"):
         quantization.quantize_loaded(tiny_pipeline("flux"), "bnb-nf4", device="auto")
 
@@ -285,11 +285,11 @@ def test_what_is_quantized_and_what_is_not() -> None:
         "vae": ["diffusers", "AutoencoderKL"],
         "boundary_ratio": 0.9,
     }
-    assert quantization.quantizable(index, "sdnq-int8") == {
+    assert quantization_schemes.quantizable(index, "sdnq-int8") == {
         "transformer": "diffusers",
         "text_encoder_2": "transformers",
     }
-    assert quantization.quantizable(index, "torchao-fp8-dynamic") == {"transformer": "diffusers"}
+    assert quantization_schemes.quantizable(index, "torchao-fp8-dynamic") == {"transformer": "diffusers"}
 
 
 # --- quantized copies -------------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def test_the_command_writes_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["quantize", "--model", "tiny:flux", "--weights-dtype", "uint4", "--output", str(tmp_path / "copy")]
     assert cli.main(arguments) == 0
     assert "uint4" in capsys.readouterr().out
-    assert quantization.checkpoint_quantization(tmp_path / "copy")["transformer"] == "sdnq"
+    assert quantization_schemes.checkpoint_quantization(tmp_path / "copy")["transformer"] == "sdnq"
     assert cli.main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import torch
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.pipelines import latents, loader, sampling, tiny
+from fastdiffusers.pipelines import loader, sampling, tiny, vae_frames
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.generate import generate
@@ -290,7 +290,7 @@ def test_an_unknown_class_runs_through_its_signature_and_decodes_itself():
     assert torch.equal(result.frames, expected.frames)
     assert any("own layout" in note for note in result.report.notes)
     with pytest.raises(InputError, match="not known"):
-        latents.decode(novel, result.latent)
+        vae_frames.decode(novel, result.latent)
 
 
 def test_text_only_and_edit_models_say_what_they_take():

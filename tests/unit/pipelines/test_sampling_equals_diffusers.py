@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.pipelines import latents, loader, sampling, tiny
+from fastdiffusers.pipelines import latents, loader, sampling, tiny, vae_frames
 from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.generate import decode, encode, generate
@@ -149,13 +149,13 @@ def test_low_precision_equals_a_bare_call_too():
     result = sampling.run(loaded, request_for(loaded.family))
     bare = bare_call(tiny.build("flux2-klein", dtype=torch.bfloat16)).float()
     assert torch.equal(result.frames, bare)
-    assert torch.equal(latents.decode(loaded, result.latent), bare)
+    assert torch.equal(vae_frames.decode(loaded, result.latent), bare)
 
 
 def test_an_overflowing_vae_is_decoded_in_float32_and_put_back():
     loaded = loader.load(loader.resolve("tiny:sdxl", component_dtypes={"vae": "float16"}))
     vae = loaded.pipeline.vae
     assert vae.dtype == torch.float16
-    frames = latents.decode(loaded, torch.randn(1, 4, 8, 8))
+    frames = vae_frames.decode(loaded, torch.randn(1, 4, 8, 8))
     assert frames.isfinite().all()
     assert vae.dtype == torch.float16
