@@ -10,7 +10,7 @@ from golden_models import golden_config, golden_weights
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.optimizations.decode_memory import LiveElements
-from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
+from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
 from fastdiffusers.vae.compiled import compiled_network
 from fastdiffusers.vae.execution import Execution, Layout, StreamState
 from fastdiffusers.vae.kernels import eager
@@ -41,6 +41,14 @@ def tiny() -> VideoVAE:
     return from_state_dict(golden_weights("small_q"), config=golden_config("small_q"))
 
 
+@pytest.fixture
+def shallow() -> VideoVAE:
+    """With every kind of layer, and as few of them as can be: dynamo takes its time for each."""
+    torch.manual_seed(0)
+    config = VaeConfig(block_out_channels=(8, 16, 32), layers_per_block=1, temporal_scale_num=1, norm_num_groups=4)
+    return VideoVAE(config).eval().requires_grad_(False)
+
+
 @pytest.mark.parametrize(("carry", "layout"), [(False, Layout()), (True, Layout()), (True, Layout(rows=2, columns=2))])
 def test_a_decode_slice_is_one_graph(tiny: VideoVAE, latents: Latents, carry: bool, layout: Layout) -> None:
     run = Execution(StreamState(), carry, layout)
@@ -58,35 +66,35 @@ def test_a_later_slice_is_one_graph_too(tiny: VideoVAE, latents: Latents) -> Non
     assert explained.graph_count == 1
 
 
-def test_compiled_and_eager_agree(tiny: VideoVAE, latents: Latents) -> None:
+def test_compiled_and_eager_agree(shallow: VideoVAE, latents: Latents) -> None:
     z = latents(4, 4, 4)
-    plain, _ = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1))
+    plain, _ = decode_raw(shallow, z, VaeSettings(mode="whole", temporal_slice=1))
     counter = Counter()
     chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": counter})
-    compiled, report = decode_raw(tiny, z, chosen)
+    compiled, report = decode_raw(shallow, z, chosen)
     assert counter.graphs > 0
     assert float((compiled - plain).abs().max() / plain.std()) <= 2e-5
     assert report["torch_compile"].applied != "off"
     pixels = torch.rand(1, 3, 9, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected, _ = encode_raw(tiny, pixels, VaeSettings(mode="whole"))
-    result, _ = encode_raw(tiny, pixels, chosen)
+    expected, _ = encode_raw(shallow, pixels, VaeSettings(mode="whole"))
+    result, _ = encode_raw(shallow, pixels, chosen)
     assert float((result - expected).abs().max() / expected.std()) <= 2e-5
 
 
-def test_further_clips_and_resolutions_settle(tiny: VideoVAE, latents: Latents) -> None:
+def test_further_clips_and_resolutions_settle(shallow: VideoVAE, latents: Latents) -> None:
     counter = Counter()
     chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": counter})
-    decode_raw(tiny, latents(4, 4, 4), chosen)
+    decode_raw(shallow, latents(4, 4, 4), chosen)
     first = counter.graphs
     with torch._dynamo.config.patch(error_on_recompile=True):
-        decode_raw(tiny, latents(4, 4, 4, seed=1), chosen)  # a second clip
-        decode_raw(tiny, latents(6, 4, 4), chosen)  # a longer one: more slices of the same kind
+        decode_raw(shallow, latents(4, 4, 4, seed=1), chosen)  # a second clip
+        decode_raw(shallow, latents(6, 4, 4), chosen)  # a longer one: more slices of the same kind
     assert counter.graphs == first
-    decode_raw(tiny, latents(4, 6, 5), chosen)  # a second resolution: once more for each kind of slice
+    decode_raw(shallow, latents(4, 6, 5), chosen)  # a second resolution: once more for each kind of slice
     assert counter.graphs <= 2 * first
     settled = counter.graphs
     with torch._dynamo.config.patch(error_on_recompile=True):
-        decode_raw(tiny, latents(4, 7, 8), chosen)  # a third one is free
+        decode_raw(shallow, latents(4, 7, 8), chosen)  # a third one is free
     assert counter.graphs == settled
 
 
@@ -138,18 +146,18 @@ def test_statistics_of_what_was_put_together_in_time() -> None:
 
 @pytest.mark.parametrize("backend", [broken, broken_later, wrong])
 def test_a_failing_compiler_costs_the_compilation_not_the_frames(
-    tiny: VideoVAE, latents: Latents, backend: Callable[..., object]
+    shallow: VideoVAE, latents: Latents, backend: Callable[..., object]
 ) -> None:
     z = latents(3, 4, 4)
-    plain, _ = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1))
-    result, report = decode_raw(tiny, z, VaeSettings(mode="whole", temporal_slice=1, compile={"backend": backend}))
+    plain, _ = decode_raw(shallow, z, VaeSettings(mode="whole", temporal_slice=1))
+    result, report = decode_raw(shallow, z, VaeSettings(mode="whole", temporal_slice=1, compile={"backend": backend}))
     assert torch.equal(result, plain)
     record = report["torch_compile"]
     assert (record.applied, record.failed) == ("off", True)
     assert "is broken" in record.reason or "is off by" in record.reason
 
 
-def test_memory_that_runs_out_in_compiled_code_is_no_fault_of_the_compiler(tiny: VideoVAE, latents: Latents) -> None:
+def test_memory_that_runs_out_in_compiled_code_is_no_fault_of_the_compiler(shallow: VideoVAE, latents: Latents) -> None:
     """So that the decode is tried again with less, which `test_vae_robustness` shows."""
 
     def too_much(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
@@ -158,16 +166,16 @@ def test_memory_that_runs_out_in_compiled_code_is_no_fault_of_the_compiler(tiny:
 
         return run
 
-    network = compiled_network(tiny, planner.decoding(tiny.config), {"backend": too_much})
+    network = compiled_network(shallow, planner.decoding(shallow.config), {"backend": too_much})
     with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError, match="injected"):
         network(latents(1, 4, 4), Execution())
 
 
-def test_compiled_code_is_left_its_room(tiny: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_is_left_its_room(shallow: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "free_bytes", lambda device: 2 << 30)
-    _, report = decode_raw(tiny, latents(2, 4, 4), VaeSettings(compile={"backend": "eager"}))
+    _, report = decode_raw(shallow, latents(2, 4, 4), VaeSettings(compile={"backend": "eager"}))
     assert "1 GiB for compiled code" in report["spatial"].cost
-    _, report = decode_raw(tiny, latents(2, 4, 4), VaeSettings())
+    _, report = decode_raw(shallow, latents(2, 4, 4), VaeSettings())
     assert "for compiled code" not in report["spatial"].cost
 
 
