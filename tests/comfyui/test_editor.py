@@ -70,9 +70,8 @@ def test_new_nodes_and_a_report(
     assert report["colours"][0] != report["colours"][1]
 
 
-@pytest.mark.parametrize("theme", [DARK, LIGHT], ids=["dark", "light"])
-def test_help_of_every_node(server: Client, page: Browser, theme: dict[str, Any]) -> None:
-    page.open(server.server.url, **CLASSIC, **theme)
+def test_help_of_every_node(server: Client, page: Browser) -> None:
+    page.open(server.server.url, **CLASSIC, **DARK)
     for name in NODES:
         page.add(name)
         text = page.show_help()
