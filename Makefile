@@ -36,9 +36,9 @@ $(VENV)/.stamp-python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# torch first and by itself, so that no other package's requirement can choose another build of it.
+# torch and its companion first and by themselves, so that no other requirement can choose another build of them.
 $(VENV)/.stamp-torch: $(VENV)/.stamp-python tests/constraints.txt
-	$(INSTALL) torch
+	$(INSTALL) torch torchvision
 	@touch $@
 
 $(VENV)/.stamp-pack: $(VENV)/.stamp-torch pyproject.toml
@@ -49,12 +49,11 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-pack
 	$(INSTALL) -e '.[standalone,test,sdnq,cache,torchao]'
 	@touch $@
 
-# ComfyUI's own requirements; torch is there, and torchvision's wheel must not bring another one.
+# ComfyUI's own requirements, less torch and its companions: those are there.
 $(VENV)/.stamp-comfyui: $(VENV)/.stamp-pack
 ifneq ($(COMFYUI),)
 	grep -viE '^(torch|torchvision|torchaudio)([^a-z]|$$)' '$(COMFYUI)/requirements.txt' > $(VENV)/comfyui-requirements.txt
 	$(INSTALL) -r $(VENV)/comfyui-requirements.txt
-	$(INSTALL) --no-deps torchvision
 endif
 	@touch $@
 

@@ -46,6 +46,10 @@ def package_versions() -> dict[str, str]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = ""
+    if versions["torch"]:
+        import torch
+
+        versions["torch"] = str(torch.__version__)  # with its build, such as +cu130
     return versions
 
 

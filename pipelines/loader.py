@@ -205,7 +205,8 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
 def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
     if key.source.startswith(TINY):
         callbacks.tick("load", 0, 1, key.source)
-        pipeline = tiny.build(key.source.removeprefix(TINY), dtype=dtype)
+        with reading_errors(Path(key.source)):
+            pipeline = tiny.build(key.source.removeprefix(TINY), dtype=dtype)
         # Real models skip small layers; nothing would be left of these.
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device, minimum_numel=1024)
         callbacks.tick("load", 1, 1)

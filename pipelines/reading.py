@@ -16,7 +16,7 @@ def reading_errors(path: Path) -> Iterator[None]:
     """Name the file when a library cannot make sense of it; out of memory and cancels keep their type."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (OSError, ImportError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         if isinstance(error, FastDiffusersError) or "out of memory" in str(error).lower():
             raise
         if type(error).__module__ not in ("builtins", "safetensors", "huggingface_hub.errors"):

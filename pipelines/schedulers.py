@@ -6,6 +6,7 @@ model's outputs, and nothing of a cancelled run may reach the next one.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from ..errors import InputError
 from .families import Family
 
 _TRIAL_STEPS = 4
-
+_ANOTHER_PROCESS = "it is made for another kind of process"
 
 SCHEDULERS = (
     "DDIMScheduler",
@@ -55,13 +56,9 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]
         InputError: it does not fit this pipeline; the error lists those that do.
     """
     original = pipeline.scheduler
-    fresh = (
-        type(original).from_config(original.config)
-        if name in ("model default", type(original).__name__)
-        else _candidate(original, name)
-    )
-    objection = "" if fresh is not None and name == "model default" else _objection(family, fresh)
-    if fresh is None or objection:
+    own = name in ("model default", type(original).__name__)
+    fresh = type(original).from_config(original.config) if own else _candidate(original, name)
+    if objection := "" if name == "model default" else _objection(family, fresh):
         fitting = ", ".join(compatible_schedulers(original, family))
         reason = f"it does not fit {type(pipeline).__name__} ({objection})"
         raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
@@ -89,13 +86,17 @@ def is_flow(scheduler: Any) -> bool:
     )
 
 
-def _candidate(original: Any, name: str) -> Any | None:
-    """Scheduler `name` with the original's configuration, or None when its kind of process is another one."""
+def _candidate(original: Any, name: str) -> Any:
+    """Scheduler `name` with the original's configuration, or in words why there can be none."""
     import diffusers
 
     scheduler_class = getattr(diffusers, name, None)
+    needed = getattr(scheduler_class, "_backends", ())  # of a stand-in: diffusers could not import the real one
+    if needed:
+        missing = [package for package in needed if importlib.util.find_spec(package) is None]
+        return f"it needs {', '.join(missing or needed)}, which cannot be imported"
     if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
-        return None
+        return "diffusers has no such scheduler"
     parameters = inspect.signature(scheduler_class.__init__).parameters
     flow_class = name.startswith("FlowMatch")
     changes: dict[str, Any] = {}
@@ -106,19 +107,19 @@ def _candidate(original: Any, name: str) -> Any | None:
         elif "use_flow_sigmas" in parameters:
             changes = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
         else:
-            return None
+            return _ANOTHER_PROCESS
     elif flow_class:
-        return None
+        return _ANOTHER_PROCESS
     try:
         return scheduler_class.from_config(original.config, **changes)
-    except (ImportError, TypeError, ValueError, NotImplementedError):  # a missing package, or a setting it has not
-        return None
+    except (ImportError, TypeError, ValueError, NotImplementedError) as error:  # a package or a setting it lacks
+        return _first_line(error)
 
 
-def _objection(family: Family, scheduler: Any | None) -> str:
-    """Why a family's pipelines cannot drive this scheduler, "" when they can: asks it for timesteps as they will."""
-    if scheduler is None:
-        return "it is made for another kind of process"
+def _objection(family: Family, scheduler: Any) -> str:
+    """Why a family's pipelines cannot drive this `_candidate`, "" when they can: asks it for timesteps as they will."""
+    if isinstance(scheduler, str):
+        return scheduler
     arguments = _timestep_arguments(family, scheduler)
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     for name in arguments:
@@ -128,8 +129,12 @@ def _objection(family: Family, scheduler: Any | None) -> str:
         trial = type(scheduler).from_config(scheduler.config)
         trial.set_timesteps(**({} if "sigmas" in arguments else {"num_inference_steps": _TRIAL_STEPS}), **arguments)
     except (ValueError, TypeError, AssertionError, NotImplementedError, ImportError, IndexError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return _first_line(error)
     return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _timestep_arguments(family: Family, scheduler: Any) -> dict[str, Any]:

@@ -250,6 +250,18 @@ def test_a_single_file_is_recognised_by_its_header_or_refused(tmp_path):
         loader.load(key)
 
 
+def test_a_package_that_a_model_needs_is_one_clear_line(folder, monkeypatch):
+    import diffusers
+
+    def needs_more(*args, **kwargs):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found.\nmore")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", needs_more)
+    with pytest.raises(ModelFileError, match="requires the Torchvision library") as caught:
+        loader.load(loader.resolve(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_single_file_takes_its_configuration_from_the_folder_beside_it(tmp_path, folder, monkeypatch):
     import diffusers
 

@@ -208,6 +208,26 @@ def test_an_incompatible_scheduler_is_refused_with_a_list_before_any_step():
     assert set(SCHEDULERS) >= set(compatible_schedulers(loaded.pipeline.scheduler, loaded.family))
 
 
+def test_a_scheduler_whose_package_is_missing_is_refused_and_not_offered(monkeypatch):
+    import diffusers
+    from diffusers.utils import DummyObject, requires_backends
+
+    class DPMSolverSDEScheduler(metaclass=DummyObject):
+        """What diffusers puts in the place of a class that it could not import."""
+
+        _backends = ("torch", "no_such_package")
+
+        def __init__(self, *args, **kwargs):
+            requires_backends(self, self._backends)
+
+    monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", DPMSolverSDEScheduler)
+    loaded = load("sdxl")
+    assert "DPMSolverSDEScheduler" not in compatible_schedulers(loaded.pipeline.scheduler, loaded.family)
+    with pytest.raises(InputError, match="it needs no_such_package") as caught:
+        sampling.run(loaded, small_request(scheduler="DPMSolverSDEScheduler"))
+    assert "EulerDiscreteScheduler" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["flux", "sdxl", "sd3", "qwenimage", "zimage"])
 def test_starting_from_a_picture_or_a_latent_shares_the_models_and_leaks_nothing(name):
     loaded = load(name)
