@@ -73,7 +73,13 @@ def fetch(
     wanted = _wanted(repository, files, checkpoints.read_index(index_path.parent))
     _check_room(client, repository, commit, wanted, kept)
     if kept:
-        checkpoints.note_commit(kept, commit)
+        try:
+            checkpoints.note_commit(kept, commit)
+        except OSError as error:
+            cure = "make it writable, or put another folder first among the diffusers paths"
+            raise ModelFileError(
+                "model", repository, f"{kept} cannot be written ({first_line(error)})", cure
+            ) from error
         wanted += [file for file in files if file.name == checkpoints.INDEX]
     _download_all(client, repository, commit, wanted, kept, callbacks)
     return commit, kept or index_path.parent

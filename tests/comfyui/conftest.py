@@ -22,6 +22,8 @@ sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:
     from comfy_client import Client
 
+    from fastdiffusers.scripts.browser import Browser
+
 REQUIREMENTS = ("aiohttp", "av", "comfyui_frontend_package", "comfy_kitchen", "torchsde", "alembic")
 
 
@@ -70,6 +72,19 @@ def server(comfyui: Path, base: Path, models: Path) -> Iterator[Client]:
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with ComfyServer(base, comfyui, ["--preview-method", "latent2rgb"], environment=environment) as running:
         yield Client(running)
+
+
+@pytest.fixture(scope="module")
+def page(server: Client) -> Iterator[Browser]:
+    """ComfyUI's editor in a headless browser."""
+    from fastdiffusers.scripts.browser import Browser, find_chromium
+
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with Browser(program) as page:
+        page.open(server.server.url)
+        yield page
 
 
 @pytest.fixture(scope="session")

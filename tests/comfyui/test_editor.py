@@ -8,11 +8,9 @@ import pytest
 from test_registration import NODES
 from test_workflows import read
 
-from fastdiffusers.scripts.browser import CLASSIC, DARK, HELP_TEXT, LIGHT, NODES_2, Browser, find_chromium
+from fastdiffusers.scripts.browser import CLASSIC, DARK, HELP_TEXT, LIGHT, NODES_2, Browser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from comfy_client import Client
 
 LABELS = """
@@ -27,15 +25,6 @@ REPORT = """
 })()
 """
 HELP_WIDTHS = f"(() => {{ const e = document.querySelector('{HELP_TEXT}'); return [e.scrollWidth, e.clientWidth]; }})()"
-
-
-@pytest.fixture(scope="module")
-def page(server: Client) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    with Browser(program) as page:
-        yield page
 
 
 @pytest.mark.parametrize("theme", [DARK, LIGHT], ids=["dark", "light"])

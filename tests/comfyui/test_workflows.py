@@ -13,8 +13,6 @@ from PIL import Image
 from fastdiffusers.scripts.workflow import to_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from comfy_client import Client
 
     from fastdiffusers.scripts.browser import Browser
@@ -103,19 +101,6 @@ def test_workflow_has_a_thumbnail(name: str) -> None:
     with Image.open(FOLDER / f"{name}.jpg") as picture:
         assert picture.format == "JPEG"
         assert min(picture.size) >= 300
-
-
-@pytest.fixture(scope="module")
-def page(server: Client) -> Iterator[Browser]:
-    """ComfyUI's editor in a headless browser."""
-    from fastdiffusers.scripts.browser import Browser, find_chromium
-
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    with Browser(program) as page:
-        page.open(server.server.url)
-        yield page
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

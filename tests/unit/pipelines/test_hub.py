@@ -152,6 +152,14 @@ def test_a_full_disk_is_said_before_and_during_a_download(fake_hub, tmp_path, mo
     assert loader.load(loader.resolve("owner/model", library=tmp_path / "diffusers")).pipeline.vae is not None
 
 
+def test_a_folder_of_models_that_cannot_be_written_is_said(fake_hub, tmp_path):
+    (tmp_path / "diffusers").write_text("a file in its place")
+    with pytest.raises(ModelFileError, match="cannot be written") as caught:
+        loader.resolve("owner/model", library=tmp_path / "diffusers")
+    assert "\n" not in str(caught.value)
+    assert loader.resolve("owner/model", library=tmp_path / "elsewhere").source.endswith("owner/model")
+
+
 def test_a_cancel_stops_a_download(fake_hub):
     class Interrupted(Exception):
         pass
