@@ -39,3 +39,8 @@ class MissingDependencyError(FastDiffusersError, ImportError):
         super().__init__(
             f"{needed_for} needs the package {package!r}. Install it with: {install or f'pip install {package}'}"
         )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, its type when it has none: other libraries' errors within one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

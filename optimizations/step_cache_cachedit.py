@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..errors import first_line
 from .step_cache_engine import (
     Counts,
     Level,
@@ -60,7 +61,7 @@ class CacheDitEngine(StepCacheEngine):
                 cache_dit.enable_cache(adapter, **self._configs(level.warmup_steps(steps), separate=False))
             except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
                 self.remove()
-                raise StepCacheUnavailable(f"cache-dit does not fit this model ({_first_line(error)})") from error
+                raise StepCacheUnavailable(f"cache-dit does not fit this model ({first_line(error)})") from error
         self._wrapped = [model.__dict__.get("forward") for model in self._models]
         self._calls = [_Calls(model, self._separate) for model in self._models]
 
@@ -207,7 +208,7 @@ def _adapter_of(pipeline: Any) -> Any:
             adapter.skip_post_init = False
             adapter.__post_init__()
         except (AssertionError, AttributeError, ImportError, TypeError, ValueError) as error:
-            raise StepCacheUnavailable(f"{_MOVED} ({_first_line(error)})") from error
+            raise StepCacheUnavailable(f"{_MOVED} ({first_line(error)})") from error
     return adapter
 
 
@@ -265,10 +266,6 @@ def _places_under_hooks(model: torch.nn.Module) -> Iterator[tuple[Any, str]]:
     for reference in getattr(model.__dict__.get("_diffusers_hook"), "_fn_refs", ()):
         yield reference, "forward"
         yield reference, "original_forward"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

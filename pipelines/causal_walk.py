@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .module_facts import is_group_offloaded
+
 if TYPE_CHECKING:
     import torch
 
@@ -59,16 +61,6 @@ def padded(like: torch.Tensor, pad: tuple[int, ...]) -> tuple[torch.Tensor, torc
     return buffer, buffer[..., top : top + height, left : left + width]
 
 
-def zero_border(buffer: torch.Tensor, pad: tuple[int, ...]) -> None:
-    """Zeros around every plane."""
-    left, right, top, bottom = pad[:4]
-    for axis, before, after in ((3, top, bottom), (4, left, right)):
-        if before:
-            buffer.narrow(axis, 0, before).zero_()
-        if after:
-            buffer.narrow(axis, buffer.shape[axis] - after, after).zero_()
-
-
 def replicate_border(buffer: torch.Tensor, pad: tuple[int, ...]) -> None:
     """Copies of its outermost rows and columns around every plane."""
     left, right, top, bottom = pad[:4]
@@ -86,11 +78,7 @@ def replicate_border(buffer: torch.Tensor, pad: tuple[int, ...]) -> None:
 
 def moved_in_parts(decoder: Any) -> str:
     """Why the layers of a decoder cannot be called one by one: something acts when a whole block is called, or ""."""
-    for module in decoder.modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        if registry is not None and registry.get_hook("group_offloading") is not None:
-            return "group offload is active on it"
-    return ""
+    return "group offload is active on it" if any(map(is_group_offloaded, decoder.modules())) else ""
 
 
 def refuse_fast(vae: Any) -> str:

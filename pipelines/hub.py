@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..callbacks import Callbacks
-from ..errors import ModelFileError
+from ..errors import ModelFileError, first_line
 from . import checkpoints
-from .hub_client import HubClient, HuggingFace, RemoteFile, first_line
+from .hub_client import HubClient, HuggingFace, RemoteFile
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja")
@@ -76,10 +76,9 @@ def fetch(
         try:
             checkpoints.note_commit(kept, commit)
         except OSError as error:
+            reason = f"{kept} cannot be written ({first_line(error)})"
             cure = "make it writable, or put another folder first among the diffusers paths"
-            raise ModelFileError(
-                "model", repository, f"{kept} cannot be written ({first_line(error)})", cure
-            ) from error
+            raise ModelFileError("model", repository, reason, cure) from error
         wanted += [file for file in files if file.name == checkpoints.INDEX]
     _download_all(client, repository, commit, wanted, kept, callbacks)
     return commit, kept or index_path.parent

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..errors import first_line
 from . import checkpoints
 
 _HTTP_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3")
@@ -48,11 +49,6 @@ class HubClient(Protocol):
 
         Raises OSError when it does not arrive; a part of it is kept, and the next attempt goes on from there.
         """
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message in one line, its type when it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

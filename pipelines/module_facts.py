@@ -29,11 +29,16 @@ def execution_device(module: Any, target: torch.device) -> torch.device:
         import torch
 
         return torch.device(hook.execution_device)
-    registry = getattr(module, "_diffusers_hook", None)
-    if registry is not None and registry.get_hook("group_offloading") is not None:
+    if is_group_offloaded(module):
         return target
     device: torch.device = next(module.parameters()).device
     return device
+
+
+def is_group_offloaded(module: Any) -> bool:
+    """Whether diffusers' group offload acts when this very module is called."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None
 
 
 def has_time_axis(vae: Any) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..callbacks import Callbacks
-from ..errors import FastDiffusersError, ModelFileError
+from ..errors import FastDiffusersError, ModelFileError, first_line
 
 
 @contextmanager
@@ -21,8 +21,9 @@ def reading_errors(path: Path) -> Iterator[None]:
             raise
         if type(error).__module__ not in ("builtins", "safetensors", "huggingface_hub.errors"):
             raise  # a caller's own exception, or torch's out of memory
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelFileError("model", str(path), f"it could not be loaded ({lines[0]})", "see the log") from error
+        raise ModelFileError(
+            "model", str(path), f"it could not be loaded ({first_line(error)})", "see the log"
+        ) from error
 
 
 @contextmanager

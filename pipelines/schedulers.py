@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .families import Family
 
 _TRIAL_STEPS = 4
@@ -113,7 +113,7 @@ def _candidate(original: Any, name: str) -> Any:
     try:
         return scheduler_class.from_config(original.config, **changes)
     except (ImportError, TypeError, ValueError, NotImplementedError) as error:  # a package or a setting it lacks
-        return _first_line(error)
+        return first_line(error)
 
 
 def _objection(family: Family, scheduler: Any) -> str:
@@ -129,12 +129,8 @@ def _objection(family: Family, scheduler: Any) -> str:
         trial = type(scheduler).from_config(scheduler.config)
         trial.set_timesteps(**({} if "sigmas" in arguments else {"num_inference_steps": _TRIAL_STEPS}), **arguments)
     except (ValueError, TypeError, AssertionError, NotImplementedError, ImportError, IndexError) as error:
-        return _first_line(error)
+        return first_line(error)
     return ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _timestep_arguments(family: Family, scheduler: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .causal_walk import FastArithmetic, padded, refuse_fast, zero_border
+from .causal_walk import FastArithmetic, padded, refuse_fast
 
 if TYPE_CHECKING:
     import torch
@@ -86,13 +86,14 @@ def _resnet(block: Any, hidden: torch.Tensor, state: WalkState) -> torch.Tensor:
 def _convolved(conv: Any, x: torch.Tensor, state: WalkState, norm: Any = None) -> torch.Tensor:
     """A causal convolution, of `silu(norm(x))` where a norm is given. Zeros stand before the clip and around it."""
     from ..vae.convolution import conv3d
+    from ..vae.padding import zero_border
 
     pad = conv._padding
     front = pad[4]
     if norm is None and not any(pad):
         return conv3d(x, conv.weight, conv.bias)
     buffer, inside = padded(x, pad)
-    zero_border(buffer, pad)
+    zero_border(buffer, rows=pad[2:4], columns=pad[:2])
     if norm is None:
         inside[:, :, front:].copy_(x)
     else:
