@@ -86,21 +86,25 @@ def _resnet(block: Any, hidden: torch.Tensor, state: WalkState) -> torch.Tensor:
 def _convolved(conv: Any, x: torch.Tensor, state: WalkState, norm: Any = None) -> torch.Tensor:
     """A causal convolution, of `silu(norm(x))` where a norm is given. Zeros stand before the clip and around it."""
     from ..vae.convolution import conv3d
-    from ..vae.padding import zero_border
+    from ..vae.kernels import Padded
+    from ..vae.kernels.tiles import Border
 
     pad = conv._padding
     front = pad[4]
     if norm is None and not any(pad):
         return conv3d(x, conv.weight, conv.bias)
     buffer, inside = padded(x, pad)
-    zero_border(buffer, rows=pad[2:4], columns=pad[:2])
+    border = Border(*pad[:4])
+    own = Padded(buffer[:, :, front:], border)
     if norm is None:
-        inside[:, :, front:].copy_(x)
+        own.inside.copy_(x)
+        own.surround()
     else:
-        state.fast.norm(norm, x, out=inside[:, :, front:])
+        state.fast.norm(norm, x, out=own)
     if front:
-        tail = state.tails.get(id(conv))
-        inside[:, :, :front].zero_() if tail is None else inside[:, :, :front].copy_(tail)
+        carried, tail = Padded(buffer[:, :, :front], border), state.tails.get(id(conv))
+        carried.inside.zero_() if tail is None else carried.inside.copy_(tail)
+        carried.surround()
         # A clone: a view would keep the whole buffer alive until the next run.
         state.tails[id(conv)] = inside[:, :, -front:].clone()
     return conv3d(buffer, conv.weight, conv.bias)

@@ -15,6 +15,7 @@ from torch import nn
 
 from .convolution import conv3d
 from .execution import Execution, empty
+from .kernels import Padded
 from .padding import carry_frames, gather
 from .sources import Plain, Source
 from .strips import Axis, Block
@@ -183,7 +184,7 @@ def concatenate(source: Source, memory: torch.Tensor | None, front: int, block: 
     """What `gather` makes of a whole plane, by way of two more full copies: to measure what writing once saves."""
     rows, columns = block
     x = empty(source.shape, source.x)
-    source.write(rows, columns, x)
+    source.write(rows, columns, Padded(x))
     if front:
         head = x[:, :, :1].expand(-1, -1, front, -1, -1) if memory is None else memory.to(x.device)
         x = torch.cat([head, x], dim=2)

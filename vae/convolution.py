@@ -42,6 +42,24 @@ def bias_of(conv: nn.Conv3d) -> torch.Tensor:
     return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
 
 
+def bias_is_a_pass(x: torch.Tensor) -> bool:
+    """Whether PyTorch adds a bias to a convolution of x in a pass of its own, so that it is better added later.
+
+    So it does on cards, whatever convolves there; oneDNN adds it on the way.
+    """
+    return x.is_cuda
+
+
+def copy_biased(target: torch.Tensor, result: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Copy a convolution's result [B, O, T, H, W] to where it belongs, adding a bias [O] on the way."""
+    if bias is None:
+        target.copy_(result)
+    elif torch.compiler.is_compiling():  # dynamo knows no `out=` into a view
+        target.copy_(result + bias.view(-1, 1, 1, 1))
+    else:
+        torch.add(result, bias.view(-1, 1, 1, 1), out=target)
+
+
 def unfolds(x: torch.Tensor) -> bool:
     """Whether PyTorch would take this CPU input for too small for oneDNN, and copy it once per kernel tap instead.
 

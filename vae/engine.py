@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +15,7 @@ from ..errors import FastDiffusersError
 from .canvas import Canvas, ReferenceCanvas
 from .execution import Execution, StreamState
 from .kernels import Kernels
+from .lanes import lanes_of
 from .model import VideoVAE
 from .planner import Plan, Task
 from .settings import VaeSettings, pair
@@ -24,6 +28,15 @@ Network = Callable[[torch.Tensor, Execution], torch.Tensor]
 
 class HalfPrecisionOverflowError(FastDiffusersError):
     """Finite input gave NaN or Inf: float16 ran out of range."""
+
+
+class Piece(NamedTuple):
+    """One slice of one tile: frames [C', T', h, w] from output frame `frame` on."""
+
+    row: int
+    column: int
+    frame: int
+    made: torch.Tensor
 
 
 @dataclass
@@ -56,14 +69,40 @@ class Job:
         self.callbacks.tick(self.task.stage, done, total)
         for item, target in zip(x, out, strict=True):
             canvas = self._canvas(target, rows, columns)
-            for row in range(len(rows)):
-                for column in range(len(columns)):
-                    tile = self._crop(item, rows, row, columns, column)
-                    for frame, made in self._stream(tile):
-                        canvas.write(row, column, frame, made)
-                        done += 1
-                        self.callbacks.tick(self.task.stage, done, total)
+            for row, column, frame, made in self._pieces(item, rows, columns):
+                if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+                    raise HalfPrecisionOverflowError("the VAE's values do not fit float16: load it in bfloat16")
+                canvas.write(row, column, frame, made)
+                done += 1
+                self.callbacks.tick(self.task.stage, done, total)
             canvas.finish()
+
+    def _pieces(self, item: torch.Tensor, rows: TileAxis, columns: TileAxis) -> Iterator[Piece]:
+        """All slices of all tiles of a clip [C, T, H, W]; with two lanes one is made while another is handed out."""
+        lanes = lanes_of(self.vae.device, self.plan.lanes)
+        tiles = product(range(len(rows)), range(len(columns)))  # shared: a lane takes the next one when it is free
+        at_work = deque((lane, self._lane(item, rows, columns, tiles)) for lane in range(lanes.count))
+        under_way: deque[tuple[int, Piece]] = deque()
+        while at_work or under_way:
+            if at_work and len(under_way) < lanes.count:
+                lane, pieces = at_work.popleft()
+                with lanes.lane(lane):
+                    piece = next(pieces, None)
+                if piece is not None:
+                    at_work.append((lane, pieces))
+                    under_way.append((lane, piece))
+            else:
+                lane, piece = under_way.popleft()
+                lanes.fetch(lane, piece.made)
+                yield piece
+
+    def _lane(
+        self, item: torch.Tensor, rows: TileAxis, columns: TileAxis, tiles: Iterator[tuple[int, int]]
+    ) -> Iterator[Piece]:
+        """The slices of one tile after the other."""
+        for row, column in tiles:
+            for frame, made in self._stream(self._crop(item, rows, row, columns, column)):
+                yield Piece(row, column, frame, made)
 
     def _stream(self, clip: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """(first frame, frames [C', T', H', W']) of each temporal slice of a clip [C, T, H, W]."""
@@ -76,8 +115,6 @@ class Job:
             carry = index < len(parts) - 1
             run = Execution(state, carry, self.plan.layout, self.settings.optimizations, self.kernels)
             made = self.network(piece, run)[0]
-            if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
-                raise HalfPrecisionOverflowError("the VAE's values do not fit float16. Load it with dtype bfloat16.")
             yield frame, made
             frame += made.shape[1]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from .execution import empty, region
+from .kernels import Padded
+from .kernels.tiles import Border
 from .sources import Plain, Source
 from .strips import Block
 
@@ -23,22 +25,15 @@ def gather(source: Source, memory: torch.Tensor | None, front: int, block: Block
         return region(source.x, rows, columns)
     batch, channels, frames, _, _ = source.shape
     buffer = empty((batch, channels, front + frames, rows.padded, columns.padded), source.x)
-    zero_border(buffer, (rows.before, rows.after), (columns.before, columns.after))
-    inside = buffer[..., rows.before : rows.padded - rows.after, columns.before : columns.padded - columns.after]
-    source.write(rows, columns, inside[:, :, front:])
-    if front:
-        first = inside[:, :, front : front + 1].expand(-1, -1, front, -1, -1)
-        inside[:, :, :front].copy_(first if memory is None else region(memory, rows, columns))
+    border = Border(columns.before, columns.after, rows.before, rows.after)
+    if memory is None or not front:
+        source.write(rows, columns, Padded(buffer, border, front))
+        return buffer
+    source.write(rows, columns, Padded(buffer[:, :, front:], border))
+    carried = Padded(buffer[:, :, :front], border)
+    carried.inside.copy_(region(memory, rows, columns))
+    carried.surround()
     return buffer
-
-
-def zero_border(buffer: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> None:
-    """Zeros in the first and the last rows and columns, (before, after) each, of every plane [B, C, T, H, W]."""
-    for axis, (before, after) in ((3, rows), (4, columns)):
-        if before:
-            buffer.narrow(axis, 0, before).zero_()
-        if after:
-            buffer.narrow(axis, buffer.shape[axis] - after, after).zero_()
 
 
 def carry_frames(buffer: torch.Tensor, memory: torch.Tensor, block: Block) -> None:

@@ -77,6 +77,7 @@ class Plan:
         peak: estimated bytes above weights and output.
         budget: bytes that were allowed, or None for no limit.
         reason: how it was decided.
+        lanes: tiles at work at the same time.
     """
 
     tiles: tuple[int, ...]
@@ -86,6 +87,7 @@ class Plan:
     peak: int
     budget: int | None
     reason: str
+    lanes: int = 1
 
 
 def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int | None, str]:
@@ -177,7 +179,21 @@ def _tiled(
             continue
         if sizes != pair(settings.tile_size):
             reason += f", and so do tiles larger than {sizes[0]} x {sizes[1]}"
+        several = tile_shape[2:] != (height, width) and not overlap_refusal(settings, vae.device)
+        both = 2 * inner.peak
+        if several and (budget is None or both <= budget):
+            return replace(inner, tiles=sizes, reason=reason, lanes=2, peak=both)
         return replace(inner, tiles=sizes, reason=reason)
+
+
+def overlap_refusal(settings: VaeSettings, device: torch.device) -> str:
+    """Why two tiles are not worked on at a time, or "" where only their memory decides."""
+    if not settings.overlap_tiles:
+        return "off"
+    if device.type != "cuda":
+        return "there is no CUDA device"
+    graphs = settings.cuda_graphs or (settings.compile or {}).get("mode") in ("reduce-overhead", "max-autotune")
+    return "CUDA graphs work on one slice at a time" if graphs else ""
 
 
 class DryRun:

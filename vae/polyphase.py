@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from .causal_conv import Kernel, causal_kernels
-from .convolution import bias_of, conv3d
+from .convolution import bias_is_a_pass, bias_of, conv3d, copy_biased
 from .execution import Execution
 from .padding import carry_frames, gather
 from .sources import Plain
@@ -102,7 +102,8 @@ class PolyphaseConv(nn.Module):
         height, width = rows.stop - rows.start, columns.stop - columns.start
         window = buffer[:, :, : kernel.reads, a : a + height + 1, b : b + width + 1]
         inner, row, column, corner = self.biases[phase]
-        result = conv3d(window, kernel.weight, inner)
+        later = bias_is_a_pass(window)
+        result = conv3d(window, kernel.weight, None if later else inner)
         at_row = rows.before if a == 0 else rows.after
         at_column = columns.before if b == 0 else columns.after
         if at_row:
@@ -114,8 +115,8 @@ class PolyphaseConv(nn.Module):
         frames, z = result.shape[2], self.temporal
         target = out[:, :, z * kernel.frame : z * (kernel.frame + frames)]
         target = target[..., 2 * rows.start + a : 2 * rows.stop : 2, 2 * columns.start + b : 2 * columns.stop : 2]
-        for k, part in enumerate(result.chunk(z, dim=1)):
-            target[:, :, k::z].copy_(part)
+        for k, (part, bias) in enumerate(zip(result.chunk(z, dim=1), inner.chunk(z), strict=True)):
+            copy_biased(target[:, :, k::z], part, bias if later else None)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from .convolution import CHOICE, memory_defect
 from .cuda_graphs import GraphedNetwork
 from .kernels import Kernels
 from .model import VideoVAE
-from .planner import GIB, Plan, Task
+from .planner import GIB, Plan, Task, overlap_refusal
 from .settings import Optimizations, VaeSettings
 
 SWITCHES = {
@@ -48,6 +48,7 @@ def describe(
     asked = str(settings.temporal_slice or "auto")
     applied = f"{plan.temporal_slice} latent frame(s) per slice, {frames} frames at a time at full resolution"
     report.set(OptimizationRecord("temporal_slices", asked, applied))
+    report.set(_overlap_record(settings, plan, vae.device))
     report.set(_compile_record(settings, plan))
     report.set(OptimizationRecord("precision", "as loaded", str(vae.dtype).removeprefix("torch.")))
     for name, text in SWITCHES.items():
@@ -92,6 +93,19 @@ def graphs_record(settings: VaeSettings, network: object) -> OptimizationRecord:
         return OptimizationRecord("cuda_graphs", "on", "off", reason, failed=bool(network.refused))
     held = f"{network.most_bytes / GIB:.2f} GiB held meanwhile"
     return OptimizationRecord("cuda_graphs", "on", f"{network.replays} slices replayed", network.refused, held)
+
+
+def _overlap_record(settings: VaeSettings, plan: Plan, device: torch.device) -> OptimizationRecord:
+    """Whether two tiles were at work at a time."""
+    refusal = overlap_refusal(settings, device)
+    if not settings.overlap_tiles:
+        return OptimizationRecord("overlap_tiles", "off", "off")
+    if plan.lanes > 1:
+        return OptimizationRecord("overlap_tiles", "on", f"{plan.lanes} tiles at a time")
+    if not (plan.tiles or refusal):
+        return OptimizationRecord("overlap_tiles", "on", "off", "planes are not cut into tiles")
+    reason = refusal or "the clip is one tile, or two do not fit the memory"
+    return OptimizationRecord("overlap_tiles", "on", "off", reason, failed=bool(refusal))
 
 
 def _convolution_record(settings: VaeSettings) -> OptimizationRecord:

@@ -77,6 +77,7 @@ class VaeSettings:
         fp16_accumulation: let convolutions also sum in float16 where comfy-kitchen has a kernel for it: less exact, and
             not measured yet. Only with float16 weights and kernels "auto".
         cuda_graphs: record the steady slices of a clip as CUDA graphs. Not measured yet, so it has to be asked for.
+        overlap_tiles: work on two tiles at a time on a card, where the memory holds both. Not measured yet either.
         compile: keyword arguments of torch.compile, or None for no compilation; {} compiles with the defaults. Planes
             that have to be cut into strips are not compiled.
         compile_headroom_gib: memory in GiB left to compiled code when the budget is chosen from what is free.
@@ -95,6 +96,7 @@ class VaeSettings:
     kernels: str = "auto"
     fp16_accumulation: bool = False
     cuda_graphs: bool = False
+    overlap_tiles: bool = False
     compile: Mapping[str, Any] | None = field(default=None, hash=False)
     compile_headroom_gib: float = 1.0
     optimizations: Optimizations = field(default_factory=Optimizations)

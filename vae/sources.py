@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .convolution import conv3d
+from .convolution import bias_is_a_pass, conv3d
 from .execution import Execution, region
-from .kernels import Statistics
+from .kernels import Padded, Statistics
 from .strips import Span
 
 
@@ -32,8 +32,8 @@ class Source(Protocol):
         """Bytes of temporaries per cell while a block is written, over all frames."""
         ...
 
-    def write(self, rows: Span, columns: Span, out: torch.Tensor) -> None:
-        """Write the cells that the block reads, all frames of them, into `out`."""
+    def write(self, rows: Span, columns: Span, out: Padded) -> None:
+        """Write the cells that the block reads, all frames of them, into `out`, and fill what surrounds them."""
         ...
 
 
@@ -46,8 +46,9 @@ class Plain:
         self.x = x
         self.shape = tuple(x.shape)
 
-    def write(self, rows: Span, columns: Span, out: torch.Tensor) -> None:
-        out.copy_(region(self.x, rows, columns))
+    def write(self, rows: Span, columns: Span, out: Padded) -> None:
+        out.inside.copy_(region(self.x, rows, columns))
+        out.surround()
 
 
 class Activated:
@@ -67,7 +68,7 @@ class Activated:
         """In half precision one frame at a time passes through float32."""
         return 0 if self.x.dtype == torch.float32 else 8 * self.shape[1]
 
-    def write(self, rows: Span, columns: Span, out: torch.Tensor) -> None:
+    def write(self, rows: Span, columns: Span, out: Padded) -> None:
         norm = self.norm
         self.kernels.group_norm_silu(
             region(self.x, rows, columns),
@@ -100,13 +101,16 @@ class Upscaled:
         _, channels, _, _, _ = self.shape
         return 2 * channels * self.x.shape[2] * self.temporal * self.x.element_size()
 
-    def write(self, rows: Span, columns: Span, out: torch.Tensor) -> None:
+    def write(self, rows: Span, columns: Span, out: Padded) -> None:
         top, left = rows.read_start // 2, columns.read_start // 2
         coarse = self.x[..., top : (rows.read_stop + 1) // 2, left : (columns.read_stop + 1) // 2]
-        upscaled = conv3d(coarse, self.conv.weight, self.conv.bias)
+        later = self.conv.bias if bias_is_a_pass(coarse) else None
+        upscaled = conv3d(coarse, self.conv.weight, self.conv.bias if later is None else None)
         if rows.read_start % 2 or rows.read_stop % 2 or columns.read_start % 2 or columns.read_stop % 2:
-            fine = self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head)
+            fine = self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head, bias=later)
             y, x = rows.read_start - 2 * top, columns.read_start - 2 * left
-            out.copy_(fine[..., y : y + out.shape[3], x : x + out.shape[4]])
+            inside = out.inside
+            inside.copy_(fine[..., y : y + inside.shape[3], x : x + inside.shape[4]])
+            out.surround()
         else:
-            self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head, out=out)
+            self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head, bias=later, out=out)

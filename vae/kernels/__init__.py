@@ -2,7 +2,8 @@
 
 An implementation is a module of this folder with a `NAME`, a function `unavailable(device) -> str` (why it cannot run
 there, or "") and any of the operations of `Kernels`, with the same signatures. `eager` and `plain` need nothing
-but PyTorch; fused ones are listed in `FUSED`, best first, and are imported when first asked for.
+but PyTorch; fused ones are listed in `FUSED`, best first, and are imported when first asked for. Those that say
+`WRITES_PADDING` fill a whole `Padded` buffer themselves; for the others it is done after them.
 
 A fused operation is probed at its first use for each kind of input (`Key`): it runs once on a small input and must
 agree with its eager twin. Whatever goes wrong there switches it off for that key, with the reason kept for the report,
@@ -24,11 +25,12 @@ import torch
 
 from . import eager, plain
 from .moments import Moments, Statistics
+from .padded import Padded
 from .probe import probe
 from .remembered import MEMORY
 from .triton_support import INTERPRETED
 
-__all__ = ["FUSED", "OPERATIONS", "Kernels", "Key", "Moments", "Statistics"]
+__all__ = ["FUSED", "OPERATIONS", "Kernels", "Key", "Moments", "Padded", "Statistics"]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,23 @@ class Key(NamedTuple):
     channels_last: bool
 
 
-_choices: dict[tuple[Key, tuple[str, ...]], tuple[Callable[..., Any], str]] = {}
+class Choice(NamedTuple):
+    """An operation of one implementation. Attributes: pads: whether it writes what surrounds the inside itself."""
+
+    function: Callable[..., Any]
+    name: str
+    pads: bool = False
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        out = options.get("out")
+        if self.pads or not isinstance(out, Padded):
+            return self.function(*arguments, **options)
+        made = self.function(*arguments, **{**options, "out": out.inside})
+        out.surround()
+        return made
+
+
+_choices: dict[tuple[Key, tuple[str, ...]], Choice] = {}
 _refusals: dict[tuple[Key, str], str] = {}
 _lock = threading.Lock()
 
@@ -77,7 +95,7 @@ class Kernels:
         *,
         statistics: Statistics | None = None,
         activation: bool = True,
-        out: torch.Tensor | None = None,
+        out: torch.Tensor | Padded | None = None,
     ) -> torch.Tensor:
         """GroupNorm of each frame by itself, then SiLU: `silu((x - mean) * rstd * weight + bias)`.
 
@@ -88,10 +106,10 @@ class Kernels:
             eps: added to the variance.
             statistics: given ones, when `x` is only a part of its frames; None computes them from `x`.
             activation: False leaves the SiLU out.
-            out: where to write, a view of x's shape (the inside of a padded buffer); None allocates.
+            out: where to write, of x's shape, with or without what surrounds it; None allocates.
 
         Returns:
-            `out`, or a new tensor in x's dtype.
+            what was written, in x's dtype and shape.
         """
         options = {"statistics": statistics, "activation": activation, "out": out}
         return self._run("group_norm_silu", x, weight, bias, groups, eps, **options)
@@ -101,7 +119,14 @@ class Kernels:
         return self._run("group_norm_statistics", x, groups)
 
     def pixel_shuffle_3d(
-        self, x: torch.Tensor, temporal: int, *, drop_head: bool = False, out: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        temporal: int,
+        *,
+        drop_head: bool = False,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | Padded | None = None,
     ) -> torch.Tensor:
         """Channels to space and time, `out[c, z t + k, 2 h + a, 2 w + b] = x[((a 2 + b) z + k) C + c, t, h, w]`.
 
@@ -109,9 +134,15 @@ class Kernels:
             x: [B, 4 z C, T, H, W].
             temporal: z, frames per frame: 1 or 2.
             drop_head: leave out the frames k > 0 of the first input frame (the beginning of a clip).
-            out: where to write, a view [B, C, z T (- z + 1), 2 H, 2 W]; None allocates.
+            bias: [4 z C], added to the channels of x: that of the convolution that made it, say.
+            residual: of the result's shape, added to it.
+            out: where to write [B, C, z T (- z + 1), 2 H, 2 W], with or without what surrounds it; None allocates.
+
+        Returns:
+            what was written, without what surrounds it.
         """
-        return self._run("pixel_shuffle_3d", x, temporal, drop_head=drop_head, out=out)
+        options = {"drop_head": drop_head, "bias": bias, "residual": residual, "out": out}
+        return self._run("pixel_shuffle_3d", x, temporal, **options)
 
     def rms_norm_silu(
         self,
@@ -120,7 +151,7 @@ class Kernels:
         bias: torch.Tensor | None = None,
         *,
         activation: bool = True,
-        out: torch.Tensor | None = None,
+        out: torch.Tensor | Padded | None = None,
     ) -> torch.Tensor:
         """RMS norm over the channels of each cell, then SiLU: `silu(x / |x| * sqrt(C) * weight + bias)`.
 
@@ -130,10 +161,10 @@ class Kernels:
             x: [B, C, T, H, W], any strides.
             weight, bias: C numbers in any shape ([C, 1, 1, 1]); no bias is a bias of zero.
             activation: False leaves the SiLU out.
-            out: where to write, a view of x's shape (the inside of a padded buffer); None allocates.
+            out: where to write, of x's shape, with or without what surrounds it; None allocates.
 
         Returns:
-            `out`, or a new tensor in x's dtype.
+            what was written, in x's dtype and shape.
         """
         return self._run("rms_norm_silu", x, weight, bias, activation=activation, out=out)
 
@@ -144,28 +175,28 @@ class Kernels:
 
     def _run(self, operation: str, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         if operation in self.plain_operations or self.choice == "plain":
-            return getattr(plain, operation)(x, *arguments, **options)
-        twin = getattr(eager, operation)
+            return Choice(getattr(plain, operation), plain.NAME)(x, *arguments, **options)
+        twin = Choice(getattr(eager, operation), eager.NAME)
         if self.choice == "eager" or torch.compiler.is_compiling() or not _asked_on(x.device.type):
             return twin(x, *arguments, **options)
         key = Key(operation, str(x.device), x.dtype, x.shape[1], x.stride(1) == 1)
         with _lock:
             if (key, FUSED) not in _choices:
                 _choices[key, FUSED] = _choose(key)
-            function, name = _choices[key, FUSED]
-        self.used[operation] = name
-        if function is twin:
+            chosen = _choices[key, FUSED]
+        self.used[operation] = chosen.name
+        if chosen == twin:
             return twin(x, *arguments, **options)
         try:
-            return function(x, *arguments, **options)
+            return chosen(x, *arguments, **options)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - a kernel may fail in any way; the eager twin writes everything anew
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            log.warning("%s, %s: %s; it is switched off", name, operation, reason)
+            log.warning("%s, %s: %s; it is switched off", chosen.name, operation, reason)
         with _lock:
-            _refusals[key, name] = reason
-            _choices[key, FUSED] = (twin, eager.NAME)
+            _refusals[key, chosen.name] = reason
+            _choices[key, FUSED] = twin
         self.used[operation] = eager.NAME
         return twin(x, *arguments, **options)
 
@@ -178,7 +209,7 @@ def _asked_on(kind: str) -> tuple[str, ...]:
     return FUSED if on_card else tuple(name for name in FUSED if name not in FOR_CARDS)
 
 
-def _choose(key: Key) -> tuple[Callable[..., Any], str]:
+def _choose(key: Key) -> Choice:
     """The first fused implementation that passes its probe, else the eager twin. Called with the lock held."""
     for name in _asked_on(torch.device(key.device).type):
         module = _module(name)
@@ -190,12 +221,13 @@ def _choose(key: Key) -> tuple[Callable[..., Any], str]:
             continue
         reason = module.unavailable(key.device) or MEMORY.get((name, *key))
         if not reason:
-            reason = probe(key.operation, function, key.device, key.dtype, key.channels, key.channels_last)
+            pads = getattr(module, "WRITES_PADDING", False)
+            reason = probe(key.operation, function, key.device, key.dtype, key.channels, key.channels_last, pads=pads)
             if not reason:
-                return function, name
+                return Choice(function, name, pads)
             MEMORY.put((name, *key), reason)
         _refusals[key, name] = reason
-    return getattr(eager, key.operation), eager.NAME
+    return Choice(getattr(eager, key.operation), eager.NAME)
 
 
 def _module(name: str) -> ModuleType | str:

@@ -253,8 +253,12 @@ class ConvChoice:
 
 
 def cuda_seconds(function: Callable[[], torch.Tensor], runs: int = 5) -> float:
-    """Median seconds of `function` on the current card, after one run that is not counted."""
+    """Median seconds of `function` on the current card, after one run that is not counted.
+
+    It has the card for itself: other streams, which may work on another tile, come to an end first.
+    """
     function()
+    torch.cuda.synchronize()
     times = []
     for _ in range(runs):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -121,7 +121,13 @@ def _piece_moments(piece: torch.Tensor, groups: int) -> Moments:
 
 
 def pixel_shuffle_3d(
-    x: torch.Tensor, temporal: int, *, drop_head: bool = False, out: torch.Tensor | None = None
+    x: torch.Tensor,
+    temporal: int,
+    *,
+    drop_head: bool = False,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One read and one write: the head frame is never copied. See `Kernels.pixel_shuffle_3d`."""
     batch, packed, frames, height, width = x.shape
@@ -131,14 +137,28 @@ def pixel_shuffle_3d(
         last = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
         shape = (batch, channels, frames * temporal - dropped, height * 2, width * 2)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
+    # [B, C, T, k, H, row, W, column]
     source = x.unflatten(1, (2, 2, temporal, channels)).permute(0, 4, 5, 3, 6, 1, 7, 2)
+    shift = None
+    if bias is not None:
+        shift = bias.to(x.dtype).view(2, 2, temporal, channels).permute(3, 2, 0, 1)[:, None, :, None, :, None]
     head = 1 if dropped else 0
     if head:  # [B, C, H, row, W, column]
-        _by_parity(out[:, :, 0]).copy_(source[:, :, 0, 0])
+        _put(_by_parity(out[:, :, 0]), source[:, :, 0, 0], None if shift is None else shift[:, 0, 0])
     if frames > head:
         target = _by_parity(out[:, :, head:]).unflatten(2, (frames - head, temporal))
-        target.copy_(source[:, :, head:])
-    return out
+        _put(target, source[:, :, head:], shift)
+    return out if residual is None else out.add_(residual)
+
+
+def _put(target: torch.Tensor, source: torch.Tensor, shift: torch.Tensor | None) -> None:
+    """Copy, adding on the way what there is to add."""
+    if shift is None:
+        target.copy_(source)
+    elif torch.compiler.is_compiling():  # dynamo knows no `out=` into a view
+        target.copy_(source + shift)
+    else:
+        torch.add(source, shift, out=target)
 
 
 def _by_parity(x: torch.Tensor) -> torch.Tensor:

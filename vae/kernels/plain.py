@@ -52,15 +52,23 @@ def group_norm_statistics(x: torch.Tensor, groups: int) -> Moments:
 
 
 def pixel_shuffle_3d(
-    x: torch.Tensor, temporal: int, *, drop_head: bool = False, out: torch.Tensor | None = None
+    x: torch.Tensor,
+    temporal: int,
+    *,
+    drop_head: bool = False,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Channels to rows, columns and frames; the head frame is dropped afterwards. See `Kernels.pixel_shuffle_3d`."""
     batch, packed, frames, height, width = x.shape
     channels = packed // (4 * temporal)
+    x = x if bias is None else x + bias.view(-1, 1, 1, 1)
     y = x.reshape(batch, 2, 2, temporal, channels, frames, height, width)
     y = y.permute(0, 4, 5, 3, 6, 1, 7, 2).reshape(batch, channels, frames * temporal, height * 2, width * 2)
     if drop_head and temporal > 1:
         y = torch.cat([y[:, :, :1], y[:, :, temporal:]], dim=2)
+    y = y if residual is None else y + residual
     return y if out is None else out.copy_(y)
 
 

@@ -10,6 +10,8 @@ import torch
 
 from . import eager
 from .moments import Moments
+from .padded import Padded
+from .tiles import Border
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +24,29 @@ SIZES = ((3, 5, 7), (1, 61, 71))
 
 
 def probe(
-    operation: str, function: Callable[..., Any], device: str, dtype: torch.dtype, channels: int, channels_last: bool
+    operation: str,
+    function: Callable[..., Any],
+    device: str,
+    dtype: torch.dtype,
+    channels: int,
+    channels_last: bool,
+    *,
+    pads: bool = False,
 ) -> str:
-    """Why `function` must not be used for this kind of input, or ""."""
+    """Why `function` must not be used for this kind of input, or "".
+
+    Args:
+        pads: it fills padded buffers whole, and has to prove it.
+    """
     try:
         for arguments, options in _cases(operation, device, dtype, channels, channels_last):
             expected = getattr(eager, operation)(*arguments, **options)
-            if isinstance(expected, torch.Tensor):
-                options = {**options, "out": _inside_of_a_buffer(expected, channels_last)}
-            difference = _difference(function(*arguments, **options), expected)
-            if not difference <= TOLERANCE.get(dtype, 0.0):  # NaN fails too
-                return f"it differs from the eager operation by {difference:.1e} of the largest value"
+            for out, right in _places(expected, channels_last, pads=pads):
+                made = function(*arguments, **options, **({} if out is None else {"out": out}))
+                made = out.buffer if isinstance(out, Padded) else made
+                difference = _difference(made, right)
+                if not difference <= TOLERANCE.get(dtype, 0.0):  # NaN fails too
+                    return f"it differs from the eager operation by {difference:.1e} of the largest value"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a kernel may fail in any way; the eager twin takes over
@@ -59,7 +73,9 @@ def _cases(
             yield (x, groups), {}
         elif operation == "pixel_shuffle_3d":
             for z in (z for z in (1, 2) if channels % (4 * z) == 0):
-                yield from (((x, z), {"drop_head": drop}) for drop in (False, True))
+                bias = torch.randn(channels, generator=generator).to(device, dtype)
+                yield (x, z), {"drop_head": False}
+                yield (x, z), {"drop_head": True, "bias": bias}
         elif operation == "rms_norm_silu":
             yield (x, weight), {}
             yield (x, weight, weight.flip(0)), {"activation": False}
@@ -71,13 +87,28 @@ def _cases(
             yield arguments, {"statistics": given}
 
 
-def _inside_of_a_buffer(like: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """Where operations write in earnest: the inside of a padded buffer, here full of NaN."""
-    batch, channels, frames, height, width = like.shape
+def _places(
+    expected: torch.Tensor | Moments, channels_last: bool, *, pads: bool
+) -> Iterator[tuple[torch.Tensor | Padded | None, torch.Tensor | Moments]]:
+    """Where an operation writes in earnest, each with what has to be there: the inside of a padded buffer, and, where
+    it fills such a buffer whole, all of it. The buffers are full of NaN."""
+    if not isinstance(expected, torch.Tensor):
+        yield None, expected
+        return
+    batch, channels, frames, height, width = expected.shape
     layout = torch.channels_last_3d if channels_last else torch.contiguous_format
     shape = (batch, channels, frames + 2, height + 2, width + 2)
-    buffer = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout).fill_(float("nan"))
-    return buffer[:, :, 2:, 1:-1, 1:-1]
+
+    def blank() -> Padded:
+        buffer = torch.empty(shape, dtype=expected.dtype, device=expected.device, memory_format=layout)
+        return Padded(buffer.fill_(float("nan")), Border(1, 1, 1, 1), 2)
+
+    yield blank().inside, expected
+    if pads:
+        right = blank()
+        right.inside.copy_(expected)
+        right.surround()
+        yield blank(), right.buffer
 
 
 def _difference(actual: torch.Tensor | Moments, expected: torch.Tensor | Moments) -> float:

@@ -12,12 +12,14 @@ import triton
 import triton.language as tl
 
 from .moments import Moments, Statistics
-from .tiles import NO_BORDER, Border, Tile, divide_up, power_of_two, tile, walk
+from .padded import Padded, unpacked
+from .tiles import Border, Tile, divide_up, power_of_two, tile, walk
 from .triton_support import unavailable
 
 __all__ = ["NAME", "group_norm_silu", "group_norm_statistics", "unavailable"]
 
 NAME = "triton_group_norm"
+WRITES_PADDING = True
 PART_ELEMENTS = 1 << 16
 """Numbers that one program of the statistics sums: enough programs to fill a card, few enough parts to merge."""
 
@@ -31,33 +33,28 @@ def group_norm_silu(
     *,
     statistics: Statistics | None = None,
     activation: bool = True,
-    out: torch.Tensor | None = None,
-    border: Border = NO_BORDER,
-    front: int = 0,
+    out: torch.Tensor | Padded | None = None,
     frames_per_pass: int = 0,
     shape: Tile | None = None,
 ) -> torch.Tensor:
-    """See `Kernels.group_norm_silu`. The further arguments fill what surrounds `out` in a padded buffer.
+    """See `Kernels.group_norm_silu`.
 
     Args:
-        border: cells around each plane of `out` that exist in memory and become zero.
-        front: frames in front of `out` that exist in memory and become copies of its first frame, border included.
         frames_per_pass: frames that are summed and then normalised before the next ones are read, 0 = all. A few small
             frames may still be in the card's cache when they are read again.
         shape: the tile to work with; None has it chosen.
     """
-    if out is None:
-        out = torch.empty_like(x)
+    inside, border, front = unpacked(out, x)
     frames = x.shape[2]
     step = frames_per_pass or frames
     for start in range(0, frames, step):
-        part, target = x[:, :, start : start + step], out[:, :, start : start + step]
+        part, target = x[:, :, start : start + step], inside[:, :, start : start + step]
         if statistics is None:
             mean, _, rstd = _statistics(part, groups, eps, None)
         else:
             mean, rstd = (s[:, start : start + step].contiguous() for s in statistics)
         _write(part, target, weight, bias, mean, rstd, activation, border, 0 if start else front, shape)
-    return out
+    return inside
 
 
 def group_norm_statistics(x: torch.Tensor, groups: int, *, shape: Tile | None = None) -> Moments:

@@ -1,6 +1,7 @@
 """The 3-D pixel shuffle in Triton: one read and one write, the head frame never copied, any strides on either side.
 
-On the way it can add what would otherwise be passes of their own: the bias of the convolution in front, and a residual.
+On the way it does what would otherwise be passes of their own: it adds the bias of the convolution in front and a
+residual, and fills the border of a padded buffer.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import torch
 import triton
 import triton.language as tl
 
+from .padded import Padded, unpacked
 from .tiles import Tile, divide_up, power_of_two
 from .triton_support import unavailable
 
 __all__ = ["NAME", "pixel_shuffle_3d", "unavailable"]
 
 NAME = "triton_pixel_shuffle"
+WRITES_PADDING = True
 
 
 def pixel_shuffle_3d(
@@ -22,16 +25,14 @@ def pixel_shuffle_3d(
     temporal: int,
     *,
     drop_head: bool = False,
-    out: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    out: torch.Tensor | Padded | None = None,
     shape: Tile | None = None,
 ) -> torch.Tensor:
     """See `Kernels.pixel_shuffle_3d`.
 
     Args:
-        bias: [4 z C], added to the channels of `x`; None adds nothing.
-        residual: of the output's shape, added to the output; None adds nothing.
         shape: the tile to work with; None has it chosen.
     """
     batch, packed, frames, height, width = x.shape
@@ -41,17 +42,24 @@ def pixel_shuffle_3d(
         last = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
         size = (batch, channels, frames * temporal - dropped, height * 2, width * 2)
         out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=last)
-    used = shape or _tile(channels, width, x.stride(1) == 1, out.stride(1) == 1)
-    pieces = divide_up(width, used.cells)
-    grid = (pieces * height, divide_up(channels, used.channels) * 2 * temporal, batch * frames)
-    added = out if residual is None else residual
+    inside, border, _ = unpacked(out, x)
+    # Coarse rows and columns around the plane stand for the border.
+    above, before = divide_up(border.top, 2), divide_up(border.left, 2)
+    rows, columns = above + height + divide_up(border.bottom, 2), before + width + divide_up(border.right, 2)
+    used = shape or _tile(channels, columns, x.stride(1) == 1, inside.stride(1) == 1)
+    pieces = divide_up(columns, used.cells)
+    grid = (pieces * rows, divide_up(channels, used.channels) * 2 * temporal, batch * frames)
+    added = inside if residual is None else residual
     _shuffle[grid](
-        x, out, x if bias is None else bias.contiguous(), added, *x.stride(), *out.stride(), *added.stride(),
-        channels, frames, width, pieces, dropped, temporal=temporal, biased=bias is not None,
-        residual=residual is not None, interleaved=out.stride(4) == 1 and out.stride(1) != 1,
+        x, inside, x if bias is None else bias.contiguous(), added, *x.stride(), *inside.stride(), *added.stride(),
+        channels, frames, height, width, pieces, dropped, above, before, *border,
+        temporal=temporal, biased=bias is not None, residual=residual is not None,
+        interleaved=inside.stride(4) == 1 and inside.stride(1) != 1,
         block_c=used.channels, block_p=used.cells, num_warps=used.warps,
     )  # fmt: skip
-    return out
+    if isinstance(out, Padded):
+        out.repeat_first()
+    return inside
 
 
 def _tile(channels: int, columns: int, reads_last: bool, writes_last: bool) -> Tile:
@@ -74,7 +82,8 @@ def _shuffle(
     x_batch: tl.int64, x_channel: tl.int64, x_frame: tl.int64, x_row: tl.int64, x_column: tl.int64,
     out_batch: tl.int64, out_channel: tl.int64, out_frame: tl.int64, out_row: tl.int64, out_column: tl.int64,
     add_batch: tl.int64, add_channel: tl.int64, add_frame: tl.int64, add_row: tl.int64, add_column: tl.int64,
-    channels: tl.tensor, frames: tl.tensor, width: tl.tensor, pieces: tl.tensor, dropped: tl.tensor,
+    channels: tl.tensor, frames: tl.tensor, height: tl.tensor, width: tl.tensor, pieces: tl.tensor, dropped: tl.tensor,
+    above: tl.tensor, before: tl.tensor, left: tl.tensor, right: tl.tensor, top: tl.tensor, bottom: tl.tensor,
     temporal: tl.constexpr, biased: tl.constexpr, residual: tl.constexpr, interleaved: tl.constexpr,
     block_c: tl.constexpr, block_p: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -83,15 +92,17 @@ def _shuffle(
     offset, block = tl.program_id(1) % (2 * temporal), tl.program_id(1) // (2 * temporal)
     row_offset, time_offset = offset // temporal, offset % temporal
     item, frame = plane // frames, plane % frames
-    row, start = piece // pieces, (piece % pieces) * block_p
+    row, start = piece // pieces - above, (piece % pieces) * block_p - before
+    fine_row = 2 * row + row_offset
     # Output frames 1 .. dropped are left out, and those behind move up.
     made = frame * temporal + time_offset
-    if (made == 0) | (made > dropped):
+    if ((made == 0) | (made > dropped)) & (fine_row >= -top) & (fine_row < 2 * height + bottom):
         target = tl.where(made == 0, 0, made - dropped)
         c = block * block_c + tl.arange(0, block_c)
         exists = c < channels
         p = start + tl.arange(0, block_p)
-        mask = exists[:, None] & (p < width)[None, :]
+        rows = row + tl.zeros((block_p,), tl.int32)
+        mask = exists[:, None] & ((p >= 0) & (p < width) & (rows >= 0) & (rows < height))[None, :]
         first = (row_offset * 2 * temporal + time_offset) * channels + c
         second = first + temporal * channels
         source = x + item * x_batch + frame * x_frame + row * x_row
@@ -99,24 +110,30 @@ def _shuffle(
         even = tl.load(source + (first * x_channel)[:, None] + cells, mask=mask, other=0.0)
         odd = tl.load(source + (second * x_channel)[:, None] + cells, mask=mask, other=0.0)
         if biased:
-            even = even.to(tl.float32) + tl.load(bias + first, mask=exists, other=0.0).to(tl.float32)[:, None]
-            odd = odd.to(tl.float32) + tl.load(bias + second, mask=exists, other=0.0).to(tl.float32)[:, None]
-        fine_row = 2 * row + row_offset
+            more = tl.load(bias + first, mask=exists, other=0.0).to(tl.float32)
+            even = tl.where(mask, even.to(tl.float32) + more[:, None], 0.0)
+            more = tl.load(bias + second, mask=exists, other=0.0).to(tl.float32)
+            odd = tl.where(mask, odd.to(tl.float32) + more[:, None], 0.0)
         destination = out + item * out_batch + target * out_frame + fine_row * out_row + (c * out_channel)[:, None]
         extra = added + item * add_batch + target * add_frame + fine_row * add_row + (c * add_channel)[:, None]
         if interleaved:
             pair = tl.interleave(even, odd)
             q = 2 * start + tl.arange(0, 2 * block_p)
-            pair_mask = exists[:, None] & (q < 2 * width)[None, :]
             if residual:
-                more = tl.load(extra + (q * add_column)[None, :], mask=pair_mask, other=0.0).to(tl.float32)
+                rows = row + tl.zeros((2 * block_p,), tl.int32)
+                pairs = exists[:, None] & ((q >= 0) & (q < 2 * width) & (rows >= 0) & (rows < height))[None, :]
+                more = tl.load(extra + (q * add_column)[None, :], mask=pairs, other=0.0).to(tl.float32)
                 pair = pair.to(tl.float32) + more
-            tl.store(destination + (q * out_column)[None, :], pair.to(out.dtype.element_ty), mask=pair_mask)
+            writable = exists[:, None] & ((q >= -left) & (q < 2 * width + right))[None, :]
+            tl.store(destination + (q * out_column)[None, :], pair.to(out.dtype.element_ty), mask=writable)
         else:
+            q = 2 * p
             if residual:
-                more = tl.load(extra + (2 * p * add_column)[None, :], mask=mask, other=0.0).to(tl.float32)
+                more = tl.load(extra + (q * add_column)[None, :], mask=mask, other=0.0).to(tl.float32)
                 even = even.to(tl.float32) + more
-                more = tl.load(extra + ((2 * p + 1) * add_column)[None, :], mask=mask, other=0.0).to(tl.float32)
+                more = tl.load(extra + ((q + 1) * add_column)[None, :], mask=mask, other=0.0).to(tl.float32)
                 odd = odd.to(tl.float32) + more
-            tl.store(destination + (2 * p * out_column)[None, :], even.to(out.dtype.element_ty), mask=mask)
-            tl.store(destination + ((2 * p + 1) * out_column)[None, :], odd.to(out.dtype.element_ty), mask=mask)
+            writable = exists[:, None] & ((q >= -left) & (q < 2 * width + right))[None, :]
+            tl.store(destination + (q * out_column)[None, :], even.to(out.dtype.element_ty), mask=writable)
+            writable = exists[:, None] & ((q + 1 >= -left) & (q + 1 < 2 * width + right))[None, :]
+            tl.store(destination + ((q + 1) * out_column)[None, :], odd.to(out.dtype.element_ty), mask=writable)

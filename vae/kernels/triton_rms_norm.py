@@ -12,12 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles import NO_BORDER, Border, Tile, divide_up, power_of_two, walk
+from .padded import Padded, unpacked
+from .tiles import Tile, divide_up, power_of_two, walk
 from .triton_support import unavailable
 
 __all__ = ["NAME", "rms_norm_silu", "unavailable"]
 
 NAME = "triton_rms_norm"
+WRITES_PADDING = True
 LONGEST_NORM = 1e-12
 """What torch.nn.functional.normalize divides by at the least."""
 _MOST_CHANNELS = 1024
@@ -30,41 +32,29 @@ def rms_norm_silu(
     bias: torch.Tensor | None = None,
     *,
     activation: bool = True,
-    out: torch.Tensor | None = None,
-    border: Border = NO_BORDER,
-    front: int = 0,
+    out: torch.Tensor | Padded | None = None,
     shape: Tile | None = None,
 ) -> torch.Tensor:
-    """`silu(x / |x| * sqrt(C) * weight + bias)`, the length |x| taken over the channels of each cell.
+    """See `Kernels.rms_norm_silu`.
 
     Args:
-        x: [B, C, T, H, W], any strides.
-        weight, bias: C numbers in any shape ([C, 1, 1, 1]); no bias is a bias of zero.
-        activation: False leaves the SiLU out.
-        out: where to write, a view of x's shape (the inside of a padded buffer); None allocates.
-        border: cells around each plane of `out` that exist in memory and become zero.
-        front: frames in front of `out` that exist in memory and become copies of its first frame, border included.
         shape: the tile to work with; None has it chosen.
-
-    Returns:
-        `out`, or a new tensor in x's dtype.
     """
-    if out is None:
-        out = torch.empty_like(x)
+    inside, border, front = unpacked(out, x)
     batch, channels, frames = x.shape[:3]
-    route = walk(x, out, border=border)
+    route = walk(x, inside, border=border)
     width = border.left + route.columns + border.right
     used = shape or _tile(channels, width, x.stride(1) == 1)
     pieces = divide_up(width, used.cells)
     grid = (pieces * (border.top + route.rows + border.bottom), batch * (frames + front))
     weight = weight.reshape(-1)
     _normalise[grid](
-        x, out, weight, weight if bias is None else bias.reshape(-1), *route.strides[0], *route.strides[1],
+        x, inside, weight, weight if bias is None else bias.reshape(-1), *route.strides[0], *route.strides[1],
         channels, frames, front, route.rows, route.columns, border.left, border.right, border.top, pieces,
         math.sqrt(channels), LONGEST_NORM, biased=bias is not None, activation=activation,
         at_once=channels <= used.channels, block_c=used.channels, block_p=used.cells, num_warps=used.warps,
     )  # fmt: skip
-    return out
+    return inside
 
 
 def _tile(channels: int, columns: int, channels_last: bool) -> Tile:

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastdiffusers.vae import kernels
 from fastdiffusers.vae.api import decode
 from fastdiffusers.vae.config import VaeConfig
-from fastdiffusers.vae.kernels import Kernels, eager, plain
+from fastdiffusers.vae.kernels import Kernels, Padded, eager, plain
 from fastdiffusers.vae.kernels.remembered import Remembered
+from fastdiffusers.vae.kernels.tiles import Border
 from fastdiffusers.vae.model import VideoVAE
 from fastdiffusers.vae.settings import VaeSettings
 
@@ -113,6 +115,58 @@ def test_what_ignores_the_given_buffer_is_switched_off(fused: Any) -> None:
     run = Kernels()
     run.rms_norm_silu(*inputs("rms_norm_silu"))
     assert "differs" in next(iter(run.refusals().values()))
+
+
+def padded_buffer(fill: float = float("nan")) -> Padded:
+    """Room for the inputs of the norms, with a border and frames in front."""
+    return Padded(torch.full((1, 8, 4, 9, 7), fill), Border(left=1, right=0, top=1, bottom=2), 2)
+
+
+@pytest.mark.parametrize("choice", ["auto", "eager", "plain"])
+def test_what_surrounds_the_inside_is_filled(fused: Any, choice: str) -> None:
+    """Also where an implementation knows nothing of it."""
+    fused()
+    out = padded_buffer()
+    made = Kernels(choice).rms_norm_silu(*inputs("rms_norm_silu"), out=out)
+    expected = plain.rms_norm_silu(*inputs("rms_norm_silu"))
+    torch.testing.assert_close(made, expected)
+    expected = F.pad(torch.cat([expected[:, :, :1]] * 2 + [expected], dim=2), (1, 0, 1, 2))
+    torch.testing.assert_close(out.buffer, expected)
+
+
+def fills_whole(x: torch.Tensor, weight: torch.Tensor, *more: Any, out: Any = None, **options: Any) -> torch.Tensor:
+    if not isinstance(out, Padded):
+        return eager.rms_norm_silu(x, weight, *more, out=out, **options)
+    made = eager.rms_norm_silu(x, weight, *more, out=out.inside, **options)
+    out.surround()
+    return made
+
+
+def forgets_a_corner(*arguments: Any, out: Any = None, **options: Any) -> torch.Tensor:
+    made = fills_whole(*arguments, out=out, **options)
+    if isinstance(out, Padded):
+        out.buffer[:, :, :, -1, -1] = 1.0
+    return made
+
+
+@pytest.mark.parametrize(("function", "used"), [(fills_whole, "fake"), (forgets_a_corner, "eager")])
+def test_who_says_it_fills_buffers_has_to_prove_it(fused: Any, function: Any, used: str) -> None:
+    fused(rms_norm_silu=function).WRITES_PADDING = True
+    run, out = Kernels(), padded_buffer()
+    run.rms_norm_silu(*inputs("rms_norm_silu"), out=out)
+    assert run.used == {"rms_norm_silu": used}
+    assert not out.buffer[..., -2:, :].any()
+
+
+@pytest.mark.parametrize("drop_head", [False, True])
+def test_the_shuffles_add_bias_and_residual(drop_head: bool) -> None:
+    x, bias = inputs("pixel_shuffle_3d")[0], torch.arange(8.0)
+    options: dict[str, Any] = {"drop_head": drop_head, "bias": bias}
+    expected = plain.pixel_shuffle_3d(x + bias.view(-1, 1, 1, 1), 2, drop_head=drop_head)
+    residual = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    for one in (plain, eager):
+        torch.testing.assert_close(one.pixel_shuffle_3d(x, 2, **options), expected)
+        torch.testing.assert_close(one.pixel_shuffle_3d(x, 2, **options, residual=residual), expected + residual)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastdiffusers.vae.kernels import triton_group_norm, triton_pixel_shuffle, triton_rms_norm
+from fastdiffusers.vae.kernels import Padded, triton_group_norm, triton_pixel_shuffle, triton_rms_norm
 from fastdiffusers.vae.kernels.tiles import Border
 
 WIDE = re.compile(r"(ld|st)\.global\.v4\.b32")
@@ -104,8 +104,7 @@ def test_a_padded_channels_last_buffer_is_written_sixteen_bytes_at_a_time(record
     buffer = torch.empty(1, 128, 22, 258, 258, dtype=x.dtype, device="meta", memory_format=torch.channels_last_3d)
     weight = torch.empty(128, device="meta")
     with recorded(triton_group_norm, "_sum_parts", "_merge_parts", "_normalise") as kernels:
-        inside = buffer[:, :, 2:, 1:-1, 1:-1]
-        triton_group_norm.group_norm_silu(x, weight, weight, 32, 1e-6, out=inside, border=Border(1, 1, 1, 1), front=2)
+        triton_group_norm.group_norm_silu(x, weight, weight, 32, 1e-6, out=Padded(buffer, Border(1, 1, 1, 1), 2))
     [writing] = kernels["_normalise"].ptx(90)
     assert {m.group(1) for m in WIDE.finditer(writing)} == {"ld", "st"}
 
@@ -126,6 +125,15 @@ def test_the_pixel_shuffle_moves_sixteen_bytes_at_a_time(recorded: Any, temporal
     x = activation(torch.bfloat16, last=last, channels=4 * temporal * 128)
     with recorded(triton_pixel_shuffle, "_shuffle") as kernels:
         triton_pixel_shuffle.pixel_shuffle_3d(x, temporal, drop_head=True)
+    [code] = kernels["_shuffle"].ptx(90)
+    assert {m.group(1) for m in WIDE.finditer(code)} == {"ld", "st"}
+
+
+def test_a_padded_channels_last_buffer_is_shuffled_into_sixteen_bytes_at_a_time(recorded: Any) -> None:
+    x = activation(torch.bfloat16, last=True, channels=512)
+    buffer = torch.empty(1, 128, 20, 514, 514, dtype=x.dtype, device="meta", memory_format=torch.channels_last_3d)
+    with recorded(triton_pixel_shuffle, "_shuffle") as kernels:
+        triton_pixel_shuffle.pixel_shuffle_3d(x, 1, out=Padded(buffer, Border(1, 1, 1, 1)))
     [code] = kernels["_shuffle"].ptx(90)
     assert {m.group(1) for m in WIDE.finditer(code)} == {"ld", "st"}
 

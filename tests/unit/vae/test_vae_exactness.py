@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from fastdiffusers.vae import Optimizations, VaeSettings, VideoVAE, decode_raw, encode_raw
+from fastdiffusers.vae import Optimizations, VaeSettings, VideoVAE, decode_raw, encode_raw, sources
+from fastdiffusers.vae import polyphase as polyphase_module
+from fastdiffusers.vae.convolution import conv3d
 
 GOLDEN_TOLERANCE = 1e-4
 """Of the golden's standard deviation, in float32."""
@@ -52,6 +54,29 @@ def test_goldens(case: dict[str, Any]) -> None:
 def test_goldens_with_every_optimization_off(case: dict[str, Any]) -> None:
     chosen = golden_settings(case["opts"], optimizations=Optimizations.none(), kernels="plain")
     assert run_golden(case, chosen) <= GOLDEN_TOLERANCE
+
+
+@pytest.mark.parametrize("polyphase", [False, True])
+def test_a_bias_that_is_added_later_changes_nothing(
+    small: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch, polyphase: bool
+) -> None:
+    """As on cards, where it would be a pass of its own."""
+    chosen = VaeSettings(mode="exact", strips=(3, 2), optimizations=Optimizations(polyphase_upsampling=polyphase))
+    z = latents(3)
+    expected, _ = decode_raw(small, z, chosen)
+    biases = []
+
+    def without_bias(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        biases.append(bias)
+        return conv3d(x, weight, bias)
+
+    for module in (sources, polyphase_module):
+        monkeypatch.setattr(module, "bias_is_a_pass", lambda x: True)
+        monkeypatch.setattr(module, "conv3d", without_bias)
+    later, _ = decode_raw(small, z, chosen)
+    assert biases
+    assert not any(bias is not None for bias in biases)
+    assert error(later, expected) <= ARITHMETIC_TOLERANCE
 
 
 @pytest.mark.parametrize("name", list(Optimizations.__dataclass_fields__))

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from fastdiffusers.vae.kernels import triton_pixel_shuffle
-from fastdiffusers.vae.kernels.tiles import Tile
+from fastdiffusers.vae.kernels import Padded, triton_pixel_shuffle
+from fastdiffusers.vae.kernels.tiles import Border, Tile
 
 
 def by_the_formula(x: torch.Tensor, z: int, drop_head: bool) -> torch.Tensor:
@@ -56,6 +57,23 @@ def test_it_writes_the_inside_of_a_buffer(random: Any, padded: Any, reads_last: 
     assert triton_pixel_shuffle.pixel_shuffle_3d(x, 2, drop_head=True, out=inside) is inside
     assert torch.equal(inside, expected)
     assert buffer.isnan().sum() == buffer.numel() - inside.numel()
+
+
+@pytest.mark.parametrize("border", [(1, 1, 1, 1), (2, 1, 0, 3), (0, 0, 1, 0)], ids=str)
+@pytest.mark.parametrize("writes_last", [False, True])
+def test_it_fills_a_padded_buffer_whole(
+    random: Any, padded: Any, writes_last: bool, border: tuple[int, int, int, int]
+) -> None:
+    x, bias = random(2, 16, 2, 3, 5, layout="last"), random(16)
+    expected = by_the_formula(x + bias.view(-1, 1, 1, 1), 2, True)
+    residual = random(*expected.shape, layout="view")
+    buffer, _ = padded(expected, 2, border, last=writes_last)
+    made = triton_pixel_shuffle.pixel_shuffle_3d(
+        x, 2, drop_head=True, bias=bias, residual=residual, out=Padded(buffer, Border(*border), 2), shape=Tile(2, 2, 1)
+    )
+    expected = expected + residual
+    assert torch.equal(made, expected)
+    assert torch.equal(buffer, F.pad(torch.cat([expected[:, :, :1]] * 2 + [expected], dim=2), border))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "last"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiffusers.vae.kernels import triton_rms_norm
+from fastdiffusers.vae.kernels import Padded, triton_rms_norm
 from fastdiffusers.vae.kernels.tiles import Border, Tile
 
 
@@ -44,9 +44,9 @@ def test_it_fills_a_padded_buffer_whole(random: Any, padded: Any, writes_last: b
     x = random(2, 6, 2, 5, 7, layout="last")
     weight, bias = random(6), random(6)
     border = Border(left=2, right=1, top=3, bottom=0)
-    buffer, inside = padded(x, 2, border, last=writes_last)
+    buffer, _ = padded(x, 2, border, last=writes_last)
     shaped = bias.view(6, 1, 1, 1)
-    triton_rms_norm.rms_norm_silu(x, weight, bias, out=inside, border=border, front=2)
+    triton_rms_norm.rms_norm_silu(x, weight, bias, out=Padded(buffer, border, 2))
     expected = exact(x, weight.view(6, 1, 1, 1), shaped)
     assert_rounded(buffer, F.pad(torch.cat([expected[:, :, :1]] * 2 + [expected], dim=2), tuple(border)))
 
