@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..vae import VaeSettings, VideoVAE
 
 MODES = ("auto", "exact", "tiles", "whole")
+KERNELS = ("auto", "eager", "plain")
 
 
 def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,14 @@ def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mode", choices=MODES, default="auto", help="how space is cut (default: auto)")
     group.add_argument("--temporal-slice", type=int, default=0, metavar="N", help="latent frames at a time, 0: chosen")
     group.add_argument("--memory-budget-gib", type=float, default=0.0, metavar="GIB", help="0: from the free memory")
+    group.add_argument(
+        "--kernels", choices=KERNELS, default="auto", help="fused kernels where they work (default: auto)"
+    )
+    group.add_argument("--cuda-graphs", action="store_true", help="replay recorded slices on a CUDA card")
+    group.add_argument("--overlap-tiles", action="store_true", help="two tiles at a time on a CUDA card")
+    group.add_argument(
+        "--fp16-accumulation", action="store_true", help="float16 sums where a kernel has them: less exact"
+    )
     add_vae_compile_options(parser)
 
 
@@ -31,6 +40,10 @@ def vae_settings(args: argparse.Namespace) -> VaeSettings:
         "mode": args.mode,
         "temporal_slice": args.temporal_slice,
         "memory_budget_gib": args.memory_budget_gib,
+        "kernels": args.kernels,
+        "cuda_graphs": args.cuda_graphs,
+        "overlap_tiles": args.overlap_tiles,
+        "fp16_accumulation": args.fp16_accumulation,
     }
     if args.tile_size:
         chosen |= {"tile_size": args.tile_size}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -32,8 +33,18 @@ class VideoVaeHandle:
         path: absolute path of the checkpoint.
         identity: size and change time of the file, so that an edited one is loaded again.
         dtype: "auto", "float32", "bfloat16" or "float16".
+        kernels, cuda_graphs, overlap_tiles, fp16_accumulation: how it runs, as `vae.VaeSettings` has them.
     """
 
     path: str
     identity: str
     dtype: str = "auto"
+    kernels: str = "auto"
+    cuda_graphs: bool = False
+    overlap_tiles: bool = False
+    fp16_accumulation: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """What it says about every decode and encode, as keyword arguments of `vae.VaeSettings`."""
+        names = ("kernels", "cuda_graphs", "overlap_tiles", "fp16_accumulation")
+        return {name: getattr(self, name) for name in names}

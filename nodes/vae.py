@@ -12,8 +12,9 @@ from ..pipelines import generate, loader
 from ..pipelines.types import PipelineHandle
 from ..pipelines.video_decode_exactness import BIT_IDENTICAL
 from ..report import OptimizationRecord
+from ..vae.settings import KERNEL_CHOICES
 from . import comfy_bridge, core_vae, residency, types, video_vae
-from .compat import schema
+from .compat import ADVANCED, schema
 from .model_files import video_vae_choices, video_vae_path
 from .vae_choices import VaeChoices, exactness_input, shared_inputs
 
@@ -54,6 +55,39 @@ class LoadVideoVAE(io.ComfyNode):
                     tooltip="'auto' is float16 on a card, as the file is stored, and float32 on a CPU. bfloat16 is "
                     "less exact, float32 takes twice the memory.",
                 ),
+                io.Combo.Input(
+                    "kernels",
+                    options=list(KERNEL_CHOICES),
+                    default="auto",
+                    optional=True,
+                    tooltip="'auto' takes fused kernels (Triton, comfy-kitchen) where they work and agree with plain "
+                    "code, 'eager' only PyTorch's operations, 'plain' the textbook's: slow, to compare with.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "cuda_graphs",
+                    default=False,
+                    optional=True,
+                    tooltip="Record the steady slices of a clip once and replay them: less work for the processor, "
+                    "more memory on the card. Off until it was measured to pay.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "overlap_tiles",
+                    default=False,
+                    optional=True,
+                    tooltip="With tiles: work on two at a time where the card's memory holds both. Off until it was "
+                    "measured to pay.",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "fp16_accumulation",
+                    default=False,
+                    optional=True,
+                    tooltip="Let float16 convolutions also sum in float16 where comfy-kitchen has a kernel for it. "
+                    "Made for GeForce cards; less exact, and not measured yet.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 types.VideoVae.Output(display_name="video_vae", tooltip="For VAE Decode (Fast) and VAE Encode (Fast).")
@@ -69,13 +103,13 @@ class LoadVideoVAE(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, vae_name: str, dtype: str) -> str:
+    def fingerprint_inputs(cls, vae_name: str, **how: Any) -> str:
         return video_vae.identity(Path(video_vae_path(vae_name)))
 
     @classmethod
-    def execute(cls, vae_name: str, dtype: str) -> io.NodeOutput:
+    def execute(cls, vae_name: str, **how: Any) -> io.NodeOutput:
         path = Path(video_vae_path(vae_name))
-        return io.NodeOutput(types.VideoVaeHandle(str(path), video_vae.identity(path), dtype))
+        return io.NodeOutput(types.VideoVaeHandle(str(path), video_vae.identity(path), **how))
 
 
 class VAEDecode(io.ComfyNode):
@@ -175,7 +209,9 @@ def _decode(
         latent = latent.unbind()[0]  # the video of a latent that holds video and sound
     if isinstance(vae, types.VideoVaeHandle):
         with choices.compiling():
-            frames, report = video_vae.decode(vae, latent, choices.for_video_vae(), callbacks, samples.get(CLIP_LENGTH))
+            frames, report = video_vae.decode(
+                vae, latent, choices.for_video_vae(vae), callbacks, samples.get(CLIP_LENGTH)
+            )
         return frames, _with_own_arithmetic(report, choices)
     if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
         with choices.compiling():
@@ -201,7 +237,7 @@ def _encode(
     """Encode with the engine that belongs to what is connected."""
     if isinstance(vae, types.VideoVaeHandle):
         with choices.compiling():
-            latent, report = video_vae.encode(vae, pixels, choices.for_video_vae(), callbacks)
+            latent, report = video_vae.encode(vae, pixels, choices.for_video_vae(vae), callbacks)
         return {"samples": latent, CLIP_LENGTH: pixels.shape[0]}, report
     if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
         with choices.compiling():

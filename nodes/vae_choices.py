@@ -52,8 +52,12 @@ class VaeChoices:
             return settings
         return replace(settings, torch_compile="on", compile=replace(self.compile, compile_vae=True))
 
-    def for_video_vae(self) -> VaeSettings:
-        """The same choices for this pack's video VAE, whose time is counted in latent frames."""
+    def for_video_vae(self, handle: types.VideoVaeHandle | None = None) -> VaeSettings:
+        """The same choices for this pack's video VAE, whose time is counted in latent frames.
+
+        Args:
+            handle: says how the VAE runs; None for one of ComfyUI's own VAEs, which runs by the defaults.
+        """
         defaults = VaeSettings()
         tile_size = self.tile_size or defaults.tile_size
         overlap = self.overlap or (self.tile_size // 4 if self.tile_size else defaults.tile_overlap)
@@ -63,6 +67,7 @@ class VaeChoices:
             tile_overlap=overlap,
             temporal_slice=-(-self.temporal_slice // TEMPORAL_FACTOR),
             memory_budget_gib=self.memory_budget_gib,
+            **({} if handle is None else handle.settings()),
             **self._compiled_video_vae(),
         )
 

@@ -120,3 +120,15 @@ def test_bad_latents_and_bad_checkpoints_are_one_clear_line(
         assert len(err.splitlines()) == 1
         assert words in err
         assert not (tmp_path / "out.mp4").exists()
+
+
+def test_what_only_a_card_can_do_is_left_out_and_said(vae: Path, clip: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    assert encode(vae, clip, tmp_path / "latent.safetensors") == 0
+    asked = ("--kernels", "eager", "--cuda-graphs", "--overlap-tiles", "--fp16-accumulation", "--mode", "tiles")
+    assert decode(vae, tmp_path / "latent.safetensors", tmp_path / "back", *asked, "--report", str(report)) == 0
+    records = {record["name"]: record for record in json.loads(report.read_text())["optimizations"]}
+    assert records["kernels"]["requested"] == "eager"
+    for name in ("cuda_graphs", "overlap_tiles"):
+        assert (records[name]["requested"], records[name]["applied"]) == ("on", "off")
+        assert "CUDA" in records[name]["reason"]
