@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,6 +170,17 @@ def test_graphs_change_no_bit_and_give_their_memory_back() -> None:
     assert torch.equal(frames, plain)
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= before
+
+
+@pytest.mark.parametrize("output", ["cpu", "cuda"])
+def test_two_tiles_at_a_time_change_no_bit(output: str) -> None:
+    vae, latents = small_vae(), torch.randn(1, 16, 5, 20, 28, generator=torch.Generator().manual_seed(0))
+    settings = VaeSettings(mode="tiles", tile_size=96, tile_overlap=32)
+    one_by_one, _ = decode(vae, latents, settings, output_device=output)
+    for _ in range(3):
+        together, report = decode(vae, latents, replace(settings, overlap_tiles=True), output_device=output)
+        assert report["overlap_tiles"].applied == "2 tiles at a time"
+        assert torch.equal(together, one_by_one)
 
 
 @pytest.mark.parametrize("pinned", [False, True])

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from fastdiffusers.vae.kernels import Padded, triton_group_norm, triton_pixel_shuffle, triton_rms_norm
 from fastdiffusers.vae.kernels.tiles import Border
+from fastdiffusers.vae.memory import LiveBytes
 
 WIDE = re.compile(r"(ld|st)\.global\.v4\.b32")
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -147,6 +148,24 @@ def test_the_pixel_shuffle_compiles_with_bias_and_residual(recorded: Any) -> Non
             triton_pixel_shuffle.pixel_shuffle_3d(x, 1, bias=bias, residual=residual)
         [code] = kernels["_shuffle"].ptx(90)
         assert "add.f32" in code
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_nothing_is_allocated_beside_the_result_but_sums(recorded: Any, last: bool) -> None:
+    """A full-size frame's moments per channel and part, a hundredth of the input; the others take nothing at all."""
+    x, weight = activation(torch.bfloat16, last=last), torch.empty(128, dtype=torch.bfloat16, device="meta")
+    out, large = torch.empty_like(x), x.new_empty(1, 32, 20, 512, 512)
+    runs: list[tuple[Any, Callable[[], object], float]] = [
+        (triton_group_norm, lambda: triton_group_norm.group_norm_silu(x, weight, weight, 32, 1e-6, out=out), 0.01),
+        (triton_rms_norm, lambda: triton_rms_norm.rms_norm_silu(x, weight, out=out), 0),
+        (triton_pixel_shuffle, lambda: triton_pixel_shuffle.pixel_shuffle_3d(x, 1, out=large), 0),
+    ]
+    for module, run, share in runs:
+        kernels = [name for name in ("_sum_parts", "_merge_parts", "_normalise", "_shuffle") if hasattr(module, name)]
+        with recorded(module, *kernels) as launches, LiveBytes() as live:
+            run()
+        assert any(launch.calls for launch in launches.values())
+        assert live.peak <= share * x.nbytes, module.NAME
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 4, 1, 1, 3)], ids=str)
