@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,8 @@ from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
 from ..report import OptimizationRecord, OptimizationReport
 from .checks import check_frames, check_latents
-from .compiled import CompiledCodeError, compiled_network
+from .compiled import CompiledCodeError, compiled_network, with_our_graphs
+from .convolution import memory_defect
 from .cuda_graphs import CudaBackend, GraphedNetwork
 from .engine import HalfPrecisionOverflowError, Job
 from .kernels import Kernels
@@ -24,8 +24,6 @@ from .model import VideoVAE
 from .planner import Plan, Task, budget_of, decoding, encoding, make_plan
 from .reporting import describe, graphs_record
 from .settings import VaeSettings
-
-log = logging.getLogger(__name__)
 
 RETRIES = 4
 """Attempts after the first, each with half the memory, when the device runs out of it."""
@@ -62,7 +60,7 @@ def decode(
     if num_frames is not None and not 0 < num_frames <= made:
         raise InputError("num_frames", num_frames, f"these latents hold {made} frames", f"use 1 to {made}")
     factor = config.spatial_factor
-    frames = _allocate((batch, made, height * factor, width * factor, config.out_channels), vae, output_device)
+    frames = torch.empty((batch, made, height * factor, width * factor, config.out_channels), device=output_device)
     report = OptimizationReport()
 
     def unscale(z: torch.Tensor) -> torch.Tensor:
@@ -89,7 +87,7 @@ def decode_raw(
     batch, _, length, height, width = latents.shape
     factor = config.spatial_factor
     shape = (batch, config.out_channels, config.frames(length), height * factor, width * factor)
-    out, report = _allocate(shape, vae, output_device), OptimizationReport()
+    out, report = torch.empty(shape, device=output_device), OptimizationReport()
     _run(vae, decoding(config), latents, out, settings or VaeSettings(), callbacks, _unchanged, report)
     return out, report
 
@@ -123,7 +121,7 @@ def encode(
         if size % factor:
             report.note(f"{name} {size}: the last {size % factor} pixels have no latent cell of their own")
     shape = (batch, config.latent_channels, config.latent_frames(length), height // factor, width // factor)
-    latents = _allocate(shape, vae, output_device)
+    latents = torch.empty(shape, device=output_device)
 
     def to_signed(x: torch.Tensor) -> torch.Tensor:
         return x * 2 - 1
@@ -152,7 +150,7 @@ def encode_raw(
     factor, place = config.spatial_factor, strict.blending == "reference" and strict.mode == "tiles"
     size = (-(-height // factor), -(-width // factor)) if place else (height // factor, width // factor)
     shape = (batch, 2 * config.latent_channels, config.latent_frames(length), *size)
-    out = _allocate(shape, vae, output_device)
+    out = torch.empty(shape, device=output_device)
     _run(vae, encoding(config), pixels, out, strict, callbacks, _unchanged, report)
     return out, report
 
@@ -190,9 +188,14 @@ def _run(
 ) -> None:
     """Plan and run: again with less memory, without compiled code, or in bfloat16, where the first attempt fails."""
     started = time.perf_counter()
+    not_compiled = ""
+    if vae.device.type == "cuda":
+        settings = with_our_graphs(settings)
+        if settings.compile is not None and vae.dtype != torch.float32 and memory_defect():
+            not_compiled = "compiled convolutions take three times the memory with this cuDNN; 9.15 cures it"
+            settings = replace(settings, compile=None)
     budget, origin = budget_of(settings, vae.device)
     attempt = 0
-    not_compiled = ""
     shortage: torch.OutOfMemoryError | None = None
     while True:
         try:
@@ -266,17 +269,6 @@ def _kernels(settings: VaeSettings) -> Kernels:
     plain = ["group_norm_silu"] * (not wanted.fused_norm_activation)
     plain += ["pixel_shuffle_3d"] * (not wanted.native_pixel_shuffle)
     return Kernels(settings.kernels, tuple(plain))
-
-
-def _allocate(shape: tuple[int, ...], vae: VideoVAE, device: str | torch.device) -> torch.Tensor:
-    """The output; page-locked when frames come from a card into main memory, where that is possible."""
-    device = torch.device(device)
-    if device.type == "cpu" and vae.device.type == "cuda":
-        try:
-            return torch.empty(shape, pin_memory=True)
-        except RuntimeError as error:  # more than the system lets be locked
-            log.info("the output is not page-locked: %s", error)
-    return torch.empty(shape, device=device)
 
 
 def _unchanged(x: torch.Tensor) -> torch.Tensor:

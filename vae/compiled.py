@@ -19,12 +19,17 @@ import torch
 from .execution import Execution
 from .model import VideoVAE
 from .planner import Task
+from .settings import VaeSettings
 
 Network = Callable[[torch.Tensor, Execution], torch.Tensor]
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.25}
 """Largest difference from plain code, of the standard deviation of a slice. Sums in another order stay far below; code
 that is wrong is off by more than one."""
+
+
+OWN_GRAPHS = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
+"""Inductor's modes that record CUDA graphs, and what is left of them without."""
 
 
 class CompiledCodeError(RuntimeError):
@@ -59,6 +64,23 @@ def compiled_network(vae: VideoVAE, task: Task, options: Mapping[str, Any]) -> N
             compiled = torch.compile(step, **{"fullgraph": True, **options})
             networks[key] = _Checked(compiled, step)
         return networks[key]
+
+
+def with_our_graphs(settings: VaeSettings) -> VaeSettings:
+    """Settings whose compiler records no CUDA graphs, but for which `cuda_graphs` does.
+
+    What inductor's graphs return lives until the next call: frames carried to the next slice would be overwritten.
+    """
+    compile = settings.compile
+    if compile is None:
+        return settings
+    if compile.get("backend") == "cudagraphs":
+        return replace(settings, compile=None, cuda_graphs=True)
+    if compile.get("mode") not in OWN_GRAPHS:
+        return settings
+    kept = {name: value for name, value in compile.items() if name != "mode"}
+    mode = OWN_GRAPHS[compile["mode"]]
+    return replace(settings, compile=kept if mode is None else {**kept, "mode": mode}, cuda_graphs=True)
 
 
 class _Checked:

@@ -17,8 +17,18 @@ from .kernels.remembered import MEMORY
 def conv3d(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...] = (1, 1, 1)
 ) -> torch.Tensor:
-    """Convolution of a buffer that already holds its padding: [B, I, T, H, W] to [B, O, T', H', W']."""
-    return CHOICE(x, weight, bias, stride) if x.is_cuda else torch_conv3d(x, weight, bias, stride)
+    """Convolution of a buffer that already holds its padding: [B, I, T, H, W] to [B, O, T', H', W'].
+
+    Compiled code calls PyTorch's, as inductor knows it: a choice by measuring cannot be traced.
+    """
+    if torch.compiler.is_compiling():
+        return F.conv3d(x, weight, bias, stride)
+    return CHOICE(x, weight, bias, stride) if on_card(x) else torch_conv3d(x, weight, bias, stride)
+
+
+def on_card(x: torch.Tensor) -> bool:
+    """Whether convolutions of x are cuDNN's (or MIOpen's)."""
+    return x.is_cuda
 
 
 def torch_conv3d(
@@ -47,7 +57,7 @@ def bias_is_a_pass(x: torch.Tensor) -> bool:
 
     So it does on cards, whatever convolves there; oneDNN adds it on the way.
     """
-    return x.is_cuda
+    return on_card(x)
 
 
 def copy_biased(target: torch.Tensor, result: torch.Tensor, bias: torch.Tensor | None) -> None:

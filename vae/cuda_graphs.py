@@ -61,9 +61,12 @@ class CudaBackend:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(
+            device
+        )  # torch's own one for recording stays on the first card it was made for
 
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
-        return CudaRecording(function, self._device, self._pool)
+        return CudaRecording(function, self._device, self._pool, self._stream)
 
     def free(self) -> int | None:
         return free_bytes(self._device)
@@ -72,12 +75,16 @@ class CudaBackend:
 class CudaRecording:
     """A `torch.cuda.CUDAGraph` with its result."""
 
-    def __init__(self, function: Callable[[], torch.Tensor], device: torch.device, pool: Any) -> None:
+    def __init__(
+        self, function: Callable[[], torch.Tensor], device: torch.device, pool: Any, stream: torch.cuda.Stream
+    ) -> None:
         gc.collect()
         torch.cuda.empty_cache()  # recording does that itself: done before, what grows is the graph's
         before = torch.cuda.memory_reserved(device)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(self._graph, pool=pool):
+        # "thread_local": what other threads do on the card meanwhile is none of the recording's business.
+        recording = torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+        with torch.cuda.device(device), recording:
             self._result = function()
         self.bytes = max(0, torch.cuda.memory_reserved(device) - before)
 
@@ -174,6 +181,7 @@ class GraphedNetwork:
         self._recorded.clear()
         gc.collect()
         if torch.cuda.is_available():
+            torch._C._cuda_clearCublasWorkspaces()  # the recording stream's lies in the graphs' pool
             torch.cuda.empty_cache()
 
     def _plain(self, x: torch.Tensor, run: Execution) -> torch.Tensor:

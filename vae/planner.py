@@ -17,6 +17,7 @@ from ..errors import InputError
 from .config import VaeConfig
 from .execution import Execution, Layout, StreamState
 from .kernels import Kernels
+from .kernels.eager import chunk_bytes
 from .memory import LiveBytes, free_bytes
 from .model import VideoVAE
 from .settings import Optimizations, VaeSettings, pair
@@ -26,8 +27,6 @@ from .strips import Axis, Block, blocks, cut
 GIB = 1 << 30
 FREE_SHARE = 0.85
 """Of the free memory; the rest is for library workspaces and fragmentation, which the estimate does not see."""
-CHUNKS = 8 << 20
-"""What the pieces of a statistics pass may take besides a strip."""
 STRIP = 16 << 20
 """Bytes of temporaries per strip on a processor: they stay near its caches, larger ones are slower."""
 SMALLEST_TILE = 64
@@ -151,7 +150,7 @@ def _layouts(dry: DryRun, budget: int | None, offloaded: bool, *, whole_planes: 
         for tail in TAILS:
             layout = Layout(tail_frames=tail)
             yield layout, dry.peak(layout, offloaded)
-    base = dry.base(1, offloaded) + CHUNKS
+    base = dry.base(1, offloaded) + 2 * chunk_bytes(dry.device)  # the pieces of a statistics pass come on top
     yield Layout(workspace=STRIP, tail_frames=1), base + STRIP
     workspace = max((budget or 0) - base, 1)
     yield Layout(workspace=workspace, tail_frames=1), base + workspace
@@ -192,8 +191,7 @@ def overlap_refusal(settings: VaeSettings, device: torch.device) -> str:
         return "off"
     if device.type != "cuda":
         return "there is no CUDA device"
-    graphs = settings.cuda_graphs or (settings.compile or {}).get("mode") in ("reduce-overhead", "max-autotune")
-    return "CUDA graphs work on one slice at a time" if graphs else ""
+    return "CUDA graphs work on one slice at a time" if settings.cuda_graphs else ""
 
 
 class DryRun:
@@ -209,6 +207,7 @@ class DryRun:
     ) -> None:
         channels, frames, height, width = shape
         parts = slices(frames, size, task.frames)
+        self.device = vae.device
         self.case = _Case(
             vae.config,
             vae.dtype,

@@ -98,7 +98,7 @@ def test_tensors_of_more_than_two_billion_numbers(last: bool) -> None:
         assert rounding_errors(y[:, :, frame], F.silu(exact)) <= 1
     del y
     made = Kernels().pixel_shuffle_3d(x, 2, drop_head=True)
-    assert torch.equal(made[:, :, -3:], eager.pixel_shuffle_3d(x[:, :, -2:], 2, drop_head=True))
+    assert torch.equal(made[:, :, -3:], eager.pixel_shuffle_3d(x[:, :, -2:], 2)[:, :, -3:])
 
 
 def test_results_do_not_move_between_runs() -> None:

@@ -38,7 +38,7 @@ def _exact_float32() -> Iterator[None]:
 def on_card(vae: VideoVAE, dtype: torch.dtype) -> VideoVAE:
     twin = VideoVAE(vae.config).eval().requires_grad_(False)
     twin.load_state_dict(vae.state_dict())
-    return twin.to(CARD, dtype)
+    return twin.to(CARD, dtype).prepare()
 
 
 def latents(frames: int = 3, height: int = 20, width: int = 24) -> torch.Tensor:

@@ -179,6 +179,10 @@ class Kernels:
         twin = Choice(getattr(eager, operation), eager.NAME)
         if self.choice == "eager" or torch.compiler.is_compiling() or not _asked_on(x.device.type):
             return twin(x, *arguments, **options)
+        with torch.cuda.device_of(x):  # Triton launches on the current card, whichever holds the tensors
+            return self._run_fused(twin, operation, x, *arguments, **options)
+
+    def _run_fused(self, twin: Choice, operation: str, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         key = Key(operation, str(x.device), x.dtype, x.shape[1], x.stride(1) == 1)
         with _lock:
             if (key, FUSED) not in _choices:

@@ -169,7 +169,8 @@ class ConvChoice:
                 return self._plain(x, weight, bias, stride)
             with self._guard:
                 try:
-                    name = self._chosen.get(key) or self._choose(key, x, weight, bias)
+                    with torch.cuda.device_of(x):  # time is taken on the current card
+                        name = self._chosen.get(key) or self._choose(key, x, weight, bias)
                 except torch.OutOfMemoryError as error:  # a comparison needs two results at once
                     self._refuse("a comparison", key, error)
                     name = self.PLAIN

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Mapping
 from importlib import metadata
@@ -88,11 +89,12 @@ class Remembered:
 
 
 def versions() -> dict[str, str]:
-    """The card and the versions that decide what works and what is fastest."""
+    """The card, the versions and the compiler that decide what works and what is fastest."""
     found = {
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "cudnn": str(torch.backends.cudnn.version()),
+        "compiler": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "",  # Triton needs one
     }
     for package in ("triton", "triton-windows", "comfy-kitchen", "fastdiffusers"):
         try:

@@ -46,5 +46,5 @@ def test_a_folder_can_be_named_later(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_versions_name_what_decides() -> None:
-    assert {"card", "torch", "cudnn"} <= set(versions())
+    assert {"card", "torch", "cudnn", "compiler"} <= set(versions())
     assert all(isinstance(value, str) for value in versions().values())

@@ -112,7 +112,6 @@ def test_one_after_the_other_where_the_memory_holds_only_one(
     [
         ({}, "cpu", "no CUDA device"),
         ({"cuda_graphs": True}, "cuda", "one slice at a time"),
-        ({"compile": {"mode": "reduce-overhead"}}, "cuda", "one slice at a time"),
         ({"compile": {}}, "cuda", ""),
     ],
 )

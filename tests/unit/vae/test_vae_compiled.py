@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,20 @@ from golden_models import golden_config, golden_weights
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.optimizations.decode_memory import LiveElements
-from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
-from fastdiffusers.vae.compiled import compiled_network
+from fastdiffusers.vae import (
+    VaeConfig,
+    VaeSettings,
+    VideoVAE,
+    convolution,
+    decode_raw,
+    encode_raw,
+    from_state_dict,
+    planner,
+)
+from fastdiffusers.vae.compiled import compiled_network, with_our_graphs
 from fastdiffusers.vae.execution import Execution, Layout, StreamState
 from fastdiffusers.vae.kernels import eager
+from fastdiffusers.vae.kernels.conv_choice import rules
 
 Latents = Callable[..., torch.Tensor]
 
@@ -64,6 +75,32 @@ def test_a_later_slice_is_one_graph_too(tiny: VideoVAE, latents: Latents) -> Non
     explained = torch._dynamo.explain(tiny.decode_slice)(latents(1, 4, 4), Execution(state, carry=True))
     assert explained.graph_break_count == 0
     assert explained.graph_count == 1
+
+
+def test_what_only_cards_do_is_one_graph_too(tiny: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bias that is added later; and no choice of a convolution, which nothing can trace."""
+    monkeypatch.setattr(convolution, "on_card", lambda x: True)
+    with rules(alternatives=True):
+        explained = torch._dynamo.explain(tiny.decode_slice)(latents(3, 4, 4), Execution(StreamState(), carry=True))
+    assert explained.graph_break_count == 0
+    assert explained.graph_count == 1
+
+
+@pytest.mark.parametrize(
+    ("compile", "left", "graphs"),
+    [
+        (None, None, False),
+        ({"mode": "max-autotune-no-cudagraphs"}, {"mode": "max-autotune-no-cudagraphs"}, False),
+        ({"mode": "reduce-overhead", "dynamic": True}, {"dynamic": True}, True),
+        ({"mode": "max-autotune"}, {"mode": "max-autotune-no-cudagraphs"}, True),
+        ({"backend": "cudagraphs"}, None, True),
+    ],
+)
+def test_graphs_are_recorded_by_us_and_not_by_the_compiler(compile: Any, left: Any, graphs: bool) -> None:
+    """The compiler's would be overwritten under the frames that are carried on."""
+    settings = with_our_graphs(VaeSettings(compile=compile))
+    assert settings.compile == left
+    assert settings.cuda_graphs == graphs
 
 
 def test_compiled_and_eager_agree(shallow: VideoVAE, latents: Latents) -> None:
