@@ -50,10 +50,12 @@ class Callbacks:
         on_progress: called after every unit of work.
         check_cancel: called between units of work; it stops the run by raising. Whatever it raises (ComfyUI's own
             interrupt exception, KeyboardInterrupt) travels to the caller unchanged: the engine never catches it.
+        previews: whether `on_progress` has a use for `preview_latent`, which costs a few small operations per step.
     """
 
     on_progress: Callable[[Progress], None] = _ignore
     check_cancel: Callable[[], None] = _never_cancel
+    previews: bool = True
 
     def tick(
         self,
@@ -69,4 +71,4 @@ class Callbacks:
         self.check_cancel()
 
 
-SILENT = Callbacks()
+SILENT = Callbacks(previews=False)

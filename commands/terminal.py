@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from ..callbacks import Callbacks, Progress
+from ..callbacks import SILENT, Callbacks, Progress
 
 
 class TerminalProgress:
@@ -22,7 +22,7 @@ class TerminalProgress:
         self._bar: Any = None
 
     def __enter__(self) -> Callbacks:
-        return Callbacks(on_progress=self._show) if self._shown else Callbacks()
+        return Callbacks(on_progress=self._show, previews=False) if self._shown else SILENT
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

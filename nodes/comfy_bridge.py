@@ -12,6 +12,7 @@ import comfy.utils
 import folder_paths
 import latent_preview
 import torch
+from comfy.cli_args import LatentPreviewMethod
 from comfy.latent_formats import LatentFormat
 from server import PromptServer
 
@@ -86,7 +87,8 @@ class NodeProgress:
     @property
     def callbacks(self) -> Callbacks:
         """What the engine is given."""
-        return Callbacks(on_progress=self._show, check_cancel=check_interrupted)
+        shown = latent_preview.args.preview_method != LatentPreviewMethod.NoPreviews
+        return Callbacks(on_progress=self._show, check_cancel=check_interrupted, previews=shown)
 
     def show_report(self, report: OptimizationReport) -> None:
         """Leave on the node, in short, what was really active."""

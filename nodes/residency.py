@@ -70,7 +70,8 @@ class Tenant(ModelPatcher):
         return before - self.loaded_size()
 
     def detach(self, unpatch_all: bool = True) -> nn.Module:
-        self.leave()
+        if unpatch_all:  # else ComfyUI only lists it anew, as it does for every run
+            self.leave()
         model: nn.Module = self.model
         return model
 

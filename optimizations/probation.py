@@ -11,6 +11,7 @@ import enum
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 from ..callbacks import Callbacks, Progress
@@ -178,7 +179,7 @@ class Probation:
             callbacks.on_progress(progress)
             last = stopwatch.mark()
 
-        return Callbacks(on_progress, callbacks.check_cancel)
+        return replace(callbacks, on_progress=on_progress)
 
     @property
     def gain(self) -> float:

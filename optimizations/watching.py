@@ -43,7 +43,7 @@ class RunWatcher:
         self.interrupted = False
 
     def callbacks(self) -> Callbacks:
-        return Callbacks(on_progress=self._progress, check_cancel=self._check)
+        return Callbacks(on_progress=self._progress, check_cancel=self._check, previews=False)
 
     def step_seconds(self) -> tuple[float, ...]:
         """The time of each step. The first counts from the last sign of life before it."""

@@ -117,5 +117,7 @@ def _statistics(vae: Any, latent: torch.Tensor) -> tuple[Any, Any]:
     if mean is None or std is None:
         return None, None
     shape = (1, -1) + (1,) * (latent.ndim - 2)
-    mean, std = (torch.tensor(value).view(shape).to(latent.device, latent.dtype) for value in (mean, std))
+    device, dtype = latent.device, latent.dtype
+    # Not blocking: otherwise every preview would wait for the card.
+    mean, std = (torch.tensor(v).view(shape).to(dtype).to(device, non_blocking=True) for v in (mean, std))
     return mean, std

@@ -109,7 +109,7 @@ def _denoise(
         if request.steps == 1 and scheduler.config.get("shift_terminal"):  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
         arguments = call_arguments(pipeline, family, request)
-        previews = family.known and callbacks.on_progress is not SILENT.on_progress
+        previews = family.known and callbacks.previews
         with watched(pipeline, loaded.device, on_step, previews) as watch:
             if family.layout == "tokens":  # of image-to-video, the scheduler sees the frames after the first alone
                 arguments["callback_on_step_end"] = watch.keep_latents

@@ -164,7 +164,7 @@ def _noise_level(scheduler: Any, timestep: Any, sample: torch.Tensor) -> tuple[A
     """(alpha, sigma) of the step that was just taken."""
     sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
     if sigmas is not None and index:
-        sigma = float(sigmas[index - 1])
+        sigma = sigmas[index - 1]  # not as a number: that would wait for the card
         if is_flow(scheduler):
             return 1.0 - sigma, sigma
         if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0:

@@ -116,6 +116,30 @@ def test_comfyui_lists_the_pipeline_and_asks_it_to_leave(
         assert tenant in mm.loaded_models(), "the next run lists it again"
 
 
+def test_the_weights_stay_where_they_are_from_run_to_run(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastdiffusers.nodes.residency import Tenant, make_room
+
+    def plenty(device: torch.device, torch_free_too: bool = False) -> Any:
+        return (1 << 40, 1 << 40) if torch_free_too else 1 << 40
+
+    monkeypatch.setattr(core.model_management, "get_free_memory", plenty)
+    moves = []
+
+    class Weights(torch.nn.Linear):
+        def to(self, device: torch.device) -> torch.nn.Module:  # type: ignore[override]
+            moves.append(str(device))
+            return self
+
+    weights = Weights(4, 4, device="meta")
+    tenant = Tenant(torch.device("meta"), 0)
+    tenant.follow([weights])
+    for _ in range(3):
+        make_room(tenant, 0)
+    assert moves == []
+    core.model_management.free_memory(1e30, torch.device("meta"))
+    assert moves == ["cpu"]
+
+
 def test_a_tenant_moves_only_what_no_hook_moves(core: Any) -> None:
     from fastdiffusers.nodes.residency import Tenant
 
