@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from ..vae.streams import FrameCopier, PlainCopier, copier_for
+
 MODULES = ("comfy.ldm.wan.vae", "comfy.ldm.wan.vae2_2")
 """Where ComfyUI has the networks whose code around the decoder gathers runs of frames and nothing else."""
 
@@ -58,6 +60,7 @@ class _TakesAway(torch.nn.Module):
         self.decoder = decoder
         self._total, self._told, self._written = total, told, 0
         self._collected: torch.Tensor | None = None
+        self._copier: FrameCopier = PlainCopier()
         self._several = False
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
@@ -73,13 +76,15 @@ class _TakesAway(torch.nn.Module):
         if self._collected is None:
             shape = (batch, channels, max(self._total, count), height, width)
             self._collected = torch.empty(shape, dtype=run.dtype)
-        self._collected[:, :, self._written : self._written + count].copy_(run)
+            self._copier = copier_for(run.device, self._collected.device)
+        self._copier.copy(self._collected[:, :, self._written : self._written + count], run)
         self._written += count
         return run.new_empty((batch, channels, count, 0, 0))
 
     def frames(self) -> Any:
         """All frames, in the form in which the decoder gives a run."""
         assert self._collected is not None, "decode calls its decoder"  # noqa: S101 - for the type checker
+        self._copier.finish()
         whole = self._collected[:, :, : self._written]
         return [whole] if self._several else whole
 

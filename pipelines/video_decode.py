@@ -200,24 +200,29 @@ def _collect(
     callbacks: Callbacks,
     output_device: str | torch.device,
 ) -> torch.Tensor:
-    """All frames of the runs in one tensor on the output device."""
+    """All frames of the runs in one tensor on the output device; those of one run leave while the next is made."""
     import torch
+
+    from ..vae.streams import FrameCopier, PlainCopier, copier_for
 
     factor = temporal_factor(vae)
     total = latents.shape[2] if latents.ndim == 5 else 1
     collected: torch.Tensor | None = None
+    copier: FrameCopier = PlainCopier()
     written = 0
     for pixels in runs:
         if collected is None:
             shape = (*pixels.shape[:2], 1 + (total - 1) * factor, *pixels.shape[3:])
             collected = torch.empty(shape, dtype=pixels.dtype, device=output_device)
+            copier = copier_for(pixels.device, collected.device)
         stop = written + pixels.shape[2]
-        collected[:, :, written:stop].copy_(pixels)
+        copier.copy(collected[:, :, written:stop], pixels)
         written = stop
         del pixels
         callbacks.tick("decode", 1 + (written - 1) // factor, total)
     if collected is None:
         raise InputError("latents", tuple(latents.shape), "there is no frame in it", "pass at least one latent frame")
+    copier.finish()
     return collected[:, :, :written]
 
 
