@@ -60,6 +60,12 @@ def add_optimization_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quantized-matmul", choices=TRISTATE, default="auto", help="SDNQ models: multiply in the quantized type"
     )
+    group.add_argument(
+        "--fused-projections",
+        choices=TRISTATE,
+        default="off",
+        help="query, key and value of an attention layer as one product (default: off)",
+    )
     add_tiling_options(group)
 
 
@@ -106,6 +112,7 @@ def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
         memory_mode=args.memory_mode,
         step_cache=args.step_cache,
         quantized_matmul=args.quantized_matmul,
+        fused_projections=args.fused_projections,
     )
 
 

@@ -49,6 +49,10 @@ def _cache(name: str) -> Change:
     return lambda settings: replace(settings, step_cache=name)
 
 
+def _fused(settings: OptimizationSettings) -> OptimizationSettings:
+    return replace(settings, fused_projections="on")
+
+
 def _tiled(settings: OptimizationSettings) -> OptimizationSettings:
     return replace(settings, vae_tiling=replace(settings.vae_tiling, mode="on"))
 
@@ -79,6 +83,7 @@ CHOICES = {
         Choice("tiling", "the VAE decodes in tiles", "vae_tiling", _tiled, lossless=False),
         Choice("channels-last", "channels-last weights", "channels_last", _precision("channels_last")),
         Choice("cudnn-benchmark", "cuDNN tries its convolutions", "cudnn_benchmark", _precision("cudnn_benchmark")),
+        Choice("fused", "query, key and value as one product", "fused_projections", _fused),
         Choice("tf32", "TF32 for float32 parts", "tf32", _precision("tf32"), lossless=False),
         Choice("cache-balanced", "step cache, balanced", "step_cache", _cache("balanced"), lossless=False),
         Choice("cache-fast", "step cache, fast", "step_cache", _cache("fast"), lossless=False),

@@ -156,7 +156,16 @@ class OptimizationSettingsNode(io.ComfyNode):
             category=types.CATEGORY,
             description="The rarer optimizations: how the VAE tiles, how SDNQ models multiply, and precision switches "
             "that are global in PyTorch and here hold only while a sampler runs.",
-            search_aliases=["tf32", "channels last", "cudnn", "tile size", "vae slicing", "sdnq", "quantized matmul"],
+            search_aliases=[
+                "tf32",
+                "channels last",
+                "cudnn",
+                "tile size",
+                "vae slicing",
+                "sdnq",
+                "quantized matmul",
+                "fuse qkv",
+            ],
             inputs=[
                 io.Int.Input(
                     "vae_tile_size",
@@ -209,6 +218,17 @@ class OptimizationSettingsNode(io.ComfyNode):
                     "weights back first, which loses a little more. 'auto' does what the checkpoint says. Other "
                     "models are not touched.",
                 ),
+                io.Combo.Input(
+                    "fused_projections",
+                    options=list(TRISTATE),
+                    default="off",
+                    optional=True,
+                    tooltip="Query, key and value of an attention layer as one matrix product (Flux, Flux.2, Wan). It "
+                    "takes no more memory; rounding differs slightly. What is quantized, has a LoRA on it or moves by "
+                    "group offloading stays separate, and the report says so. 'auto' is off until it was measured to "
+                    "pay.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[types.OptimizationSettings.Output(display_name="settings", tooltip="For Diffusers Sampler.")],
         )
@@ -223,12 +243,14 @@ class OptimizationSettingsNode(io.ComfyNode):
         cudnn_benchmark: str,
         channels_last: str,
         quantized_matmul: str = "auto",
+        fused_projections: str = "off",
     ) -> io.NodeOutput:
         return io.NodeOutput(
             OptimizationSettings(
                 vae_tiling=TilingSettings("auto", vae_tile_size, vae_tile_overlap, vae_slicing),
                 precision=PrecisionSettings(tf32, cudnn_benchmark, channels_last),
                 quantized_matmul=quantized_matmul,
+                fused_projections=fused_projections,
             )
         )
 

@@ -14,7 +14,7 @@ import torch
 
 from ..callbacks import SILENT, Callbacks
 from ..report import OptimizationRecord, OptimizationReport
-from . import attention, compile, offload, precision, sdnq_support, step_cache, vae_memory
+from . import attention, compile, offload, precision, projections, sdnq_support, step_cache, vae_memory
 from .components import VaeOnly, denoisers, device_and_dtype, vae_of
 from .fallback import Signals
 from .headroom import GIB, MemoryProbe, Need, device_memory, shortage
@@ -54,12 +54,13 @@ def apply(
     report = OptimizationReport()
 
     # In the order in which they build on each other. A new step gets its line here and its undoing in `revert`.
-    matmul = sdnq_support.set_quantized_matmul(pipeline, settings.quantized_matmul, before_change=offload.restore)
+    matmul = sdnq_support.set_quantized_matmul(pipeline, settings.quantized_matmul, before_change=_free_layers)
     if matmul is not None:
         report.set(matmul)
     report.set(attention.use(pipeline, settings.attention, device))
     report.set(step_cache.enable(pipeline, settings.step_cache, workload.steps, settings))
     _apply_memory_and_precision(pipeline, settings, report, device, workload, look)
+    report.set(projections.use(pipeline, settings.fused_projections))
     report.set(
         switch_compile(pipeline, settings, report, device=device, workload=workload, callbacks=callbacks, memory=look)
     )
@@ -99,7 +100,8 @@ def _apply_memory_and_precision(
     workload: Workload,
     look: MemoryProbe,
 ) -> None:
-    report.set(offload.use(pipeline, settings.memory_mode, device, look(device), _working_memory(pipeline, workload)))
+    working = _working_memory(pipeline, workload)
+    report.set(offload.use(pipeline, settings.memory_mode, device, look(device), working, before_hooks=_own_weights))
     # The weights that the memory mode keeps on the device are there by now, so what is free is what a decode can have.
     for record in vae_memory.use(pipeline, settings.vae_tiling, workload, look(device)):
         report.set(record)
@@ -160,10 +162,22 @@ def revert(pipeline: Any) -> None:
     compile.restore(pipeline)
     precision.restore(pipeline)
     vae_memory.restore(pipeline)
-    offload.restore(pipeline)
+    _free_layers(pipeline)
     step_cache.disable(pipeline)
     attention.restore(pipeline)
     sdnq_support.set_quantized_matmul(pipeline, "auto")
+
+
+def _free_layers(pipeline: Any) -> None:
+    """Undo what stands in the way of laying a layer's weights out anew."""
+    offload.restore(pipeline)
+    projections.restore(pipeline)
+
+
+def _own_weights(pipeline: Any) -> None:
+    """Undo what has laid weights out anew: hooks that move layers know the weights of when they were put on."""
+    projections.restore(pipeline)
+    precision.restore(pipeline)
 
 
 def _learn(pipeline: Any, settings: OptimizationSettings, report: OptimizationReport) -> None:

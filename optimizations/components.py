@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,13 @@ def vae_of(pipeline: Any) -> nn.Module | None:
     """The VAE or VQ model that decodes the pipeline's latents, or None."""
     found = modules(pipeline)
     return found.get("vae") or found.get("vqgan")
+
+
+def is_cast_to_decode(model: nn.Module) -> bool:
+    """Whether it is a VAE whose float16 weights overflow (SDXL's): it is float32 for every decode and encode."""
+    config = getattr(model, "config", None)  # of a text encoder it is no mapping
+    overflows = isinstance(config, Mapping) and bool(config.get("force_upcast", False))
+    return overflows and device_and_dtype(model)[1] == torch.float16
 
 
 class VaeOnly:

@@ -57,6 +57,12 @@ def device_memory(device: torch.device) -> MemoryState:
     return _main_memory()
 
 
+def release_cache(device: torch.device) -> None:
+    """Give what torch has reserved on `device` and does not use back to it."""
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
 def _main_memory() -> MemoryState:
     """Linux tells by itself; elsewhere psutil does, and without it half of what the system has is taken as free."""
     information = Path("/proc/meminfo")

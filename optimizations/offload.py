@@ -6,6 +6,7 @@ so that a pipeline can change its mode without a reload.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,14 +15,16 @@ import torch
 from torch import nn
 
 from ..report import OptimizationRecord
-from .components import denoisers, modules
-from .headroom import GIB, MemoryState, Need, shortage
+from .components import denoisers, is_cast_to_decode, modules
+from .headroom import GIB, MemoryState, Need, device_memory, shortage
 from .meters import resident_bytes
 
 NAME = "memory_mode"
 WORKING_MEMORY = 2 * GIB
 """Bytes that activations are taken to need beside the weights until more is known: an assumption, reported as one."""
 GROUP_MODES = ("group_offload_block", "group_offload_leaf")
+PAGE_LOCKED_SHARE = 2
+"""Free main memory for page-locked copies, per byte of weights: each is rounded up to a power of two."""
 _HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker")
 
 
@@ -35,7 +38,12 @@ _placed: WeakKeyDictionary[Any, _Placement] = WeakKeyDictionary()
 
 
 def use(
-    pipeline: Any, choice: str, device: torch.device, memory: MemoryState, working: int = WORKING_MEMORY
+    pipeline: Any,
+    choice: str,
+    device: torch.device,
+    memory: MemoryState,
+    working: int = WORKING_MEMORY,
+    before_hooks: Callable[[Any], None] | None = None,
 ) -> OptimizationRecord:
     """Put the pipeline into a memory mode. Nothing moves when it is in it already.
 
@@ -45,13 +53,22 @@ def use(
         device: where it computes.
         memory: of that device, now; "auto" decides by it.
         working: bytes needed beside the weights.
+        before_hooks: called with the pipeline before hooks go onto its blocks or layers, and only then: what has laid
+            out their weights anew has to undo that, because the hooks know the weights of when they were put on.
     """
     mode, reason = decide(pipeline, choice, device, memory, working)
     reason = reason or _substitute_reason(choice, mode)
     current = _placed.get(pipeline)
     if current is None or current != _Placement(mode, device) or not _intact(pipeline, current):
         restore(pipeline)
-        _place(pipeline, mode, device)
+        if before_hooks is not None and mode in GROUP_MODES:
+            before_hooks(pipeline)
+        try:
+            _place(pipeline, mode, device)
+        except BaseException:
+            _placed[pipeline] = _Placement(mode, device)  # as far as it got: that is undone
+            restore(pipeline)
+            raise
         _placed[pipeline] = _Placement(mode, device)
     applied = "on the cpu" if mode == "gpu" and device.type == "cpu" else mode
     return OptimizationRecord(NAME, choice, applied, reason)
@@ -154,10 +171,13 @@ def _group_offload(pipeline: Any, mode: str, device: torch.device) -> None:
     """
     from diffusers.hooks import apply_group_offloading
 
-    streams = device.type in ("cuda", "xpu")
     by_block = denoisers(pipeline) if mode == "group_offload_block" else {}
+    weights = sum(total for _, total in _sizes(pipeline, device).values())
+    scarce = device_memory(torch.device("cpu")).free < PAGE_LOCKED_SHARE * weights
     for name, model in modules(pipeline).items():
         level = "block_level" if name in by_block else "leaf_level"
+        # With a stream the weights come from page-locked copies, and stay of the type they had when those were made.
+        streams = device.type in ("cuda", "xpu") and not is_cast_to_decode(model)
         apply_group_offloading(
             model,
             onload_device=device,
@@ -166,6 +186,7 @@ def _group_offload(pipeline: Any, mode: str, device: torch.device) -> None:
             num_blocks_per_group=1 if level == "block_level" else None,
             use_stream=streams,
             record_stream=streams,
+            low_cpu_mem_usage=streams and scarce,  # locks the pages of a group when its turn comes: slower
         )
 
 

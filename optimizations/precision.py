@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..report import OptimizationRecord
+from . import offload
 from .components import denoisers, modules, vae_of
 from .settings import PrecisionSettings
 
@@ -102,6 +103,10 @@ def _channels_last(pipeline: Any, choice: str) -> OptimizationRecord:
         restore(pipeline)
         reason = "off until it was measured to pay" if choice == "auto" else ""
         return OptimizationRecord("channels_last", choice, "off", reason)
+    if offload.mode_of(pipeline) in offload.GROUP_MODES:
+        restore(pipeline)
+        reason = "group offloading brings the weights in the layout that they had when it was switched on"
+        return OptimizationRecord("channels_last", choice, "off", reason, failed=True)
     models = _convolutional(pipeline)
     if not models:
         reason = "no part of this pipeline has 2D convolutions in quantity"

@@ -21,7 +21,7 @@ def describe_model(model: Any) -> str:
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if weight is not None and getattr(weight, "ndim", 0) >= 1 and _is_layer(module):
-            kinds[_storage(module, weight)] += 1
+            kinds[storage(module, weight)] += 1
     total = sum(kinds.values())
     return ", ".join(f"{kind} in {count} of {total} layers" for kind, count in sorted(kinds.items()) if kind)
 
@@ -33,7 +33,7 @@ def _is_layer(module: torch.nn.Module) -> bool:
     )
 
 
-def _storage(module: torch.nn.Module, weight: torch.Tensor) -> str:
+def storage(module: torch.nn.Module, weight: torch.Tensor) -> str:
     """The name of a layer's quantized storage, "" for a plain weight."""
     import torch
 

@@ -161,6 +161,7 @@ class OptimizationSettings:
 
     Attributes:
         quantized_matmul: whether SDNQ models multiply in their quantized type; "auto" leaves it to the checkpoint.
+        fused_projections: query, key and value of an attention layer as one matrix product.
     """
 
     attention: str = "auto"
@@ -171,6 +172,7 @@ class OptimizationSettings:
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     step_cache: str = "off"
     quantized_matmul: str = "auto"
+    fused_projections: str = "off"
 
     def __post_init__(self) -> None:
         check_choice("attention", self.attention, ATTENTION_CHOICES)
@@ -178,6 +180,7 @@ class OptimizationSettings:
         check_choice("memory_mode", self.memory_mode, MEMORY_MODES)
         check_choice("step_cache", self.step_cache, STEP_CACHE_CHOICES)
         check_choice("quantized_matmul", self.quantized_matmul, TRISTATE)
+        check_choice("fused_projections", self.fused_projections, TRISTATE)
 
     @classmethod
     def plain(cls, **changes: Any) -> OptimizationSettings:

@@ -126,6 +126,8 @@ def label(settings: OptimizationSettings) -> tuple[tuple[str, str], ...]:
         found["step_cache"] = settings.step_cache
     if settings.quantized_matmul != "auto":
         found["quantized_matmul"] = settings.quantized_matmul
+    if settings.fused_projections == "on":
+        found["fused_projections"] = "on"
     for name in ("tf32", "cudnn_benchmark", "channels_last"):
         value = getattr(settings.precision, name)
         if value != "off":

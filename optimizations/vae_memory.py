@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from ..report import OptimizationRecord, OptimizationReport
-from .components import device_and_dtype, vae_of
+from .components import device_and_dtype, is_cast_to_decode, vae_of
 from .decode_memory import decode_cost
 from .fallback import describe, is_out_of_memory
-from .headroom import MemoryState, Need, gib, shortage
+from .headroom import MemoryState, Need, gib, release_cache, shortage
 from .settings import TilingSettings, Workload
 from .vae_tiles import Tiles, plan_tiles, set_value, tile_in_use, turn_on, values_of, write_values
 
@@ -93,7 +93,7 @@ def shrink_until_it_fits(
                     raise
                 failure = describe(error, limit=80)
             # Outside the except block: the error holds the frames of the failed decode, and they hold its tensors.
-            _release_device_memory(device_and_dtype(vae)[0])
+            release_cache(device_and_dtype(vae)[0])
             tiles = plan_tiles(vae, smaller.pop(0), 0)
             turn_on(vae, tiles)
             if hasattr(vae, "use_slicing"):
@@ -195,9 +195,7 @@ def _restore(vae: Any) -> None:
 
 def _decode_dtype(vae: nn.Module) -> torch.dtype:
     """The type that a decode computes in; float16 weights that overflow (SDXL) are decoded in float32."""
-    dtype = device_and_dtype(vae)[1]
-    config = getattr(vae, "config", {})
-    return torch.float32 if dtype == torch.float16 and config.get("force_upcast", False) else dtype
+    return torch.float32 if is_cast_to_decode(vae) else device_and_dtype(vae)[1]
 
 
 def _note_retry(report: OptimizationReport | None, tiles: Tiles, failure: str) -> None:
@@ -209,11 +207,6 @@ def _note_retry(report: OptimizationReport | None, tiles: Tiles, failure: str) -
         report.set(OptimizationRecord(TILING, "auto", "off"))
     reason = "; ".join(part for part in (report[TILING].reason, text) if part)
     report.update(TILING, applied=f"tiles of {tiles.size} px", reason=reason)
-
-
-def _release_device_memory(device: torch.device) -> None:
-    if device.type in ("cuda", "xpu", "mps"):
-        getattr(torch, device.type).empty_cache()
 
 
 def _choices(settings: TilingSettings) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
+from ..optimizations import projections
 from ..optimizations.components import modules
 from ..optimizations.lora_layers import Factors, LoraBranches
 from ..report import OptimizationRecord
@@ -169,6 +170,8 @@ def _change(
     rebuild = not updates or not all(branches[name].has_room_for(layers) for name, layers in updates.items())
     if rebuild and before_rebuild is not None and _is_offloaded(pipeline):
         before_rebuild(pipeline)
+    if rebuild:
+        projections.restore(pipeline)  # fused ones would run past the branches
     if not updates:
         for branch in branches.values():
             branch.remove()

@@ -26,6 +26,7 @@ RECOMMENDED = OptimizationSettings(
     precision=PrecisionSettings(tf32="on"),
     step_cache="fast",
     quantized_matmul="on",
+    fused_projections="on",
 )
 """Different from the default in every field."""
 FOLLOWING = {"attention": "auto", "torch_compile": "auto", "vae_tiling": "auto", "step_cache": "auto"}

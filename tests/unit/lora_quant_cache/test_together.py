@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations import sdnq_support
+from fastdiffusers.optimizations.apply import active, apply
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loader import resolve
+from fastdiffusers.pipelines.lora import set_loras
 from fastdiffusers.pipelines.types import LoraSpec, PipelineHandle, SampleRequest
 
 REQUEST = SampleRequest("a red fox", steps=8, width=64, height=64, seed=3, decode=False)
@@ -88,6 +91,56 @@ def test_loras_under_compile_and_step_caching_recompile_nothing(make_lora: Calla
             made = generate(handle("flux", *chain), REQUEST, settings)
             assert not made.report["torch_compile"].failed
             torch.testing.assert_close(made.latent, result, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["flux", "wan22-t2v"])
+def test_a_lora_comes_to_fused_projections_and_goes(family: str, make_lora: Callable) -> None:
+    everywhere = str(make_lora(family))
+    outputs = str(make_lora(family, seed=1, targets=["to_out.0"], name="outputs.safetensors"))
+    chains = [(), (LoraSpec(everywhere),), (LoraSpec(everywhere, 0.5),), (), (LoraSpec(outputs),), ()]
+    expected = [latent(handle(family, *chain)) for chain in chains]
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+    CACHE.clear()
+    settings = replace(GPU, fused_projections="on")
+    for chain, result in zip(chains, expected, strict=True):
+        made = generate(handle(family, *chain), REQUEST, settings)
+        torch.testing.assert_close(made.latent, result, rtol=1e-3, atol=1e-4)
+        record = made.report["fused_projections"]
+        separate = chain != () and chain[0].path == everywhere
+        assert ("a LoRA is on them" in record.reason) == record.failed == separate
+    assert torch.equal(latent(handle(family)), expected[0])
+
+
+def test_without_a_way_to_tell_the_optimizations_a_lora_still_unfuses(make_lora: Callable) -> None:
+    spec = LoraSpec(str(make_lora("flux")))
+    expected = latent(handle("flux", spec))
+    CACHE.clear()
+    latent(handle(), replace(GPU, fused_projections="on"))
+    with CACHE.use(handle().key) as loaded:
+        set_loras(loaded, (spec,))
+        assert not any(getattr(layer, "fused_projections", False) for layer in loaded.pipeline.transformer.modules())
+    assert torch.equal(latent(handle("flux", spec)), expected)
+
+
+def test_quantized_matmul_is_switched_where_what_is_not_quantized_is_fused(
+    tiny_pipeline: Callable, run: Callable
+) -> None:
+    pytest.importorskip("sdnq")
+    pipeline = tiny_pipeline("flux")
+    kept = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"]
+    with sdnq_support.import_sdnq_safely() as sdnq:
+        scheme = {"weights_dtype": "int8", "torch_dtype": torch.float32, "minimum_allowed_numel": 1024}
+        sdnq.sdnq_post_load_quant(pipeline.transformer, **scheme, modules_to_not_convert=kept)
+    results: dict[str, torch.Tensor] = {}
+    for fused in ("off", "on"):
+        for choice in ("off", "on", "off"):
+            settings = replace(GPU, quantized_matmul=choice, fused_projections=fused)
+            report = apply(pipeline, settings)
+            with active(pipeline, settings, report):
+                result = run(pipeline)
+            torch.testing.assert_close(result, results.setdefault(choice, result), rtol=1e-3, atol=1e-4)
+            assert not report["fused_projections"].failed
+    assert not torch.equal(results["on"], results["off"])
 
 
 @pytest.mark.parametrize("quantization", ["sdnq-int8", "sdnq-uint4", "layerwise-fp8"])

@@ -242,6 +242,7 @@ def test_a_label_names_what_differs_from_plain() -> None:
         vae_tiling=TilingSettings(mode="on", tile_size=512, overlap=64),
         step_cache="fast",
         precision=PrecisionSettings(tf32="on"),
+        fused_projections="on",
     )
     assert dict(label(settings)) == {
         "attention": "xformers",
@@ -249,7 +250,9 @@ def test_a_label_names_what_differs_from_plain() -> None:
         "vae_tiling": "512/64",
         "step_cache": "fast",
         "tf32": "on",
+        "fused_projections": "on",
     }
+    assert label(OptimizationSettings.plain(fused_projections="auto")) == PLAIN, "nothing is fused by auto"
 
 
 def test_the_software_names_torch_and_diffusers() -> None:

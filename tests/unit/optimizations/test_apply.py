@@ -33,19 +33,19 @@ RECORDS = (
     "tf32",
     "cudnn_benchmark",
     "channels_last",
+    "fused_projections",
     "torch_compile",
 )
 
 SETTINGS = {
     "plain": OptimizationSettings.plain(),
-    "math": OptimizationSettings.plain(attention="math"),
+    "math": OptimizationSettings.plain(attention="math", precision=PrecisionSettings(channels_last="on")),
     "xformers in blocks": OptimizationSettings.plain(attention="xformers", memory_mode="group_offload_block"),
     "tiles": OptimizationSettings.plain(vae_tiling=TILES),
     "everything": OptimizationSettings(
         attention="flash",
         vae_tiling=TilingSettings("on", 80),
         memory_mode="group_offload_leaf",
-        precision=PrecisionSettings(channels_last="on"),
     ),
 }
 COMPILED = {

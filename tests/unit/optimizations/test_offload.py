@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers.hooks as hooks_module
 import pytest
 import torch
 from torch import nn
@@ -52,6 +53,37 @@ def test_group_offloading_changes_no_bit_and_leaves_no_trace(family, tiny_pipeli
     offload.use(pipeline, "gpu", CPU, PLENTY)
     assert hooks(pipeline) == []
     assert torch.equal(picture(pipeline, family), plain)
+
+
+def test_a_placement_that_fails_half_way_is_undone(tiny_pipeline, monkeypatch):
+    """Locking pages can fail for want of memory when some components have their hooks already."""
+    pipeline, calls = tiny_pipeline("sd3"), []
+    place = hooks_module.apply_group_offloading
+
+    def third_fails(model, **options):
+        calls.append(model)
+        if len(calls) == 3:
+            raise RuntimeError("CUDA error: out of memory")
+        place(model, **options)
+
+    monkeypatch.setattr(hooks_module, "apply_group_offloading", third_fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        offload.use(pipeline, "group_offload_block", CPU, PLENTY)
+    assert hooks(pipeline) == []
+    assert offload.use(pipeline, "gpu", CPU, PLENTY).applied == "on the cpu"
+
+
+@pytest.mark.parametrize(("free_gib", "scarce"), [(1000, False), (5, True)])
+def test_streams_are_for_weights_that_stay_as_they_are(monkeypatch, free_gib, scarce):
+    """Page-locked copies are made once: not of a VAE that is cast for its decodes, not all at once where memory is
+    scarce."""
+    pipeline, asked = Pipeline(transformer=2, vae=2), []
+    pipeline.components["vae"].half().config = {"force_upcast": True}
+    monkeypatch.setattr(hooks_module, "apply_group_offloading", lambda model, **options: asked.append(options))
+    monkeypatch.setattr(offload, "device_memory", lambda device: MemoryState(free_gib * GIB, free_gib * GIB))
+    offload._group_offload(pipeline, "group_offload_block", CUDA)
+    assert [options["use_stream"] for options in asked] == [True, False]
+    assert [options["low_cpu_mem_usage"] for options in asked] == [scarce, False]
 
 
 def test_a_run_that_breaks_off_leaves_group_offloading_usable(tiny_pipeline, picture):

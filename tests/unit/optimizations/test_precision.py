@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from fastdiffusers.optimizations import precision
-from fastdiffusers.optimizations.settings import PrecisionSettings
+from fastdiffusers.optimizations.apply import apply, revert
+from fastdiffusers.optimizations.settings import OptimizationSettings, PrecisionSettings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ALL_ON = PrecisionSettings(tf32="on", cudnn_benchmark="on", channels_last="on")
@@ -98,6 +101,20 @@ def test_channels_last_is_undone_to_the_stride(tiny_pipeline, picture):
     assert {name: p.stride() for name, p in pipeline.unet.named_parameters()} == strides
     assert {name: id(p) for name, p in pipeline.unet.named_parameters()} == identities
     assert torch.equal(picture(pipeline, "sdxl"), plain)
+
+
+def test_channels_last_is_off_where_weights_come_in_another_layout(tiny_pipeline):
+    """Group offloading has copies of the weights from when it was switched on."""
+    pipeline = tiny_pipeline("sdxl")
+    strides = {name: p.stride() for name, p in pipeline.unet.named_parameters()}
+    on = OptimizationSettings.plain(precision=PrecisionSettings(channels_last="on"))
+    assert apply(pipeline, on)["channels_last"].applied == "unet + vae"
+    record = apply(pipeline, replace(on, memory_mode="group_offload_leaf"))["channels_last"]
+    assert (record.applied, record.failed) == ("off", True)
+    assert "group offloading" in record.reason
+    assert {name: p.stride() for name, p in pipeline.unet.named_parameters()} == strides
+    assert apply(pipeline, on)["channels_last"].applied == "unet + vae"
+    revert(pipeline)
 
 
 def test_channels_last_without_convolutions_says_so():
