@@ -16,7 +16,10 @@ from ..pipelines import tiny
 from ..pipelines.families import family_of
 from ..pipelines.types import LoadedPipeline, LoadKey
 
-NOTE = "random weights; denoiser and VAE in full size, text encoders tiny: their time is not the real model's"
+NOTE = (
+    "random weights; denoiser and VAE in full size, text encoders tiny: their time is not the real model's; "
+    "what a quantization or a step cache loses, in dB, is not that of trained weights, which can lose more"
+)
 SMALL_NOTE = "random weights in a small size: for looking at the benchmark itself, not for figures"
 
 
@@ -36,12 +39,11 @@ class Architecture:
 
 
 def _flux(full: bool) -> dict[str, Any]:
-    """FLUX.1-dev: 19 double and 38 single blocks of width 3072; the image VAE with 128 to 512 channels."""
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    """FLUX.1-dev: 19 double and 38 single blocks of width 3072."""
+    from diffusers import FluxTransformer2DModel
 
     size = {"num_layers": 19, "num_single_layers": 38} if full else {"num_layers": 2, "num_single_layers": 4}
     heads = {"num_attention_heads": 24 if full else 4, "attention_head_dim": 128}
-    channels = (128, 256, 512, 512) if full else (32, 32, 64, 64)
     transformer = FluxTransformer2DModel(
         **size,
         **heads,
@@ -51,8 +53,15 @@ def _flux(full: bool) -> dict[str, Any]:
         guidance_embeds=True,
         axes_dims_rope=(16, 56, 56),
     )
-    vae = AutoencoderKL(
-        block_out_channels=channels,
+    return {"transformer": transformer, "vae": _flux_vae(full)}
+
+
+def _flux_vae(full: bool) -> Any:
+    """The image VAE of FLUX.1 and Z-Image, with 128 to 512 channels."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512) if full else (32, 32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
@@ -64,7 +73,36 @@ def _flux(full: bool) -> dict[str, Any]:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+
+
+def _qwen_image(full: bool) -> dict[str, Any]:
+    """Qwen-Image: 60 double blocks of width 3072; the Wan 2.1 VAE for pictures."""
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+
+    transformer = QwenImageTransformer2DModel(
+        num_layers=60 if full else 2,
+        num_attention_heads=24 if full else 4,
+        attention_head_dim=128,
+        joint_attention_dim=tiny.WIDTH,
+    )
+    vae = AutoencoderKLQwenImage() if full else AutoencoderKLQwenImage(base_dim=16, num_res_blocks=1)
     return {"transformer": transformer, "vae": vae}
+
+
+def _z_image(full: bool) -> dict[str, Any]:
+    """Z-Image: 30 blocks and 2 + 2 refining ones of width 3840; the VAE of FLUX.1."""
+    from diffusers import ZImageTransformer2DModel
+
+    heads = 30 if full else 4
+    transformer = ZImageTransformer2DModel(
+        dim=128 * heads,
+        n_heads=heads,
+        n_kv_heads=heads,
+        n_layers=30 if full else 2,
+        n_refiner_layers=2 if full else 1,
+        cap_feat_dim=tiny.WIDTH,
+    )
+    return {"transformer": transformer, "vae": _flux_vae(full)}
 
 
 def _wan22_i2v(full: bool) -> dict[str, Any]:
@@ -83,6 +121,8 @@ def _wan22_i2v(full: bool) -> dict[str, Any]:
 
 
 FLUX_DEV = Architecture("FLUX.1-dev architecture", "flux", _flux)
+QWEN_IMAGE = Architecture("Qwen-Image architecture", "qwenimage", _qwen_image)
+Z_IMAGE = Architecture("Z-Image architecture", "zimage", _z_image)
 WAN22_I2V = Architecture("Wan 2.2 I2V A14B architecture", "wan22-i2v", _wan22_i2v)
 
 

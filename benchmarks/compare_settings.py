@@ -1,9 +1,17 @@
-"""What `flux_dev_1024.py` and `wan22_i2v.py` share: compare settings on an architecture, print the table, store it."""
+"""What the benchmarks of whole models share: compare settings on an architecture, print the table, store it.
+
+A name in `--compare` may begin with a quantization: "fp8" and "fp8+compile" run on a second pipeline of the same
+weights, quantized, with the same noise; both pipelines lie on the device, and a row's memory leaves the other one out.
+
+With random weights the steps of a run are less alike than with trained ones: a step cache may find none to skip. How
+many it skipped stands under "active" in the stored rows.
+"""
 
 from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,15 +20,15 @@ from ..callbacks import Callbacks
 from ..commands.bench import write_results
 from ..commands.libraries import prepare_libraries
 from ..commands.terminal import TerminalProgress
-from ..comparison.choices import parse
 from ..comparison.run import ComparisonRun, working
 from ..comparison.table import as_table
 from ..optimizations.measure import Plan
-from ..pipelines.generate import run_loaded
+from ..optimizations.meters import DeviceMemoryMeter
 from ..pipelines.loader import resolve_device, resolve_dtype
 from ..pipelines.types import PipelineHandle, SampleRequest
-from .architectures import NOTE, SMALL_NOTE, Architecture, build
+from .architectures import NOTE, SMALL_NOTE, Architecture
 from .common import RESULTS, store
+from .quantized import QUANTIZATIONS, OwnMemory, Twins, parse_names, quantization_of
 
 
 def main(
@@ -38,7 +46,9 @@ def main(
     parser = argparse.ArgumentParser(description=f"{architecture.name}: which settings are the fastest")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--compare", default=compare, metavar="NAMES", help=f"as for fastdiffusers bench ({compare})")
+    known = f"as for fastdiffusers bench, {', '.join(QUANTIZATIONS)} in front: a quantized pipeline ({compare})"
+    parser.add_argument("--compare", default=compare, metavar="NAMES", help=known)
+    parser.add_argument("--steps", type=int, help="denoising steps of a run (default: as published)")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--time-limit", type=float, metavar="SECONDS")
     parser.add_argument("--small", action="store_true", help="the small size; always so on a processor")
@@ -50,18 +60,19 @@ def main(
     full = not args.small and device != "cpu"
     if device == "cpu":
         torch.set_num_threads(1)
-    loaded = build(architecture, device, dtype, full)
-    handle = PipelineHandle(loaded.key, memory_mode="gpu")
-
-    names = parse(args.compare, lambda choices: working(choices, torch.device(device), getattr(torch, dtype)))
-    plan = Plan(runs=args.runs, time_limit=args.time_limit)
+    work = request if full else small_request
+    names = parse_names(args.compare, lambda choices: working(choices, torch.device(device), getattr(torch, dtype)))
+    twins = Twins(architecture, device, dtype, full)
+    others = twins.add(dict.fromkeys(filter(None, map(quantization_of, names))))
     run = ComparisonRun(
-        handle,
-        request if full else small_request,
+        PipelineHandle(twins.plain.key, memory_mode="gpu"),
+        work if args.steps is None else replace(work, steps=args.steps),
         names,
-        plan,
-        generate=lambda _, work, settings, callbacks: run_loaded(loaded, handle, work, settings, callbacks),
-        borrow=lambda key, callbacks: nullcontext(loaded),
+        Plan(runs=args.runs, time_limit=args.time_limit),
+        others=others,
+        generate=twins.generate,
+        borrow=lambda key, callbacks: nullcontext(twins.plain),
+        memory=OwnMemory(DeviceMemoryMeter(torch.device(device)), twins),
     )
     with TerminalProgress() as callbacks:
         _run(run, callbacks)
@@ -71,7 +82,7 @@ def main(
     folder = RESULTS if full else args.output
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        print(store(benchmark, {"note": note, **found.as_dict()}, device, folder))
+        print(store(benchmark, {"note": note, "quantized": twins.facts, **found.as_dict()}, device, folder))
     if args.output is not None:
         write_results(found, args.output)
 

@@ -1,12 +1,18 @@
 """Everything that needs a card, in one call: `python benchmarks/gpu_all.py [part ...]`.
 
-For a machine that is lent for minutes and holds nothing of ours: it needs no installation (the pack is linked into a
-temporary folder; wheels in `.whl/` are unpacked beside it), runs part after part within the time that is left, keeps
-every log and result in one folder, and prints a short table last. A part that fails or runs out of time stops nothing.
+For a machine that is rented by the minute and holds nothing of ours: it needs no installation (the pack is linked into
+a temporary folder; wheels in `.whl/` are unpacked beside it), runs part after part within the time that is left, keeps
+every log and result in one folder, and prints a short table last. A part that fails or runs out of time stops nothing;
+the benchmarks that take minutes are told how many they have, and store what they got done. Where the minutes do not
+suffice, name one part per call, and with `--options` what it shall measure.
 
-    tests      the tests in tests/gpu, and the kernels' own tests on the card
-    kernels    each kernel against the card's copy and matrix rates
-    vae_decode, flux_dev_1024, wan22_i2v    the benchmarks of those names
+    tests         the tests in tests/gpu, and the kernels' own tests on the card
+    kernels       each kernel against the card's copy and matrix rates
+    vae_decode    the video VAE against a plain decoder of the same weights
+    roofline      each stage of the video VAE and of FLUX.1's transformer against those rates, and the slowest kernels
+    cold_start    the first picture, compiled for in a first and in a second process
+    flux_dev_1024, z_image_1024, qwen_image_1024, wan22_i2v_480p, wan22_i2v
+                  whole models: settings, step caches and fp8 against plain
 
 Only the standard library is used here, so that a missing package is a line in a log.
 """
@@ -16,6 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,9 +35,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KERNEL_TESTS = "tests/unit/kernels/interpreted"
-PARTS = ("tests", "kernels", "vae_decode", "flux_dev_1024", "wan22_i2v")
+MODELS = ("flux_dev_1024", "z_image_1024", "qwen_image_1024", "wan22_i2v_480p", "wan22_i2v")
+PARTS = ("tests", "kernels", "vae_decode", "roofline", "cold_start", *MODELS)
 BENCHMARKS = frozenset(PARTS[1:])
+TIMED = frozenset((*MODELS, "vae_decode", "cold_start"))
 GRACE_SECONDS = 5.0
+BUILDING_SECONDS = 60.0
+"""Of the time that is left, what is kept for imports and for building a model; the rest is a benchmark's own limit."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,18 @@ class Outcome:
         return self.state == "passed"
 
 
-def commands(part: str, *, small: bool) -> list[list[str]]:
-    """The commands of a part, to be run in the repository's root."""
+def commands(part: str, *, small: bool, seconds: float = 0.0) -> list[list[str]]:
+    """The commands of a part, to be run in the repository's root.
+
+    Args:
+        seconds: that are left; 0 when that is no matter.
+    """
     python = [sys.executable, "-m"]
     if part in BENCHMARKS:
-        return [[*python, f"fastdiffusers.benchmarks.{part}", *(["--small"] if small else [])]]
+        options = ["--small"] if small else []
+        if seconds and part in TIMED:
+            options += ["--time-limit", f"{max(seconds - BUILDING_SECONDS, seconds / 2):.0f}"]
+        return [[*python, f"fastdiffusers.benchmarks.{part}", *options]]
     pytest = [*python, "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=short"]
     # The tests' common fixtures need diffusers; those of the kernels do without.
     alone = [] if importlib.util.find_spec("diffusers") else ["--confcutdir=tests/gpu"]
@@ -106,8 +124,12 @@ def run(part: str, command: list[str], limit: float, log: Path, environment: dic
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all it started, gently first."""
-    for gravity, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+    """End a process and all it started, gently first: an interrupted benchmark stores what it has."""
+    for gravity, patience in (
+        (signal.SIGINT, 2 * GRACE_SECONDS),
+        (signal.SIGTERM, GRACE_SECONDS),
+        (signal.SIGKILL, None),
+    ):
         try:
             os.killpg(process.pid, gravity)
         except ProcessLookupError:
@@ -135,6 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=540, help="seconds for everything (default: 540)")
     parser.add_argument("--output", type=Path, help="folder for logs and results (default: $OUT, or ./gpu_output)")
     parser.add_argument("--wheels", type=Path, default=ROOT / ".whl", help="folder of wheels to bring (default: .whl)")
+    parser.add_argument("--options", default="", metavar="TEXT", help='for the benchmarks: "--compare fp8 --runs 3"')
     parser.add_argument("--small", action="store_true", help="tiny sizes: to try it without a card")
     options = parser.parse_args(arguments)
     parts = options.parts or list(PARTS)
@@ -147,8 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment = prepare(Path(folder), options.wheels)
         for part in parts:
-            for command in commands(part, small=options.small):
+            left = deadline - time.monotonic()
+            for command in commands(part, small=options.small, seconds=max(left, 1.0)):
                 left = deadline - time.monotonic()
+                command += shlex.split(options.options) if part in BENCHMARKS else []
                 outcomes.append(run(part, command, left, output / f"{part}.log", environment))
                 keep_results(output, started)
     width = max(len(outcome.part) for outcome in outcomes)

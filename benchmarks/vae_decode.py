@@ -53,7 +53,10 @@ ONE_BY_ONE = (
 )
 CLASSES = {
     "convolution": ("conv", "mkldnn", "cudnn", "cutlass", "implicit_gemm", "xmma"),
-    "norm and activation": ("group_norm", "silu", "addcmul", "sum", "square", "pow", "rsqrt", "var_mean", "sub", "mul"),
+    "norm and activation": (
+        *("group_norm", "silu", "addcmul", "sum", "square", "pow", "rsqrt", "var_mean", "sub", "mul"),
+        *("normalise", "merge_parts"),
+    ),
     "copies": ("copy", "cat", "pad", "clone", "fill", "zero", "memcpy", "memset", "shuffle", "add"),
     "attention": ("attention", "addmm", "bmm", "mm", "softmax", "gemm", "flash", "fmha"),
 }
@@ -132,15 +135,28 @@ def rows(
         Row("exact, 4 x 2 strips", own(VaeSettings(mode="exact", strips=(4, 2)))),
         Row("tiles of 512, overlap 64", own(VaeSettings(mode="tiles"))),
     ]
+    slices_of_one = VaeSettings(mode="whole", temporal_slice=1)
+    if device.type == "cuda":
+        found.append(Row("whole, CUDA graphs", own(replace(slices_of_one, cuda_graphs=True))))
+        found.append(Row("tiles of 512, two at a time", own(VaeSettings(mode="tiles", overlap_tiles=True))))
+        if dtype == torch.float16:
+            found.append(Row("whole, float16 sums", own(replace(slices_of_one, fp16_accumulation=True))))
     if compiled:
-        found.append(
-            Row("whole, compiled", own(VaeSettings(mode="whole", temporal_slice=1, compile={})), device.type == "cuda")
-        )
+        code = replace(slices_of_one, compile={})
+        found.append(Row("whole, compiled", own(code), device.type == "cuda"))
+        if device.type == "cuda":
+            found.append(Row("whole, compiled, CUDA graphs", own(replace(code, cuda_graphs=True))))
     return found
 
 
-def measure(found: list[Row], z: torch.Tensor, device: torch.device, rounds: int) -> None:
-    """Fill the rows: one untimed run each for memory and difference, then the interleaved rounds."""
+def measure(
+    found: list[Row], z: torch.Tensor, device: torch.device, rounds: int, deadline: float = float("inf")
+) -> None:
+    """Fill the rows: one untimed run each for memory and difference, then the interleaved rounds.
+
+    Args:
+        deadline: by `time.monotonic`; after the first round, none is begun that would last beyond it.
+    """
     reference: torch.Tensor | None = None
     for row in found:
         try:
@@ -155,10 +171,14 @@ def measure(found: list[Row], z: torch.Tensor, device: torch.device, rounds: int
         reference = y if reference is None else reference
         row.difference = float((y - reference).abs().max() / reference.std())
         print(f"  {row.name}: {row.peak / 2**20:.0f} MiB, difference {row.difference:.1e}", flush=True)
-    for _ in range(rounds):
+    for left in reversed(range(rounds)):
+        started = time.monotonic()
         for row in found:
             if not row.problem:
                 row.seconds.append(seconds(row.decode, z, device))
+        if left and 2 * time.monotonic() - started > deadline:
+            print(f"  time is up: {left} of {rounds} rounds are left out", flush=True)
+            break
 
 
 def seconds(decode: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, device: torch.device) -> float:
@@ -241,13 +261,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     parser.add_argument("--small", action="store_true", help="a tiny latent and one round: does it run at all")
     parser.add_argument("--rows", nargs="*", default=[], help="only rows whose name contains one of these")
-    parser.add_argument("--compiled", action="store_true", help="also with torch.compile (minutes on a processor)")
+    parser.add_argument("--cases", default="", metavar="TEXT", help="only clips whose name contains this")
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for everything, one round at the least")
+    parser.add_argument("--compiled", action="store_true", help="also with torch.compile; always so on a card")
     parser.add_argument("--no-store", action="store_true", help="do not write benchmarks/results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     shapes = SMALL_SHAPES if args.small else CPU_SHAPES if device.type == "cpu" else CARD_SHAPES
+    shapes = {name: shape for name, shape in shapes.items() if args.cases in name}
+    begun, limit = time.monotonic(), args.time_limit or float("inf")
     rounds = 1 if args.small else args.rounds
     with torch.inference_mode():
         golden_error = check_plain_decoder()
@@ -255,13 +279,13 @@ def main() -> None:
         shapes_only = {key: torch.empty(shape, device="meta") for key, shape in full_size_shapes().items()}
         plain, streamed = PlainVideoVae(shapes_only), from_state_dict(shapes_only)
         results = []
-        for name, (frames, height, width) in shapes.items():
+        for number, (name, (frames, height, width)) in enumerate(shapes.items(), start=1):
             z = torch.randn(1, 16, frames, height, width, generator=torch.Generator().manual_seed(0))
-            found = rows(weights, device, dtype, frames, compiled=args.compiled)
+            found = rows(weights, device, dtype, frames, compiled=args.compiled or device.type == "cuda")
             if args.rows:
                 found = [row for row in found if row is found[0] or any(part in row.name for part in args.rows)]
             print(f"{name}, {dtype}, {device}", flush=True)
-            measure(found, z, device, rounds)
+            measure(found, z, device, rounds, begun + limit * number / len(shapes))
             data = as_table(found)
             print(table(data), flush=True)
             last = next(row for row in found if row.name == "auto")
@@ -272,11 +296,9 @@ def main() -> None:
             results.append(
                 {"case": name, "dtype": str(dtype), "rows": data, "seconds_by_class": time_by_class, "tflop": tflop}
             )
-    if not (args.no_store or args.small):
-        path = store(
-            "vae_decode", {"golden_error": golden_error, "threads": args.threads, "cases": results}, str(device)
-        )
-        print(f"stored in {path}")
+            if not (args.no_store or args.small):  # after each: an interrupted run keeps those before
+                everything = {"golden_error": golden_error, "threads": args.threads, "cases": results}
+                print(f"stored in {store('vae_decode', everything, str(device))}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import date
@@ -53,6 +53,8 @@ class ComparisonRun:
         base: plain settings with what shall hold for all: compile details, tile size.
         store: where what is learnt is kept; None keeps nothing.
         combine_winners: measure the winners of different kinds together afterwards.
+        others: further pipelines to compare with the plain one, each under the name that a compared name begins with:
+            "fp8" runs on `others["fp8"]`, and so does "fp8+compile", compiled. Nothing is remembered of them.
         generate, borrow, watch, memory: how jobs are run, pipelines borrowed, time and memory read.
 
     Raises:
@@ -69,6 +71,7 @@ class ComparisonRun:
         base: OptimizationSettings | None = None,
         store: Store | None = None,
         combine_winners: bool = False,
+        others: Mapping[str, PipelineHandle] | None = None,
         generate: Generate = generate,
         borrow: Borrow = CACHE.use,
         watch: Stopwatch | None = None,
@@ -76,7 +79,8 @@ class ComparisonRun:
     ) -> None:
         self._handle, self._request, self._plan = handle, request, plan
         self._base = replace(base or OptimizationSettings.plain(), memory_mode=handle.memory_mode)
-        self._settings = {name: settings_of(name, self._base) for name in names}
+        self._others = dict(others or {})
+        self._settings = {name: settings_of(self._place(name)[1], self._base) for name in names}
         self._store, self._combine = store, combine_winners
         self._generate, self._borrow = generate, borrow
         self._device = torch.device(handle.key.device)
@@ -108,6 +112,11 @@ class ComparisonRun:
             finally:
                 self._remember()
 
+    def _place(self, name: str) -> tuple[PipelineHandle, str]:
+        """The pipeline that a name runs on, and the settings that the name stands for there."""
+        first, _, rest = name.partition("+")
+        return (self._others[first], rest or PLAIN) if first in self._others else (self._handle, name)
+
     def _measure(self, names: list[str], plan: Plan, callbacks: Callbacks) -> PairedMeasurement:
         candidates = [Candidate(name, self._runner(name)) for name in names]
         measurement = PairedMeasurement(candidates, plan, self._stopwatch, self._memory)
@@ -121,10 +130,10 @@ class ComparisonRun:
         return measurement
 
     def _runner(self, name: str) -> Callable[[Callbacks], Outcome]:
-        settings = self._settings[name]
+        handle, settings = self._place(name)[0], self._settings[name]
 
         def run(callbacks: Callbacks) -> Outcome:
-            result = self._generate(self._handle, self._request, settings, callbacks)
+            result = self._generate(handle, self._request, settings, callbacks)
             check_active(result, settings)
             picture = result.latent if result.frames is None else result.frames
             if result.frames is not None:
@@ -193,7 +202,7 @@ class ComparisonRun:
         situation = situation_of(self._handle, self._asked, self._base)
         for row in self.result().rows:
             sure = row.verdict in ("plain", "failed") or (row.versus and row.versus.confidence >= CONFIDENCE)
-            if not sure:
+            if not sure or self._place(row.name)[0] is not self._handle:
                 continue
             self._store.add(
                 Row(

@@ -1,4 +1,4 @@
-"""The scripts for a borrowed card, tried without one: they must not fail there for a reason that shows here."""
+"""The scripts for a rented card, tried without one: they must not fail there for a reason that shows here."""
 
 from __future__ import annotations
 
@@ -49,6 +49,21 @@ def test_what_runs_out_of_time_is_stopped_with_its_children(environment: dict[st
         while alive(int(pid_file.read_text())):
             assert time.monotonic() < deadline, "the child was left running"
             time.sleep(0.05)
+
+
+def test_an_interrupted_benchmark_can_store_what_it_has(environment: dict[str, str], tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    begin = f"import time; from pathlib import Path; kept = Path({str(kept)!r})"
+    code = f"{begin}\ntry:\n    kept.touch(); time.sleep(600)\nexcept KeyboardInterrupt:\n    kept.write_text('half')"
+    assert gpu_all.run("part", python(code), 2, tmp_path / "log", environment).state == "out of time"
+    assert kept.read_text() == "half"
+
+
+def test_benchmarks_that_take_minutes_are_told_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in gpu_all.PARTS:
+        told = "--time-limit" in gpu_all.commands(part, small=False, seconds=300)[0]
+        assert told == (part in gpu_all.TIMED)
+    assert gpu_all.commands("cold_start", small=True, seconds=300)[0][-3:] == ["--small", "--time-limit", "240"]
 
 
 def alive(pid: int) -> bool:

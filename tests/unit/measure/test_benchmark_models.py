@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastdiffusers.benchmarks.architectures import FLUX_DEV, WAN22_I2V, Architecture, build
+from fastdiffusers.benchmarks.architectures import FLUX_DEV, QWEN_IMAGE, WAN22_I2V, Z_IMAGE, Architecture, build
 from fastdiffusers.comparison.run import with_picture
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines.generate import run_loaded
@@ -16,9 +16,11 @@ from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
     ("architecture", "billions"),
     [
         (FLUX_DEV, {"transformer": 11.9, "vae": 0.084}),
+        (QWEN_IMAGE, {"transformer": 20.4, "vae": 0.127}),
+        (Z_IMAGE, {"transformer": 6.15, "vae": 0.084}),
         (WAN22_I2V, {"transformer": 14.3, "transformer_2": 14.3, "vae": 0.127}),
     ],
-    ids=["flux", "wan"],
+    ids=["flux", "qwen", "z-image", "wan"],
 )
 def test_the_full_size_is_the_published_one(architecture: Architecture, billions: dict[str, float]) -> None:
     with torch.device("meta"):
@@ -27,7 +29,9 @@ def test_the_full_size_is_the_published_one(architecture: Architecture, billions
     assert counted == pytest.approx(billions, rel=0.01)
 
 
-@pytest.mark.parametrize("architecture", [FLUX_DEV, WAN22_I2V], ids=["flux", "wan"])
+@pytest.mark.parametrize(
+    "architecture", [FLUX_DEV, QWEN_IMAGE, Z_IMAGE, WAN22_I2V], ids=["flux", "qwen", "z-image", "wan"]
+)
 def test_the_small_size_runs_through_the_whole_engine(architecture: Architecture) -> None:
     loaded = build(architecture, "cpu", "float32", full=False)
     request = with_picture(SampleRequest("a fox", steps=2, width=64, height=64, num_frames=None), loaded.family)
