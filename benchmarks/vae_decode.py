@@ -288,7 +288,7 @@ def main() -> None:
             measure(found, z, device, rounds, begun + limit * number / len(shapes))
             data = as_table(found)
             print(table(data), flush=True)
-            last = next(row for row in found if row.name == "auto")
+            last = next((row for row in found if row.name == "auto"), found[-1])
             profiled = [row for row in (found[0], last) if not row.problem]
             time_by_class = {row.name: where_time_goes(row, z, device) for row in profiled}
             tflop = {"plain decoder": work(plain.decode, z), "auto": work(partial(stream, streamed), z)}

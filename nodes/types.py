@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from comfy_api.latest import io
 
@@ -25,20 +27,41 @@ Report = io.Custom("FASTDIFFUSERS_REPORT")
 """Carries `report.OptimizationReport`."""
 
 
-@dataclass(frozen=True)
-class VideoVaeHandle:
-    """A video VAE as it travels between nodes.
+@dataclass(frozen=True, eq=False)
+class VideoVaeFile:
+    """A checkpoint as it is loaded. There is one object for all who name the same, and weights live as long as it does.
 
     Attributes:
-        path: absolute path of the checkpoint.
+        path: absolute.
         identity: size and change time of the file, so that an edited one is loaded again.
         dtype: "auto", "float32", "bfloat16" or "float16".
-        kernels, cuda_graphs, overlap_tiles, fp16_accumulation: how it runs, as `vae.VaeSettings` has them.
     """
 
     path: str
     identity: str
     dtype: str = "auto"
+
+
+_files: WeakValueDictionary[tuple[str, str, str], VideoVaeFile] = WeakValueDictionary()
+_guard = threading.Lock()
+
+
+def video_vae_file(path: str, identity: str, dtype: str = "auto") -> VideoVaeFile:
+    """The one `VideoVaeFile` with these attributes."""
+    with _guard:
+        return _files.setdefault((path, identity, dtype), VideoVaeFile(path, identity, dtype))
+
+
+@dataclass(frozen=True)
+class VideoVaeHandle:
+    """A video VAE as it travels between nodes.
+
+    Attributes:
+        file: the checkpoint.
+        kernels, cuda_graphs, overlap_tiles, fp16_accumulation: how it runs, as `vae.VaeSettings` has them.
+    """
+
+    file: VideoVaeFile
     kernels: str = "auto"
     cuda_graphs: bool = False
     overlap_tiles: bool = False

@@ -107,9 +107,10 @@ class LoadVideoVAE(io.ComfyNode):
         return video_vae.identity(Path(video_vae_path(vae_name)))
 
     @classmethod
-    def execute(cls, vae_name: str, **how: Any) -> io.NodeOutput:
+    def execute(cls, vae_name: str, dtype: str, **how: Any) -> io.NodeOutput:
         path = Path(video_vae_path(vae_name))
-        return io.NodeOutput(types.VideoVaeHandle(str(path), video_vae.identity(path), **how))
+        file = types.video_vae_file(str(path), video_vae.identity(path), dtype)
+        return io.NodeOutput(types.VideoVaeHandle(file, **how))
 
 
 class VAEDecode(io.ComfyNode):

@@ -16,7 +16,7 @@ from .. import vae as engine
 from ..errors import ModelFileError
 from ..optimizations.tuning import cache_folder
 from .residency import Tenant, make_room
-from .types import VideoVaeHandle
+from .types import VideoVaeFile, VideoVaeHandle
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
 
-_loaded: WeakKeyDictionary[VideoVaeHandle, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
-"""The weights live as long as the handle that brought them: as long as ComfyUI keeps the loader node's output."""
+_loaded: WeakKeyDictionary[VideoVaeFile, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
+"""The weights live as long as handles name their file: as long as ComfyUI keeps a loader node's output."""
 _borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
 """The same for ComfyUI's own VAEs: this pack's networks with a copy of their weights, as long as ComfyUI keeps them."""
 _lock = threading.Lock()
@@ -123,13 +123,14 @@ def _on_card(handle: VideoVaeHandle) -> VideoVAE:
     """The weights on ComfyUI's device, with ComfyUI's other models gone as far as need be."""
     device = mm.get_torch_device()
     with _lock:
-        if handle not in _loaded:
-            tenant = Tenant(device, Path(handle.path).stat().st_size)
+        file = handle.file
+        if file not in _loaded:
+            tenant = Tenant(device, Path(file.path).stat().st_size)
             make_room(tenant)
             engine.remember_in(cache_folder())
-            vae = engine.load_video_vae(handle.path, handle.dtype, str(device))
+            vae = engine.load_video_vae(file.path, file.dtype, str(device))
             tenant.follow([vae])
-            _loaded[handle] = vae, tenant
-        vae, tenant = _loaded[handle]
+            _loaded[file] = vae, tenant
+        vae, tenant = _loaded[file]
     make_room(tenant)
     return vae.to(device)

@@ -12,7 +12,12 @@ import torch
 
 
 class Stopwatch(Protocol):
-    """Marks moments without holding the device up, and tells the time between two of them."""
+    """Marks moments without holding the device up, and tells the time between two of them.
+
+    Attributes: ahead: whether a mark is made before the device gets there, so that asking for its time at once waits.
+    """
+
+    ahead: bool
 
     def mark(self) -> Any:
         """A moment: on an accelerator, the one at which all work queued so far is done."""
@@ -23,6 +28,8 @@ class Stopwatch(Protocol):
 
 class WallStopwatch:
     """For devices that work while the caller waits: the CPU. Others are synchronised at every mark."""
+
+    ahead = False
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
         self._synchronize = synchronize
@@ -38,6 +45,8 @@ class WallStopwatch:
 
 class CudaStopwatch:
     """CUDA events: the mark is taken by the card itself, in the order of the current stream."""
+
+    ahead = True
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

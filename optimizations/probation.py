@@ -10,9 +10,11 @@ from __future__ import annotations
 import enum
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 from ..callbacks import Callbacks, Progress
 from .decide import Expectation, PayBack
@@ -132,18 +134,26 @@ class Probation:
             if refused:
                 self._decline(refused)
 
-    def on_step(self, seconds: float, phase: str = "") -> None:
+    @property
+    def compiling(self) -> bool:
+        """Whether steps run compiled now."""
+        return self.state in (State.TRIAL, State.KEPT)
+
+    def on_step(self, seconds: float, phase: str = "", compiled: bool | None = None) -> None:
         """A step is done.
 
         Args:
             seconds: it took.
             phase: which of several experts did it; the first step of each is not counted, because it may load or
                 compile.
+            compiled: whether it ran compiled; None = as steps run now. One from before the last change tells nothing.
         """
         self._done += 1
+        if compiled is not None and compiled != self.compiling:
+            return
         first = phase not in self._phases
         self._phases.add(phase)
-        if self.state in (State.TRIAL, State.KEPT):
+        if self.compiling:
             self._compiled_step(seconds, first)
             return
         self._session_steps += 1
@@ -170,12 +180,22 @@ class Probation:
         """
         last = stopwatch.mark()
         done = 0
+        # Where marks are ahead of the device, a step is judged when the next one is queued: that waits for nothing.
+        unjudged: deque[tuple[Any, Any, str, bool]] = deque()
+
+        def judge(left: int) -> None:
+            while len(unjudged) > left:
+                start, end, expert, compiled = unjudged.popleft()
+                self.on_step(stopwatch.between(start, end), expert, compiled)
 
         def on_progress(progress: Progress) -> None:
             nonlocal last, done
             if progress.stage == STEP_STAGE and progress.done > done:
                 done = progress.done
-                self.on_step(stopwatch.between(last, stopwatch.mark()), phase(done))
+                unjudged.append((last, stopwatch.mark(), phase(done), self.compiling))
+                judge(left=1 if stopwatch.ahead and done < progress.total else 0)
+            elif progress.stage != STEP_STAGE:
+                judge(left=0)
             callbacks.on_progress(progress)
             last = stopwatch.mark()
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..report import OptimizationRecord
-from .components import attention_layers, denoisers
+from .components import attention_layers, denoisers, device_and_dtype
 from .fallback import is_out_of_memory
 from .headroom import release_cache
 from .lora_layers import LoraLayer
@@ -70,9 +70,14 @@ def restore(pipeline: Any) -> None:
     """
     for model in denoisers(pipeline).values():
         fused = _fused.get(model, [])
-        while fused:
-            fused[-1].undo()
-            fused.pop()
+        if not fused:
+            continue
+        try:
+            while fused:
+                fused[-1].undo()
+                fused.pop()
+        finally:
+            release_cache(device_and_dtype(model)[0])
 
 
 def _fuse_model(model: nn.Module) -> Counter[str]:
@@ -81,7 +86,7 @@ def _fuse_model(model: nn.Module) -> Counter[str]:
     for layer in [layer for layer in fused if not layer.intact()]:
         layer.undo()
         fused.remove(layer)
-    done = {layer.attention for layer in fused}
+    done, before = {layer.attention for layer in fused}, len(fused)
     grouped = _moves_in_groups(model)
     refused: Counter[str] = Counter()
     for attention in attention_layers(model):
@@ -97,6 +102,9 @@ def _fuse_model(model: nn.Module) -> Counter[str]:
                 reason = "there is no room to fuse them"
         if reason:
             refused[reason] += 1
+    if len(fused) > before:
+        # Where memory runs short in between, torch does this by itself.
+        release_cache(device_and_dtype(model)[0])
     return refused
 
 
@@ -216,7 +224,6 @@ class _FusedAttention:
                 for parameter in part.parameters():
                     parameter.data = parameter.data.new_empty((0, *parameter.shape[1:]))
         attention.fused_projections = True
-        release_cache(self._device())
 
     def intact(self) -> bool:
         """Whether the layer is as it was left: a LoRA, a hook or another processor may have come since."""
@@ -230,8 +237,7 @@ class _FusedAttention:
 
     def undo(self) -> None:
         """The separate layers have their weights again, also where something was put around them since."""
-        rows, device = self._rows(), self._device()
-        for parameter, own in rows:
+        for parameter, own in self._rows():
             parameter.data = own
         for name in self._layers:
             self.attention._modules.pop(name, None)
@@ -240,7 +246,6 @@ class _FusedAttention:
             del self.attention.fused_projections
         else:
             self.attention.fused_projections = self._flag
-        release_cache(device)
 
     def _rows(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
         """Each separate parameter with a copy of its rows, wherever the fused ones are by now."""
@@ -250,10 +255,6 @@ class _FusedAttention:
             for kind, parameter in whole.named_parameters()
             for part, rows in zip(parts, parameter.data.chunk(len(parts)), strict=True)
         ]
-
-    def _device(self) -> torch.device:
-        whole, _ = next(iter(self._layers.values()))
-        return whole.weight.device
 
 
 def _stack(parts: list[Any]) -> nn.Linear:

@@ -118,6 +118,7 @@ def _statistics(vae: Any, latent: torch.Tensor) -> tuple[Any, Any]:
         return None, None
     shape = (1, -1) + (1,) * (latent.ndim - 2)
     device, dtype = latent.device, latent.dtype
-    # Not blocking: otherwise every preview would wait for the card.
-    mean, std = (torch.tensor(v).view(shape).to(dtype).to(device, non_blocking=True) for v in (mean, std))
+    # Without blocking where that is safe: otherwise every preview would wait for the card.
+    at_once = device.type == "cuda"
+    mean, std = (torch.tensor(v).view(shape).to(dtype).to(device, non_blocking=at_once) for v in (mean, std))
     return mean, std

@@ -84,7 +84,8 @@ class CudaRecording:
         self._graph = torch.cuda.CUDAGraph()
         # "thread_local": what other threads do on the card meanwhile is none of the recording's business.
         recording = torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local")
-        with torch.cuda.device(device), recording:
+        # The stream around it: a recording that fails does not put back the one it found.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)), recording:
             self._result = function()
         self.bytes = max(0, torch.cuda.memory_reserved(device) - before)
 

@@ -150,7 +150,7 @@ def _layouts(dry: DryRun, budget: int | None, offloaded: bool, *, whole_planes: 
         for tail in TAILS:
             layout = Layout(tail_frames=tail)
             yield layout, dry.peak(layout, offloaded)
-    base = dry.base(1, offloaded) + 2 * chunk_bytes(dry.device)  # the pieces of a statistics pass come on top
+    base = dry.base(1, offloaded) + dry.statistics_bytes
     yield Layout(workspace=STRIP, tail_frames=1), base + STRIP
     workspace = max((budget or 0) - base, 1)
     yield Layout(workspace=workspace, tail_frames=1), base + workspace
@@ -207,7 +207,10 @@ class DryRun:
     ) -> None:
         channels, frames, height, width = shape
         parts = slices(frames, size, task.frames)
-        self.device = vae.device
+        # The pieces of a statistics pass come on top of a strip; none is larger than a frame with all its channels.
+        cells = height * width * (vae.config.spatial_factor // task.crop) ** 2
+        frame = 4 * cells * max(vae.config.block_out_channels[:2])
+        self.statistics_bytes = 2 * min(chunk_bytes(vae.device), frame)
         self.case = _Case(
             vae.config,
             vae.dtype,

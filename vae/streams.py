@@ -1,8 +1,8 @@
 """Bringing finished frames to main memory while the card computes the next ones.
 
 Frames are converted and put in the order of their destination on the card, in one pass; then a second stream moves
-them as they lie in memory, straight into the destination when that is page-locked, by way of a page-locked buffer
-when it is not. Without a card it all comes down to a plain copy.
+them as they lie in memory into a page-locked buffer, and from there they are copied on while the card computes. Without
+a card it all comes down to a plain copy.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ class _UnderWay(NamedTuple):
     Attributes:
         wait: returns when it is done.
         staged: the frames on the card, kept alive until then.
-        buffer, target: page-locked memory that is to be copied on, and where to; None where it goes straight there.
+        buffer, target: page-locked memory that is to be copied on, and where to.
     """
 
     wait: Callable[[], None]
     staged: torch.Tensor
-    buffer: torch.Tensor | None
+    buffer: torch.Tensor
     target: torch.Tensor
 
 
@@ -95,7 +95,7 @@ class OverlappedCopier:
     Args:
         lane: the way.
         depth: copies that may be under way; each holds its frames on the card once, and a page-locked buffer of the
-            same size where the destination is not page-locked. Further ones wait.
+            same size. Further ones wait.
     """
 
     def __init__(self, lane: Lane, depth: int = 2) -> None:
@@ -109,9 +109,6 @@ class OverlappedCopier:
             self._settle()
         staged = torch.empty_strided(*dense(target), dtype=target.dtype, device=frames.device)
         staged.copy_(frames)
-        if target.is_pinned():
-            self._under_way.append(_UnderWay(self._lane.start(target, staged), staged, None, target))
-            return
         buffer = self._reused(staged)
         if buffer is None:
             buffer = self._lane.buffer(staged)
@@ -129,9 +126,8 @@ class OverlappedCopier:
         """Wait for the oldest copy, and carry it on to its destination."""
         oldest = self._under_way.popleft()
         oldest.wait()
-        if oldest.buffer is not None:
-            oldest.target.copy_(oldest.buffer)
-            self._idle.append(oldest.buffer)
+        oldest.target.copy_(oldest.buffer)
+        self._idle.append(oldest.buffer)
 
     def _reused(self, staged: torch.Tensor) -> torch.Tensor | None:
         """A buffer of that shape and those strides that is free again."""

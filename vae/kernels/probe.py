@@ -74,7 +74,8 @@ def _cases(
         elif operation == "pixel_shuffle_3d":
             for z in (z for z in (1, 2) if channels % (4 * z) == 0):
                 bias = torch.randn(channels, generator=generator).to(device, dtype)
-                yield (x, z), {"drop_head": False}
+                added = eager.pixel_shuffle_3d(x, z).flip(2)
+                yield (x, z), {"drop_head": False, "residual": added}
                 yield (x, z), {"drop_head": True, "bias": bias}
         elif operation == "rms_norm_silu":
             yield (x, weight), {}

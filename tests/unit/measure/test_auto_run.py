@@ -41,6 +41,7 @@ class Bench:
     memory: MemoryState = PLENTY
     now: float = 0.0
     backend: str = "eager"
+    ahead: bool = False
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     steps_seen: list[bool] = field(default_factory=list)
 

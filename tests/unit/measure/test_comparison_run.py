@@ -31,6 +31,8 @@ FAMILY = small(family_of("FluxPipeline"))
 class Engine:
     """`generate` and the cache, on a clock of their own: seconds per step by setting."""
 
+    ahead = False
+
     def __init__(self, **steps: float) -> None:
         self.now, self.calls = 0.0, list[str]()
         self.steps = {"plain": 1.0, **steps}

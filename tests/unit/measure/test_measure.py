@@ -18,6 +18,8 @@ PICTURE = torch.linspace(0, 1, 16 * 16 * 3).reshape(1, 1, 16, 16, 3)
 class Machine:
     """A clock, a memory and a log of who ran, all moved by the candidates themselves."""
 
+    ahead = False
+
     def __init__(self) -> None:
         self.now = 0.0
         self.bytes = 0

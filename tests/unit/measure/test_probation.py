@@ -189,6 +189,7 @@ class Clock:
     """A stopwatch that stands still unless it is told."""
 
     now = 0.0
+    ahead = False
 
     def mark(self) -> float:
         return self.now
@@ -211,6 +212,54 @@ def test_time_spent_in_the_callers_own_functions_is_not_the_models() -> None:
         clock.now += 2
         watched.tick("denoise", step + 1, 4)
     assert probation.plain == [2, 2, 2]
+
+
+class Card(Clock):
+    """One whose marks are reached late, when the step after has been queued; asking before that would wait."""
+
+    ahead = True
+
+    def __init__(self) -> None:
+        self.queued = 0
+        self.waits = 0
+
+    def mark(self) -> float:
+        self.queued += 1
+        return self.queued
+
+    def between(self, start: float, end: float) -> float:
+        self.waits += end >= self.queued - 1  # the mark of this very moment, or that of the last callback's end
+        return end - start
+
+
+def test_no_step_waits_for_the_card_to_be_judged() -> None:
+    model, card, probation = Model(1.0, 1.0), Card(), Probation(CHEAP)
+    probation.begin(12, model.start, model.revert)
+    watched = probation.watch(Callbacks(), card)
+    compiled = []
+    for step in range(11):
+        watched.tick("denoise", step + 1, 12)
+        compiled.append(model.is_compiled)
+    assert card.waits == 0
+    # Three plain steps are counted after the first, and judged when the fifth is there, which is plain as well.
+    assert compiled == [False] * 4 + [True] * 7
+    assert len(probation.plain) == 3
+    watched.tick("denoise", 12, 12)
+    assert not probation.verdict or len(probation.compiled) >= 3
+    assert card.waits == 1, "the last one is judged at once: the decode is next"
+
+
+def test_steps_from_before_a_change_are_not_counted_for_what_came_after() -> None:
+    model, probation = Model(1.0, 1.0), Probation(CHEAP)
+    probation.begin(20, model.start, model.revert)
+    for _ in range(4):
+        probation.on_step(1.0, compiled=False)
+    assert model.is_compiled
+    probation.on_step(1.0, compiled=False)
+    assert len(probation.plain) == 3
+    probation.on_step(9.0, compiled=True)  # the first compiled one: it compiles
+    assert probation.compiled == []
+    assert probation.compile_seconds == 8.0
 
 
 def test_a_cancel_in_the_callbacks_travels() -> None:

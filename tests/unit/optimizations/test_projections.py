@@ -164,8 +164,16 @@ def test_undoing_gives_back_every_bit_under_its_name(family, tiny_pipeline, pict
 def test_no_weight_is_in_memory_twice(family, tiny_pipeline, monkeypatch):
     pipeline = tiny_pipeline(family)
     before, between = stored(pipeline), []
-    # Called when a layer is done, so that no more than the layer at hand is ever there twice.
-    monkeypatch.setattr(projections, "release_cache", lambda device: between.append(stored(pipeline)))
+
+    def noted(change):
+        def run(layer, *arguments):
+            change(layer, *arguments)
+            between.append(stored(pipeline))
+
+        return run
+
+    for name in ("__init__", "undo"):  # after each layer, so that only the one at hand is ever there twice
+        monkeypatch.setattr(projections._FusedAttention, name, noted(getattr(projections._FusedAttention, name)))
     projections.use(pipeline, "on")
     projections.use(pipeline, "off")
     assert between == [before] * 2 * LAYERS[family]
@@ -349,17 +357,15 @@ def test_without_room_to_undo_what_is_fused_still_works(tiny_pipeline, picture, 
     pipeline = tiny_pipeline("flux")
     plain, before = picture(pipeline, "flux"), weights(pipeline)
     projections.use(pipeline, "on")
-    calls = []
+    calls, rows = [], projections._FusedAttention._rows
 
-    def tight(device):
-        calls.append(device)
-        if len(calls) == 2:
-            monkeypatch.setattr(projections._FusedAttention, "_rows", refuse)
+    def tight(layer):
+        calls.append(layer)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows(layer)
 
-    def refuse(self):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(projections, "release_cache", tight)
+    monkeypatch.setattr(projections._FusedAttention, "_rows", tight)
     with pytest.raises(torch.OutOfMemoryError):
         projections.restore(pipeline)
     assert len(fused_layers(pipeline)) == 2

@@ -6,14 +6,15 @@ again at each replay on the same memory, which is all a graph can do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from fastdiffusers.vae.config import VaeConfig
-from fastdiffusers.vae.cuda_graphs import GraphedNetwork
+from fastdiffusers.vae.cuda_graphs import CudaRecording, GraphedNetwork
 from fastdiffusers.vae.execution import Execution, Layout, StreamState
 from fastdiffusers.vae.model import VideoVAE
 
@@ -145,6 +146,45 @@ def test_what_cannot_be_recorded_runs_plainly(error: type[Exception]) -> None:
         assert torch.equal(stream(network, clip), stream(accumulate, clip))
     assert network.replays == 0
     assert network.refused
+
+
+def test_a_failed_recording_leaves_no_stream_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own context puts the stream back only when the recording ends well."""
+    streams = ["default"]
+
+    @contextmanager
+    def on_stream(stream: str) -> Iterator[None]:
+        before = streams[-1]
+        streams.append(stream)
+        try:
+            yield
+        finally:
+            streams.append(before)
+
+    class Fails:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.stream = options["stream"]
+
+        def __enter__(self) -> None:
+            streams.append(self.stream)  # and there it stays
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    for name, stand_in in {
+        "device": lambda device: nullcontext(),
+        "stream": on_stream,
+        "current_stream": lambda device: streams[-1],
+        "graph": Fails,
+        "CUDAGraph": object,
+        "memory_reserved": lambda device: 0,
+        "empty_cache": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with pytest.raises(RuntimeError, match="during capture"):
+        CudaRecording(lambda: torch.zeros(1), torch.device("cuda"), (0, 1), "recording")  # type: ignore[arg-type]
+    assert "recording" in streams
+    assert streams[-1] == "default"
 
 
 def test_a_cancel_is_not_swallowed() -> None:

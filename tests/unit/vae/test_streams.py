@@ -70,17 +70,6 @@ def test_only_so_many_copies_are_under_way_and_buffers_are_used_again() -> None:
     assert lane.under_way == 0
 
 
-def test_page_locked_destinations_need_no_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: True)
-    frames, out = clip()
-    lane = SlowLane()
-    copier = OverlappedCopier(lane)
-    copier.copy(out, frames)
-    copier.finish()
-    assert lane.made == 0
-    assert torch.equal(out, frames.float())
-
-
 def test_without_a_card_it_is_a_plain_copy() -> None:
     cpu = torch.device("cpu")
     assert isinstance(copier_for(cpu, cpu), PlainCopier)
