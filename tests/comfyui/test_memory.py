@@ -16,6 +16,8 @@ from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.types import PipelineHandle
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from comfy_client import Client
 
 TINY = "embedded tiny: "
@@ -162,3 +164,22 @@ def test_a_tenant_moves_only_what_no_hook_moves(core: Any) -> None:
     del plain
     assert gone() is None, "a tenant keeps nothing alive"
     assert tenant.loaded_size() == 20 * 4
+
+
+def test_another_way_to_run_a_video_vae_loads_nothing_anew(core: Any, models: Path) -> None:
+    from fastdiffusers.nodes import types, video_vae
+
+    path = models / "vae" / "small_video_vae.safetensors"
+
+    def handle(**how: Any) -> Any:
+        return types.VideoVaeHandle(types.video_vae_file(str(path), video_vae.identity(path)), **how)
+
+    first, second = handle(), handle(kernels="eager", overlap_tiles=True)
+    loaded = weakref.ref(video_vae._on_card(first))
+    assert video_vae._on_card(second) is loaded()
+    del first
+    gc.collect()
+    assert video_vae._on_card(second) is loaded()
+    del second
+    gc.collect()
+    assert loaded() is None, "the weights go with the last handle"
