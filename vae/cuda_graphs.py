@@ -61,9 +61,8 @@ class CudaBackend:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(
-            device
-        )  # torch's own one for recording stays on the first card it was made for
+        # One of its own: torch keeps a single stream for recording, on whichever card recorded first.
+        self._stream = torch.cuda.Stream(device)
 
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
         return CudaRecording(function, self._device, self._pool, self._stream)
