@@ -20,7 +20,7 @@ NAMED := $(if $(filter undefined,$(origin COMFYUI_PATH)),,COMFYUI_PATH='$(COMFYU
 FIND := import runpy; print(runpy.run_path('commands/paths.py')['find_comfyui']() or '')
 COMFYUI := $(shell $(NAMED) $(PYTHON) -c "$(FIND)")
 export COMFYUI_PATH := $(COMFYUI)
-ENGINE_TESTS := $(PY) -m pytest tests/unit -n 2 -q --cov --cov-report=term:skip-covered
+ENGINE_TESTS := $(PY) -m pytest tests/unit -n 2 --dist worksteal -q --cov --cov-report=term:skip-covered
 
 # Tiny models gain nothing from threads, and two test workers would fight for the cores.
 export OMP_NUM_THREADS ?= 1

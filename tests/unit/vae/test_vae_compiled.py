@@ -28,6 +28,9 @@ from fastdiffusers.vae.kernels.conv_choice import rules
 
 Latents = Callable[..., torch.Tensor]
 
+# dynamo runs the code by its own interpreter, twice as long where every line is counted.
+pytestmark = pytest.mark.no_cover
+
 
 class Counter:
     """A dynamo backend that runs what it is given and counts how often it was asked."""
@@ -57,6 +60,14 @@ def shallow() -> VideoVAE:
     """With every kind of layer, and as few of them as can be: dynamo takes its time for each."""
     torch.manual_seed(0)
     config = VaeConfig(block_out_channels=(8, 16, 32), layers_per_block=1, temporal_scale_num=1, norm_num_groups=4)
+    return VideoVAE(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def flat() -> VideoVAE:
+    """With a single upsampler: for what depends on the number of slices and their shapes."""
+    torch.manual_seed(0)
+    config = VaeConfig(block_out_channels=(8, 16), layers_per_block=1, temporal_scale_num=1, norm_num_groups=4)
     return VideoVAE(config).eval().requires_grad_(False)
 
 
@@ -118,20 +129,20 @@ def test_compiled_and_eager_agree(shallow: VideoVAE, latents: Latents) -> None:
     assert float((result - expected).abs().max() / expected.std()) <= 2e-5
 
 
-def test_further_clips_and_resolutions_settle(shallow: VideoVAE, latents: Latents) -> None:
+def test_further_clips_and_resolutions_settle(flat: VideoVAE, latents: Latents) -> None:
     counter = Counter()
     chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": counter})
-    decode_raw(shallow, latents(4, 4, 4), chosen)
+    decode_raw(flat, latents(4, 4, 4), chosen)
     first = counter.graphs
     with torch._dynamo.config.patch(error_on_recompile=True):
-        decode_raw(shallow, latents(4, 4, 4, seed=1), chosen)  # a second clip
-        decode_raw(shallow, latents(6, 4, 4), chosen)  # a longer one: more slices of the same kind
+        decode_raw(flat, latents(4, 4, 4, seed=1), chosen)  # a second clip
+        decode_raw(flat, latents(6, 4, 4), chosen)  # a longer one: more slices of the same kind
     assert counter.graphs == first
-    decode_raw(shallow, latents(4, 6, 5), chosen)  # a second resolution: once more for each kind of slice
+    decode_raw(flat, latents(4, 6, 5), chosen)  # a second resolution: once more for each kind of slice
     assert counter.graphs <= 2 * first
     settled = counter.graphs
     with torch._dynamo.config.patch(error_on_recompile=True):
-        decode_raw(shallow, latents(4, 7, 8), chosen)  # a third one is free
+        decode_raw(flat, latents(4, 7, 8), chosen)  # a third one is free
     assert counter.graphs == settled
 
 
