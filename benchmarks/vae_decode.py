@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..vae import Optimizations, VaeConfig, VaeSettings, VideoVAE, decode_raw, from_state_dict
@@ -34,6 +33,7 @@ from ..vae.memory import LiveBytes
 from ..vae.streaming import slices
 from .common import store, table
 from .plain_video_vae import PlainVideoVae, formula_weights
+from .top_kernels import kernel_times
 
 GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "data" / "video_vae"
 CPU_SHAPES = {"3 x 16 x 16 latent": (3, 16, 16)}
@@ -226,16 +226,11 @@ def as_table(found: list[Row]) -> list[dict[str, Any]]:
 
 def where_time_goes(row: Row, z: torch.Tensor, device: torch.device) -> dict[str, float]:
     """Seconds by class of operation, of kernels on a card."""
-    on_card = device.type == "cuda"
-    activities = [ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU]
-    with profile(activities=activities) as profiled:
-        row.decode(z)
     shares = dict.fromkeys([*CLASSES, "other"], 0.0)
-    for event in profiled.key_averages():
-        spent = event.self_device_time_total if on_card else event.self_cpu_time_total
-        name = event.key.lower()
+    for key, _, spent in kernel_times(partial(row.decode, z), device):
+        name = key.lower()
         kind = next((kind for kind, parts in CLASSES.items() if any(part in name for part in parts)), "other")
-        shares[kind] += spent / 1e6
+        shares[kind] += spent
     return {kind: round(spent, 3) for kind, spent in shares.items()}
 
 

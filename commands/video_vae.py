@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..vae.settings import KERNEL_CHOICES, MODES
 from .options import add_vae_compile_options, vae_compile_settings
 
 if TYPE_CHECKING:
     from ..vae import VaeSettings, VideoVAE
-
-MODES = ("auto", "exact", "tiles", "whole")
-KERNELS = ("auto", "eager", "plain")
 
 
 def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +20,7 @@ def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temporal-slice", type=int, default=0, metavar="N", help="latent frames at a time, 0: chosen")
     group.add_argument("--memory-budget-gib", type=float, default=0.0, metavar="GIB", help="0: from the free memory")
     group.add_argument(
-        "--kernels", choices=KERNELS, default="auto", help="fused kernels where they work (default: auto)"
+        "--kernels", choices=KERNEL_CHOICES, default="auto", help="fused kernels where they work (default: auto)"
     )
     group.add_argument("--cuda-graphs", action="store_true", help="replay recorded slices on a CUDA card")
     group.add_argument("--overlap-tiles", action="store_true", help="two tiles at a time on a CUDA card")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..vae.streams import FrameCopier, PlainCopier, copier_for
+from ..vae.streams import Gathering
 
 MODULES = ("comfy.ldm.wan.vae", "comfy.ldm.wan.vae2_2")
 """Where ComfyUI has the networks whose code around the decoder gathers runs of frames and nothing else."""
@@ -58,9 +58,7 @@ class _TakesAway(torch.nn.Module):
     def __init__(self, decoder: torch.nn.Module, total: int, told: Callable[[int], None]) -> None:
         super().__init__()
         self.decoder = decoder
-        self._total, self._told, self._written = total, told, 0
-        self._collected: torch.Tensor | None = None
-        self._copier: FrameCopier = PlainCopier()
+        self._told, self._gathering = told, Gathering(total)
         self._several = False
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
@@ -68,24 +66,17 @@ class _TakesAway(torch.nn.Module):
         self._several = isinstance(made, list)
         runs = made if self._several else [made]
         empty = [self._take(runs.pop(0)) for _ in range(len(runs))]
-        self._told(self._written)
+        self._told(self._gathering.written)
         return empty if self._several else empty[0]
 
     def _take(self, run: torch.Tensor) -> torch.Tensor:
-        batch, channels, count, height, width = run.shape
-        if self._collected is None:
-            shape = (batch, channels, max(self._total, count), height, width)
-            self._collected = torch.empty(shape, dtype=run.dtype)
-            self._copier = copier_for(run.device, self._collected.device)
-        self._copier.copy(self._collected[:, :, self._written : self._written + count], run)
-        self._written += count
-        return run.new_empty((batch, channels, count, 0, 0))
+        self._gathering.add(run)
+        return run.new_empty((*run.shape[:3], 0, 0))
 
     def frames(self) -> Any:
         """All frames, in the form in which the decoder gives a run."""
-        assert self._collected is not None, "decode calls its decoder"  # noqa: S101 - for the type checker
-        self._copier.finish()
-        whole = self._collected[:, :, : self._written]
+        whole = self._gathering.frames()
+        assert whole is not None, "decode calls its decoder"  # noqa: S101 - for the type checker
         return [whole] if self._several else whole
 
 

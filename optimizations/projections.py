@@ -23,6 +23,7 @@ from torch import nn
 from ..report import OptimizationRecord
 from .components import attention_layers, denoisers, device_and_dtype
 from .fallback import is_out_of_memory
+from .group_hooks import is_group_offloaded
 from .headroom import release_cache
 from .lora_layers import LoraLayer
 from .quantized_layers import storage
@@ -87,7 +88,7 @@ def _fuse_model(model: nn.Module) -> Counter[str]:
         layer.undo()
         fused.remove(layer)
     done, before = {layer.attention for layer in fused}, len(fused)
-    grouped = _moves_in_groups(model)
+    grouped = any(map(is_group_offloaded, model.modules()))
     refused: Counter[str] = Counter()
     for attention in attention_layers(model):
         if attention in done or not hasattr(attention, "to_q"):
@@ -106,12 +107,6 @@ def _fuse_model(model: nn.Module) -> Counter[str]:
         # Where memory runs short in between, torch does this by itself.
         release_cache(device_and_dtype(model)[0])
     return refused
-
-
-def _moves_in_groups(model: nn.Module) -> bool:
-    """Whether group offloading is on: it has a list of its own of the weights that it moves."""
-    registries = (getattr(module, "_diffusers_hook", None) for module in model.modules())
-    return any("group_offloading" in registry.hooks for registry in registries if registry is not None)
 
 
 def _refuse(attention: nn.Module) -> str:

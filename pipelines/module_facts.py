@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..optimizations.group_hooks import is_group_offloaded
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,12 +35,6 @@ def execution_device(module: Any, target: torch.device) -> torch.device:
         return target
     device: torch.device = next(module.parameters()).device
     return device
-
-
-def is_group_offloaded(module: Any) -> bool:
-    """Whether diffusers' group offload acts when this very module is called."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and registry.get_hook("group_offloading") is not None
 
 
 def has_time_axis(vae: Any) -> bool:

@@ -200,30 +200,20 @@ def _collect(
     callbacks: Callbacks,
     output_device: str | torch.device,
 ) -> torch.Tensor:
-    """All frames of the runs in one tensor on the output device; those of one run leave while the next is made."""
-    import torch
-
-    from ..vae.streams import FrameCopier, PlainCopier, copier_for
+    """All frames of the runs in one tensor on the output device."""
+    from ..vae.streams import Gathering
 
     factor = temporal_factor(vae)
     total = latents.shape[2] if latents.ndim == 5 else 1
-    collected: torch.Tensor | None = None
-    copier: FrameCopier = PlainCopier()
-    written = 0
+    gathering = Gathering(1 + (total - 1) * factor, output_device)
     for pixels in runs:
-        if collected is None:
-            shape = (*pixels.shape[:2], 1 + (total - 1) * factor, *pixels.shape[3:])
-            collected = torch.empty(shape, dtype=pixels.dtype, device=output_device)
-            copier = copier_for(pixels.device, collected.device)
-        stop = written + pixels.shape[2]
-        copier.copy(collected[:, :, written:stop], pixels)
-        written = stop
+        gathering.add(pixels)
         del pixels
-        callbacks.tick("decode", 1 + (written - 1) // factor, total)
-    if collected is None:
+        callbacks.tick("decode", 1 + (gathering.written - 1) // factor, total)
+    frames = gathering.frames()
+    if frames is None:
         raise InputError("latents", tuple(latents.shape), "there is no frame in it", "pass at least one latent frame")
-    copier.finish()
-    return collected[:, :, :written]
+    return frames
 
 
 def temporal_factor(vae: Any) -> int:

@@ -75,8 +75,7 @@ def unfolds(x: torch.Tensor) -> bool:
 
     Strips and single frames are that small; what it costs is memory, and several times the time.
     """
-    eager = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return eager and torch.backends.mkldnn.is_available()
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 @lru_cache(maxsize=1)

@@ -143,6 +143,38 @@ def copier_for(source: torch.device, target: torch.device) -> FrameCopier:
     return OverlappedCopier(CudaLane(source)) if overlaps else PlainCopier()
 
 
+class Gathering:
+    """Frames of consecutive runs put together in one tensor; those of one run leave their device while others are made.
+
+    Args:
+        total: frames to make room for.
+        device: where they are put together.
+
+    Attributes: written: frames so far.
+    """
+
+    def __init__(self, total: int, device: torch.device | str = "cpu") -> None:
+        self.written = 0
+        self._total, self._device = total, device
+        self._whole: torch.Tensor | None = None
+        self._copier: FrameCopier = PlainCopier()
+
+    def add(self, run: torch.Tensor) -> None:
+        """Take the next run, [B, C, t, H, W]; it may be overwritten right after."""
+        batch, channels, count, height, width = run.shape
+        if self._whole is None:
+            shape = (batch, channels, max(self._total, count), height, width)
+            self._whole = torch.empty(shape, dtype=run.dtype, device=self._device)
+            self._copier = copier_for(run.device, self._whole.device)
+        self._copier.copy(self._whole[:, :, self.written : self.written + count], run)
+        self.written += count
+
+    def frames(self) -> torch.Tensor | None:
+        """All of them, [B, C, T, H, W] in the dtype of the runs; None where there was no run."""
+        self._copier.finish()
+        return None if self._whole is None else self._whole[:, :, : self.written]
+
+
 def dense(x: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(shape, strides) of a tensor without gaps whose dimensions lie in memory in the same order as those of `x`."""
     order = sorted(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]), reverse=True)

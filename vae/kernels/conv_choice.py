@@ -272,7 +272,5 @@ def cuda_seconds(function: Callable[[], torch.Tensor], runs: int = 5) -> float:
 
 
 def _may_not_measure() -> bool:
-    """While a compiler traces or a CUDA graph is captured, nothing can be timed."""
-    if torch.compiler.is_compiling():
-        return True
+    """While a CUDA graph is captured, nothing can be timed."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -135,7 +135,7 @@ def test_out_of_memory_in_use_is_not_hidden(case: tuple[torch.Tensor, ...]) -> N
         choose(*case)
 
 
-def test_nothing_is_timed_while_a_compiler_traces(
+def test_nothing_is_timed_while_a_graph_is_captured(
     case: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conv_choice, "_may_not_measure", lambda: True)

@@ -29,14 +29,9 @@ def compiling(backend="eager", choice="on", tiling="off", memory_mode="gpu", att
     )
 
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
 PLAIN = OptimizationSettings.plain(memory_mode="gpu")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loader import resolve
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
 CPU = torch.device("cpu")
 LAYERS = {"flux": 4, "flux2-klein": 2, "wan22-t2v": 8, "wan22-i2v": 8}
 """Families with a path for fused projections, and how many attention layers of theirs can be fused."""
@@ -41,13 +43,6 @@ FUSED = OptimizationSettings.plain(memory_mode="gpu", fused_projections="on")
 def compiled(backend, fused="on"):
     how = CompileSettings(backend=backend, headroom_gib=0.0)
     return OptimizationSettings.plain(torch_compile="on", compile=how, fused_projections=fused)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
