@@ -20,7 +20,7 @@ from .decide import AUTO_NAMES, Decision, decide, measured_overhead, settings_la
 from .fallback import describe, is_out_of_memory
 from .headroom import MemoryProbe
 from .meters import Stopwatch, resident_bytes, stopwatch
-from .probation import SESSION, Probation, Session, State, left_the_device
+from .probation import SESSION, Controls, Probation, Session, State, left_the_device
 from .settings import OptimizationSettings, Workload
 from .situation import Situation
 from .tuning import Row, Store, default_store
@@ -98,14 +98,14 @@ class AutoRun:
         self._was_settled = probation.settled
         watch = self._watch or stopwatch(self._device)
         with ExitStack() as stack:
-            probation.begin(
-                self.workload.steps,
+            controls = Controls(
                 start=lambda: self._start(report, callbacks, stack),
                 revert=lambda: compile.restore(self._pipeline),
                 resident=self._resident_bytes,
-                whole=self._whole(),
                 broken=self._broken,
             )
+            stack.callback(probation.end)
+            probation.begin(self.workload.steps, controls, whole=self._whole())
             try:
                 yield probation.watch(callbacks, watch, self._phase)
             except Exception as error:

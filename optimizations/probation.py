@@ -2,7 +2,8 @@
 
 A probation belongs to one situation and one choice of settings and lives as long as the process: few-step models have
 too few steps in one run to compare, so the comparison goes on in the next. It never sees a pipeline: it is told how
-long each step took, and calls two functions, one that compiles and one that undoes it.
+long each step took, and calls two functions, one that compiles and one that undoes it. These it lets go with the run:
+they know the pipeline, which would otherwise live as long as the process too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -56,12 +57,21 @@ def _no_phase(step: int) -> str:
     return ""
 
 
-def _unknown() -> None:
-    return None
+@dataclass(frozen=True)
+class Controls:
+    """What a probation can do to the run that it watches, and ask of it.
 
+    Attributes:
+        start: compiles in place, for the next step; returns why it did not, or "".
+        revert: undoes it in place.
+        resident: bytes of the model's weights on the device now, or None where that says nothing (offloading).
+        broken: why the compiled code has given up meanwhile, or "".
+    """
 
-def _intact() -> str:
-    return ""
+    start: Callable[[], str] = str
+    revert: Callable[[], None] = lambda: None
+    resident: Callable[[], int | None] = lambda: None
+    broken: Callable[[], str] = str
 
 
 class Probation:
@@ -94,6 +104,7 @@ class Probation:
         self._explained = False
         self._phases: set[str] = set()
         self._resident_before: int | None = None
+        self._controls = Controls()
 
     @classmethod
     def proven(cls, expected: Expectation, reason: str) -> Probation:
@@ -102,27 +113,16 @@ class Probation:
         probation.state, probation.reason = State.KEPT, reason
         return probation
 
-    def begin(
-        self,
-        steps: int,
-        start: Callable[[], str],
-        revert: Callable[[], None],
-        resident: Callable[[], int | None] = _unknown,
-        whole: int | None = None,
-        broken: Callable[[], str] = _intact,
-    ) -> None:
+    def begin(self, steps: int, controls: Controls, whole: int | None = None) -> None:
         """A run begins. Compiles at once when an earlier run left the trial open, or has shown that it is worth it.
 
         Args:
             steps: of this run.
-            start: compiles in place, for the next step; returns why it did not, or "".
-            revert: undoes it in place.
-            resident: bytes of the model's weights on the device now, or None where that says nothing (offloading).
-            whole: what `resident` should be, as far as known before the first step.
-            broken: why the compiled code has given up meanwhile, or "".
+            controls: of this run; they are let go by `end`.
+            whole: what `controls.resident` should be, as far as known before the first step.
         """
         self._steps, self._done, self._phases, self._explained = steps, 0, set(), False
-        self._start, self._revert, self._resident, self._broken = start, revert, resident, broken
+        self._controls = controls
         if whole is not None:
             self._resident_before = whole
         if self.state is State.DECLINED:
@@ -130,9 +130,13 @@ class Probation:
         if self.state is State.WATCHING:
             self._consider()
         elif self.state in (State.TRIAL, State.KEPT):
-            refused = start()
+            refused = controls.start()
             if refused:
                 self._decline(refused)
+
+    def end(self) -> None:
+        """The run is over, however it ended: nothing of it is kept but what was measured."""
+        self._controls = Controls()
 
     @property
     def compiling(self) -> bool:
@@ -157,7 +161,7 @@ class Probation:
             self._compiled_step(seconds, first)
             return
         self._session_steps += 1
-        resident = self._resident()
+        resident = self._controls.resident()
         if resident is not None:
             self._resident_before = max(resident, self._resident_before or 0)
         if not first:
@@ -224,7 +228,7 @@ class Probation:
             if not self._explained:  # the first sum of a run is the one with all its steps ahead
                 self.reason, self._explained = str(sum_), True
             return
-        refused = self._start()
+        refused = self._controls.start()
         if refused:
             self._decline(refused)
             return
@@ -236,7 +240,7 @@ class Probation:
         self.state, self.reason = State.DECLINED, reason
 
     def _compiled_step(self, seconds: float, first: bool) -> None:
-        broken = self._broken()
+        broken = self._controls.broken()
         if broken:
             self.failed(broken)
         if broken or self._left_the_device():
@@ -268,7 +272,7 @@ class Probation:
 
     def _left_the_device(self) -> bool:
         """Whether weights have left the device since the plain steps: the cause is then turned off."""
-        gone = left_the_device(self._resident_before, self._resident())
+        gone = left_the_device(self._resident_before, self._controls.resident())
         if gone:
             self._finish(State.REVERTED, "slower", gone)
         return bool(gone)
@@ -278,7 +282,7 @@ class Probation:
         self.remembered = False
         logger.info("torch.compile on probation is %s: %s", state.value, reason)
         if state is State.REVERTED:
-            self._revert()
+            self._controls.revert()
 
 
 class Session:

@@ -15,8 +15,11 @@ import torch
 from aiohttp import web
 from server import PromptServer
 
-WATCHED = ("DiffusionPipeline", "BaseModel", "VAE", "Tenant")
-"""Classes, with all that derive from them, whose living objects are counted: pipelines, ComfyUI's models and VAEs."""
+WATCHED = ("DiffusionPipeline", "VideoVAE", "BaseModel", "VAE", "Tenant")
+"""Classes, with all that derive from them, whose living objects are counted: what this pack and ComfyUI load."""
+
+PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+"""Tensors that own bytes. A class derived from them wraps some of these, or stands for none (a compiler's fakes)."""
 
 
 class ZeroConditioning:
@@ -43,11 +46,11 @@ async def probe(_request: web.Request) -> web.Response:
     storages: dict[int, int] = {}
     for thing in gc.get_objects():
         kind = type(thing)  # never isinstance: it would ask a lazy proxy what it stands for
-        if issubclass(kind, torch.Tensor):
+        if kind in PLAIN_TENSORS:
             if thing.layout == torch.strided and thing.device.type != "meta":
                 storage = thing.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
-        else:
+        elif not issubclass(kind, torch.Tensor):
             alive.update({base.__name__ for base in kind.__mro__ if base.__name__ in WATCHED})
     loaded = comfy.model_management.loaded_models()
     return web.json_response(

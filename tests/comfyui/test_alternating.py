@@ -18,7 +18,7 @@ SETTLED = 3
 """Turns after which everything that is made once has been made."""
 MIB = 1 << 20
 CHECKPOINT = "tiny_sd3.safetensors"
-SMALL = {"width": 64, "height": 64, "steps": 2, "torch_compile": "off"}
+SMALL = {"width": 64, "height": 64, "steps": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)

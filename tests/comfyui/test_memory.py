@@ -60,6 +60,16 @@ def test_pipelines_and_core_graphs_alternate_without_growth(server: Client) -> N
     assert max(sizes[5:]) - sizes[1] < 64 * MIB, [size // MIB for size in sizes]
 
 
+def test_nothing_of_any_graph_before_lives_on(server: Client) -> None:
+    """Whatever this server has run until now, and a pipeline with everything as the nodes come: all is let go."""
+    server.succeed(server.sampling(TINY + "wan22-t2v", **SMALL))
+    alive = server.server.get("/probe")["alive"]
+    assert alive["DiffusionPipeline"] == 1
+    server.succeed(core_graph(server, seed=99))
+    alive = server.server.get("/probe")["alive"]
+    assert alive.keys() <= {"Tenant"}, alive
+
+
 def test_free_gives_the_pipeline_back_and_the_next_run_equals_the_first(server: Client) -> None:
     before = server.succeed(server.sampling(TINY + "sd3", **SMALL))
     free(server)

@@ -6,8 +6,10 @@ another when they are compiled.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -331,3 +333,27 @@ def test_forced_on_stays_on_and_the_offloading_is_reported(bench: Bench, monkeyp
     assert report.facts["offloaded_bytes"] == int(2.3 * GIB)
     assert any("2.30 GiB of the model left the device: turn torch_compile off" in note for note in report.notes)
     assert bench.rows() == {}
+
+
+@pytest.mark.parametrize("compiled", [50.0, 200.0], ids=["kept", "reverted"])
+@pytest.mark.parametrize("steps", [2, STEPS], ids=["watched only", "tried"])
+def test_what_is_remembered_keeps_no_pipeline_alive(bench: Bench, compiled: float, steps: int) -> None:
+    bench.compiled = compiled
+    bench.run(steps=steps)
+    living = weakref.ref(bench.loaded.pipeline)
+    bench.loaded.pipeline = None
+    gc.collect()
+    assert living() is None
+
+
+def test_a_run_that_fails_keeps_no_pipeline_alive(bench: Bench) -> None:
+    def cancel(progress: Progress) -> None:
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(callbacks=Callbacks(on_progress=cancel))
+    living = weakref.ref(bench.loaded.pipeline)
+    bench.loaded.pipeline = None
+    gc.collect()
+    assert living() is None

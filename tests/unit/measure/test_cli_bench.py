@@ -134,8 +134,9 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
     assert process.stdout is not None
-    while "measuring" not in process.stdout.readline():
-        assert process.poll() is None
+    while line := process.stdout.readline():
+        if "measuring" in line:
+            break
     time.sleep(0.2)  # somewhere in a run; where does not matter
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
@@ -168,6 +169,7 @@ def rounds(self, callbacks):
     self._attempt = attempt
     original(self, callbacks)
 measure.PairedMeasurement._rounds = rounds
+measure.PairedMeasurement._narrow = lambda self: False  # else a quiet machine knows enough after three rounds, and ends
 options = ["--compare", "math", "--steps", "2", "--width", "32", "--height", "32", "--runs", "100000"]
 sys.exit(cli.main(["bench", "--model", "tiny:flux", "--output", sys.argv[1], *options]))
 """

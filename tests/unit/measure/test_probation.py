@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.optimizations.decide import Expectation
-from fastdiffusers.optimizations.probation import Probation, Session, State, left_the_device
+from fastdiffusers.optimizations.probation import Controls, Probation, Session, State, left_the_device
 
 CHEAP = Expectation(compile_seconds=1.0, gain=0.2, source="assumed")
 
@@ -38,6 +40,10 @@ class Model:
     def resident(self) -> int:
         return 10 * 2**30 - (self.gone if self.is_compiled else 0)
 
+    @property
+    def controls(self) -> Controls:
+        return Controls(self.start, self.revert, self.resident)
+
     def step(self) -> float:
         seconds = self._compiled if self.is_compiled else self._plain
         found = self._chance.choice(list(seconds)) if isinstance(seconds, Sequence) else seconds
@@ -47,7 +53,7 @@ class Model:
         return found
 
     def run(self, probation: Probation, steps: int, phases: Callable[[int], str] = lambda step: "") -> list[float]:
-        probation.begin(steps, self.start, self.revert, self.resident)
+        probation.begin(steps, self.controls)
         taken = []
         for number in range(steps):
             taken.append(self.step())
@@ -129,7 +135,7 @@ def test_two_step_experts_are_compared_over_several_runs() -> None:
 
 def test_the_first_step_of_each_expert_never_counts() -> None:
     probation = Probation(CHEAP)
-    probation.begin(6, lambda: "not now", lambda: None)
+    probation.begin(6, Controls(start=lambda: "not now"))
     for seconds, phase in ((9.0, "high"), (1.0, "high"), (1.0, "high"), (9.0, "low"), (1.0, "low")):
         probation.on_step(seconds, phase)
     assert probation.plain == [1.0, 1.0, 1.0]
@@ -159,7 +165,7 @@ def test_weights_pushed_off_the_device_end_it_at_the_next_step() -> None:
 def test_a_proven_gain_is_still_watched_for_offloading() -> None:
     model = Model(plain=1.0, compiled=0.5)
     probation = Probation.proven(CHEAP, "measured here")
-    probation.begin(10, model.start, model.revert, model.resident, whole=10 * 2**30)
+    probation.begin(10, model.controls, whole=10 * 2**30)
     probation.on_step(0.5)
     assert model.is_compiled
     model.gone = 2**30
@@ -177,7 +183,7 @@ def test_offloading_is_told_only_when_it_is_known() -> None:
 
 def test_a_failure_of_the_compiled_code_is_final() -> None:
     model, probation = Model(plain=1.0, compiled=0.5), Probation(CHEAP)
-    probation.begin(20, model.start, model.revert)
+    probation.begin(20, Controls(model.start, model.revert))
     for _ in range(4):
         probation.on_step(1.0)
     assert model.is_compiled
@@ -204,7 +210,7 @@ def test_time_spent_in_the_callers_own_functions_is_not_the_models() -> None:
     def slow_preview(progress: object) -> None:
         clock.now += 100
 
-    probation.begin(4, lambda: "not now", lambda: None)
+    probation.begin(4, Controls(start=lambda: "not now"))
     watched = probation.watch(Callbacks(on_progress=slow_preview), clock)
     clock.now += 3
     watched.tick("text encode", 1, 1)
@@ -234,7 +240,7 @@ class Card(Clock):
 
 def test_no_step_waits_for_the_card_to_be_judged() -> None:
     model, card, probation = Model(1.0, 1.0), Card(), Probation(CHEAP)
-    probation.begin(12, model.start, model.revert)
+    probation.begin(12, Controls(model.start, model.revert))
     watched = probation.watch(Callbacks(), card)
     compiled = []
     for step in range(11):
@@ -251,7 +257,7 @@ def test_no_step_waits_for_the_card_to_be_judged() -> None:
 
 def test_steps_from_before_a_change_are_not_counted_for_what_came_after() -> None:
     model, probation = Model(1.0, 1.0), Probation(CHEAP)
-    probation.begin(20, model.start, model.revert)
+    probation.begin(20, Controls(model.start, model.revert))
     for _ in range(4):
         probation.on_step(1.0, compiled=False)
     assert model.is_compiled
@@ -270,7 +276,7 @@ def test_a_cancel_in_the_callbacks_travels() -> None:
         raise Stop
 
     probation = Probation(CHEAP)
-    probation.begin(4, lambda: "", lambda: None)
+    probation.begin(4, Controls())
     with pytest.raises(Stop):
         probation.watch(Callbacks(check_cancel=stop), Clock()).tick("denoise", 1, 4)
 
@@ -282,3 +288,16 @@ def test_a_session_keeps_one_probation_per_key() -> None:
     assert session.probation("b", lambda: Probation(CHEAP)) is not first
     session.forget()
     assert session.probation("a", lambda: Probation(CHEAP)) is not first
+
+
+def test_a_run_that_is_over_is_let_go() -> None:
+    model, probation = Model(plain=1.0, compiled=0.7), Probation(CHEAP)
+    model.run(probation, 2)
+    living = weakref.ref(model)
+    probation.end()
+    del model
+    gc.collect()
+    assert living() is None
+    other = Model(plain=1.0, compiled=0.7)
+    other.run(probation, 20)
+    assert probation.state is State.KEPT, "and the next run goes on where it stood"
