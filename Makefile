@@ -89,7 +89,7 @@ unit-tests: $(VENV)/.stamp-test
 	$(TEST_ENV) $(ENGINE_TESTS)
 
 comfyui-tests: $(VENV)/.stamp-test $(VENV)/.stamp-comfyui
-	$(TEST_ENV) $(PY) -m pytest tests/comfyui -q
+	$(TEST_ENV) $(PY) -m pytest tests/comfyui -n 2 --dist loadfile -q
 
 comfyui: $(VENV)/.stamp-comfyui
 	$(PY) -m fastdiffusers.scripts.comfyui serve --port 8188

@@ -1,4 +1,4 @@
-"""A real ComfyUI, started once for all tests of this folder, with this pack and the tests' own probe as custom nodes.
+"""A real ComfyUI, started once per test process, with this pack and the tests' own probe as custom nodes.
 
 Found through COMFYUI_PATH or in the usual folders; without one, or without its requirements, these tests are skipped.
 """
