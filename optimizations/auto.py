@@ -20,7 +20,8 @@ from .decide import AUTO_NAMES, Decision, decide, measured_overhead, settings_la
 from .fallback import describe, is_out_of_memory
 from .headroom import MemoryProbe
 from .meters import Stopwatch, resident_bytes, stopwatch
-from .probation import SESSION, Controls, Probation, Session, State, left_the_device
+from .probation import Controls, Probation, State, left_the_device
+from .session import SESSION, Session
 from .settings import OptimizationSettings, Workload
 from .situation import Situation
 from .tuning import Row, Store, default_store

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from ..callbacks import Callbacks, Progress
 from .decide import Expectation, PayBack
 from .meters import Stopwatch
 from .paired import separated
-from .situation import Situation
 from .trials import STEP_STAGE
 
 logger = logging.getLogger(__name__)
@@ -283,37 +281,3 @@ class Probation:
         logger.info("torch.compile on probation is %s: %s", state.value, reason)
         if state is State.REVERTED:
             self._controls.revert()
-
-
-class Session:
-    """The probations of this process, one per key, and the plain steps that each situation has made."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._probations: dict[object, Probation] = {}
-        self._plain_steps: dict[Situation, int] = {}
-
-    def probation(self, key: object, make: Callable[[], Probation]) -> Probation:
-        """The open probation of `key`, or a new one."""
-        with self._guard:
-            if key not in self._probations:
-                self._probations[key] = make()
-            return self._probations[key]
-
-    def plain_steps(self, situation: Situation) -> int:
-        """Steps made without compiled code."""
-        with self._guard:
-            return self._plain_steps.get(situation, 0)
-
-    def add_plain_steps(self, situation: Situation, steps: int) -> None:
-        with self._guard:
-            self._plain_steps[situation] = self._plain_steps.get(situation, 0) + steps
-
-    def forget(self) -> None:
-        """Begin anew."""
-        with self._guard:
-            self._probations.clear()
-            self._plain_steps.clear()
-
-
-SESSION = Session()

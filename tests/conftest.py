@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, no network, torchvision without compiled operators, and tiny pipelines on disk."""
+"""Shared by all tests: one thread, no network, torchvision without compiled operators, tiny pipelines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,9 +47,17 @@ def _quiet_libraries() -> None:
 def _own_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's measurements, or another test's."""
     monkeypatch.setenv("FASTDIFFUSERS_CACHE", str(tmp_path / "measurements"))
-    probation = sys.modules.get("fastdiffusers.optimizations.probation")
-    if probation is not None:
-        probation.SESSION.forget()
+    session = sys.modules.get("fastdiffusers.optimizations.session")
+    if session is not None:
+        session.SESSION.forget()
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Nothing is compiled yet, and nothing stays compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from fastdiffusers.optimizations import auto
 from fastdiffusers.optimizations.apply import revert
 from fastdiffusers.optimizations.measure import Plan
 from fastdiffusers.optimizations.meters import CudaStopwatch, DeviceMemoryMeter, resident_bytes, stopwatch, synchronize
-from fastdiffusers.optimizations.probation import SESSION
+from fastdiffusers.optimizations.session import SESSION
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.optimizations.situation import device_name, software
 from fastdiffusers.optimizations.tuning import default_store

@@ -81,7 +81,7 @@ def test_several_at_once_are_the_sum_of_their_updates(
 
 
 def test_strengths_and_files_change_without_recompiling(
-    tiny_pipeline: Callable, make_lora: Callable, run: Callable
+    tiny_pipeline: Callable, make_lora: Callable, run: Callable, fresh_dynamo: None
 ) -> None:
     files = [make_lora("flux", rank=rank, seed=seed) for seed, rank in enumerate((8, 8, 4))]
     pipeline = tiny_pipeline("flux")
@@ -94,7 +94,6 @@ def test_strengths_and_files_change_without_recompiling(
             eager[file, strength] = run(pipeline)
     assert len({round(float(result.double().sum()), 6) for result in eager.values()}) == 10  # strength 0 is one result
 
-    torch._dynamo.reset()
     pipeline.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
     set_loras(entry, (LoraSpec(str(files[0]), 1.0),))
     compiled = [run(pipeline)]
@@ -110,13 +109,11 @@ def test_strengths_and_files_change_without_recompiling(
         set_loras(entry, (LoraSpec(str(files[0]), 1.0),))
         assert torch.equal(run(pipeline), compiled[0])
     assert not torch.equal(two, compiled[0])
-    torch._dynamo.reset()
 
 
 def test_the_first_and_the_last_lora_reach_compiled_blocks(
-    tiny_pipeline: Callable, make_lora: Callable, run: Callable
+    tiny_pipeline: Callable, make_lora: Callable, run: Callable, fresh_dynamo: None
 ) -> None:
-    torch._dynamo.reset()
     pipeline = tiny_pipeline("flux")
     pipeline.transformer.compile_repeated_blocks(backend="eager")
     plain = run(pipeline)
@@ -124,7 +121,6 @@ def test_the_first_and_the_last_lora_reach_compiled_blocks(
     assert (run(pipeline) - plain).abs().max() > 1e-3
     set_loras(loaded(pipeline), ())
     assert torch.equal(run(pipeline), plain)
-    torch._dynamo.reset()
 
 
 def test_a_bad_file_leaves_the_former_state(

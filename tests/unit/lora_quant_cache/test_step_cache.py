@@ -195,11 +195,10 @@ def test_the_process_is_as_before(tiny_pipeline: Callable, run: Callable, capfd:
 
 
 @needs_cache_dit
-def test_it_runs_with_compiled_blocks(tiny_pipeline: Callable, run: Callable) -> None:
+def test_it_runs_with_compiled_blocks(tiny_pipeline: Callable, run: Callable, fresh_dynamo: None) -> None:
     pipeline = tiny_pipeline("flux")
     expected, _ = cached_run(run, pipeline)
     step_cache.disable(pipeline)
-    torch._dynamo.reset()
     settings = OptimizationSettings.plain(
         step_cache="balanced", torch_compile="on", compile=CompileSettings(backend="eager", headroom_gib=0.0)
     )
@@ -213,7 +212,6 @@ def test_it_runs_with_compiled_blocks(tiny_pipeline: Callable, run: Callable) ->
     assert torch.equal(results[0], results[1])
     torch.testing.assert_close(results[0], expected, rtol=1e-3, atol=1e-4)
     revert(pipeline)
-    torch._dynamo.reset()
 
 
 def test_a_model_compiled_as_a_whole_is_said_not_crashed(tiny_pipeline: Callable) -> None:

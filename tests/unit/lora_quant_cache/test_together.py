@@ -25,11 +25,9 @@ COMPILED = replace(GPU, torch_compile="on", compile=CompileSettings(backend="eag
 
 
 @pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    torch._dynamo.reset()
+def _clean(fresh_dynamo: None) -> Iterator[None]:
     yield
     CACHE.clear()
-    torch._dynamo.reset()
 
 
 def handle(family: str = "flux", *loras: LoraSpec, **options: Any) -> PipelineHandle:

@@ -10,7 +10,6 @@ import gc
 import itertools
 import random
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.optimizations import auto, compile, compiled_region
 from fastdiffusers.optimizations.headroom import GIB, MemoryState
-from fastdiffusers.optimizations.probation import SESSION
+from fastdiffusers.optimizations.session import SESSION
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.optimizations.tuning import Row, default_store
 from fastdiffusers.pipelines import tiny
@@ -86,6 +85,13 @@ class Bench:
     def rows(self) -> dict[tuple[tuple[str, str], ...], Row]:
         return {row.settings: row for row in default_store().rows()}
 
+    def is_let_go(self) -> bool:
+        """Whether nobody but this bench holds the pipeline; it is gone then."""
+        living = weakref.ref(self.loaded.pipeline)
+        self.loaded.pipeline = None
+        gc.collect()
+        return living() is None
+
     @property
     def compiled_row(self) -> Row:
         return self.rows()[(("torch_compile", f"blocks {self.backend} default"),)]
@@ -112,12 +118,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 @pytest.fixture
-def compiling_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def compiling_bench(monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> Bench:
     """Like `bench`, really compiled."""
     SESSION.forget()
-    torch._dynamo.reset()
-    yield bench_of("flux", monkeypatch)
-    torch._dynamo.reset()
+    return bench_of("flux", monkeypatch)
 
 
 def test_slower_on_purpose_is_turned_off_said_remembered_and_not_tried_again(bench: Bench) -> None:
@@ -340,10 +344,7 @@ def test_forced_on_stays_on_and_the_offloading_is_reported(bench: Bench, monkeyp
 def test_what_is_remembered_keeps_no_pipeline_alive(bench: Bench, compiled: float, steps: int) -> None:
     bench.compiled = compiled
     bench.run(steps=steps)
-    living = weakref.ref(bench.loaded.pipeline)
-    bench.loaded.pipeline = None
-    gc.collect()
-    assert living() is None
+    assert bench.is_let_go()
 
 
 def test_a_run_that_fails_keeps_no_pipeline_alive(bench: Bench) -> None:
@@ -353,7 +354,4 @@ def test_a_run_that_fails_keeps_no_pipeline_alive(bench: Bench) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         bench.run(callbacks=Callbacks(on_progress=cancel))
-    living = weakref.ref(bench.loaded.pipeline)
-    bench.loaded.pipeline = None
-    gc.collect()
-    assert living() is None
+    assert bench.is_let_go()

@@ -11,7 +11,8 @@ import pytest
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.optimizations.decide import Expectation
-from fastdiffusers.optimizations.probation import Controls, Probation, Session, State, left_the_device
+from fastdiffusers.optimizations.probation import Controls, Probation, State, left_the_device
+from fastdiffusers.optimizations.session import Session
 
 CHEAP = Expectation(compile_seconds=1.0, gain=0.2, source="assumed")
 

@@ -45,14 +45,6 @@ def picture(small_edit_pictures: None) -> Callable[..., torch.Tensor]:
     return make_picture
 
 
-@pytest.fixture
-def fresh_dynamo() -> Iterator[None]:
-    """Nothing is compiled yet, and nothing stays compiled."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 class FakeKernels:
     """Stands in for xFormers and flash-attn: the right arithmetic, and the manners of the real ones.
 

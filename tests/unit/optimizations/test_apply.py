@@ -111,8 +111,7 @@ def test_a_then_b_is_b(family, tiny_pipeline, picture, kernels):
 
 
 @pytest.mark.parametrize("family", ["sdxl", "wan22-t2v"])
-def test_a_then_b_is_b_with_compiled_code(family, tiny_pipeline, picture):
-    torch._dynamo.reset()
+def test_a_then_b_is_b_with_compiled_code(family, tiny_pipeline, picture, fresh_dynamo):
     fresh = tiny_pipeline(family)
     bare = picture(fresh, family, edge=EDGE)
     alone = {name: run(tiny_pipeline(family), family, settings, picture)[0] for name, settings in COMPILED.items()}

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
 
+from fastdiffusers.optimizations.components import modules
 from fastdiffusers.optimizations.settings import (
     CompileSettings,
     OptimizationSettings,
@@ -57,14 +57,10 @@ def test_nothing_of_it_stays(family: str, case: str) -> None:
     key = resolve(f"tiny:{family}", device="cpu", dtype="float32")
     generate(PipelineHandle(key), SampleRequest("a fox", steps=3, width=32, height=32, num_frames=1), CASES[case])
     with CACHE.use(key) as loaded:
-        parts = {"pipeline": loaded.pipeline, **loaded.pipeline.components}
-    living = {name: weakref.ref(part) for name, part in parts.items() if name == "pipeline" or _is_model(part)}
+        living = {name: weakref.ref(model) for name, model in modules(loaded.pipeline).items()}
+        living["pipeline"] = weakref.ref(loaded.pipeline)
     assert {"pipeline", "transformer", "vae", "text_encoder"} <= living.keys()
-    del loaded, parts
+    del loaded
     CACHE.clear()
     gc.collect()
     assert [name for name, reference in living.items() if reference() is not None] == []
-
-
-def _is_model(part: object) -> bool:
-    return isinstance(part, torch.nn.Module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ from fastdiffusers.vae.kernels.conv_choice import rules
 Latents = Callable[..., torch.Tensor]
 
 # dynamo runs the code by its own interpreter, twice as long where every line is counted.
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fresh_dynamo")]
 
 
 class Counter:
@@ -41,13 +41,6 @@ class Counter:
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
         self.graphs += 1
         return graph.forward
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
