@@ -14,6 +14,7 @@ import torch
 
 from ..pipelines import tiny
 from ..pipelines.families import family_of
+from ..pipelines.tiny import components
 from ..pipelines.types import LoadedPipeline, LoadKey
 
 NOTE = (
@@ -48,8 +49,8 @@ def _flux(full: bool) -> dict[str, Any]:
         **size,
         **heads,
         in_channels=64,
-        joint_attention_dim=tiny.WIDTH,
-        pooled_projection_dim=tiny.WIDTH,
+        joint_attention_dim=components.WIDTH,
+        pooled_projection_dim=components.WIDTH,
         guidance_embeds=True,
         axes_dims_rope=(16, 56, 56),
     )
@@ -68,8 +69,8 @@ def _flux_vae(full: bool) -> Any:
         latent_channels=16,
         norm_num_groups=32,
         sample_size=1024,
-        scaling_factor=tiny.FLUX_SCALING,
-        shift_factor=tiny.FLUX_SHIFT,
+        scaling_factor=components.FLUX_SCALING,
+        shift_factor=components.FLUX_SHIFT,
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
@@ -83,7 +84,7 @@ def _qwen_image(full: bool) -> dict[str, Any]:
         num_layers=60 if full else 2,
         num_attention_heads=24 if full else 4,
         attention_head_dim=128,
-        joint_attention_dim=tiny.WIDTH,
+        joint_attention_dim=components.WIDTH,
     )
     vae = AutoencoderKLQwenImage() if full else AutoencoderKLQwenImage(base_dim=16, num_res_blocks=1)
     return {"transformer": transformer, "vae": vae}
@@ -100,7 +101,7 @@ def _z_image(full: bool) -> dict[str, Any]:
         n_kv_heads=heads,
         n_layers=30 if full else 2,
         n_refiner_layers=2 if full else 1,
-        cap_feat_dim=tiny.WIDTH,
+        cap_feat_dim=components.WIDTH,
     )
     return {"transformer": transformer, "vae": _flux_vae(full)}
 
@@ -113,7 +114,11 @@ def _wan22_i2v(full: bool) -> dict[str, Any]:
         size = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
         small = {"num_attention_heads": 2, "ffn_dim": 512, "num_layers": 2}
         return WanTransformer3DModel(
-            **(size if full else small), attention_head_dim=128, in_channels=36, out_channels=16, text_dim=tiny.WIDTH
+            **(size if full else small),
+            attention_head_dim=128,
+            in_channels=36,
+            out_channels=16,
+            text_dim=components.WIDTH,
         )
 
     vae = AutoencoderKLWan() if full else AutoencoderKLWan(base_dim=16, num_res_blocks=1)

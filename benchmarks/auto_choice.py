@@ -23,16 +23,16 @@ from ..callbacks import Callbacks
 from ..commands.libraries import prepare_libraries
 from ..comparison.choices import PLAIN, settings_of
 from ..comparison.run import ComparisonRun, with_picture, working
-from ..optimizations.decide import decide
-from ..optimizations.measure import Candidate, Outcome, PairedMeasurement, Plan
-from ..optimizations.meters import DeviceMemoryMeter, stopwatch
 from ..optimizations.settings import OptimizationSettings
-from ..optimizations.situation import label
-from ..optimizations.trials import Measured
-from ..optimizations.tuning import Store
+from ..optimizations.tuning.candidates import Measured
+from ..optimizations.tuning.decide import decide
+from ..optimizations.tuning.key import label
+from ..optimizations.tuning.measure import Candidate, Outcome, PairedMeasurement, Plan
+from ..optimizations.tuning.meters import DeviceMemoryMeter, stopwatch
+from ..optimizations.tuning.store import Store
 from ..pipelines.cache import CACHE
 from ..pipelines.generate import generate, workload_of
-from ..pipelines.loader import resolve
+from ..pipelines.loading.loader import resolve
 from ..pipelines.situations import situation_of
 from ..pipelines.tiny import TINY_FAMILIES
 from ..pipelines.types import PipelineHandle, SampleRequest

@@ -22,9 +22,9 @@ import torch
 
 from ..commands.libraries import prepare_libraries
 from ..optimizations.decode_memory import LiveElements
-from ..pipelines.causal_walk import FastArithmetic
-from ..pipelines.video_decode import decode_streaming, stream_frames
-from ..pipelines.video_decode_exactness import LATENT_FRAMES_PER_STEP
+from ..pipelines.decoding.exactness import LATENT_FRAMES_PER_STEP
+from ..pipelines.decoding.fast_arithmetic import FastArithmetic
+from ..pipelines.decoding.streaming import decode_streaming, stream_frames
 from ..vae.kernels import Kernels
 from .common import store, table
 

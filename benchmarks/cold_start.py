@@ -30,7 +30,7 @@ from ..comparison.run import check_active
 from ..optimizations.compile import CACHE_VARIABLES
 from ..optimizations.settings import CompileSettings, OptimizationSettings
 from ..pipelines.generate import run_loaded
-from ..pipelines.loader import resolve_device, resolve_dtype
+from ..pipelines.loading.loader import resolve_device, resolve_dtype
 from ..pipelines.types import PipelineHandle
 from .architectures import FLUX_DEV, NOTE, SMALL_NOTE, build
 from .common import store, table

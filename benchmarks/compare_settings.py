@@ -22,9 +22,9 @@ from ..commands.libraries import prepare_libraries
 from ..commands.terminal import TerminalProgress
 from ..comparison.run import ComparisonRun, working
 from ..comparison.table import as_table
-from ..optimizations.measure import Plan
-from ..optimizations.meters import DeviceMemoryMeter
-from ..pipelines.loader import resolve_device, resolve_dtype
+from ..optimizations.tuning.measure import Plan
+from ..optimizations.tuning.meters import DeviceMemoryMeter
+from ..pipelines.loading.loader import resolve_device, resolve_dtype
 from ..pipelines.types import PipelineHandle, SampleRequest
 from .architectures import NOTE, SMALL_NOTE, Architecture
 from .common import RESULTS, store

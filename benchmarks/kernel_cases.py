@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..vae.convolution import torch_conv3d
 from ..vae.kernels import eager, plain
 from ..vae.kernels.conv_choice import conv2d_sum
+from ..vae.network.convolution import torch_conv3d
 
 Run = Callable[[], object]
 

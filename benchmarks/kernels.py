@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..optimizations.meters import stopwatch, synchronize
+from ..optimizations.tuning.meters import stopwatch, synchronize
 from .common import store, table
 from .kernel_cases import Case, Run, all_cases
 

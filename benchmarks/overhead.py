@@ -28,13 +28,13 @@ import torch
 from ..callbacks import SILENT, Callbacks
 from ..commands.libraries import prepare_libraries
 from ..optimizations.apply import apply
-from ..optimizations.measure import Candidate, Outcome, PairedMeasurement, Plan
-from ..optimizations.meters import DeviceMemoryMeter, Stopwatch, stopwatch
 from ..optimizations.settings import OptimizationSettings
+from ..optimizations.tuning.measure import Candidate, Outcome, PairedMeasurement, Plan
+from ..optimizations.tuning.meters import DeviceMemoryMeter, Stopwatch, stopwatch
 from ..pipelines import tiny
 from ..pipelines.cache import CACHE
 from ..pipelines.generate import generate
-from ..pipelines.loader import resolve
+from ..pipelines.loading.loader import resolve
 from ..pipelines.types import PipelineHandle, SampleRequest
 from .common import store, table
 

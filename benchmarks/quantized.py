@@ -16,11 +16,11 @@ import torch
 from ..callbacks import Callbacks
 from ..comparison.choices import PLAIN, parse, settings_of
 from ..errors import FastDiffusersError
+from ..fallback import describe
 from ..optimizations import attention
-from ..optimizations.fallback import describe
-from ..optimizations.meters import MemoryMeter, PeakMemory, synchronize
-from ..optimizations.quantization import quantize_loaded
+from ..optimizations.quantization.quantize import quantize_loaded
 from ..optimizations.settings import OptimizationSettings
+from ..optimizations.tuning.meters import MemoryMeter, PeakMemory, synchronize
 from ..pipelines.generate import run_loaded
 from ..pipelines.types import LoadedPipeline, LoadKey, PipelineHandle, SampleRequest, SampleResult
 from .architectures import Architecture, build

@@ -24,16 +24,16 @@ from torch import nn
 
 from ..commands.libraries import prepare_libraries
 from ..comparison.choices import settings_of
+from ..fallback import describe
 from ..optimizations.apply import active, apply
-from ..optimizations.fallback import describe
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.generate import run_loaded
-from ..pipelines.loader import resolve_dtype
+from ..pipelines.loading.loader import resolve_dtype
 from ..pipelines.types import LoadedPipeline, PipelineHandle
 from ..vae import VaeConfig, VideoVAE, from_state_dict
 from ..vae.checkpoint import choose_device, choose_dtype
-from ..vae.execution import Execution, Layout, StreamState
 from ..vae.kernels.conv_choice import rules
+from ..vae.network.execution import Execution, Layout, StreamState
 from ..vae.planner import TAILS
 from .architectures import FLUX_DEV, NOTE, build, default_dtype
 from .common import store, table

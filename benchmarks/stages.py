@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..optimizations.meters import stopwatch, synchronize
+from ..optimizations.tuning.meters import stopwatch, synchronize
 
 Stages = Mapping[str, Sequence[nn.Module]]
 """Name -> the modules that make up a stage; none of them lies within another."""

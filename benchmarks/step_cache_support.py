@@ -21,12 +21,12 @@ import torch
 from ..commands.files import write_text
 from ..commands.libraries import prepare_libraries
 from ..commands.paths import PACK
-from ..optimizations import step_cache
+from ..optimizations.caching import step_cache
+from ..optimizations.caching.engine import StepCacheEngine
 from ..optimizations.settings import OptimizationSettings
-from ..optimizations.step_cache_engine import StepCacheEngine
 from ..pipelines.cache import CACHE
 from ..pipelines.generate import generate
-from ..pipelines.loader import resolve
+from ..pipelines.loading.loader import resolve
 from ..pipelines.tiny import TINY_FAMILIES
 from ..pipelines.types import PipelineHandle, SampleRequest, SampleResult
 from .common import RESULTS, machine

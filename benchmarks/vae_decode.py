@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..vae import Optimizations, VaeConfig, VaeSettings, VideoVAE, decode_raw, from_state_dict
 from ..vae.checkpoint import choose_device, choose_dtype
-from ..vae.execution import Execution, StreamState
 from ..vae.memory import LiveBytes
+from ..vae.network.execution import Execution, StreamState
 from ..vae.streaming import slices
 from .common import store, table
 from .plain_video_vae import PlainVideoVae, formula_weights

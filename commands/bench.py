@@ -21,7 +21,7 @@ from .terminal import TerminalProgress
 if TYPE_CHECKING:
     from ..comparison.result import Comparison
     from ..comparison.run import ComparisonRun
-    from ..optimizations.tuning import Row, Store
+    from ..optimizations.tuning.store import Row, Store
     from ..pipelines.types import PipelineHandle, SampleRequest
 
 HELP = "measure which settings are the fastest here, and remember it for auto"
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> None:
     prepare_libraries(args.verbose)
 
     from ..comparison.run import ComparisonRun
-    from ..optimizations.measure import Plan
-    from ..optimizations.tuning import default_store
+    from ..optimizations.tuning.measure import Plan
+    from ..optimizations.tuning.store import default_store
 
     plan = Plan(runs=args.runs, time_limit=args.time_limit)
     names = _names(args)
@@ -172,7 +172,7 @@ def write_results(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _store_command(args: argparse.Namespace) -> None:
-    from ..optimizations.tuning import default_store
+    from ..optimizations.tuning.store import default_store
 
     store = default_store()
     if args.export is not None:

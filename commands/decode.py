@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..callbacks import Callbacks
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
-from ..pipelines.video_decode_exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
+from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .files import check_file_target, write_text
 from .latent_file import read_latent, read_sound
 from .libraries import prepare_libraries

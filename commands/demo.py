@@ -86,7 +86,7 @@ class Run(NamedTuple):
 def sample(args: argparse.Namespace, settings: OptimizationSettings, callbacks: Callbacks) -> Run:
     """One run of the tiny pipeline."""
     from ..pipelines.generate import generate
-    from ..pipelines.loader import resolve
+    from ..pipelines.loading.loader import resolve
     from ..pipelines.types import PipelineHandle, SampleRequest
 
     handle = PipelineHandle(resolve(f"tiny:{args.family}", dtype=args.dtype, device=args.device))

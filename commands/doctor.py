@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..optimizations.advice import LaunchFacts, launch_advice, read_log
 from . import environment
+from .advice import LaunchFacts, launch_advice, read_log
 from .libraries import prepare_libraries
 from .paths import PACK, find_comfyui, model_folders
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     prepare_libraries(args.verbose)
 
     from ..pipelines.generate import generate
-    from ..pipelines.loader import family_of_key
+    from ..pipelines.loading.loader import family_of_key
 
     with TerminalProgress(args.quiet) as callbacks:
         handle = replace(pipeline_handle(args, callbacks), loras=loras)

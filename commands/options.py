@@ -118,7 +118,7 @@ def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
 
 def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineHandle:
     """Resolve `--model` without loading its weights. Raises InputError or ModelFileError."""
-    from ..pipelines.loader import resolve
+    from ..pipelines.loading.loader import resolve
     from ..pipelines.types import PipelineHandle
 
     key = resolve(

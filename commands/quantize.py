@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     prepare_libraries(args.verbose)
 
-    from ..pipelines.quantized_copy import quantize_folder
+    from ..pipelines.loading.quantized_copy import quantize_folder
 
     with TerminalProgress(args.quiet) as callbacks:
         copy = quantize_folder(

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..optimizations.meters import PeakMemory
-from ..optimizations.paired import PairedVerdict, Spread
-from ..optimizations.quality import Quality
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
-from ..optimizations.trials import Measured
+from ..optimizations.tuning.candidates import Measured
+from ..optimizations.tuning.meters import PeakMemory
+from ..optimizations.tuning.quality import Quality
+from ..optimizations.tuning.statistics import PairedVerdict, Spread
 
 GIB = 2**30
 

@@ -13,12 +13,12 @@ import torch
 from ..callbacks import SILENT, Callbacks
 from ..errors import FastDiffusersError, InputError
 from ..optimizations import attention
-from ..optimizations.measure import Candidate, Outcome, PairedMeasurement, Plan, duration
-from ..optimizations.meters import DeviceMemoryMeter, MemoryMeter, Stopwatch, stopwatch
-from ..optimizations.paired import CONFIDENCE
 from ..optimizations.settings import OptimizationSettings, Workload
-from ..optimizations.situation import label
-from ..optimizations.tuning import Row, Store
+from ..optimizations.tuning.key import label
+from ..optimizations.tuning.measure import Candidate, Outcome, PairedMeasurement, Plan, duration
+from ..optimizations.tuning.meters import DeviceMemoryMeter, MemoryMeter, Stopwatch, stopwatch
+from ..optimizations.tuning.statistics import CONFIDENCE
+from ..optimizations.tuning.store import Row, Store
 from ..pipelines.cache import CACHE
 from ..pipelines.families import Family
 from ..pipelines.generate import generate, workload_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .benchmark import BenchmarkOptimizations
-from .comfy_bridge import keep_measurements_with_the_user
+from .host.comfy_bridge import keep_measurements_with_the_user
 from .lora import LoadLora
 from .pipeline import LoadPipeline
 from .quantize import QuantizeModel

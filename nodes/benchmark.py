@@ -13,13 +13,14 @@ from ..comparison.choices import ALL, CHOICES, parse
 from ..comparison.run import ComparisonRun, working
 from ..comparison.table import as_table
 from ..errors import FastDiffusersError
-from ..optimizations.measure import Plan
 from ..optimizations.settings import CompileSettings, OptimizationSettings
-from ..optimizations.tuning import default_store
+from ..optimizations.tuning.measure import Plan
+from ..optimizations.tuning.store import default_store
 from ..pipelines.generate import generate
 from ..pipelines.types import SampleRequest
-from . import comfy_bridge, residency, types
-from .compat import ADVANCED, schema
+from . import types
+from .host import comfy_bridge, memory_management
+from .host.compat import ADVANCED, schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,7 +105,7 @@ class BenchmarkOptimizations(io.ComfyNode):
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         try:
-            with residency.on_card(pipeline):
+            with memory_management.on_card(pipeline):
                 run.run(progress.callbacks)
         finally:
             if run.started:  # after a cancel the node has no output, but it still shows what was found

@@ -10,9 +10,10 @@ from comfy_api.latest import io
 from ..errors import FastDiffusersError
 from ..pipelines import lora, lora_files
 from ..pipelines.types import LoraSpec
-from . import residency, types
-from .compat import ADVANCED, schema
-from .model_files import lora_choices, lora_path
+from . import types
+from .host import memory_management
+from .host.compat import ADVANCED, schema
+from .host.model_files import lora_choices, lora_path
 
 if TYPE_CHECKING:
     from ..pipelines.types import PipelineHandle
@@ -78,4 +79,4 @@ class LoadLora(io.ComfyNode):
     @classmethod
     def execute(cls, pipeline: PipelineHandle, lora_name: str, strength: float, expert: str) -> io.NodeOutput:
         added = LoraSpec(lora_path(lora_name), strength, expert)
-        return io.NodeOutput(residency.keep_while_alive(replace(pipeline, loras=(*pipeline.loras, added))))
+        return io.NodeOutput(memory_management.keep_while_alive(replace(pipeline, loras=(*pipeline.loras, added))))

@@ -6,11 +6,12 @@ from comfy_api.latest import io
 
 from ..errors import FastDiffusersError
 from ..optimizations.settings import MEMORY_MODES
-from ..pipelines import loader
+from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle
-from . import comfy_bridge, residency, types
-from .compat import ADVANCED, schema
-from .model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
+from . import types
+from .host import comfy_bridge, memory_management
+from .host.compat import ADVANCED, schema
+from .host.model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
 
 
 class LoadPipeline(io.ComfyNode):
@@ -135,4 +136,4 @@ class LoadPipeline(io.ComfyNode):
             library=download_folder(),
             callbacks=progress.callbacks,
         )
-        return io.NodeOutput(residency.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))
+        return io.NodeOutput(memory_management.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))

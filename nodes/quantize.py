@@ -7,10 +7,11 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ..errors import FastDiffusersError, InputError
-from ..pipelines.quantized_copy import WEIGHTS_DTYPES, quantize_folder
-from . import comfy_bridge, types
-from .compat import ADVANCED, schema
-from .model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
+from ..pipelines.loading.quantized_copy import WEIGHTS_DTYPES, quantize_folder
+from . import types
+from .host import comfy_bridge
+from .host.compat import ADVANCED, schema
+from .host.model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
 
 
 class QuantizeModel(io.ComfyNode):

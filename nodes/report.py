@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from . import types
-from .compat import schema
+from .host.compat import schema
 
 if TYPE_CHECKING:
     from ..report import OptimizationReport

@@ -8,8 +8,9 @@ from comfy_api.latest import io, ui
 
 from ..pipelines.generate import generate
 from ..pipelines.types import PipelineHandle, SampleRequest
-from . import comfy_bridge, residency, sampler_inputs, sampler_outputs, types
-from .compat import schema
+from . import sampler_inputs, sampler_outputs, types
+from .host import comfy_bridge, memory_management
+from .host.compat import schema
 from .settings import with_widgets
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Sampler(io.ComfyNode):
             memory_mode=pipeline.memory_mode,
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        with residency.on_card(pipeline):
+        with memory_management.on_card(pipeline):
             result = generate(pipeline, request, optimizations, progress.callbacks, memory=comfy_bridge.memory_state)
         progress.show_report(result.report)
         return io.NodeOutput(*sampler_outputs.values(result), ui=ui.PreviewText(result.report.as_table()))

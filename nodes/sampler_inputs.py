@@ -6,14 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..optimizations.settings import (
-    ATTENTION_CHOICES,
-    COMPILE_CHOICES,
-    STEP_CACHE_CHOICES,
-    TRISTATE,
-)
+from ..optimizations.settings import ATTENTION_CHOICES, COMPILE_CHOICES, STEP_CACHE_CHOICES, TRISTATE
 from . import types
-from .compat import ADVANCED
+from .host.compat import ADVANCED
 from .settings import FOLLOW
 
 MODEL_DEFAULT = "model default"

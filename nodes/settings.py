@@ -17,7 +17,7 @@ from ..optimizations.settings import (
     TilingSettings,
 )
 from . import types
-from .compat import ADVANCED, schema
+from .host.compat import ADVANCED, schema
 
 DEFAULT = CompileSettings()
 FOLLOW = "auto"

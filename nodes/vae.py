@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..errors import FastDiffusersError
-from ..pipelines import generate, loader
+from ..pipelines import generate
+from ..pipelines.decoding.exactness import BIT_IDENTICAL
+from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle
-from ..pipelines.video_decode_exactness import BIT_IDENTICAL
 from ..report import OptimizationRecord
 from ..vae.settings import KERNEL_CHOICES
-from . import comfy_bridge, core_vae, residency, types, video_vae
-from .compat import ADVANCED, schema
-from .model_files import video_vae_choices, video_vae_path
+from . import types, video_vae
+from .host import comfy_bridge, core_vae, memory_management
+from .host.compat import ADVANCED, schema
+from .host.model_files import video_vae_choices, video_vae_path
 from .vae_choices import VaeChoices, exactness_input, shared_inputs
 
 if TYPE_CHECKING:
@@ -220,7 +222,7 @@ def _decode(
         return frames, _with_own_arithmetic(report, choices)
     if isinstance(vae, PipelineHandle):
         settings = choices.for_pipeline(vae)
-        with residency.on_card(vae):
+        with memory_management.on_card(vae):
             frames, report = generate.decode(
                 vae, latent, settings, callbacks, exactness=choices.exactness, memory=comfy_bridge.memory_state
             )
@@ -247,7 +249,7 @@ def _encode(
     if isinstance(vae, PipelineHandle):
         settings = choices.for_pipeline(vae)
         images = pixels[None] if loader.family_of_key(vae.key).video else pixels
-        with residency.on_card(vae):
+        with memory_management.on_card(vae):
             latent, report = generate.encode(vae, images, settings, callbacks, memory=comfy_bridge.memory_state)
     else:
         latent, report = core_vae.encode(vae, pixels, choices, callbacks)

@@ -10,11 +10,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
+from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from ..pipelines.types import PipelineHandle
-from ..pipelines.video_decode_exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from ..vae.settings import VaeSettings
 from . import types
-from .compat import ADVANCED
+from .host.compat import ADVANCED
 
 TILINGS = ("auto", "whole", "tiles", "exact")
 TEMPORAL_FACTOR = 4

@@ -14,8 +14,8 @@ import comfy.model_management as mm
 
 from .. import vae as engine
 from ..errors import ModelFileError
-from ..optimizations.tuning import cache_folder
-from .residency import Tenant, make_room
+from ..optimizations.tuning.store import cache_folder
+from .host.memory_management import Tenant, make_room
 from .types import VideoVaeFile, VideoVaeHandle
 
 if TYPE_CHECKING:

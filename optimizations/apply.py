@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from ..callbacks import SILENT, Callbacks
+from ..fallback import Signals
+from ..memory import GIB, MemoryProbe, Need, device_memory, shortage
 from ..report import OptimizationRecord, OptimizationReport
-from . import attention, compile, offload, precision, projections, sdnq_support, step_cache, vae_memory
+from . import attention, compile, offload, precision, projections, vae_memory
+from .caching import step_cache
 from .components import VaeOnly, denoisers, device_and_dtype, vae_of
-from .fallback import Signals
-from .headroom import GIB, MemoryProbe, Need, device_memory, shortage
+from .quantization import sdnq
 from .settings import OptimizationSettings, Workload
 
 __all__ = ["active", "apply", "apply_to_vae", "revert", "switch_compile"]
@@ -54,7 +56,7 @@ def apply(
     report = OptimizationReport()
 
     # In the order in which they build on each other. A new step gets its line here and its undoing in `revert`.
-    matmul = sdnq_support.set_quantized_matmul(pipeline, settings.quantized_matmul, before_change=_free_layers)
+    matmul = sdnq.set_quantized_matmul(pipeline, settings.quantized_matmul, before_change=_free_layers)
     if matmul is not None:
         report.set(matmul)
     report.set(attention.use(pipeline, settings.attention, device))
@@ -149,7 +151,7 @@ def active(
         compiled = VaeOnly(pipeline) if vae_only else pipeline
         if compile.is_compiled(compiled):
             stack.enter_context(compile.environment(compiled, settings.compile))
-        stack.enter_context(sdnq_support.sdnq_limits(pipeline))
+        stack.enter_context(sdnq.sdnq_limits(pipeline))
         try:
             yield
         finally:
@@ -165,7 +167,7 @@ def revert(pipeline: Any) -> None:
     _free_layers(pipeline)
     step_cache.disable(pipeline)
     attention.restore(pipeline)
-    sdnq_support.set_quantized_matmul(pipeline, "auto")
+    sdnq.set_quantized_matmul(pipeline, "auto")
 
 
 def _free_layers(pipeline: Any) -> None:

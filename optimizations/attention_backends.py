@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .fallback import describe, is_out_of_memory
+from ..fallback import describe, is_out_of_memory
 
 MASK_KINDS = ("none", "bool", "additive")
 _TOLERANCE = 0.1

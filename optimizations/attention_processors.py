@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..fallback import all_finite, describe, is_out_of_memory
 from .attention_backends import Backend, additive_mask, attend
-from .fallback import all_finite, describe, is_out_of_memory
 
 MASK_ARGUMENTS = ("attention_mask", "attn_mask")
 

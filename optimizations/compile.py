@@ -14,16 +14,16 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from ..fallback import Signals, describe
+from ..memory import GIB
 from ..report import OptimizationRecord
 from .compiled_region import CompiledCall, Recipe, Region
 from .components import denoisers, repeated_blocks, vae_of
-from .decide import ASSUMED, PayBack
-from .fallback import Signals, describe
-from .headroom import GIB
 from .other_compilers import compiled_elsewhere, switched_off
-from .sdnq_support import sdnq_limits
+from .quantization.sdnq import sdnq_limits
 from .settings import CompileSettings, OptimizationSettings, Workload
-from .tuning import cache_folder
+from .tuning.decide import ASSUMED, PayBack
+from .tuning.store import cache_folder
 
 NAME = "torch_compile"
 ASSUMED_OVERHEAD = 2 * GIB

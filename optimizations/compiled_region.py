@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from ..fallback import Signals, all_finite, describe
 from .attention_processors import Trust
 from .components import attention_layers
-from .fallback import Signals, all_finite, describe
 
 logger = logging.getLogger(__name__)
 

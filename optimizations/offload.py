@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..memory import GIB, MemoryState, Need, device_memory, shortage
 from ..report import OptimizationRecord
 from .components import denoisers, is_cast_to_decode, modules
-from .headroom import GIB, MemoryState, Need, device_memory, shortage
-from .meters import resident_bytes
+from .tuning.meters import resident_bytes
 
 NAME = "memory_mode"
 WORKING_MEMORY = 2 * GIB

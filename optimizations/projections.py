@@ -20,13 +20,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..fallback import is_out_of_memory
+from ..memory import release_cache
 from ..report import OptimizationRecord
 from .components import attention_layers, denoisers, device_and_dtype
-from .fallback import is_out_of_memory
 from .group_hooks import is_group_offloaded
-from .headroom import release_cache
 from .lora_layers import LoraLayer
-from .quantized_layers import storage
+from .quantization.layers import storage
 
 NAME = "fused_projections"
 PARTS = {

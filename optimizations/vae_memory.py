@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..fallback import describe, is_out_of_memory
+from ..memory import MemoryState, Need, gib, release_cache, shortage
 from ..report import OptimizationRecord, OptimizationReport
 from .components import device_and_dtype, is_cast_to_decode, vae_of
 from .decode_memory import decode_cost
-from .fallback import describe, is_out_of_memory
-from .headroom import MemoryState, Need, gib, release_cache, shortage
 from .settings import TilingSettings, Workload
 from .vae_tiles import Tiles, plan_tiles, set_value, tile_in_use, turn_on, values_of, write_values
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..callbacks import SILENT, Callbacks
-from . import loader
+from .loading import loader
 from .types import LoadedPipeline, LoadKey
 
 log = logging.getLogger(__name__)

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 from ..callbacks import SILENT, Callbacks
 from ..optimizations.settings import OptimizationSettings, Workload, check_choice
 from ..report import OptimizationReport
-from . import latents, loader, lora, sampling, vae_frames
+from . import latents, lora, sampling
 from .cache import CACHE
+from .decoding import pipeline_vae
+from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
+from .decoding.streaming import refuse_streaming
+from .loading import loader
 from .requests import check_request, complete
 from .types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
-from .video_decode import refuse_streaming
-from .video_decode_exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 
 if TYPE_CHECKING:
     import torch
 
-    from ..optimizations.headroom import MemoryProbe
+    from ..memory import MemoryProbe
 
 
 def generate(
@@ -64,7 +66,7 @@ def run_loaded(
     memory: MemoryProbe | None = None,
 ) -> SampleResult:
     """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be."""
-    from ..optimizations.auto import AutoRun
+    from ..optimizations.tuning.auto import AutoRun
     from .situations import situation_of
 
     check_request(loaded.family, request)
@@ -128,7 +130,7 @@ def encode(
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
         workload = Workload(width, height, frames, pixels.shape[0])
         with _optimized_vae(loaded, handle, settings, workload, callbacks, memory) as report:
-            return vae_frames.encode(loaded, pixels, callbacks), report
+            return pipeline_vae.encode(loaded, pixels, callbacks), report
 
 
 @contextmanager
@@ -205,5 +207,5 @@ def _decode(
     from ..optimizations.vae_memory import shrink_until_it_fits
 
     edge = max(latent.shape[-2:]) * loaded.family.latent_stride
-    run = lambda: vae_frames.decode(loaded, latent, callbacks, exactness=exactness, memory=memory, report=report)
+    run = lambda: pipeline_vae.decode(loaded, latent, callbacks, exactness=exactness, memory=memory, report=report)
     return shrink_until_it_fits(loaded.pipeline.vae, run, report, edge=edge)

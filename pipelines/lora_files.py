@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelFileError
 from ..optimizations.lora_layers import Factors, LoraBranches, fit
-from . import checkpoints
+from .loading import checkpoints
 
 if TYPE_CHECKING:
     import torch

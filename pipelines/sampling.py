@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
 from ..report import OptimizationReport
-from . import latents, normalized_latents, vae_frames
+from . import latents, normalized_latents
 from .arguments import call_arguments
+from .decoding import pipeline_vae
 from .families import Family
 from .requests import check_request, complete, seeds
 from .schedulers import scheduler_for_run
@@ -50,7 +51,7 @@ def run(
         callbacks: stages "text encode", "denoise" (with previews), "decode" and "decode sound". A cancel takes effect
             after the current step, and then nothing is decoded.
         report: continued with notes and facts; a new one when None.
-        decode: replaces `vae_frames.decode`, to add fallbacks.
+        decode: replaces `pipeline_vae.decode`, to add fallbacks.
 
     Raises:
         InputError: the request does not suit the model, before any step.
@@ -80,7 +81,7 @@ def run(
             callbacks.check_cancel()
             started = time.perf_counter()
             if loaded.family.known:
-                decode = decode or (lambda latent: vae_frames.decode(loaded, latent, callbacks))
+                decode = decode or (lambda latent: pipeline_vae.decode(loaded, latent, callbacks))
                 result.frames = decode(result.latent)
             else:
                 result.frames = _frames_of_pipeline(native)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..optimizations.settings import OptimizationSettings, Workload
-from ..optimizations.situation import Situation, device_name, shape_bucket, software
+from ..optimizations.tuning.key import Situation, device_name, shape_bucket, software
 from .types import PipelineHandle
 
 

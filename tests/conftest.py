@@ -47,7 +47,7 @@ def _quiet_libraries() -> None:
 def _own_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's measurements, or another test's."""
     monkeypatch.setenv("FASTDIFFUSERS_CACHE", str(tmp_path / "measurements"))
-    session = sys.modules.get("fastdiffusers.optimizations.session")
+    session = sys.modules.get("fastdiffusers.optimizations.tuning.history")
     if session is not None:
         session.SESSION.forget()
 

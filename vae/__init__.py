@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .api import decode, decode_raw, encode, encode_raw
     from .checkpoint import from_state_dict, is_video_vae, load_video_vae
     from .config import VaeConfig
-    from .kernels.remembered import remember_in
-    from .model import VideoVAE
+    from .kernels.saved_choices import remember_in
+    from .network.model import VideoVAE
     from .settings import Optimizations, VaeSettings
 
 __all__ = [
@@ -38,7 +38,7 @@ _HOMES = {
     "Optimizations": "settings",
     "VaeConfig": "config",
     "VaeSettings": "settings",
-    "VideoVAE": "model",
+    "VideoVAE": "network.model",
     "decode": "api",
     "decode_raw": "api",
     "encode": "api",
@@ -46,7 +46,7 @@ _HOMES = {
     "from_state_dict": "checkpoint",
     "is_video_vae": "checkpoint",
     "load_video_vae": "checkpoint",
-    "remember_in": "kernels.remembered",
+    "remember_in": "kernels.saved_choices",
 }
 
 

@@ -15,12 +15,12 @@ from ..errors import InputError
 from ..report import OptimizationRecord, OptimizationReport
 from .checks import check_frames, check_latents
 from .compiled import CompiledCodeError, compiled_network, with_our_graphs
-from .convolution import memory_defect
 from .cuda_graphs import CudaBackend, GraphedNetwork
 from .engine import HalfPrecisionOverflowError, Job
 from .kernels import Kernels
 from .kernels.conv_choice import rules
-from .model import VideoVAE
+from .network.convolution import memory_defect
+from .network.model import VideoVAE
 from .planner import Plan, Task, budget_of, decoding, encoding, make_plan
 from .reporting import describe, graphs_record
 from .settings import VaeSettings

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError, ModelFileError
 from .config import Shapes, VaeConfig, infer_config
-from .model import VideoVAE
+from .network.model import VideoVAE
 
 log = logging.getLogger(__name__)
 

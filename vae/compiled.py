@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from .execution import Execution
-from .model import VideoVAE
+from .network.execution import Execution
+from .network.model import VideoVAE
 from .planner import Task
 from .settings import VaeSettings
 

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 import torch
 
-from .execution import Execution, StreamState
 from .memory import free_bytes
+from .network.execution import Execution, StreamState
 
 log = logging.getLogger(__name__)
 

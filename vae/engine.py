@@ -13,10 +13,10 @@ import torch
 from ..callbacks import Callbacks
 from ..errors import FastDiffusersError
 from .canvas import Canvas, ReferenceCanvas
-from .execution import Execution, StreamState
 from .kernels import Kernels
 from .lanes import lanes_of
-from .model import VideoVAE
+from .network.execution import Execution, StreamState
+from .network.model import VideoVAE
 from .planner import Plan, Task
 from .settings import VaeSettings, pair
 from .streaming import slices

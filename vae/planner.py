@@ -15,14 +15,14 @@ import torch
 
 from ..errors import InputError
 from .config import VaeConfig
-from .execution import Execution, Layout, StreamState
 from .kernels import Kernels
 from .kernels.eager import chunk_bytes
 from .memory import LiveBytes, free_bytes
-from .model import VideoVAE
+from .network.execution import Execution, Layout, StreamState
+from .network.model import VideoVAE
+from .network.strips import Axis, Block, blocks, cut
 from .settings import Optimizations, VaeSettings, pair
 from .streaming import slices
-from .strips import Axis, Block, blocks, cut
 
 GIB = 1 << 30
 FREE_SHARE = 0.85

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..report import OptimizationRecord, OptimizationReport
-from .convolution import CHOICE, memory_defect
 from .cuda_graphs import GraphedNetwork
 from .kernels import Kernels
-from .model import VideoVAE
+from .network.convolution import CHOICE, memory_defect
+from .network.model import VideoVAE
 from .planner import GIB, Plan, Task, overlap_refusal
 from .settings import Optimizations, VaeSettings
 

@@ -95,14 +95,14 @@ def _with_network(vae: Any, model: LocalModel, core: Any) -> Any:
 
 
 def decode(vae: Any, samples: torch.Tensor, callbacks: Callbacks = SILENT, **choices: Any) -> tuple[Any, Any]:
-    from fastdiffusers.nodes import core_vae
+    from fastdiffusers.nodes.host import core_vae
     from fastdiffusers.nodes.vae_choices import VaeChoices
 
     return core_vae.decode(vae, samples, VaeChoices(**choices), callbacks)
 
 
 def encode(vae: Any, pixels: torch.Tensor, callbacks: Callbacks = SILENT, **choices: Any) -> tuple[Any, Any]:
-    from fastdiffusers.nodes import core_vae
+    from fastdiffusers.nodes.host import core_vae
     from fastdiffusers.nodes.vae_choices import VaeChoices
 
     return core_vae.encode(vae, pixels, VaeChoices(**choices), callbacks)
@@ -142,7 +142,7 @@ def small_wan(request: pytest.FixtureRequest, video_vae: Any, core: Any) -> Any:
 
 @pytest.mark.parametrize("frames", [2, 3, 4, 7])
 def test_streamed_clips_are_what_the_network_gives(small_wan: Any, frames: int) -> None:
-    from fastdiffusers.nodes import core_streaming
+    from fastdiffusers.nodes.host import core_streaming
 
     network = small_wan.first_stage_model
     latents = torch.randn(2, 4, frames, 4, 6)
@@ -158,7 +158,7 @@ def test_streamed_clips_are_what_the_network_gives(small_wan: Any, frames: int) 
 
 def test_streamed_clips_take_memory_that_does_not_grow_with_them(small_wan: Any) -> None:
     """Beside the gathered frames, which are in main memory whatever the device."""
-    from fastdiffusers.nodes import core_streaming
+    from fastdiffusers.nodes.host import core_streaming
     from fastdiffusers.vae.memory import LiveBytes
 
     network = small_wan.first_stage_model

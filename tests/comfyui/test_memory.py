@@ -82,20 +82,20 @@ def test_free_gives_the_pipeline_back_and_the_next_run_equals_the_first(server: 
 @pytest.fixture
 def handle(core: Any) -> PipelineHandle:
     """A tiny pipeline's handle as the loader node makes it."""
-    from fastdiffusers.nodes import residency
-    from fastdiffusers.pipelines import loader
+    from fastdiffusers.nodes.host import memory_management
+    from fastdiffusers.pipelines.loading import loader
 
     CACHE.clear()
-    return residency.keep_while_alive(PipelineHandle(loader.resolve("tiny:sdxl", device="cpu")))
+    return memory_management.keep_while_alive(PipelineHandle(loader.resolve("tiny:sdxl", device="cpu")))
 
 
 def test_the_last_handle_takes_the_pipeline_along(core: Any) -> None:
-    from fastdiffusers.nodes import residency
-    from fastdiffusers.pipelines import loader
+    from fastdiffusers.nodes.host import memory_management
+    from fastdiffusers.pipelines.loading import loader
 
     CACHE.clear()
     key = loader.resolve("tiny:sdxl", device="cpu")
-    handles = [residency.keep_while_alive(PipelineHandle(key)) for _ in range(2)]
+    handles = [memory_management.keep_while_alive(PipelineHandle(key)) for _ in range(2)]
     with CACHE.use(key) as loaded:
         pipeline = weakref.ref(loaded.pipeline)
     del loaded
@@ -110,13 +110,13 @@ def test_the_last_handle_takes_the_pipeline_along(core: Any) -> None:
 def test_comfyui_lists_the_pipeline_and_asks_it_to_leave(
     core: Any, handle: PipelineHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastdiffusers.nodes import residency
+    from fastdiffusers.nodes.host import memory_management
 
     mm = core.model_management
     mm.unload_all_models()
-    with residency.on_card(handle), CACHE.use(handle.key) as loaded:
+    with memory_management.on_card(handle), CACHE.use(handle.key) as loaded:
         total = sum(p.numel() * p.element_size() for p in loaded.pipeline.unet.parameters())
-    (tenant,) = [model for model in mm.loaded_models() if isinstance(model, residency.Tenant)]
+    (tenant,) = [model for model in mm.loaded_models() if isinstance(model, memory_management.Tenant)]
     assert tenant.loaded_size() > total, "all components count"
     assert tenant.model_size() == tenant.loaded_size()
     left = []
@@ -124,12 +124,12 @@ def test_comfyui_lists_the_pipeline_and_asks_it_to_leave(
     mm.unload_all_models()
     assert left == [True]
     assert tenant not in mm.loaded_models()
-    with residency.on_card(handle):
+    with memory_management.on_card(handle):
         assert tenant in mm.loaded_models(), "the next run lists it again"
 
 
 def test_the_weights_stay_where_they_are_from_run_to_run(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdiffusers.nodes.residency import Tenant, make_room
+    from fastdiffusers.nodes.host.memory_management import Tenant, make_room
 
     def plenty(device: torch.device, torch_free_too: bool = False) -> Any:
         return (1 << 40, 1 << 40) if torch_free_too else 1 << 40
@@ -153,7 +153,7 @@ def test_the_weights_stay_where_they_are_from_run_to_run(core: Any, monkeypatch:
 
 
 def test_a_tenant_moves_only_what_no_hook_moves(core: Any) -> None:
-    from fastdiffusers.nodes.residency import Tenant
+    from fastdiffusers.nodes.host.memory_management import Tenant
 
     class Weights(torch.nn.Linear):
         moved = ""

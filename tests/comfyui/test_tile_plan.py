@@ -19,7 +19,7 @@ def cover(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("length", [8, 63, 64, 65, 90, 135, 160, 241])
 @pytest.mark.parametrize(("edge", "overlap"), [(512, 0), (512, 64), (256, 128), (64, 8)])
 def test_tiles_are_nearly_equal_and_cover_everything(core: Any, length: int, edge: int, overlap: int) -> None:
-    from fastdiffusers.nodes.tile_plan import plan_tiles
+    from fastdiffusers.nodes.host.core_tiles import plan_tiles
 
     tiles = plan_tiles((length, length), edge, overlap, 0, unit=8, frames_per_unit=1, grain=1)
     spans = cover(length, tiles.sizes[0], tiles.overlaps[0])
@@ -34,7 +34,7 @@ def test_tiles_are_nearly_equal_and_cover_everything(core: Any, length: int, edg
 
 
 def test_encode_tiles_start_on_whole_latent_cells(core: Any) -> None:
-    from fastdiffusers.nodes.tile_plan import plan_tiles
+    from fastdiffusers.nodes.host.core_tiles import plan_tiles
 
     tiles = plan_tiles((9, 720, 1280), 500, 60, 0, unit=1, frames_per_unit=1, grain=16)
     assert tiles.sizes[0] == 9, "time is not cut unless asked"
@@ -44,7 +44,7 @@ def test_encode_tiles_start_on_whole_latent_cells(core: Any) -> None:
 
 
 def test_temporal_slices_overlap(core: Any) -> None:
-    from fastdiffusers.nodes.tile_plan import plan_tiles
+    from fastdiffusers.nodes.host.core_tiles import plan_tiles
 
     tiles = plan_tiles((21, 60, 104), 4096, 0, 32, unit=8, frames_per_unit=4, grain=1)
     assert tiles.sizes[0] <= 8

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 
 from fastdiffusers.vae import VaeSettings, decode, kernels
 from fastdiffusers.vae.config import VaeConfig
-from fastdiffusers.vae.convolution import torch_conv3d
 from fastdiffusers.vae.kernels import Kernels, comfy_kitchen, eager
 from fastdiffusers.vae.kernels.conv_choice import CANDIDATES, ConvChoice, rules
-from fastdiffusers.vae.kernels.remembered import Remembered
-from fastdiffusers.vae.model import VideoVAE
+from fastdiffusers.vae.kernels.saved_choices import Remembered
+from fastdiffusers.vae.network.convolution import torch_conv3d
+from fastdiffusers.vae.network.model import VideoVAE
 from fastdiffusers.vae.streams import copier_for
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

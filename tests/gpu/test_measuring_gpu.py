@@ -9,17 +9,23 @@ import pytest
 import torch
 
 from fastdiffusers.comparison.run import ComparisonRun
-from fastdiffusers.optimizations import auto
 from fastdiffusers.optimizations.apply import revert
-from fastdiffusers.optimizations.measure import Plan
-from fastdiffusers.optimizations.meters import CudaStopwatch, DeviceMemoryMeter, resident_bytes, stopwatch, synchronize
-from fastdiffusers.optimizations.session import SESSION
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
-from fastdiffusers.optimizations.situation import device_name, software
-from fastdiffusers.optimizations.tuning import default_store
+from fastdiffusers.optimizations.tuning import auto
+from fastdiffusers.optimizations.tuning.history import SESSION
+from fastdiffusers.optimizations.tuning.key import device_name, software
+from fastdiffusers.optimizations.tuning.measure import Plan
+from fastdiffusers.optimizations.tuning.meters import (
+    CudaStopwatch,
+    DeviceMemoryMeter,
+    resident_bytes,
+    stopwatch,
+    synchronize,
+)
+from fastdiffusers.optimizations.tuning.store import default_store
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.generate import generate
-from fastdiffusers.pipelines.loader import resolve
+from fastdiffusers.pipelines.loading.loader import resolve
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -120,7 +126,7 @@ def _eager_to_compile(decide):
     """`decide`, with a cost so small that the trial begins as soon as there is something to compare with."""
     from dataclasses import replace
 
-    from fastdiffusers.optimizations.decide import Expectation
+    from fastdiffusers.optimizations.tuning.decide import Expectation
 
     def with_small_cost(*args, **kwargs):
         decision = decide(*args, **kwargs)

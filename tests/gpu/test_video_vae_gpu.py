@@ -9,7 +9,7 @@ import torch
 
 from fastdiffusers.vae import VaeSettings, decode_raw, encode_raw
 from fastdiffusers.vae.config import VaeConfig
-from fastdiffusers.vae.model import VideoVAE
+from fastdiffusers.vae.network.model import VideoVAE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

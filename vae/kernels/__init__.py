@@ -27,7 +27,7 @@ from . import eager, plain
 from .moments import Moments, Statistics
 from .padded import Padded
 from .probe import probe
-from .remembered import MEMORY
+from .saved_choices import MEMORY
 from .triton_support import INTERPRETED
 
 __all__ = ["FUSED", "OPERATIONS", "Kernels", "Key", "Moments", "Padded", "Statistics"]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from . import comfy_kitchen
 from .probe import TOLERANCE
-from .remembered import Remembered
+from .saved_choices import Remembered
 
 __all__ = ["CANDIDATES", "Candidate", "ConvChoice", "ConvKey", "cuda_seconds", "rules"]
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fastdiffusers import cli
-from fastdiffusers.pipelines import loader, sampling
+from fastdiffusers.pipelines import sampling
+from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.types import SampleRequest
 
 pytest.importorskip("diffusers.pipelines.ltx2", reason="this release of diffusers has no LTX-2")

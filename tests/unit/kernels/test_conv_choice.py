@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fastdiffusers.vae.kernels import conv_choice
 from fastdiffusers.vae.kernels.conv_choice import CANDIDATES, Candidate, ConvChoice, conv2d_sum, rules
-from fastdiffusers.vae.kernels.remembered import Remembered
+from fastdiffusers.vae.kernels.saved_choices import Remembered
 
 Run = Callable[..., torch.Tensor]
 KEY = ("cpu", "float32", (1, 4, 3, 5, 5))

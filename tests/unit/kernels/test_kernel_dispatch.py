@@ -16,9 +16,9 @@ from fastdiffusers.vae import kernels
 from fastdiffusers.vae.api import decode
 from fastdiffusers.vae.config import VaeConfig
 from fastdiffusers.vae.kernels import Kernels, Padded, eager, plain
-from fastdiffusers.vae.kernels.remembered import Remembered
+from fastdiffusers.vae.kernels.saved_choices import Remembered
 from fastdiffusers.vae.kernels.tiles import Border
-from fastdiffusers.vae.model import VideoVAE
+from fastdiffusers.vae.network.model import VideoVAE
 from fastdiffusers.vae.settings import VaeSettings
 
 OPERATIONS = kernels.OPERATIONS

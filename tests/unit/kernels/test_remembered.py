@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastdiffusers.vae import remember_in
-from fastdiffusers.vae.kernels import remembered
-from fastdiffusers.vae.kernels.remembered import Remembered, versions
+from fastdiffusers.vae.kernels import saved_choices
+from fastdiffusers.vae.kernels.saved_choices import Remembered, versions
 
 
 def test_without_a_file_it_lasts_as_long_as_the_process() -> None:
@@ -29,7 +29,7 @@ def test_processes_add_to_what_others_wrote(tmp_path: Path) -> None:
 
 
 def test_the_oldest_entries_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered, "LIMIT", 2)
+    monkeypatch.setattr(saved_choices, "LIMIT", 2)
     memory = Remembered(tmp_path / "kernels.json", {})
     for key in "abac":
         memory.put((key,), key)
@@ -38,7 +38,7 @@ def test_the_oldest_entries_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_can_be_named_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Remembered(None, {})
-    monkeypatch.setattr(remembered, "MEMORY", memory)
+    monkeypatch.setattr(saved_choices, "MEMORY", memory)
     remember_in(tmp_path / "cache")
     memory.put(("a",), "x")
     entries = json.loads((tmp_path / "cache" / "kernels.json").read_text())["entries"]

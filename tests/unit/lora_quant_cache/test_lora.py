@@ -287,7 +287,7 @@ def test_it_works_on_a_quantized_model(
     weights_dtype: str, tiny_pipeline: Callable, make_lora: Callable, run: Callable
 ) -> None:
     pytest.importorskip("sdnq")
-    from fastdiffusers.optimizations.quantization import quantize_loaded
+    from fastdiffusers.optimizations.quantization.quantize import quantize_loaded
 
     pipeline = tiny_pipeline("flux")
     quantize_loaded(pipeline, f"sdnq-{weights_dtype}", minimum_numel=1024)

@@ -19,9 +19,9 @@ import torch
 from fastdiffusers import cli
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
-from fastdiffusers.optimizations import quantization, quantization_schemes, quantized_layers, sdnq_support
-from fastdiffusers.pipelines import loader
-from fastdiffusers.pipelines.quantized_copy import quantize_folder
+from fastdiffusers.optimizations.quantization import layers, quantize, schemes, sdnq
+from fastdiffusers.pipelines.loading import loader
+from fastdiffusers.pipelines.loading.quantized_copy import quantize_folder
 
 needs_sdnq = pytest.mark.skipif(importlib.util.find_spec("sdnq") is None, reason="sdnq is not installed")
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
@@ -97,8 +97,8 @@ def test_it_loads_right_in_a_process_that_never_imported_sdnq(tiny_pipeline: Cal
 import sys, torch, torch._dynamo.config as config
 from fastdiffusers.commands.libraries import declare_torchvision_ops
 declare_torchvision_ops()
-from fastdiffusers.optimizations.sdnq_support import sdnq_layers
-from fastdiffusers.pipelines import loader
+from fastdiffusers.optimizations.quantization.sdnq import sdnq_layers
+from fastdiffusers.pipelines.loading import loader
 names = [n for n in ("recompile_limit", "accumulated_recompile_limit", "suppress_errors") if hasattr(config, n)]
 before = [getattr(config, name) for name in names]
 key = loader.resolve({str(folder)!r}, dtype="float32", device="cpu")
@@ -127,7 +127,7 @@ def test_without_sdnq_one_clear_line(tiny_pipeline: Callable, tmp_path: Path, wi
 
 
 def fail_while_loading(config: Any) -> None:
-    with sdnq_support.import_sdnq_safely():
+    with sdnq.import_sdnq_safely():
         config.recompile_limit = 5000
         raise ZeroDivisionError
 
@@ -139,11 +139,11 @@ def test_dynamos_limits_and_the_environment_are_as_before(
 ) -> None:
     import torch._dynamo.config as config
 
-    monkeypatch.setattr(sdnq_support, "_limits_are_per_function", lambda: supports_limits_per_function)
+    monkeypatch.setattr(sdnq, "_limits_are_per_function", lambda: supports_limits_per_function)
     environment = dict(os.environ)
     with config.patch(recompile_limit=11, accumulated_recompile_limit=77):
-        with sdnq_support.import_sdnq_safely() as sdnq:
-            assert sdnq.__name__ == "sdnq"
+        with sdnq.import_sdnq_safely() as library:
+            assert library.__name__ == "sdnq"
             assert config.recompile_limit == (11 if supports_limits_per_function else 8192)
             config.recompile_limit = 5000  # what the import does in an accelerated process
         assert (config.recompile_limit, config.accumulated_recompile_limit) == (11, 77)
@@ -151,10 +151,10 @@ def test_dynamos_limits_and_the_environment_are_as_before(
             fail_while_loading(config)
         assert config.recompile_limit == 11
         pipeline = tiny_pipeline("flux")
-        with sdnq_support.sdnq_limits(pipeline):
+        with sdnq.sdnq_limits(pipeline):
             assert config.recompile_limit == 11
-        quantization.quantize_loaded(pipeline, "sdnq-int8", minimum_numel=MINIMUM)
-        with sdnq_support.sdnq_limits(pipeline):
+        quantize.quantize_loaded(pipeline, "sdnq-int8", minimum_numel=MINIMUM)
+        with sdnq.sdnq_limits(pipeline):
             assert config.recompile_limit == (11 if supports_limits_per_function else 8192)
         assert config.recompile_limit == 11
     assert dict(os.environ) == environment
@@ -166,15 +166,15 @@ def test_quantized_matmul_is_switched_in_place_and_exactly_back(
     weights_dtype: str, tiny_pipeline: Callable, run: Callable
 ) -> None:
     pipeline = tiny_pipeline("qwenimage")
-    quantization.quantize_loaded(pipeline, f"sdnq-{weights_dtype}", minimum_numel=MINIMUM)
+    quantize.quantize_loaded(pipeline, f"sdnq-{weights_dtype}", minimum_numel=MINIMUM)
     before = run(pipeline)
-    on = sdnq_support.set_quantized_matmul(pipeline, "on")
+    on = sdnq.set_quantized_matmul(pipeline, "on")
     multiplied = run(pipeline)
     assert on is not None
     assert "layers" in on.applied
     assert 0 < (multiplied - before).abs().max() < 0.5
     for choice in ("auto", "on", "off", "auto"):
-        record = sdnq_support.set_quantized_matmul(pipeline, choice)
+        record = sdnq.set_quantized_matmul(pipeline, choice)
         assert record is not None
         assert not record.failed
         assert torch.equal(run(pipeline), multiplied if choice == "on" else before)
@@ -182,8 +182,8 @@ def test_quantized_matmul_is_switched_in_place_and_exactly_back(
 
 def test_quantized_matmul_of_a_plain_model_is_refused_in_the_report(tiny_pipeline: Callable) -> None:
     pipeline = tiny_pipeline("flux")
-    assert sdnq_support.set_quantized_matmul(pipeline, "auto") is None
-    record = sdnq_support.set_quantized_matmul(pipeline, "on")
+    assert sdnq.set_quantized_matmul(pipeline, "auto") is None
+    record = sdnq.set_quantized_matmul(pipeline, "on")
     assert record is not None
     assert record.failed
     assert "SDNQ" in record.reason
@@ -201,12 +201,12 @@ def test_quantizing_while_loading_equals_quantizing_afterwards(
 
     folder = tiny_folder("qwenimage")
     index = json.loads((folder / "model_index.json").read_text())
-    config = quantization.pipeline_quantization_config(name, index, dtype=torch.float32, minimum_numel=MINIMUM)
-    with sdnq_support.import_sdnq_safely():
+    config = quantize.pipeline_quantization_config(name, index, dtype=torch.float32, minimum_numel=MINIMUM)
+    with sdnq.import_sdnq_safely():
         streamed = DiffusionPipeline.from_pretrained(folder, quantization_config=config)
     afterwards = tiny_pipeline("qwenimage")
-    described = quantization.quantize_loaded(afterwards, name, minimum_numel=MINIMUM)
-    assert described == quantized_layers.describe_quantization(streamed)
+    described = quantize.quantize_loaded(afterwards, name, minimum_numel=MINIMUM)
+    assert described == layers.describe_quantization(streamed)
     assert set(described) == {"transformer", "text_encoder"}
     assert torch.equal(run(streamed), run(afterwards))
 
@@ -224,7 +224,7 @@ def test_other_schemes_keep_the_picture(name: str, dtype: torch.dtype, run: Call
 
     plain = run(tiny.build("flux", dtype=dtype)).float()
     pipeline = tiny.build("flux", dtype=dtype)
-    described = quantization.quantize_loaded(pipeline, name, dtype=dtype)
+    described = quantize.quantize_loaded(pipeline, name, dtype=dtype)
     result = run(pipeline).float()
     assert "8" in described["transformer"]
     assert "vae" not in described
@@ -235,42 +235,42 @@ def test_layerwise_fp8_leaves_a_quantized_model_alone(tiny_pipeline: Callable, r
     """Casting the storage of SDNQ's weights would destroy them without a word."""
     pytest.importorskip("sdnq")
     pipeline = tiny_pipeline("flux")
-    quantization.quantize_loaded(pipeline, "sdnq-int8", minimum_numel=MINIMUM)
+    quantize.quantize_loaded(pipeline, "sdnq-int8", minimum_numel=MINIMUM)
     before = run(pipeline)
-    quantization.quantize_loaded(pipeline, "layerwise-fp8")
+    quantize.quantize_loaded(pipeline, "layerwise-fp8")
     assert torch.equal(run(pipeline), before)
 
 
 def test_an_unknown_scheme_is_refused_before_anything_is_read() -> None:
     with pytest.raises(InputError, match="quantization = 'int3'") as caught:
-        quantization_schemes.check_quantization("int3")
+        schemes.check_quantization("int3")
     assert all(name in str(caught.value) for name in ("sdnq-int8", "none"))
 
 
-@pytest.mark.parametrize("name", [name for name, scheme in quantization_schemes.SCHEMES.items() if scheme.package])
+@pytest.mark.parametrize("name", [name for name, scheme in schemes.SCHEMES.items() if scheme.package])
 def test_a_missing_package_is_one_clear_line(name: str, without: Callable) -> None:
-    scheme = quantization_schemes.SCHEMES[name]
+    scheme = schemes.SCHEMES[name]
     without(scheme.package)
     with pytest.raises(MissingDependencyError) as caught:
-        quantization_schemes.check_quantization(name)
+        schemes.check_quantization(name)
     assert scheme.install in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_some_schemes_need_a_device_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization_schemes, "_installed", lambda module: True)
+    monkeypatch.setattr(schemes, "_installed", lambda module: True)
     with pytest.raises(InputError, match="cpu has no fp8"):
-        quantization_schemes.check_quantization("torchao-fp8-dynamic", "cpu")
+        schemes.check_quantization("torchao-fp8-dynamic", "cpu")
     with pytest.raises(InputError, match="accelerator"):
-        quantization_schemes.check_quantization("bnb-nf4", "cpu")
+        schemes.check_quantization("bnb-nf4", "cpu")
     for name in ("torchao-fp8-dynamic", "bnb-nf4"):
-        quantization_schemes.check_quantization(name, "auto")
+        schemes.check_quantization(name, "auto")
 
 
 def test_bitsandbytes_only_quantizes_folders(tiny_pipeline: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization_schemes, "_installed", lambda module: True)
+    monkeypatch.setattr(schemes, "_installed", lambda module: True)
     with pytest.raises(InputError, match="folder"):
-        quantization.quantize_loaded(tiny_pipeline("flux"), "bnb-nf4", device="auto")
+        quantize.quantize_loaded(tiny_pipeline("flux"), "bnb-nf4", device="auto")
 
 
 def test_what_is_quantized_and_what_is_not() -> None:
@@ -285,11 +285,11 @@ def test_what_is_quantized_and_what_is_not() -> None:
         "vae": ["diffusers", "AutoencoderKL"],
         "boundary_ratio": 0.9,
     }
-    assert quantization_schemes.quantizable(index, "sdnq-int8") == {
+    assert schemes.quantizable(index, "sdnq-int8") == {
         "transformer": "diffusers",
         "text_encoder_2": "transformers",
     }
-    assert quantization_schemes.quantizable(index, "torchao-fp8-dynamic") == {"transformer": "diffusers"}
+    assert schemes.quantizable(index, "torchao-fp8-dynamic") == {"transformer": "diffusers"}
 
 
 # --- quantized copies -------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_a_quantized_copy_is_what_quantizing_while_loading_gives(
     from fastdiffusers.pipelines import tiny
 
     expected = tiny.build("qwenimage")
-    assert quantization.quantize_loaded(expected, f"sdnq-{weights_dtype}", minimum_numel=MINIMUM) == copy.components
+    assert quantize.quantize_loaded(expected, f"sdnq-{weights_dtype}", minimum_numel=MINIMUM) == copy.components
     assert torch.equal(run(loaded.pipeline), run(expected))
     assert copy.bytes_after < copy.bytes_before
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
@@ -379,7 +379,7 @@ def test_the_command_writes_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["quantize", "--model", "tiny:flux", "--weights-dtype", "uint4", "--output", str(tmp_path / "copy")]
     assert cli.main(arguments) == 0
     assert "uint4" in capsys.readouterr().out
-    assert quantization_schemes.checkpoint_quantization(tmp_path / "copy")["transformer"] == "sdnq"
+    assert schemes.checkpoint_quantization(tmp_path / "copy")["transformer"] == "sdnq"
     assert cli.main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -390,7 +390,7 @@ def test_quantized_matmul_through_the_front_door(tiny_pipeline: Callable, run: C
     from fastdiffusers.optimizations.settings import OptimizationSettings
 
     pipeline = tiny_pipeline("qwenimage")
-    quantization.quantize_loaded(pipeline, "sdnq-int8", minimum_numel=MINIMUM)
+    quantize.quantize_loaded(pipeline, "sdnq-int8", minimum_numel=MINIMUM)
     plain = run(pipeline)
     results = {}
     for choice in ("on", "off", "on", "auto"):

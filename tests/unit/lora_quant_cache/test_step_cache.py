@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from fastdiffusers.optimizations import step_cache
 from fastdiffusers.optimizations.apply import active, apply, revert
+from fastdiffusers.optimizations.caching import step_cache
+from fastdiffusers.optimizations.caching.cachedit import CacheDitEngine
+from fastdiffusers.optimizations.caching.diffusers_hooks import TECHNIQUES, DiffusersHooksEngine
+from fastdiffusers.optimizations.caching.engine import LEVELS, MIN_STEPS, denoisers
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, Workload
-from fastdiffusers.optimizations.step_cache_cachedit import CacheDitEngine
-from fastdiffusers.optimizations.step_cache_engine import LEVELS, MIN_STEPS, denoisers
-from fastdiffusers.optimizations.step_cache_hooks import TECHNIQUES, DiffusersHooksEngine
 from fastdiffusers.pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES
 from fastdiffusers.report import OptimizationReport
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from fastdiffusers.errors import InputError
-from fastdiffusers.optimizations import sdnq_support
 from fastdiffusers.optimizations.apply import active, apply
+from fastdiffusers.optimizations.quantization import sdnq
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.generate import generate
-from fastdiffusers.pipelines.loader import resolve
+from fastdiffusers.pipelines.loading.loader import resolve
 from fastdiffusers.pipelines.lora import set_loras
 from fastdiffusers.pipelines.types import LoraSpec, PipelineHandle, SampleRequest
 
@@ -126,9 +126,9 @@ def test_quantized_matmul_is_switched_where_what_is_not_quantized_is_fused(
     pytest.importorskip("sdnq")
     pipeline = tiny_pipeline("flux")
     kept = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"]
-    with sdnq_support.import_sdnq_safely() as sdnq:
+    with sdnq.import_sdnq_safely() as library:
         scheme = {"weights_dtype": "int8", "torch_dtype": torch.float32, "minimum_allowed_numel": 1024}
-        sdnq.sdnq_post_load_quant(pipeline.transformer, **scheme, modules_to_not_convert=kept)
+        library.sdnq_post_load_quant(pipeline.transformer, **scheme, modules_to_not_convert=kept)
     results: dict[str, torch.Tensor] = {}
     for fused in ("off", "on"):
         for choice in ("off", "on", "off"):

@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastdiffusers.commands import doctor
-from fastdiffusers.optimizations.advice import (
-    GIB,
-    LaunchFacts,
-    PartialLoad,
-    SessionLog,
-    launch_advice,
-    read_log,
-)
+from fastdiffusers.commands.advice import GIB, LaunchFacts, PartialLoad, SessionLog, launch_advice, read_log
 
 LOG = """
 Total VRAM 32607 MB, total RAM 97890 MB

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from fastdiffusers.callbacks import Callbacks, Progress
-from fastdiffusers.optimizations import auto, compile, compiled_region
-from fastdiffusers.optimizations.headroom import GIB, MemoryState
-from fastdiffusers.optimizations.session import SESSION
+from fastdiffusers.memory import GIB, MemoryState
+from fastdiffusers.optimizations import compile, compiled_region
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
-from fastdiffusers.optimizations.tuning import Row, default_store
+from fastdiffusers.optimizations.tuning import auto
+from fastdiffusers.optimizations.tuning.history import SESSION
+from fastdiffusers.optimizations.tuning.store import Row, default_store
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.families import family_of, small
 from fastdiffusers.pipelines.generate import run_loaded, workload_of

@@ -18,8 +18,8 @@ from fastdiffusers.benchmarks.quantized import OwnMemory, parse_names, quantizat
 from fastdiffusers.comparison.choices import PLAIN
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.compile import CACHE_VARIABLES
-from fastdiffusers.optimizations.meters import PeakMemory
-from fastdiffusers.optimizations.quantization_schemes import SCHEMES
+from fastdiffusers.optimizations.quantization.schemes import SCHEMES
+from fastdiffusers.optimizations.tuning.meters import PeakMemory
 from fastdiffusers.pipelines.types import LoadKey, SampleRequest
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from fastdiffusers import cli
 from fastdiffusers.comparison.choices import CHOICES
-from fastdiffusers.optimizations.situation import Situation
-from fastdiffusers.optimizations.tuning import Row, default_store
+from fastdiffusers.optimizations.tuning.key import Situation
+from fastdiffusers.optimizations.tuning.store import Row, default_store
 
 SMALL = ["--steps", "2", "--width", "32", "--height", "32"]
 
@@ -157,7 +157,7 @@ library = torch.library.Library("torchvision", "FRAGMENT")
 library.define("nms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
 library.define("qnms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
 from fastdiffusers import cli
-from fastdiffusers.optimizations import measure
+from fastdiffusers.optimizations.tuning import measure
 original = measure.PairedMeasurement._rounds
 def rounds(self, callbacks):
     runs = self._attempt

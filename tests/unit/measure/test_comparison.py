@@ -17,10 +17,10 @@ from fastdiffusers.comparison.presets import PRESETS, preset
 from fastdiffusers.comparison.result import GIB, Comparison, ComparisonRow, recommended_settings
 from fastdiffusers.comparison.table import as_markdown, as_table, gib, seconds
 from fastdiffusers.errors import InputError
-from fastdiffusers.optimizations.meters import PeakMemory
-from fastdiffusers.optimizations.paired import compare, spread
-from fastdiffusers.optimizations.quality import Quality
 from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.optimizations.tuning.meters import PeakMemory
+from fastdiffusers.optimizations.tuning.quality import Quality
+from fastdiffusers.optimizations.tuning.statistics import compare, spread
 from fastdiffusers.pipelines.types import SampleRequest
 
 BASE = OptimizationSettings.plain(memory_mode="gpu")

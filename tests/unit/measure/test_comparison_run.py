@@ -16,10 +16,10 @@ from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.comparison import run as comparing
 from fastdiffusers.comparison.run import ComparisonRun, drawn_picture, with_picture, working
 from fastdiffusers.errors import InputError
-from fastdiffusers.optimizations.measure import Plan
-from fastdiffusers.optimizations.meters import PeakMemory
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.optimizations.tuning import Store
+from fastdiffusers.optimizations.tuning.measure import Plan
+from fastdiffusers.optimizations.tuning.meters import PeakMemory
+from fastdiffusers.optimizations.tuning.store import Store
 from fastdiffusers.pipelines.families import family_of, small
 from fastdiffusers.pipelines.types import LoadKey, PipelineHandle, SampleRequest, SampleResult
 from fastdiffusers.report import OptimizationRecord, OptimizationReport

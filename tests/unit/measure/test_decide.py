@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from fastdiffusers.optimizations.decide import ASSUMED, Expectation, PayBack, decide, expectation
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
-from fastdiffusers.optimizations.situation import PLAIN, Situation
-from fastdiffusers.optimizations.tuning import Row
+from fastdiffusers.optimizations.tuning.decide import ASSUMED, Expectation, PayBack, decide, expectation
+from fastdiffusers.optimizations.tuning.key import PLAIN, Situation
+from fastdiffusers.optimizations.tuning.store import Row
 
 HERE = Situation("card", "torch 2.13", "flux@1", "bfloat16", "none", "gpu", "1.05 Mpx")
 COMPILED = ("torch_compile", "blocks inductor default")

@@ -9,8 +9,8 @@ import torch
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError
-from fastdiffusers.optimizations.measure import Candidate, Outcome, PairedMeasurement, Plan, duration
-from fastdiffusers.optimizations.meters import PeakMemory
+from fastdiffusers.optimizations.tuning.measure import Candidate, Outcome, PairedMeasurement, Plan, duration
+from fastdiffusers.optimizations.tuning.meters import PeakMemory
 
 PICTURE = torch.linspace(0, 1, 16 * 16 * 3).reshape(1, 1, 16, 16, 3)
 

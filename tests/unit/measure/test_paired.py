@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdiffusers.optimizations.paired import CONFIDENCE, compare, interval, separated, spread
+from fastdiffusers.optimizations.tuning.statistics import CONFIDENCE, compare, interval, separated, spread
 
 
 def test_a_spread_holds_median_and_quartiles() -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from fastdiffusers.callbacks import Callbacks
-from fastdiffusers.optimizations.decide import Expectation
-from fastdiffusers.optimizations.probation import Controls, Probation, State, left_the_device
-from fastdiffusers.optimizations.session import Session
+from fastdiffusers.optimizations.tuning.compile_trial import Controls, Probation, State, left_the_device
+from fastdiffusers.optimizations.tuning.decide import Expectation
+from fastdiffusers.optimizations.tuning.history import Session
 
 CHEAP = Expectation(compile_seconds=1.0, gain=0.2, source="assumed")
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from fastdiffusers.optimizations import tuning
 from fastdiffusers.optimizations.settings import (
     CompileSettings,
     OptimizationSettings,
@@ -22,8 +21,9 @@ from fastdiffusers.optimizations.settings import (
     TilingSettings,
     Workload,
 )
-from fastdiffusers.optimizations.situation import PLAIN, Situation, label, shape_bucket, software
-from fastdiffusers.optimizations.tuning import Row, Store, default_store
+from fastdiffusers.optimizations.tuning import store as store_module
+from fastdiffusers.optimizations.tuning.key import PLAIN, Situation, label, shape_bucket, software
+from fastdiffusers.optimizations.tuning.store import Row, Store, default_store
 
 HERE = Situation("card", "torch 2.13", "tiny@1", "bfloat16", "none", "gpu", "1.05 Mpx")
 
@@ -115,8 +115,8 @@ def test_an_export_is_a_store(store: Store, tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from fastdiffusers.optimizations.situation import Situation
-from fastdiffusers.optimizations.tuning import Row, Store
+from fastdiffusers.optimizations.tuning.key import Situation
+from fastdiffusers.optimizations.tuning.store import Row, Store
 store, name = Store(Path(sys.argv[1])), sys.argv[2]
 here = Situation("card", "torch 2.13", "tiny@1", "bfloat16", "none", "gpu", "1.05 Mpx")
 print("ready", flush=True)
@@ -202,7 +202,7 @@ def test_a_write_that_fails_in_the_middle_is_tolerated(store: Store, monkeypatch
 
 
 def test_it_does_not_grow_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_COMPACT_ABOVE", 3000)
+    monkeypatch.setattr(store_module, "_COMPACT_ABOVE", 3000)
     for number in range(50):
         store.add(row(f"n{number % 3}", gain=number / 100))
     assert store.path.stat().st_size < 4000
@@ -212,14 +212,14 @@ def test_it_does_not_grow_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch
 def test_the_folder_is_the_environments_then_the_given_then_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "_given_folder", None)
-    monkeypatch.delenv(tuning.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(store_module, "_given_folder", None)
+    monkeypatch.delenv(store_module.ENVIRONMENT_VARIABLE, raising=False)
     if sys.platform.startswith("linux"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert tuning.default_folder() == tmp_path / "xdg" / "fastdiffusers"
-    tuning.use_folder(tmp_path / "given")
-    assert default_store().path == tmp_path / "given" / tuning.FILE_NAME
-    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(tmp_path / "named"))
+        assert store.default_folder() == tmp_path / "xdg" / "fastdiffusers"
+    store.use_folder(tmp_path / "given")
+    assert default_store().path == tmp_path / "given" / store_module.FILE_NAME
+    monkeypatch.setenv(store_module.ENVIRONMENT_VARIABLE, str(tmp_path / "named"))
     assert default_store() is default_store()
     assert default_store().path.parent == tmp_path / "named"
 

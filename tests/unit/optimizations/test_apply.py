@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch._dynamo
 
+from fastdiffusers.memory import GIB, MemoryState
 from fastdiffusers.optimizations.apply import active, apply, apply_to_vae, revert
 from fastdiffusers.optimizations.components import attention_layers, denoisers, modules
-from fastdiffusers.optimizations.headroom import GIB, MemoryState
 from fastdiffusers.optimizations.settings import (
     CompileSettings,
     OptimizationSettings,

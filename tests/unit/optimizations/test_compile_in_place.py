@@ -10,11 +10,11 @@ import torch._dynamo
 import torch._dynamo.config
 
 from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.memory import GIB, MemoryState
 from fastdiffusers.optimizations import attention, compile
 from fastdiffusers.optimizations.apply import active, apply, revert
 from fastdiffusers.optimizations.components import denoisers, repeated_blocks
-from fastdiffusers.optimizations.headroom import GIB, MemoryState
-from fastdiffusers.optimizations.sdnq_support import import_sdnq_safely, is_sdnq, sdnq_installed
+from fastdiffusers.optimizations.quantization.sdnq import import_sdnq_safely, is_sdnq, sdnq_installed
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings, Workload
 from fastdiffusers.pipelines.tiny import TINY_FAMILIES
 

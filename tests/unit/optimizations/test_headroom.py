@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastdiffusers.optimizations import headroom
-from fastdiffusers.optimizations.headroom import GIB, MemoryState, Need, device_memory, gib, shortage
+from fastdiffusers import memory
+from fastdiffusers.memory import GIB, MemoryState, Need, device_memory, gib, shortage
 
 
 def test_what_fits_is_no_shortage():
@@ -62,11 +62,11 @@ def test_blocks_that_torch_holds_without_using_them_are_free(kind, monkeypatch):
         memory_reserved=lambda device: 5 * GIB,
         memory_allocated=lambda device: 4 * GIB,
     )
-    monkeypatch.setattr(headroom.torch, kind, module)
+    monkeypatch.setattr(memory.torch, kind, module)
     assert device_memory(torch.device(kind)) == MemoryState(3 * GIB, 24 * GIB)
 
 
 def test_memory_that_is_shared_with_the_system(monkeypatch):
     module = SimpleNamespace(recommended_max_memory=lambda: 16 * GIB, driver_allocated_memory=lambda: 6 * GIB)
-    monkeypatch.setattr(headroom.torch, "mps", module)
+    monkeypatch.setattr(memory.torch, "mps", module)
     assert device_memory(torch.device("mps")) == MemoryState(10 * GIB, 16 * GIB)

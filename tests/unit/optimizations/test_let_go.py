@@ -18,7 +18,7 @@ from fastdiffusers.optimizations.settings import (
 )
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.generate import generate
-from fastdiffusers.pipelines.loader import resolve
+from fastdiffusers.pipelines.loading.loader import resolve
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 # dynamo runs the code by its own interpreter, twice as long where every line is counted.

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastdiffusers.memory import GIB, MemoryState
 from fastdiffusers.optimizations import offload
 from fastdiffusers.optimizations.components import modules
-from fastdiffusers.optimizations.headroom import GIB, MemoryState
 from fastdiffusers.pipelines.tiny import TINY_FAMILIES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -11,7 +11,7 @@ import torch._dynamo.config
 from torch import nn
 
 from fastdiffusers.commands import doctor, environment
-from fastdiffusers.optimizations.advice import LaunchFacts, launch_advice
+from fastdiffusers.commands.advice import LaunchFacts, launch_advice
 from fastdiffusers.optimizations.apply import apply, revert
 from fastdiffusers.optimizations.other_compilers import compiled_elsewhere, switched_off
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings

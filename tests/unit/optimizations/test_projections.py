@@ -21,7 +21,7 @@ from fastdiffusers.optimizations.lora_layers import Factors, LoraBranches
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.generate import generate
-from fastdiffusers.pipelines.loader import resolve
+from fastdiffusers.pipelines.loading.loader import resolve
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -269,12 +269,12 @@ def test_layers_that_are_more_than_a_matrix_stay_separate(case, tiny_pipeline):
 
 @pytest.mark.parametrize("scheme", ["sdnq-int8", "torchao-int8"])
 def test_quantized_models_stay_as_they_are(scheme, tiny_pipeline, picture):
-    from fastdiffusers.optimizations import quantization
+    from fastdiffusers.optimizations.quantization import quantize
 
     pytest.importorskip(scheme.split("-")[0])
     pipeline = tiny_pipeline("flux")
     pipeline.to(torch.bfloat16)
-    quantization.quantize_loaded(pipeline, scheme, minimum_numel=256)
+    quantize.quantize_loaded(pipeline, scheme, minimum_numel=256)
     plain = picture(pipeline, "flux")
     record = projections.use(pipeline, "on")
     assert (record.applied, record.failed) == ("off", True)

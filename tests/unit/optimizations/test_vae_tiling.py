@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdiffusers.memory import GIB, MemoryState
 from fastdiffusers.optimizations import vae_memory, vae_tiles
-from fastdiffusers.optimizations.headroom import GIB, MemoryState
 from fastdiffusers.optimizations.settings import TilingSettings, Workload
 from fastdiffusers.report import OptimizationRecord, OptimizationReport
 

@@ -11,8 +11,8 @@ import pytest
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import ModelFileError
-from fastdiffusers.pipelines import hub, loader
-from fastdiffusers.pipelines.hub_client import HuggingFace, RemoteFile
+from fastdiffusers.pipelines.loading import hub, loader
+from fastdiffusers.pipelines.loading.hub_client import HuggingFace, RemoteFile
 from fastdiffusers.pipelines.types import LoadKey
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -122,7 +122,7 @@ def test_what_the_cache_has_whole_is_not_fetched_into_a_folder_of_models(fake_hu
 
 
 def test_half_a_download_is_not_offered_as_a_model_and_goes_on_when_asked_for_again(fake_hub, tmp_path):
-    from fastdiffusers.pipelines.local_models import find_local_pipelines
+    from fastdiffusers.pipelines.loading.local_models import find_local_pipelines
 
     library = tmp_path / "diffusers"
     fake_hub.fail_at = WEIGHTS

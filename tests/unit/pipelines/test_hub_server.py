@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import ModelFileError
-from fastdiffusers.pipelines import hub
+from fastdiffusers.pipelines.loading import hub
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # what has not filled a chunk is lost, and these files are small
 try:

@@ -8,9 +8,11 @@ import torch
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings, TilingSettings
-from fastdiffusers.pipelines import latents, loader, vae_frames
+from fastdiffusers.pipelines import latents
 from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.decoding import pipeline_vae
 from fastdiffusers.pipelines.generate import decode, encode
+from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.types import PipelineHandle
 
 SIZES = {"flux": 16, "flux2-klein": 128, "sdxl": 4, "qwenimage": 16, "wan22-t2v": 16}
@@ -46,7 +48,7 @@ def test_the_announced_number_of_decoder_calls_is_the_real_one(name, tiling, sli
         vae.enable_slicing()
     calls, ticks = [], []
     handle = vae.decoder.register_forward_pre_hook(lambda module, args: calls.append(None))
-    frames = vae_frames.decode(loaded, random_latent(name, batch=2), Callbacks(ticks.append))
+    frames = pipeline_vae.decode(loaded, random_latent(name, batch=2), Callbacks(ticks.append))
     handle.remove()
     assert frames.shape == (2, 1, 192, 192, 3)
     assert (len(calls) > 2) == tiling
@@ -70,7 +72,7 @@ def test_a_cancel_takes_effect_between_tiles_and_leaves_no_hook():
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        vae_frames.decode(loaded, random_latent("flux"), Callbacks(seen.append, cancel))
+        pipeline_vae.decode(loaded, random_latent("flux"), Callbacks(seen.append, cancel))
     assert len(seen) == 3
     assert len(vae.decoder._forward_pre_hooks) == 0
 
@@ -130,4 +132,4 @@ def test_statistics_of_image_vaes_follow_diffusers():
 def test_a_four_dimensional_qwen_latent_is_accepted():
     loaded = load("qwenimage")
     latent = random_latent("qwenimage", edge=8)
-    assert torch.equal(vae_frames.decode(loaded, latent), vae_frames.decode(loaded, latent.unsqueeze(2)))
+    assert torch.equal(pipeline_vae.decode(loaded, latent), pipeline_vae.decode(loaded, latent.unsqueeze(2)))

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, ModelFileError
-from fastdiffusers.pipelines import checkpoints, devices, loader, local_models, single_file, tiny
+from fastdiffusers.pipelines import tiny
+from fastdiffusers.pipelines.loading import checkpoints, devices, loader, local_models, single_file
 
 
 @pytest.fixture

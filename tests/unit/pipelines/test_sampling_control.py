@@ -8,10 +8,12 @@ import torch
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.pipelines import loader, sampling, tiny, vae_frames
+from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.decoding import pipeline_vae
 from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.schedulers import SCHEDULERS, compatible_schedulers
 from fastdiffusers.pipelines.steps import Watch, estimate_finished
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
@@ -310,7 +312,7 @@ def test_an_unknown_class_runs_through_its_signature_and_decodes_itself():
     assert torch.equal(result.frames, expected.frames)
     assert any("own layout" in note for note in result.report.notes)
     with pytest.raises(InputError, match="not known"):
-        vae_frames.decode(novel, result.latent)
+        pipeline_vae.decode(novel, result.latent)
 
 
 def test_text_only_and_edit_models_say_what_they_take():

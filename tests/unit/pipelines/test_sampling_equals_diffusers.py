@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.pipelines import latents, loader, sampling, tiny, vae_frames
+from fastdiffusers.pipelines import latents, sampling, tiny
 from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.decoding import pipeline_vae
 from fastdiffusers.pipelines.generate import decode, encode, generate
+from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.normalized_latents import denormalize
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
@@ -149,13 +151,13 @@ def test_low_precision_equals_a_bare_call_too():
     result = sampling.run(loaded, request_for(loaded.family))
     bare = bare_call(tiny.build("flux2-klein", dtype=torch.bfloat16)).float()
     assert torch.equal(result.frames, bare)
-    assert torch.equal(vae_frames.decode(loaded, result.latent), bare)
+    assert torch.equal(pipeline_vae.decode(loaded, result.latent), bare)
 
 
 def test_an_overflowing_vae_is_decoded_in_float32_and_put_back():
     loaded = loader.load(loader.resolve("tiny:sdxl", component_dtypes={"vae": "float16"}))
     vae = loaded.pipeline.vae
     assert vae.dtype == torch.float16
-    frames = vae_frames.decode(loaded, torch.randn(1, 4, 8, 8))
+    frames = pipeline_vae.decode(loaded, torch.randn(1, 4, 8, 8))
     assert frames.isfinite().all()
     assert vae.dtype == torch.float16

@@ -12,8 +12,8 @@ import torch
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.decode_memory import LiveElements
-from fastdiffusers.pipelines.video_decode import decode_streaming, refuse_streaming, stream_frames
-from fastdiffusers.pipelines.video_decode_tiled import can_stream_tiles, decode_tiles_streaming
+from fastdiffusers.pipelines.decoding.streaming import decode_streaming, refuse_streaming, stream_frames
+from fastdiffusers.pipelines.decoding.tiles import can_stream_tiles, decode_tiles_streaming
 
 ALL = ["wan21", "wan22-patched", "qwenimage", "hunyuan15", "ltx2", "ltx2-causal", "ltx", "ltx-causal"]
 BIT_IDENTICAL = ALL[:3]

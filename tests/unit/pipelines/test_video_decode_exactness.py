@@ -12,15 +12,13 @@ import torch
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
-from fastdiffusers.optimizations.headroom import MemoryState
+from fastdiffusers.memory import MemoryState
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.pipelines import generate, loader, video_decode_exactness
+from fastdiffusers.pipelines import generate
+from fastdiffusers.pipelines.decoding import exactness
+from fastdiffusers.pipelines.decoding.exactness import decode_bit_identical, decode_fast, whole_is_exact_and_fits
+from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.types import PipelineHandle
-from fastdiffusers.pipelines.video_decode_exactness import (
-    decode_bit_identical,
-    decode_fast,
-    whole_is_exact_and_fits,
-)
 from fastdiffusers.vae.kernels import Kernels
 
 ALL = ["wan21", "wan22-patched", "qwenimage", "hunyuan15", "ltx2", "ltx2-causal", "ltx"]
@@ -123,7 +121,7 @@ def test_a_kind_is_compared_once(build_vae: Any, latents_for: Any) -> None:
 def test_too_large_a_difference_falls_back(
     build_vae: Any, latents_for: Any, plain_decode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(video_decode_exactness.TOLERANCE, "float32", 1e-12)
+    monkeypatch.setitem(exactness.TOLERANCE, "float32", 1e-12)
     vae = build_vae("qwenimage")
     latents = latents_for(vae, 5)
     pixels, record = decode_fast(vae, latents, clock=seconds_of(*FASTER))

@@ -12,10 +12,12 @@ import torch
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.pipelines import latents, loader, sampling, steps, tiny, vae_frames
+from fastdiffusers.pipelines import latents, sampling, steps, tiny
 from fastdiffusers.pipelines.arguments import to_pil
+from fastdiffusers.pipelines.decoding import pipeline_vae
 from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.generate import decode, encode, generate
+from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 PICTURE = torch.rand(70, 100, 3, generator=torch.Generator().manual_seed(1))
@@ -96,7 +98,7 @@ def test_low_precision_equals_a_bare_call_too(name):
     frames, waveform = bare_call(tiny.build(name, dtype=torch.bfloat16))
     assert torch.equal(result.frames, frames.float())
     assert torch.equal(result.audio["waveform"], waveform.float())
-    assert torch.equal(vae_frames.decode(loaded, result.latent), frames.float())
+    assert torch.equal(pipeline_vae.decode(loaded, result.latent), frames.float())
 
 
 def test_a_batch_of_two_has_a_sound_each_and_equals_the_bare_batch():
@@ -245,7 +247,7 @@ def test_a_vae_that_is_told_the_noise_level_is_told_that_there_is_none(monkeypat
     original = vae.decode
     vae.register_to_config(timestep_conditioning=True)
     monkeypatch.setattr(vae, "decode", lambda z, temb=None, **rest: told.append(temb) or original(z, **rest))
-    vae_frames.decode(loaded, torch.randn(2, 128, 2, 3, 2))
+    pipeline_vae.decode(loaded, torch.randn(2, 128, 2, 3, 2))
     assert torch.equal(told[0], torch.zeros(2))
 
 
@@ -298,9 +300,9 @@ def test_tiles_decode_every_size_although_the_decoder_mirrors_at_edges(rows_and_
     loaded = loader.load(loader.resolve("tiny:ltx2-t2v"))
     vae = loaded.pipeline.vae
     latent = torch.randn(1, 128, 2, *rows_and_columns, generator=torch.Generator().manual_seed(0))
-    whole = vae_frames.decode(loaded, latent) if min(rows_and_columns) > 1 else None
+    whole = pipeline_vae.decode(loaded, latent) if min(rows_and_columns) > 1 else None
     tiled(vae, 128, 32)
-    frames = vae_frames.decode(loaded, latent)
+    frames = pipeline_vae.decode(loaded, latent)
     assert frames.shape == (1, 9, rows_and_columns[0] * 32, rows_and_columns[1] * 32, 3)
     assert frames.isfinite().all()
     if whole is not None:
@@ -319,7 +321,7 @@ def test_where_diffusers_can_decode_in_tiles_the_result_is_its_own():
     native = latent * vae.latents_std.view(1, -1, 1, 1, 1) + vae.latents_mean.view(1, -1, 1, 1, 1)
     with torch.no_grad():
         expected = vae.decode(native, return_dict=False)[0]
-    frames = vae_frames.decode(loaded, latent)
+    frames = pipeline_vae.decode(loaded, latent)
     assert torch.equal(frames, (expected * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1))
 
 
@@ -327,4 +329,4 @@ def test_tiles_that_advance_by_one_cell_are_refused_with_the_cure():
     loaded = loader.load(loader.resolve("tiny:ltx2-t2v"))
     tiled(loaded.pipeline.vae, 64, 32)
     with pytest.raises(InputError, match="larger tiles"):
-        vae_frames.decode(loaded, torch.randn(1, 128, 2, 5, 6))
+        pipeline_vae.decode(loaded, torch.randn(1, 128, 2, 5, 6))

@@ -15,8 +15,8 @@ import torch
 
 from fastdiffusers.vae.config import VaeConfig
 from fastdiffusers.vae.cuda_graphs import CudaRecording, GraphedNetwork
-from fastdiffusers.vae.execution import Execution, Layout, StreamState
-from fastdiffusers.vae.model import VideoVAE
+from fastdiffusers.vae.network.execution import Execution, Layout, StreamState
+from fastdiffusers.vae.network.model import VideoVAE
 
 
 class StandIn:

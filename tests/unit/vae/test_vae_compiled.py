@@ -11,20 +11,12 @@ from golden_models import golden_config, golden_weights
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.optimizations.decode_memory import LiveElements
-from fastdiffusers.vae import (
-    VaeConfig,
-    VaeSettings,
-    VideoVAE,
-    convolution,
-    decode_raw,
-    encode_raw,
-    from_state_dict,
-    planner,
-)
+from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
 from fastdiffusers.vae.compiled import compiled_network, with_our_graphs
-from fastdiffusers.vae.execution import Execution, Layout, StreamState
 from fastdiffusers.vae.kernels import eager
 from fastdiffusers.vae.kernels.conv_choice import rules
+from fastdiffusers.vae.network import convolution
+from fastdiffusers.vae.network.execution import Execution, Layout, StreamState
 
 Latents = Callable[..., torch.Tensor]
 

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from fastdiffusers.vae import Optimizations, VaeSettings, VideoVAE, convolution, decode_raw, encode_raw, sources
-from fastdiffusers.vae import polyphase as polyphase_module
-from fastdiffusers.vae.convolution import conv3d
+from fastdiffusers.vae import Optimizations, VaeSettings, VideoVAE, decode_raw, encode_raw
+from fastdiffusers.vae.network import convolution, sources
+from fastdiffusers.vae.network import polyphase as polyphase_module
+from fastdiffusers.vae.network.convolution import conv3d
 
 GOLDEN_TOLERANCE = 1e-4
 """Of the golden's standard deviation, in float32."""

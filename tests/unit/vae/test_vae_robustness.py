@@ -62,7 +62,7 @@ def test_a_cancel_leaves_no_state(small: VideoVAE, latents: Latents, mode: str, 
 def test_an_error_in_the_middle_of_a_strip_leaves_no_state(
     small: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastdiffusers.vae import causal_conv
+    from fastdiffusers.vae.network import causal_conv
 
     z = latents(4)
     chosen = VaeSettings(mode="exact", strips=(3, 2), temporal_slice=1)

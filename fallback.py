@@ -1,0 +1,59 @@
+"""Telling a failure that can be worked around from one that must travel: out of memory, a cancel, an interrupt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .callbacks import SILENT, Callbacks, Progress
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whatever device; several backends raise a plain RuntimeError for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+class Signals:
+    """The caller's callbacks, remembering what they raised.
+
+    A caller cancels by raising whatever it likes, an ordinary `Exception` included. Code that works around failures
+    asks `must_travel` first, so that a cancel is never taken for one.
+    """
+
+    def __init__(self, callbacks: Callbacks = SILENT) -> None:
+        self._callbacks = callbacks
+        self._raised: BaseException | None = None
+
+    def tick(self, stage: str, done: int, total: int, message: str = "") -> None:
+        """Report progress, then give the caller the chance to stop the run."""
+        try:
+            self._callbacks.on_progress(Progress(stage, done, total, message))
+            self._callbacks.check_cancel()
+        except BaseException as error:
+            self._raised = error
+            raise
+
+    def must_travel(self, error: BaseException) -> bool:
+        """Whether the error must reach the caller unchanged."""
+        return error is self._raised or not isinstance(error, Exception) or is_out_of_memory(error)
+
+
+def describe(error: BaseException, limit: int = 200) -> str:
+    """An error as one short line: its type and the first line of its text that says something."""
+    error = getattr(error, "inner_exception", error)  # what dynamo wraps says more than the wrapping
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def all_finite(output: object) -> bool:
+    """Whether every floating-point tensor in a module's output is free of NaN and infinity. Waits for the device."""
+    if isinstance(output, torch.Tensor):
+        return not output.is_floating_point() or bool(torch.isfinite(output).all())
+    if isinstance(output, Mapping):  # what diffusers models return is one
+        output = tuple(output.values())
+    return not isinstance(output, tuple | list) or all(all_finite(item) for item in output)

@@ -1,0 +1,140 @@
+"""ComfyUI's side of the engine's callbacks: progress, previews, cancelling, and how much memory is free."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from comfy.cli_args import LatentPreviewMethod
+from comfy.latent_formats import LatentFormat
+from server import PromptServer
+
+from ...callbacks import Callbacks, Progress
+from ...memory import MemoryState
+from ...optimizations.tuning.store import use_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...report import OptimizationReport
+
+LINE_BREAK = "  \n"
+"""The editor takes a node's text as it is, or, with its newer nodes, as Markdown: two spaces keep the break there."""
+TEXT_INTERVAL = 0.2
+"""Seconds between two progress texts of one stage: a text is a websocket message, and a fast stage has many ticks."""
+
+
+def device_choices() -> list[str]:
+    """ "auto" and every device that this machine has."""
+    devices = ["auto", "cpu"]
+    devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    devices += [f"xpu:{index}" for index in range(torch.xpu.device_count())] if hasattr(torch, "xpu") else []
+    return devices
+
+
+def device_name(choice: str) -> str:
+    """The device to load on: "auto" is ComfyUI's own, so that `--cpu` and `--cuda-device` hold for this pack too."""
+    return str(comfy.model_management.get_torch_device()) if choice == "auto" else choice
+
+
+def keep_measurements_with_the_user() -> None:
+    """What is measured is kept in ComfyUI's user folder, beside workflows and settings."""
+    use_folder(Path(folder_paths.get_user_directory()) / "fastdiffusers")
+
+
+def memory_state(device: torch.device) -> MemoryState:
+    """Free and total bytes as ComfyUI counts them (blocks that torch holds but does not use are free)."""
+    free = int(comfy.model_management.get_free_memory(device))
+    return MemoryState(free=free, total=int(comfy.model_management.get_total_memory(device)))
+
+
+def check_interrupted() -> None:
+    """Raise ComfyUI's own interrupt exception when the user has pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+class NodeProgress:
+    """Shows one execution of one node: its bar, its latent preview and one line of text under its widgets.
+
+    Args:
+        node_id: the node's `hidden.unique_id`; None shows no text (a node that runs without a graph).
+    """
+
+    def __init__(self, node_id: str | None) -> None:
+        self._node_id = node_id
+        self._stage = ""
+        self._bar: Any = None
+        self._text_time = 0.0
+        self._preview_format: Any = None
+        self._previewer: Any = None
+
+    @property
+    def callbacks(self) -> Callbacks:
+        """What the engine is given."""
+        shown = latent_preview.args.preview_method != LatentPreviewMethod.NoPreviews
+        return Callbacks(on_progress=self._show, check_cancel=check_interrupted, previews=shown)
+
+    def show_report(self, report: OptimizationReport) -> None:
+        """Leave on the node, in short, what was really active."""
+        self.show_text(LINE_BREAK.join(summary_lines(report)))
+
+    def show_text(self, text: str) -> None:
+        """Put `text` under the node's widgets in the browser."""
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and self._node_id is not None:
+            server.send_progress_text(text, self._node_id)
+
+    def _show(self, progress: Progress) -> None:
+        new_stage = progress.stage != self._stage
+        if new_stage or self._bar is None:
+            self._stage = progress.stage
+            self._bar = comfy.utils.ProgressBar(progress.total)
+        self._bar.update_absolute(progress.done, progress.total, self._preview(progress))
+        now = time.monotonic()
+        if new_stage or now - self._text_time >= TEXT_INTERVAL:
+            self._text_time = now
+            detail = f": {progress.message}" if progress.message else ""
+            self.show_text(f"{progress.stage} {progress.done}/{progress.total}{detail}")
+
+    def _preview(self, progress: Progress) -> tuple[str, Any, int] | None:
+        """The denoised estimate as ComfyUI's previewer of that latent format sees it, where there is one."""
+        if progress.preview_latent is None:
+            return None
+        if self._preview_format is None:
+            self._preview_format = getattr(comfy.latent_formats, progress.preview_format or "", LatentFormat)()
+            device = comfy.model_management.get_torch_device()
+            self._previewer = latent_preview.get_previewer(device, self._preview_format)
+        if self._previewer is None:
+            return None
+        latent = self._preview_format.process_in(progress.preview_latent[None].float())
+        image: tuple[str, Any, int] = self._previewer.decode_latent_to_preview_image("JPEG", latent)
+        return image
+
+
+def summary_lines(report: OptimizationReport) -> Iterator[str]:
+    """The report in the few words that fit on a node: what was on, how long it took, what failed, what to know."""
+    active = [f"{record.name} {record.applied}" for record in report if record.applied != "off"]
+    yield " · ".join(active) or "everything off"
+    seconds = report.facts.get("seconds")
+    if isinstance(seconds, dict):
+        yield " · ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
+    for record in report:
+        if record.failed:
+            yield f"{record.name} fell back: {record.reason}"
+    yield from report.notes

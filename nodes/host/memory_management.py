@@ -1,0 +1,150 @@
+"""Weights of this pack as ComfyUI's memory management sees them: they make others go, and go when they are asked to.
+
+ComfyUI moves its own models through patchers. The pipelines and video VAEs here are moved by diffusers' hooks and by
+this pack; a `Tenant` stands for them in ComfyUI's list of loaded models, tells how many bytes are on the card, and
+takes them off it when another model needs the room, on "unload models" and on `/free`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as mm
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+from ...optimizations.tuning.meters import resident_bytes
+from ...pipelines.cache import CACHE
+from ...pipelines.loading import loader
+
+if TYPE_CHECKING:
+    from ...pipelines.types import LoadKey, PipelineHandle
+
+WORKING_MEMORY = 2 << 30
+"""Bytes that a run is taken to need beside its weights when ComfyUI is asked for room: an assumption."""
+
+
+class FastDiffusersModel(nn.Module):
+    """The name under which ComfyUI's log speaks of a tenant. It holds no weights."""
+
+
+class Tenant(ModelPatcher):
+    """Weights on a device that somebody else puts there.
+
+    Args:
+        device: where they compute.
+        size: their bytes, estimated until `follow` knows them.
+    """
+
+    def __init__(self, device: torch.device, size: int) -> None:
+        super().__init__(
+            FastDiffusersModel(), load_device=device, offload_device=torch.device("cpu"), size=max(1, size)
+        )
+        self._followed: list[weakref.ref[nn.Module]] = []
+
+    def follow(self, modules: Iterable[nn.Module]) -> None:
+        """Stand for these modules from now on, without keeping them alive."""
+        modules = list(modules)
+        self._followed = [weakref.ref(module) for module in modules]
+        self.size = max(1, resident_bytes(modules, self.load_device)[1])
+
+    def loaded_size(self) -> int:
+        return resident_bytes(self._modules(), self.load_device)[0]
+
+    def current_loaded_device(self) -> torch.device:
+        return self.load_device if self.loaded_size() else self.offload_device
+
+    def partially_load(self, *_args: Any, **_options: Any) -> int:
+        return 0  # the engine moves its weights itself, when the run begins
+
+    def partially_unload(self, *_args: Any, **_options: Any) -> int:
+        before = self.loaded_size()
+        self.leave()
+        return before - self.loaded_size()
+
+    def detach(self, unpatch_all: bool = True) -> nn.Module:
+        if unpatch_all:  # else ComfyUI only lists it anew, as it does for every run
+            self.leave()
+        model: nn.Module = self.model
+        return model
+
+    def model_mmap_residency(self, free: bool = False) -> tuple[int, int]:
+        return 0, 0
+
+    def leave(self) -> None:
+        """Take every module off the device. Modules with offload hooks go as their hooks let them."""
+        for module in self._modules():
+            if self.load_device.type != "cpu" and not _hooked(module):
+                module.to(self.offload_device)
+
+    def _modules(self) -> list[nn.Module]:
+        return [module for reference in self._followed if (module := reference()) is not None]
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any(hasattr(part, "_diffusers_hook") or hasattr(part, "_hf_hook") for part in module.modules())
+
+
+def make_room(tenant: Tenant, working: int = WORKING_MEMORY) -> None:
+    """Have ComfyUI free the card of its own models as far as the tenant needs it, and list the tenant as loaded."""
+    mm.load_models_gpu([tenant], memory_required=working)
+
+
+_tenants: dict[LoadKey, Tenant] = {}
+_handles: Counter[LoadKey] = Counter()
+_lock = threading.RLock()  # a handle may be collected, and so released, while this thread holds it
+
+
+def keep_while_alive(handle: PipelineHandle) -> PipelineHandle:
+    """Bind a pipeline's weights to the life of the handles that travel through the graph.
+
+    ComfyUI drops a node's outputs when the graph changes and on `/free`. With the last handle goes the pipeline, from
+    the card and from main memory, as a checkpoint of ComfyUI's own goes with the last MODEL.
+    """
+    with _lock:
+        _handles[handle.key] += 1
+    weakref.finalize(handle, _release, handle.key).atexit = False
+    return handle
+
+
+def _release(key: LoadKey) -> None:
+    with _lock:
+        _handles[key] -= 1
+        if _handles[key] > 0:
+            return
+        del _handles[key]
+        _tenants.pop(key, None)
+    CACHE.discard(key)
+
+
+@contextmanager
+def on_card(handle: PipelineHandle) -> Iterator[None]:
+    """Around a run of a pipeline: ComfyUI has made room for it, and afterwards knows what is there."""
+    key = handle.key
+    with _lock:
+        tenant = _tenants.get(key)
+        if tenant is None:
+            tenant = _tenants[key] = Tenant(torch.device(key.device), _estimate(key))
+    make_room(tenant)
+    try:
+        yield
+    finally:
+        loaded = CACHE.peek(key)
+        if loaded is not None:
+            tenant.follow(part for part in loaded.pipeline.components.values() if isinstance(part, nn.Module))
+
+
+def _estimate(key: LoadKey) -> int:
+    """Bytes of the weight files, before they are loaded."""
+    place = loader.folder_of(key)
+    if place is None:
+        return 0
+    files: Iterable[Path] = place.rglob("*.safetensors") if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,132 @@
+"""Which pipelines, LoRAs and video VAEs there are to choose from, and what a choice means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ...errors import InputError, ModelFileError
+from ...pipelines.loading.local_models import find_local_pipelines
+from ...pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES
+
+CUSTOM = "[custom]"
+NONE_FOUND = "[none found]"
+"""What a list offers that would else be empty. Choosing it is refused, with the folders that were searched."""
+TINY_PREFIX = "embedded tiny: "
+CHECKPOINT_PREFIX = "checkpoints/"
+SEEDVR2 = "SEEDVR2/"
+"""SeedVR2's own folder in the models directory, where its users have this VAE already."""
+
+
+def pipeline_choices() -> list[str]:
+    """What Load Diffusers Pipeline offers.
+
+    Folders with a `model_index.json` and single .safetensors files under every `diffusers` path, single files under
+    the `checkpoints` paths, the embedded tiny pipelines, and `[custom]` for anything else.
+    """
+    folders = _diffusers_folders()
+    pipelines = find_local_pipelines(folders)
+    inside = set(pipelines)
+    names = {_relative(path, folders) for path in pipelines}
+    for folder in folders:
+        for file in folder.glob("*.safetensors"):
+            if file.parent not in inside:
+                names.add(_relative(file, folders))
+    names |= {CHECKPOINT_PREFIX + name for name in _safetensors("checkpoints")}
+    return [*sorted(names, key=str.lower), *(TINY_PREFIX + family for family in PIPELINE_CLASSES), CUSTOM]
+
+
+def default_pipeline(choices: list[str]) -> str:
+    """The first real model; the smallest embedded one where there is none, so that a new graph can run."""
+    first = choices[0]
+    return TINY_PREFIX + TINY_FAMILIES[0] if first == CUSTOM else first
+
+
+def pipeline_source(model: str, custom_model: str) -> str:
+    """The loader's source (absolute path, Hub id or "tiny:<family>") that a choice stands for.
+
+    Raises:
+        InputError: `[custom]` without a path or Hub id.
+        ModelFileError: a name that is under none of the model paths (any more).
+    """
+    if model == CUSTOM:
+        custom = custom_model.strip().strip('"')
+        if not custom:
+            cure = "enter a folder, a .safetensors file or a Hub id such as owner/name, or choose another model"
+            raise InputError("custom_model", custom_model, f"it is empty, but model is {CUSTOM}", cure)
+        return custom
+    if model.startswith(TINY_PREFIX):
+        return "tiny:" + model.removeprefix(TINY_PREFIX)
+    if model.startswith(CHECKPOINT_PREFIX):
+        found = folder_paths.get_full_path("checkpoints", model.removeprefix(CHECKPOINT_PREFIX))
+        if found:
+            return str(found)
+    # A workflow from elsewhere must not be able to name a file outside the model folders.
+    if not Path(model).is_absolute() and ".." not in Path(model).parts:
+        for folder in _diffusers_folders():
+            if (folder / model).exists():
+                return str(folder / model)
+    searched = ", ".join(str(folder) for folder in _diffusers_folders())
+    reason = f"no such model under the diffusers paths ({searched})"
+    raise ModelFileError("model", model, reason, f"put it there, or choose {CUSTOM} and enter its path or Hub id")
+
+
+def download_folder() -> Path:
+    """Where models from the Hub are kept: the first `diffusers` path."""
+    return _diffusers_folders()[0]
+
+
+def video_vae_choices() -> list[str]:
+    """Files that Load Video VAE offers: those under the `vae` paths, and those of SeedVR2's model folder."""
+    names = {*_safetensors("vae"), *(SEEDVR2 + file.name for file in _seedvr2_files())}
+    return sorted(names, key=str.lower) or [NONE_FOUND]
+
+
+def video_vae_path(name: str) -> str:
+    """Absolute path of a chosen video VAE. Raises ModelFileError when it is not there (any more)."""
+    for file in _seedvr2_files():
+        if name == SEEDVR2 + file.name:
+            return str(file)
+    found = folder_paths.get_full_path("vae", name)
+    if found:
+        return str(found)
+    searched = ", ".join(folder_paths.get_folder_paths("vae"))
+    reason = f"no such file under the vae paths ({searched})"
+    raise ModelFileError("vae_name", name, reason, "put the VAE's .safetensors file there and press R in ComfyUI")
+
+
+def lora_choices() -> list[str]:
+    """The .safetensors files under the `loras` paths."""
+    return sorted(_safetensors("loras"), key=str.lower) or [NONE_FOUND]
+
+
+def lora_path(name: str) -> str:
+    """Absolute path of a chosen LoRA. Raises ModelFileError when it is not there (any more)."""
+    found = folder_paths.get_full_path("loras", name)
+    if found:
+        return str(found)
+    searched = ", ".join(folder_paths.get_folder_paths("loras"))
+    reason = f"no such file under the loras paths ({searched})"
+    raise ModelFileError("lora_name", name, reason, "put the file there and press R in ComfyUI")
+
+
+def _diffusers_folders() -> list[Path]:
+    return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
+
+
+def _safetensors(kind: str) -> list[str]:
+    if kind not in folder_paths.folder_names_and_paths:
+        return []
+    return [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+
+
+def _seedvr2_files() -> list[Path]:
+    return sorted(Path(folder_paths.models_dir, SEEDVR2).glob("*.safetensors"))
+
+
+def _relative(path: Path, folders: list[Path]) -> str:
+    for folder in folders:
+        if path.is_relative_to(folder):
+            return path.relative_to(folder).as_posix()
+    return str(path)

@@ -1,0 +1,1 @@
+"""Step caching: one switch over two engines, cache-dit and diffusers' own hooks."""

@@ -1,0 +1,1 @@
+"""Quantized weights: the schemes, their libraries' configurations, and what a loaded model holds."""

@@ -1,0 +1,275 @@
+"""Paired, interleaved timing of several settings on one loaded pipeline.
+
+Every candidate is warmed up once, apart. Then come rounds: each candidate runs once per round, in an order that turns
+from round to round, and what is compared are the pairs within a round (`paired.py`). It stops after the wanted number
+of rounds, earlier when all intervals are narrow, or when the time is up; a cancel leaves what was measured.
+
+What a candidate *is* stays open: a name and a function that makes one run. Nothing here knows pipelines.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ...callbacks import SILENT, Callbacks, Progress
+from ...errors import InputError
+from ...report import OptimizationReport
+from .candidates import Measured, Trial, split
+from .meters import MemoryMeter, Stopwatch
+from .quality import Quality, quality
+from .run_watcher import OutOfTime, RunWatcher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of a candidate gives back.
+
+    Attributes:
+        result: what is compared with plain: frames [B, T, H, W, 3] in 0..1 on the CPU.
+        stage_seconds: the run's own split of its time; "denoise" is replaced by the steps timed here.
+        report: what was really active.
+        offloaded_bytes: weights of the denoiser that were off the device after a step, or None where unknown.
+    """
+
+    result: torch.Tensor
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    report: OptimizationReport | None = None
+    offloaded_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the settings to compare: a name for the table, and a function that makes one complete run."""
+
+    name: str
+    run: Callable[[Callbacks], Outcome]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure.
+
+    Attributes:
+        runs: counted runs of each candidate, beside one warm-up.
+        precision: stop early, from 3 runs on, when every interval is within plus or minus this fraction; 0: never.
+        time_limit: seconds for everything, or None. No run is started that would not fit, and one that outlasts the
+            limit is stopped at its next step.
+        steps: denoising steps of one run, as far as known; only for the progress.
+    """
+
+    runs: int = 5
+    precision: float = 0.005
+    time_limit: float | None = None
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise InputError("runs", self.runs, "at least one counted run is needed", "use 5 or more")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise InputError("time_limit", self.time_limit, "it must be above 0 seconds", "leave it out for no limit")
+
+
+class PairedMeasurement:
+    """Measures candidates against the first of them, which is plain.
+
+    >>> measurement = PairedMeasurement([plain, compiled], Plan(runs=5), stopwatch(device), DeviceMemoryMeter(device))
+    >>> measurement.run(callbacks)          # may be cancelled: what was measured stays
+    >>> measurement.measured[1].against(measurement.measured[0]).verdict
+    'faster'
+
+    Args:
+        candidates: plain first.
+        plan: how much to measure.
+        stopwatch: what times the runs and their steps.
+        memory: what watches the peaks.
+        clock: seconds for the time limit, which must not wait for the device.
+
+    Attributes:
+        measured: one entry per candidate, in their order, filled while it runs.
+        stopped: why it ended before all rounds were done, or "".
+        elapsed: seconds it took.
+
+    Raises:
+        InputError: fewer than two candidates, two of one name, or (from `run`) a time limit below one run.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        plan: Plan,
+        stopwatch: Stopwatch,
+        memory: MemoryMeter,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        names = [candidate.name for candidate in candidates]
+        if len(names) < 2:
+            raise InputError("compare", ",".join(names), "there is nothing to compare", "name at least two settings")
+        if len(set(names)) < len(names):
+            raise InputError("compare", ",".join(names), "a name occurs twice", "name each setting once")
+        self.measured = [Measured(name) for name in names]
+        self.stopped = ""
+        self.elapsed = 0.0
+        self._candidates = list(candidates)
+        self._plan, self._stopwatch, self._memory, self._clock = plan, stopwatch, memory, clock
+        self._begin = 0.0
+        self._plain_result: torch.Tensor | None = None
+        self._done_runs = 0
+
+    @property
+    def plain(self) -> Measured:
+        return self.measured[0]
+
+    def run(self, callbacks: Callbacks = SILENT) -> None:
+        """Measure. Raises whatever `callbacks.check_cancel` raises, unchanged; `measured` holds what was done."""
+        self._begin = self._clock()
+        try:
+            self._warm_up(callbacks)
+            self._rounds(callbacks)
+        except OutOfTime:
+            self.stopped = f"the time limit of {self._plan.time_limit:g} s was reached"
+            if self.plain.first is None:
+                raise InputError(
+                    "time_limit", self._plan.time_limit, "one plain run takes longer", "allow more, or fewer steps"
+                ) from None
+        except BaseException:
+            self.stopped = self.stopped or "cancelled"
+            raise
+        finally:
+            self.elapsed = self._clock() - self._begin
+            self._plain_result = None
+        logger.info("measured %d candidates in %.1f s", len(self.measured), self.elapsed)
+
+    def _warm_up(self, callbacks: Callbacks) -> None:
+        for index, measured in enumerate(self.measured):
+            if index:
+                self._check_time(self.plain)  # nothing is known yet of this one: it takes at least as long as plain
+            self._memory.empty()
+            trial, outcome = self._attempt(index, "warm-up", callbacks)
+            if trial is None or outcome is None:
+                continue
+            measured.first = trial
+            if index == 0:
+                self._plain_result = outcome.result
+            else:
+                self._judge(measured, outcome)
+
+    def _rounds(self, callbacks: Callbacks) -> None:
+        for number in range(self._plan.runs):
+            for index in self._order(number):
+                self._check_time(self.measured[index])
+                trial, outcome = self._attempt(index, f"round {number + 1} of {self._plan.runs}", callbacks)
+                if trial is None or outcome is None:
+                    continue
+                measured = self.measured[index]
+                measured.trials.append(trial)
+                measured.rounds.append(number)
+                self._judge(measured, outcome)
+            if number + 1 >= 3 and self._narrow():
+                if number + 1 < self._plan.runs:
+                    self.stopped = f"after {number + 1} rounds every interval was within {self._plan.precision:.1%}"
+                return
+
+    def _judge(self, measured: Measured, outcome: Outcome) -> None:
+        """Compare with plain's first result, once; plain's own second result tells whether plain repeats itself."""
+        measured.report = outcome.report
+        if measured.quality is None and self._plain_result is not None:
+            measured.quality = quality(outcome.result, self._plain_result)
+        elif not bool(torch.isfinite(outcome.result).all()):
+            measured.quality = Quality(finite=False, problem="a result holds NaN or infinity")
+
+    def _order(self, number: int) -> Iterator[int]:
+        """Who runs when in a round: each round begins with the next candidate, and every other one runs backwards."""
+        working = [index for index, measured in enumerate(self.measured) if not measured.problem]
+        start = number % len(working)
+        order = working[start:] + working[:start]
+        return iter(order if number % 2 == 0 else order[::-1])
+
+    def _narrow(self) -> bool:
+        if self._plan.precision <= 0:
+            return False
+        others = [measured for measured in self.measured[1:] if not measured.problem]
+        verdicts = [measured.against(self.plain) for measured in others]
+        return all(verdict.half_width <= self._plan.precision for verdict in verdicts)
+
+    def _attempt(self, index: int, what: str, callbacks: Callbacks) -> tuple[Trial | None, Outcome | None]:
+        """One run; a candidate other than plain that fails is given up, with the reason, and costs nobody else."""
+        candidate, measured = self._candidates[index], self.measured[index]
+        label = f"{candidate.name}, {what}"
+        self._announce(callbacks, label, 0)
+        callbacks.check_cancel()
+        self._memory.reset()
+        start = self._stopwatch.mark()
+        watcher = RunWatcher(
+            self._stopwatch,
+            self._memory,
+            check_cancel=callbacks.check_cancel,
+            on_step=lambda step: self._announce(callbacks, label, step),
+            out_of_time=lambda: self.seconds_left() < 0,
+        )
+        try:
+            outcome = candidate.run(watcher.callbacks())
+        except BaseException as error:
+            if index == 0 or watcher.interrupted or not isinstance(error, Exception):
+                raise
+            measured.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            logger.info("%s is given up: %s", candidate.name, measured.problem)
+        else:
+            seconds = self._stopwatch.between(start, self._stopwatch.mark())
+            steps = watcher.step_seconds()
+            stages = split(seconds, steps, outcome.stage_seconds)
+            return Trial(seconds, steps, stages, self._memory.peak(), outcome.offloaded_bytes), outcome
+        finally:
+            self._done_runs += 1
+        gc.collect()  # after an out-of-memory, the failed run's tensors must not stand in the way of the next one
+        return None, None
+
+    def _announce(self, callbacks: Callbacks, label: str, step: int) -> None:
+        each = self._plan.steps + 1
+        total = len(self.measured) * (self._plan.runs + 1) * each
+        done = min(self._done_runs * each + min(step, self._plan.steps), total)
+        left = self.remaining_seconds()
+        time_left = "" if left is None else f", {duration(left)} left"
+        callbacks.on_progress(Progress("benchmark", done, total, label + time_left))
+
+    def _check_time(self, like: Measured) -> None:
+        """Stop when a run like the last one of `like` would not fit into the time limit."""
+        last = like.trials[-1] if like.trials else like.first
+        if last is not None and self.seconds_left() < last.seconds:
+            raise OutOfTime
+
+    def seconds_left(self) -> float:
+        """Until the time limit; infinite without one."""
+        if self._plan.time_limit is None:
+            return float("inf")
+        return self._plan.time_limit - (self._clock() - self._begin)
+
+    def remaining_seconds(self) -> float | None:
+        """How long the rest of the plan takes, judged by the runs so far; None before the first is done."""
+        if self.plain.first is None:
+            return None
+        total = 0.0
+        for measured in self.measured:
+            if measured.problem:
+                continue
+            first = measured.first or self.plain.first
+            each = measured.run.median if measured.run else first.seconds
+            total += each * (self._plan.runs - len(measured.trials)) + (0 if measured.first else first.seconds)
+        return min(total, self.seconds_left())
+
+
+def duration(seconds: float) -> str:
+    """A time for a person: "8 s", "2 min 05 s", "1 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,275 @@
+"""The store of measurements: one line of JSON per measurement, appended to a text file.
+
+Safe for several processes: a line is appended in one write under a lock, so a process that is killed while it writes
+loses that line and nothing else. A line that cannot be read, or that another format version wrote, is passed over.
+Where nothing can be written, what is learnt lasts as long as the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .key import Situation
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+FILE_NAME = "measurements.jsonl"
+ENVIRONMENT_VARIABLE = "FASTDIFFUSERS_CACHE"
+VERDICTS = ("plain", "faster", "slower", "noise", "failed")
+_COMPACT_ABOVE = 4 * 2**20
+_LOCK_SECONDS = 5.0
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement of one choice of settings in one situation.
+
+    Attributes:
+        situation: what it holds for.
+        settings: what was changed against plain, as `situation.label` gives it; () is plain itself.
+        verdict: "plain" for plain itself; else "faster", "slower", "noise", or "failed".
+        gain: fraction of plain's time per run (benchmark) or per step (probation) that was saved; negative when slower.
+        run_seconds, step_seconds: medians, None where unknown.
+        compile_seconds: one-time cost of the settings, None where unknown.
+        peak_bytes: highest memory reserved on the device.
+        lossless: whether the result equals plain's as far as anybody can see; None when it was not compared.
+        runs: counted runs (benchmark) or steps (probation).
+        source: "benchmark" or "probation".
+        reason: for a person; why it failed, say.
+        when: time of the measurement, ISO 8601 in UTC.
+    """
+
+    situation: Situation
+    settings: tuple[tuple[str, str], ...]
+    verdict: str
+    gain: float = 0.0
+    run_seconds: float | None = None
+    step_seconds: float | None = None
+    compile_seconds: float | None = None
+    peak_bytes: int | None = None
+    lossless: bool | None = None
+    runs: int = 0
+    source: str = "benchmark"
+    reason: str = ""
+    when: str = field(default_factory=_now)
+
+    def as_json(self) -> str:
+        values = asdict(self) | {"settings": dict(self.settings), "format": FORMAT}
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Row:
+        """Raises ValueError, TypeError or KeyError for anything that `as_json` of this version did not write."""
+        values: dict[str, Any] = json.loads(line)
+        if values.pop("format") != FORMAT:
+            raise ValueError("another format")
+        situation = {item.name: values["situation"][item.name] for item in fields(Situation)}
+        settings = values["settings"]
+        if not all(isinstance(value, str) for value in (*situation.values(), *settings.values())):
+            raise TypeError("situation and settings are text")
+        values["situation"] = Situation(**situation)
+        values["settings"] = tuple(sorted(settings.items()))
+        row = cls(**values)
+        if row.verdict not in VERDICTS:
+            raise ValueError("unknown verdict")
+        for name in ("gain", "run_seconds", "step_seconds", "compile_seconds", "peak_bytes"):
+            value = getattr(row, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is not finite")
+        return row
+
+
+class Store:
+    """The measurements in one file. Every method may be called from any thread and any process.
+
+    Args:
+        path: the file; its folder is made when the first row is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._guard = threading.RLock()
+        self._unwritten: list[Row] = []
+        self._cached: tuple[tuple[int, int, int] | None, list[Row]] = (None, [])
+        self._complained = False
+
+    def rows(self) -> list[Row]:
+        """The newest row of each situation and settings, oldest first."""
+        with self._guard:
+            newest: dict[tuple[Situation, tuple[tuple[str, str], ...]], Row] = {}
+            for row in (*self._read(), *self._unwritten):
+                newest.pop((row.situation, row.settings), None)
+                newest[row.situation, row.settings] = row
+            return list(newest.values())
+
+    def find(self, situation: Situation) -> list[Row]:
+        """The rows that hold for `situation`, exactly: another version of anything is another situation."""
+        return [row for row in self.rows() if row.situation == situation]
+
+    def add(self, row: Row) -> bool:
+        """Keep a row. False when it could not be written and lasts only as long as this process."""
+        line = row.as_json().encode() + b"\n"
+        with self._guard:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with _locked(self.path):
+                    self._append(line)
+                    if self.path.stat().st_size > _COMPACT_ABOVE:
+                        self._rewrite(self.rows())
+            except OSError as error:
+                self._unwritten.append(row)
+                if not self._complained:
+                    logger.warning("measurements last only for this session: %s", error)
+                    self._complained = True
+                return False
+            return True
+
+    def forget(self, which: Callable[[Row], bool] = lambda row: True) -> int:
+        """Remove the rows that `which` picks, by default all, and say how many.
+
+        Raises:
+            OSError: the file cannot be changed.
+        """
+        with self._guard:
+            before = self.rows()
+            kept = [row for row in before if not which(row)]
+            if self.path.exists():
+                with _locked(self.path):
+                    self._rewrite([row for row in self._read() if not which(row)])
+            self._unwritten = [row for row in self._unwritten if not which(row)]
+            return len(before) - len(kept)
+
+    def export(self, path: Path) -> int:
+        """Write all rows to another file of the same form, and say how many there are."""
+        rows = self.rows()
+        path.write_text("".join(row.as_json() + "\n" for row in rows), encoding="utf-8")
+        return len(rows)
+
+    def _append(self, line: bytes) -> None:
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            size = os.fstat(handle).st_size
+            if size:  # a writer that was killed leaves half a line: end it, or it would take this one with it
+                os.lseek(handle, -1, os.SEEK_END)
+                if os.read(handle, 1) != b"\n":
+                    line = b"\n" + line
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(b"".join(row.as_json().encode() + b"\n" for row in rows))
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _read(self) -> list[Row]:
+        try:
+            status = self.path.stat()
+            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._cached[0] != stamp:
+                self._cached = (stamp, list(_parse(self.path.read_bytes())))
+        except OSError:  # not there, or not readable: nothing is known
+            return []
+        return self._cached[1]
+
+
+def _parse(content: bytes) -> Iterator[Row]:
+    for line in content.splitlines():
+        try:
+            yield Row.from_json(line)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file beside `path`. A lock that cannot be had within 5 s (a network drive, say) is done without."""
+    handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _try_lock(handle) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(handle)  # closing gives the lock back
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(handle: int) -> bool:
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+_stores: dict[Path, Store] = {}
+_given_folder: Path | None = None
+_stores_guard = threading.Lock()
+
+
+def use_folder(folder: Path) -> None:
+    """Keep measurements in `folder` from now on: ComfyUI's user folder, say. The environment variable goes first."""
+    global _given_folder
+    _given_folder = folder
+
+
+def default_folder() -> Path:
+    """Where measurements are: `FASTDIFFUSERS_CACHE` if it is set, else the folder handed to `use_folder`, else
+    `cache_folder()`."""
+    if os.environ.get(ENVIRONMENT_VARIABLE) or _given_folder is None:
+        return cache_folder()
+    return _given_folder
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again, compiled code say: `FASTDIFFUSERS_CACHE`, else the user's cache."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "fastdiffusers"
+
+
+def default_store() -> Store:
+    """The process-wide store in `default_folder()`."""
+    path = default_folder() / FILE_NAME
+    with _stores_guard:
+        return _stores.setdefault(path, Store(path))

@@ -1,0 +1,1 @@
+"""Latents to frames and back: streaming, tiles, exactness, and one file per family of VAEs."""

@@ -1,0 +1,204 @@
+"""ComfyUI latents to frames and back, with the VAE of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ...callbacks import SILENT, Callbacks
+from ...errors import InputError
+from ...report import OptimizationRecord
+from .. import normalized_latents
+from ..latents import check_latent
+from ..module_facts import decode_dtype, execution_device, has_time_axis, weights_dtype
+from ..types import LoadedPipeline
+from .exactness import BIT_IDENTICAL, FAST, RECORD, decode_bit_identical, decode_fast, not_fast, whole_is_exact_and_fits
+from .mirrored_edges import decode_at_any_size
+from .streaming import refuse_streaming
+from .tiles import can_stream_tiles, decode_tiles_streaming
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...memory import MemoryProbe
+    from ...report import OptimizationReport
+
+
+def decode(
+    loaded: LoadedPipeline,
+    latent: torch.Tensor,
+    callbacks: Callbacks = SILENT,
+    *,
+    exactness: str = BIT_IDENTICAL,
+    memory: MemoryProbe | None = None,
+    report: OptimizationReport | None = None,
+) -> torch.Tensor:
+    """Decode a ComfyUI latent with the pipeline's VAE.
+
+    Args:
+        loaded: of a known family.
+        latent: [B, C, h, w] or [B, C, T, h, w].
+        callbacks: ticked as stage "decode"; a cancel takes effect between frames and between tiles.
+        exactness: one of `EXACTNESS_CHOICES`; it matters to clips alone.
+        memory: how much memory a device has; torch's own figures when None.
+        report: told how exactly a clip was decoded.
+
+    Returns:
+        float32 [B, T, H, W, 3] in 0..1 on the CPU, T = 1 for images.
+
+    Raises:
+        InputError: the latent is not one of this family, or the pipeline's class is not known.
+        torch.OutOfMemoryError: as raised; the VAE is usable afterwards.
+    """
+    import torch
+
+    family, pipeline = loaded.family, loaded.pipeline
+    if not family.known:
+        reason = f"how {family.name} scales its latents is not known here"
+        raise InputError("latent", "tensor", reason, "let the sampler decode")
+    check_latent(latent, family)
+    vae = pipeline.vae
+    with torch.no_grad(), _upcast(vae):
+        latent = latent.to(execution_device(vae, loaded.device), decode_dtype(vae))
+        if latent.ndim == 4 and has_time_axis(vae):
+            latent = latent.unsqueeze(2)
+        if family.layout in normalized_latents.LAYOUTS:
+            latent = normalized_latents.denormalize(latent, family, vae)
+        pixels, record = _decode_pixels(vae, latent, callbacks, exactness, memory)
+        if report is not None and record is not None:
+            report.set(record)
+        return _to_frames(pixels)
+
+
+def _decode_pixels(
+    vae: Any, latent: torch.Tensor, callbacks: Callbacks, exactness: str, memory: MemoryProbe | None
+) -> tuple[torch.Tensor, OptimizationRecord | None]:
+    """Pixels in -1..1 by the way that suits the VAE and the latent; a record for clips, and where "fast" is not had."""
+    fast = exactness == FAST
+    clip = latent.ndim == 5 and latent.shape[2] > 1
+    refusal = refuse_streaming(vae) if clip else "it is a single picture"
+    if not refusal:
+        whole = whole_is_exact_and_fits(vae, latent, memory)
+        if fast:
+            return decode_fast(vae, latent, callbacks, whole=whole)
+        if not whole:
+            return decode_bit_identical(vae, latent, callbacks)
+    if can_stream_tiles(vae, latent):
+        pixels = decode_tiles_streaming(vae, latent, callbacks=callbacks)
+    else:
+        with _decoder_progress(vae, latent, callbacks):
+            pixels = decode_at_any_size(vae, latent, *_decode_timestep(vae, latent))
+    if fast:
+        return pixels, not_fast(refusal)
+    return pixels, OptimizationRecord(RECORD, exactness, BIT_IDENTICAL, "diffusers' own decode") if clip else None
+
+
+def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = SILENT) -> torch.Tensor:
+    """Encode frames with the pipeline's VAE; the mode of the distribution, so without a seed.
+
+    Args:
+        loaded: of a known family.
+        frames: [B, H, W, 3] images or [B, T, H, W, 3] clips in 0..1; H and W multiples of the family's stride.
+
+    Returns:
+        ComfyUI latent, float32 on the CPU.
+
+    Raises:
+        InputError: unknown family, or a size that does not divide.
+    """
+    import torch
+
+    family, vae = loaded.family, loaded.pipeline.vae
+    if not family.known:
+        raise InputError("pixels", "tensor", f"how {family.name} scales its latents is not known here", "")
+    clips = frames if frames.ndim == 5 else frames.unsqueeze(1)
+    height, width = clips.shape[2:4]
+    if height % family.latent_stride or width % family.latent_stride:
+        cure = f"crop or scale to multiples of {family.latent_stride}"
+        raise InputError("pixels", f"{width}x{height}", f"{family.name} encodes multiples of its stride only", cure)
+    with torch.no_grad(), _upcast(vae):
+        callbacks.tick("encode", 0, 1)
+        pixels = clips[..., :3].permute(0, 4, 1, 2, 3).to(execution_device(vae, loaded.device), decode_dtype(vae))
+        if not has_time_axis(vae):
+            pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
+        latent = vae.encode((pixels * 2.0 - 1.0).contiguous()).latent_dist.mode()
+        if family.layout in normalized_latents.LAYOUTS:
+            latent = normalized_latents.normalize(latent, family, vae)
+        callbacks.tick("encode", 1, 1)
+        return latent.float().cpu()
+
+
+@contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    before = weights_dtype(vae)
+    wanted = decode_dtype(vae)
+    if wanted != before:
+        vae.to(dtype=wanted)
+    try:
+        yield
+    finally:
+        if wanted != before:
+            vae.to(dtype=before)
+
+
+def _decode_timestep(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The noise level that VAEs which remove the last of the noise are told: none, diffusers' default for them."""
+    return (latent.new_zeros(latent.shape[0]),) if vae.config.get("timestep_conditioning") else ()
+
+
+def _to_frames(pixels: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] or [B, 3, T, H, W] in -1..1 -> float32 [B, T, H, W, 3] in 0..1 on the CPU."""
+    if pixels.ndim == 4:
+        pixels = pixels.unsqueeze(2)
+    pixels = (pixels * 0.5 + 0.5).clamp(0, 1)
+    return pixels.cpu().permute(0, 2, 3, 4, 1).float().contiguous()
+
+
+@contextmanager
+def _decoder_progress(vae: Any, latent: torch.Tensor, callbacks: Callbacks) -> Iterator[None]:
+    """Tick before every call of the decoder: once per picture, per tile, per latent frame of a clip."""
+    decoder = getattr(vae, "decoder", None)
+    # A hook would make a compiled decoder compile again.
+    if decoder is None or callbacks is SILENT or decoder._compiled_call_impl is not None:
+        callbacks.tick("decode", 0, 1)
+        yield
+        callbacks.tick("decode", 1, 1)
+        return
+    total = decoder_calls(vae, latent)
+    calls = 0
+
+    def before_call(module: Any, args: Any) -> None:
+        nonlocal calls
+        callbacks.tick("decode", min(calls, total), total)
+        calls += 1
+
+    handle = decoder.register_forward_pre_hook(before_call)
+    try:
+        yield
+    finally:
+        handle.remove()
+    callbacks.tick("decode", total, total)
+
+
+def decoder_calls(vae: Any, latent: torch.Tensor) -> int:
+    """How often `vae.decode` will call its decoder for this latent: tiles times latent frames, times sliced items."""
+    one_by_one = latent.ndim == 5 and vae.config.get("z_dim") is not None  # LTX-2's takes all frames at once
+    frames = latent.shape[2] if one_by_one else 1
+    items = latent.shape[0] if getattr(vae, "use_slicing", False) else 1
+    if not getattr(vae, "use_tiling", False):
+        return frames * items
+    height, width = latent.shape[-2:]
+    if hasattr(vae, "tile_sample_stride_height"):
+        ratio = vae.spatial_compression_ratio
+        edges = (vae.tile_sample_min_height // ratio, vae.tile_sample_min_width // ratio)
+        strides = (vae.tile_sample_stride_height // ratio, vae.tile_sample_stride_width // ratio)
+    elif hasattr(vae, "tile_latent_min_size"):
+        edge = vae.tile_latent_min_size
+        edges, strides = (edge, edge), (int(edge * (1 - vae.tile_overlap_factor)),) * 2
+    else:
+        return frames * items
+    if height <= edges[0] and width <= edges[1]:
+        return frames * items
+    tiles = -(-height // max(1, strides[0])) * -(-width // max(1, strides[1]))
+    return frames * items * tiles

@@ -1,0 +1,112 @@
+"""Spatial tiles, each streamed in time: diffusers' tiled decode of Wan and Qwen-Image with frames kept off the card.
+
+diffusers keeps every decoded tile of every frame on the device until the last one is there. Here a tile's frames leave
+the device as they are made, and only one row of finished tiles is held, on the CPU, where they are blended by the VAE's
+own blending. Geometry, order and arithmetic are diffusers', so the result is the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...callbacks import SILENT, Callbacks
+from .streaming import bring_to_device, feature_cache_runs, finish_pixels
+
+if TYPE_CHECKING:
+    import torch
+
+TILED_STREAMING_CLASSES = frozenset({"AutoencoderKLWan", "AutoencoderKLQwenImage"})
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tile geometry of one axis pair, as the VAE's own attributes give it.
+
+    Attributes: tile and stride in latent units, (rows, columns); kept and blend in decoder output units (pixels, or
+    patches for a VAE that decodes to patches).
+    """
+
+    tile: tuple[int, int]
+    stride: tuple[int, int]
+    kept: tuple[int, int]
+    blend: tuple[int, int]
+
+    @classmethod
+    def of(cls, vae: Any) -> TileGrid:
+        ratio = vae.spatial_compression_ratio
+        patch = getattr(vae.config, "patch_size", None) or 1
+        size = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        stride = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+        kept = (stride[0] // patch, stride[1] // patch)
+        return cls(
+            tile=(size[0] // ratio, size[1] // ratio),
+            stride=(stride[0] // ratio, stride[1] // ratio),
+            kept=kept,
+            blend=(size[0] // patch - kept[0], size[1] // patch - kept[1]),
+        )
+
+
+def can_stream_tiles(vae: Any, latents: torch.Tensor) -> bool:
+    """True when `vae.decode(latents)` would take diffusers' tiled path and this module knows the VAE."""
+    if type(vae).__name__ not in TILED_STREAMING_CLASSES or not getattr(vae, "use_tiling", False):
+        return False
+    grid = TileGrid.of(vae)
+    return latents.ndim == 5 and (latents.shape[3] > grid.tile[0] or latents.shape[4] > grid.tile[1])
+
+
+def decode_tiles_streaming(vae: Any, latents: torch.Tensor, *, callbacks: Callbacks = SILENT) -> torch.Tensor:
+    """Decode [B, C, T, h, w] in tiles, each streamed in time.
+
+    Args:
+        vae: a VAE for which `can_stream_tiles(vae, latents)` holds.
+        latents: as `vae.decode` takes them.
+        callbacks: ticked as stage "decode" once per tile; a cancel also stops between two latent frames of a tile.
+
+    Returns:
+        [B, 3, T_pixels, H, W] in -1..1 on the CPU, in the VAE's dtype; equal to `vae.decode` bit for bit on the CPU.
+    """
+    import torch
+
+    bring_to_device(vae)
+    grid = TileGrid.of(vae)
+    rows = range(0, latents.shape[3], grid.stride[0])
+    columns = range(0, latents.shape[4], grid.stride[1])
+    total, done = len(rows) * len(columns), 0
+    above: list[torch.Tensor] = []
+    finished: list[torch.Tensor] = []
+    with torch.no_grad():
+        for top in rows:
+            row: list[torch.Tensor] = []
+            kept: list[torch.Tensor] = []
+            for index, left in enumerate(columns):
+                crop = latents[:, :, :, top : top + grid.tile[0], left : left + grid.tile[1]]
+                tile = _decode_tile(vae, crop, callbacks)
+                if above:
+                    tile = vae.blend_v(above[index], tile, grid.blend[0])
+                if row:
+                    tile = vae.blend_h(row[-1], tile, grid.blend[1])
+                row.append(tile)
+                kept.append(tile[:, :, :, : grid.kept[0], : grid.kept[1]])
+                done += 1
+                callbacks.tick("decode", done, total)
+            finished.append(torch.cat(kept, dim=-1))
+            above = row
+        patch = getattr(vae.config, "patch_size", None) or 1
+        height = latents.shape[3] * vae.spatial_compression_ratio // patch
+        width = latents.shape[4] * vae.spatial_compression_ratio // patch
+        pixels = torch.cat(finished, dim=3)[:, :, :, :height, :width]
+        return finish_pixels(vae, pixels).clamp(-1.0, 1.0)
+
+
+def _decode_tile(vae: Any, crop: torch.Tensor, callbacks: Callbacks) -> torch.Tensor:
+    """All frames of one tile, collected on the CPU."""
+    import torch
+
+    # Frame by frame, as diffusers does it here: a convolution over another shape may round differently.
+    hidden = torch.cat([vae.post_quant_conv(crop[:, :, k : k + 1]) for k in range(crop.shape[2])], dim=2)
+    runs = []
+    for pixels in feature_cache_runs(vae, hidden, 1):
+        runs.append(pixels.cpu())
+        callbacks.check_cancel()
+    return torch.cat(runs, dim=2)

@@ -1,0 +1,166 @@
+"""The Hugging Face Hub as `hub` sees it: a small interface, and `huggingface_hub` behind it.
+
+Everything above can so be tested without a network.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import first_line
+from . import checkpoints
+
+_HTTP_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3")
+"""What huggingface_hub may speak through, by the beginning of their modules' names: httpx2 is one of them too."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository. Attributes: name (path inside it), size in bytes (0 when unknown)."""
+
+    name: str
+    size: int = 0
+
+
+class HubClient(Protocol):
+    """What is needed of the Hub. `folder` is where a download is kept; None is the Hub's own cache."""
+
+    def commit_and_files(self, repository: str, revision: str) -> tuple[str, list[RemoteFile]]:
+        """The commit that `revision` ("" = newest) means now, and its files. Raises OSError when out of reach."""
+
+    def cached_folder(self, repository: str, revision: str) -> tuple[str, Path] | None:
+        """Commit and folder in the Hub's cache, without any network; None when there is none."""
+
+    def cache_place(self) -> Path:
+        """Where the Hub's cache is."""
+
+    def arrived(self, repository: str, name: str, commit: str, folder: Path | None) -> int:
+        """Bytes of this file that are there already, as far as can be told without a network."""
+
+    def download(
+        self, repository: str, name: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]
+    ) -> Path:
+        """Fetch one file (or find it there) and return its path. `on_bytes` gets the bytes as they arrive.
+
+        Raises OSError when it does not arrive; a part of it is kept, and the next attempt goes on from there.
+        """
+
+
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """Every way in which the Hub can be out of reach or say no, as an OSError, whichever HTTP library is below."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise OSError(first_line(error)) from error
+    except Exception as error:
+        if type(error).__module__.startswith(_HTTP_LIBRARIES):
+            raise OSError(first_line(error)) from error
+        raise
+
+
+@contextmanager
+def _over_http() -> Iterator[None]:
+    """Without hf_xet, whose downloads run in threads that a cancel does not reach, and start again after a stop."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+class HuggingFace:
+    """`huggingface_hub`, with its cache, its login and its offline mode."""
+
+    def commit_and_files(self, repository: str, revision: str) -> tuple[str, list[RemoteFile]]:
+        from huggingface_hub import HfApi, constants
+
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        with _network_errors():
+            info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        files = [RemoteFile(item.rfilename, item.size or 0) for item in info.siblings or []]
+        return str(info.sha), files
+
+    def cached_folder(self, repository: str, revision: str) -> tuple[str, Path] | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(repository, checkpoints.INDEX, revision=revision or None)
+        if not isinstance(path, str):
+            return None
+        folder = Path(path).parent  # .../snapshots/<commit>
+        return folder.name, folder
+
+    def cache_place(self) -> Path:
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE)
+
+    def arrived(self, repository: str, name: str, commit: str, folder: Path | None) -> int:
+        from huggingface_hub import try_to_load_from_cache
+
+        if folder is None:
+            cached = try_to_load_from_cache(repository, name, revision=commit)
+            places = [Path(cached)] if isinstance(cached, str) else []
+        else:
+            places = [folder / name, _partial(folder / name)]
+        return sum(place.stat().st_size for place in places if place.is_file())
+
+    def download(
+        self, repository: str, name: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]
+    ) -> Path:
+        from huggingface_hub import hf_hub_download
+        from tqdm import tqdm
+
+        class Bar(tqdm):
+            """Passes the bytes on instead of drawing them."""
+
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                kwargs.pop("name", None)
+                super().__init__(*args, **{**kwargs, "disable": True})
+
+            def update(self, n: float | None = 1) -> bool | None:
+                on_bytes(int(n or 0))
+                return None
+
+        with _network_errors(), _over_http():
+            if folder is not None:
+                return _go_on(repository, name, commit, folder / name, Bar)
+            return Path(hf_hub_download(repository, name, revision=commit, **_bar_of(hf_hub_download, Bar)))
+
+
+def _go_on(repository: str, name: str, commit: str, target: Path, bar: type) -> Path:
+    """Fetch a file, or the rest of it: huggingface_hub by itself starts each file again after a stop."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    if target.is_file():
+        return target
+    url, headers = hf_hub_url(repository, name, revision=commit), build_hf_headers()
+    size = get_hf_file_metadata(url, headers=headers).size
+    partial = _partial(target)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("ab") as file:
+        http_get(url, file, resume_size=file.tell(), headers=headers, expected_size=size, **_bar_of(http_get, bar))
+    return partial.replace(target)
+
+
+def _partial(target: Path) -> Path:
+    """Where a file is kept until it is whole."""
+    return target.with_name(target.name + ".partial")
+
+
+def _bar_of(function: Callable[..., Any], bar: type) -> dict[str, Any]:
+    """The releases whose functions take no bar of ours report whole files only."""
+    return {"tqdm_class": bar} if "tqdm_class" in inspect.signature(function).parameters else {}

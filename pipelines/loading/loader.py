@@ -1,0 +1,272 @@
+"""From what the user typed to a pipeline in memory: `resolve` checks without reading weights, `load` reads them."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...callbacks import SILENT, Callbacks
+from ...errors import InputError, ModelFileError
+from ...optimizations.quantization import schemes
+from ...optimizations.quantization.layers import describe_model, describe_quantization
+from ...optimizations.quantization.quantize import pipeline_quantization_config, quantize_loaded
+from ...optimizations.quantization.sdnq import import_sdnq_safely
+from .. import tiny
+from ..families import Family, family_of, small
+from ..types import LoadedPipeline, LoadKey
+from . import checkpoints, hub, single_file
+from .devices import resolve_device, resolve_dtype
+from .progress import component_progress, reading_errors
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+QUANTIZATION_CHOICES = schemes.quantization_choices()
+TINY = "tiny:"
+
+
+def is_local(source: str) -> bool:
+    """Whether resolving `source` needs no network: an embedded tiny pipeline, or a path."""
+    return source.startswith(TINY) or _as_path(source).exists() or not hub.is_hub_id(source)
+
+
+def resolve(
+    source: str,
+    *,
+    revision: str = "",
+    dtype: str = "auto",
+    component_dtypes: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    device: str = "auto",
+    quantization: str = "none",
+    lora_rank: int = 0,
+    library: Path | None = None,
+    callbacks: Callbacks = SILENT,
+) -> LoadKey:
+    """Check everything that can be checked without reading weights; download a Hub id.
+
+    Args:
+        source: path of a diffusers folder or a .safetensors file, a Hub id "owner/name", or "tiny:<family>".
+        revision: branch, tag or commit of a Hub id, "" for the newest.
+        dtype: "auto" is bfloat16 where the device can, else float16; float32 on a CPU.
+        component_dtypes: exceptions, e.g. {"vae": "float32"}.
+        device: "auto" is the first accelerator, else the CPU.
+        quantization: one of `QUANTIZATION_CHOICES`.
+        lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
+        library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
+
+    Returns:
+        A key in which nothing is "auto" any more, so that equal requests share one pipeline.
+
+    Raises:
+        ModelFileError: no such model, half-downloaded, corrupt, a pickle, or out of reach.
+        InputError: any other argument is not usable here.
+        MissingDependencyError: the quantization needs a package that is not installed.
+    """
+    chosen_device = resolve_device(device)
+    overrides = tuple(sorted(dict(component_dtypes).items()))
+    for name, value in (("dtype", dtype), *((f"dtype of {part}", value) for part, value in overrides)):
+        if value not in DTYPES:
+            raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(DTYPES)}")
+    if not 0 <= lora_rank <= 4096:
+        raise InputError("lora_rank", lora_rank, "it must be between 0 and 4096", "use 0 unless LoRAs are exchanged")
+    schemes.check_quantization(quantization, chosen_device)
+
+    location, commit, identity = _locate(source, revision, quantization, library, callbacks)
+    return LoadKey(
+        source=location,
+        revision=commit,
+        identity=identity,
+        dtype=resolve_dtype(dtype, chosen_device),
+        component_dtypes=tuple((part, resolve_dtype(value, chosen_device)) for part, value in overrides),
+        device=chosen_device,
+        quantization=quantization,
+        lora_rank=lora_rank,
+    )
+
+
+def _locate(
+    source: str, revision: str, quantization: str, library: Path | None, callbacks: Callbacks
+) -> tuple[str, str, str]:
+    """(source as the key holds it, commit, identity) after all checks of the files."""
+    if source.startswith(TINY):
+        family = source.removeprefix(TINY)
+        if family not in tiny.PIPELINE_CLASSES:
+            cure = f"choose one of: {', '.join(TINY + name for name in tiny.PIPELINE_CLASSES)}"
+            raise InputError("model", source, "there is no embedded tiny pipeline of that name", cure)
+        return source, "", "seed 0"
+    path = _as_path(source)
+    if path.exists():
+        path = path.resolve()
+        _check_path(path, quantization)
+        return str(path), "", checkpoints.fingerprint(path)
+    if not hub.is_hub_id(source):
+        cure = "check the path, or give a Hub id such as owner/name"
+        raise ModelFileError("model", source, "there is no such folder or file", cure)
+    commit, folder = hub.fetch(source, revision, callbacks, library)
+    _check_path(folder, quantization)
+    if library and folder.is_relative_to(library):  # from now on a local model like any other
+        return str(folder.resolve()), "", checkpoints.fingerprint(folder)
+    return source, commit, checkpoints.fingerprint(folder)
+
+
+def _as_path(source: str) -> Path:
+    return Path(source).expanduser()
+
+
+def _check_path(path: Path, quantization: str) -> None:
+    if path.is_dir():
+        checkpoints.check_folder(path)
+        schemes.check_checkpoint(path, quantization)
+    elif path.suffix in checkpoints.PICKLES:
+        checkpoints.refuse_pickle(path)
+    elif path.suffix != ".safetensors":
+        reason = f"{path.suffix or 'a file without a suffix'} is no format of diffusers pipelines"
+        raise ModelFileError("model", str(path), reason, "choose a diffusers folder or a .safetensors file")
+    else:
+        single_file.pipeline_class_of(path)
+
+
+def folder_of(key: LoadKey) -> Path | None:
+    """Where a key's files are: the folder or the single file; None for an embedded tiny pipeline."""
+    if key.source.startswith(TINY):
+        return None
+    if not key.revision:
+        return Path(key.source)
+    return hub.fetch_cached(key.source, key.revision)
+
+
+def check(key: LoadKey) -> None:
+    """Repeat the checks of `resolve` on a key, in milliseconds: the files may have changed since.
+
+    Raises:
+        ModelFileError: as `resolve`.
+    """
+    path = folder_of(key)
+    if path is None:
+        return
+    if not path.exists():
+        raise ModelFileError("model", key.source, "it is not there any more", "choose another model")
+    _check_path(path, key.quantization)
+
+
+@lru_cache(maxsize=64)
+def family_of_key(key: LoadKey) -> Family:
+    """The family that a key will load, for checks before the load; the variant is known only after it."""
+    if key.source.startswith(TINY):
+        return small(family_of(tiny.PIPELINE_CLASSES[key.source.removeprefix(TINY)]))
+    import diffusers
+
+    path = folder_of(key)
+    assert path is not None  # noqa: S101 - only tiny sources have no path
+    name = single_file.pipeline_class_of(path) if path.is_file() else checkpoints.read_index(path)["_class_name"]
+    return family_of(getattr(diffusers, name, name))
+
+
+def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
+    """Read the weights of a resolved key into CPU memory. Where they live after that is for the optimizations to say.
+
+    Progress: one tick of stage "load" per component, between which a cancel takes effect.
+
+    Raises:
+        ModelFileError: the files changed since they were checked, or diffusers cannot read them.
+    """
+    import torch
+
+    started = time.perf_counter()
+    dtype = getattr(torch, key.dtype)
+    pipeline = _read(key, dtype, callbacks)
+    _apply_component_dtypes(pipeline, key)
+    pipeline.set_progress_bar_config(disable=True)
+    family = family_of(pipeline)
+    if key.source.startswith(TINY):
+        family = small(family)
+    facts: dict[str, Any] = {
+        "model": key.source,
+        "pipeline": type(pipeline).__name__,
+        "family": family.name,
+        "device": key.device,
+        "dtype": key.dtype,
+        "weights_mib": {name: round(size / 2**20, 1) for name, size in _sizes(pipeline).items()},
+        "load_seconds": round(time.perf_counter() - started, 3),
+        "loaded_at": datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"),
+    }
+    if commit := key.revision or checkpoints.downloaded_commit(Path(key.source)):
+        facts["revision"] = commit
+    if quantized := describe_quantization(pipeline):
+        facts["quantization"] = quantized
+    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts)
+
+
+def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
+    if key.source.startswith(TINY):
+        callbacks.tick("load", 0, 1, key.source)
+        with reading_errors(Path(key.source)):
+            pipeline = tiny.build(key.source.removeprefix(TINY), dtype=dtype)
+        # Real models skip small layers; nothing would be left of these.
+        quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device, minimum_numel=1024)
+        callbacks.tick("load", 1, 1)
+        return pipeline
+    path = folder_of(key)
+    assert path is not None  # noqa: S101 - only tiny sources have no path
+    with component_progress(callbacks), reading_errors(path):
+        pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
+    if path.is_file() or (key.quantization != "none" and schemes.SCHEMES[key.quantization].after_load):
+        quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
+    return pipeline
+
+
+def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    index = checkpoints.check_folder(folder)
+    held = schemes.checkpoint_quantization(folder)
+    config = pipeline_quantization_config(key.quantization, index, dtype=dtype, device=key.device)
+    sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())
+    with import_sdnq_safely() if sdnq else nullcontext():
+        return DiffusionPipeline.from_pretrained(
+            folder,
+            torch_dtype=_dtype_argument(key, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            variant=checkpoints.variant(folder, index),
+            **({"quantization_config": config} if config is not None else {}),
+        )
+
+
+def _dtype_argument(key: LoadKey, dtype: torch.dtype) -> Any:
+    """One dtype, or one per component with a default, as `from_pretrained` takes it."""
+    import torch
+
+    if not key.component_dtypes:
+        return dtype
+    return {"default": dtype, **{part: getattr(torch, name) for part, name in key.component_dtypes}}
+
+
+def _apply_component_dtypes(pipeline: Any, key: LoadKey) -> None:
+    """Check the names in `component_dtypes`, and convert what was not read from a folder component by component."""
+    import torch
+
+    for part, name in key.component_dtypes:
+        module = pipeline.components.get(part)
+        if not isinstance(module, torch.nn.Module):
+            parts = [name for name, value in pipeline.components.items() if isinstance(value, torch.nn.Module)]
+            raise InputError("component_dtypes", part, "the pipeline has no such model", f"choose of {parts}")
+        if not describe_model(module):
+            module.to(getattr(torch, name))
+
+
+def _sizes(pipeline: Any) -> dict[str, int]:
+    """Bytes of weights by component."""
+    import torch
+
+    return {
+        name: sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+    }

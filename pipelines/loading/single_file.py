@@ -1,0 +1,55 @@
+"""Whole pipelines in one .safetensors file: told apart by their header, read by diffusers' `from_single_file`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ModelFileError
+from . import checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+PIPELINE_CLASSES = {
+    "flux": "FluxPipeline",
+    "sd35": "StableDiffusion3Pipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "xl": "StableDiffusionXLPipeline",
+    "playground": "StableDiffusionXLPipeline",
+    "v1": "StableDiffusionPipeline",
+    "v2": "StableDiffusionPipeline",
+}
+"""Beginning of diffusers' name for a kind of checkpoint -> the pipeline that reads it, the longest match first."""
+
+
+def pipeline_class_of(path: Path) -> str:
+    """The diffusers pipeline that reads a single .safetensors file, told from its header alone.
+
+    Raises:
+        ModelFileError: damaged, or a kind of checkpoint that no pipeline reads from one file.
+    """
+    import torch
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+
+    header = checkpoints.read_header(path)
+    shapes = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
+    has_vae = any(name.startswith(("first_stage_model.", "vae.")) for name in shapes)
+    kind = infer_diffusers_model_type(shapes)
+    for beginning, pipeline_class in PIPELINE_CLASSES.items():
+        if kind.startswith(beginning) and has_vae:
+            return pipeline_class
+    reason = "it holds only a part of a model (no VAE)" if not has_vae else f"diffusers reads no {kind} from one file"
+    raise ModelFileError("model", str(path), reason, "use the model's folder in diffusers format")
+
+
+def read(path: Path, dtype: torch.dtype) -> Any:
+    """The pipeline in a file that `pipeline_class_of` recognises, on the CPU."""
+    import diffusers
+
+    pipeline_class = getattr(diffusers, pipeline_class_of(path))
+    # A single file holds weights only. The configurations come from a folder of the same name beside it, where there
+    # is one, else from the Hub (or its cache) by diffusers itself.
+    beside = path.with_suffix("")
+    config = {"config": str(beside), "local_files_only": True} if (beside / checkpoints.INDEX).is_file() else {}
+    return pipeline_class.from_single_file(str(path), torch_dtype=dtype, **config)

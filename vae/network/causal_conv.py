@@ -1,0 +1,191 @@
+"""The causal 3-D convolution: padding in time only in front, and frames carried from slice to slice.
+
+At the beginning of a clip the first frame stands in for the frames before it. Instead of copying it there, the kernel
+taps that would meet the copies are summed: for the first frame a convolution has a third of the work, and decoding a
+single image has a third of it everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..kernels import Padded
+from .convolution import conv3d
+from .execution import Execution, empty
+from .padding import carry_frames, gather
+from .sources import Plain, Source
+from .strips import Axis, Block
+
+
+class Kernel(NamedTuple):
+    """One of the convolutions that a block takes.
+
+    Attributes: weight: [O, I, taps, kh, kw]; frame: its first output frame; reads: frames of the buffer, None for all.
+    """
+
+    weight: torch.Tensor
+    frame: int = 0
+    reads: int | None = None
+
+
+class CausalConv3d(nn.Conv3d):
+    """Convolution [B, I, T, H, W] -> [B, O, T', H', W'], with T' = ceil(T / stride) from the beginning of a clip.
+
+    Args:
+        in_channels, out_channels: channels.
+        kernel: (frames, rows, columns), each 1 or 3.
+        stride: (frames, rows, columns), each 1 or 2.
+        border: zeros (before, after) along height and along width; None keeps the size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int, int] = (3, 3, 3),
+        stride: tuple[int, int, int] = (1, 1, 1),
+        border: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride)
+        self.name = ""
+        """Unique in its network: the key of its carried frames."""
+        self.border = (kernel[1] // 2, kernel[1] // 2) if border is None else border
+
+    @property
+    def carried(self) -> int:
+        """Frames carried to the next slice: kernel less stride."""
+        return self.kernel_size[0] - self.stride[0]
+
+    def forward(  # type: ignore[override]
+        self,
+        source: Source | torch.Tensor,
+        run: Execution,
+        *,
+        out: torch.Tensor | None = None,
+        add: bool = False,
+        carry: bool | None = None,
+    ) -> torch.Tensor:
+        """Convolve the source, block by block.
+
+        Args:
+            source: a tensor [B, I, T, H, W], or what makes one block by block.
+            out: where the result goes; None allocates.
+            add: add the result to `out` instead of storing it there.
+            carry: whether to carry frames on to a next slice; None = as the execution says.
+        """
+        return self._convolve(
+            Plain(source) if isinstance(source, torch.Tensor) else source,
+            run,
+            out,
+            add=add,
+            carry=run.carry if carry is None else carry,
+        )
+
+    def _convolve(
+        self, source: Source, run: Execution, out: torch.Tensor | None, *, add: bool, carry: bool
+    ) -> torch.Tensor:
+        memory = run.state.get(self.name)
+        front = self._front(memory, run)
+        rows, columns = self._axes(source)
+        blocks = run.blocks(rows, columns, self._cell_bytes(source))
+        kernels = causal_kernels(self.weight, self.stride[0], source.shape[2]) if not front else [Kernel(self.weight)]
+        kept = run.state.keep(self.name, self.carried, source, carry)
+        if out is None and len(kernels) == 1 and blocks[0].covers(rows, columns):
+            buffer = self._buffer(source, memory, front, blocks[0], run)
+            if kept is not None:
+                carry_frames(buffer, kept, blocks[0])
+            return conv3d(buffer, kernels[0].weight, self.bias, self.stride)
+        if out is None:
+            before = self.carried if memory is not None else self.kernel_size[0] - 1
+            frames = (before + source.shape[2] - self.kernel_size[0]) // self.stride[0] + 1
+            shape = (source.shape[0], self.out_channels, frames, rows.outputs, columns.outputs)
+            out = empty(shape, source.x)
+        for block in blocks:
+            buffer = self._buffer(source, memory, front, block, run)
+            for kernel in kernels:
+                result = conv3d(buffer[:, :, : kernel.reads], kernel.weight, self.bias, self.stride)
+                target = out[
+                    :,
+                    :,
+                    kernel.frame : kernel.frame + result.shape[2],
+                    slice(*block.rows[:2]),
+                    slice(*block.columns[:2]),
+                ]
+                if add:
+                    target.add_(result)
+                else:
+                    target.copy_(result)
+                del result
+            if kept is not None:
+                carry_frames(buffer, kept, block)
+            del buffer
+        return out
+
+    def _front(self, memory: torch.Tensor | None, run: Execution) -> int:
+        """Frames that a buffer holds in front of the source's own; none where folded kernels do without."""
+        if memory is not None:
+            return self.carried
+        return 0 if run.optimizations.folded_head else self.kernel_size[0] - 1
+
+    def _buffer(
+        self, source: Source, memory: torch.Tensor | None, front: int, block: Block, run: Execution
+    ) -> torch.Tensor:
+        if run.optimizations.padded_buffer or not run.layout.uncut:
+            return gather(source, memory, front, block)
+        return concatenate(source, memory, front, block)
+
+    def _axes(self, source: Source) -> tuple[Axis, Axis]:
+        *_, height, width = source.shape
+        _, kernel, _ = self.kernel_size
+        _, stride, _ = self.stride
+        return Axis(height, kernel, stride, *self.border), Axis(width, kernel, stride, *self.border)
+
+    def _cell_bytes(self, source: Source) -> int:
+        """Bytes per output cell of a block's buffer and result, and of what the source needs on the way."""
+        cells = self.stride[1] * self.stride[2]
+        stored = self.in_channels * (source.shape[2] + self.kernel_size[0] - 1) * cells
+        stored += self.out_channels * source.shape[2]
+        return stored * source.x.element_size() + source.cell_bytes * cells
+
+
+def causal_kernels(weight: torch.Tensor, stride: int, frames: int) -> list[Kernel]:
+    """The convolutions that stand for a causal one over the first `frames` frames of a clip.
+
+    Output frame j reaches `taps - 1 - j stride` frames in front of the clip; the taps there see the first frame.
+    """
+    taps = weight.shape[2]
+    kernels: list[Kernel] = []
+    for frame in range(-(-(taps - 1) // stride)):
+        reads = 1 + frame * stride
+        if reads <= frames:
+            kernels.append(Kernel(fold(weight, taps - reads), frame, reads))
+    if frames >= taps:
+        kernels.append(Kernel(weight, len(kernels)))
+    return kernels
+
+
+def fold(weight: torch.Tensor, missing: int) -> torch.Tensor:
+    """The kernel [O, I, taps, kh, kw] with its first `missing + 1` taps in time summed into one (in float32)."""
+    outputs, inputs, taps, height, width = weight.shape
+    head = weight[:, :, 0].to(torch.float32, copy=True)
+    for tap in range(1, missing + 1):
+        head += weight[:, :, tap]
+    folded = empty((outputs, inputs, taps - missing, height, width), weight)
+    folded[:, :, 0] = head
+    folded[:, :, 1:] = weight[:, :, missing + 1 :]
+    return folded
+
+
+def concatenate(source: Source, memory: torch.Tensor | None, front: int, block: Block) -> torch.Tensor:
+    """What `gather` makes of a whole plane, by way of two more full copies: to measure what writing once saves."""
+    rows, columns = block
+    x = empty(source.shape, source.x)
+    source.write(rows, columns, Padded(x))
+    if front:
+        head = x[:, :, :1].expand(-1, -1, front, -1, -1) if memory is None else memory.to(x.device)
+        x = torch.cat([head, x], dim=2)
+    return F.pad(x, (columns.before, columns.after, rows.before, rows.after))

@@ -1,0 +1,96 @@
+"""The one place where a 3-D convolution is called: by the way that is fastest on a card, where that may be chosen,
+and around bad choices of libraries.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..kernels.conv_choice import ConvChoice
+from ..kernels.saved_choices import MEMORY
+
+
+def conv3d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...] = (1, 1, 1)
+) -> torch.Tensor:
+    """Convolution of a buffer that already holds its padding: [B, I, T, H, W] to [B, O, T', H', W'].
+
+    Compiled code calls PyTorch's, as inductor knows it: a choice by measuring cannot be traced.
+    """
+    if torch.compiler.is_compiling():
+        return F.conv3d(x, weight, bias, stride)
+    return CHOICE(x, weight, bias, stride) if on_card(x) else torch_conv3d(x, weight, bias, stride)
+
+
+def on_card(x: torch.Tensor) -> bool:
+    """Whether convolutions of x are cuDNN's (or MIOpen's)."""
+    return x.is_cuda
+
+
+def torch_conv3d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]
+) -> torch.Tensor:
+    """PyTorch's own convolution, called so that cuDNN takes no more memory than it needs."""
+    if x.is_cuda and x.dtype != torch.float32 and memory_defect():
+        y = torch.cudnn_convolution(x, weight, (0, 0, 0), stride, (1, 1, 1), 1, False, False, True)
+        return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
+    if not x.is_cuda and unfolds(x):
+        return torch.mkldnn_convolution(x, weight, bias, (0, 0, 0), stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, stride)
+
+
+CHOICE = ConvChoice(torch_conv3d, memory=MEMORY)
+"""What was measured and chosen in this process, by shape."""
+
+
+def bias_of(conv: nn.Conv3d) -> torch.Tensor:
+    """The bias [O], zeros where there is none."""
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def bias_is_a_pass(x: torch.Tensor) -> bool:
+    """Whether PyTorch adds a bias to a convolution of x in a pass of its own, so that it is better added later.
+
+    So it does on cards, whatever convolves there; oneDNN adds it on the way.
+    """
+    return on_card(x)
+
+
+def copy_biased(target: torch.Tensor, result: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Copy a convolution's result [B, O, T, H, W] to where it belongs, adding a bias [O] on the way."""
+    if bias is None:
+        target.copy_(result)
+    elif torch.compiler.is_compiling():  # dynamo knows no `out=` into a view
+        target.copy_(result + bias.view(-1, 1, 1, 1))
+    else:
+        torch.add(result, bias.view(-1, 1, 1, 1), out=target)
+
+
+def unfolds(x: torch.Tensor) -> bool:
+    """Whether PyTorch would take this CPU input for too small for oneDNN, and copy it once per kernel tap instead.
+
+    Strips and single frames are that small; what it costs is memory, and several times the time.
+    """
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+@lru_cache(maxsize=1)
+def memory_defect() -> bool:
+    """Whether half-precision conv3d takes about three times the memory it should with this torch and cuDNN."""
+    if torch.version.hip is not None or not torch.backends.cudnn.is_available():
+        return False
+    return has_memory_defect(torch.__version__, torch.backends.cudnn.version() or 0)
+
+
+def has_memory_defect(torch_version: str, cudnn_version: int) -> bool:
+    """torch 2.9 and later stopped asking cuDNN 9.10.2 to 9.14 for its lean algorithms; cuDNN 9.15 is asked again.
+
+    Args:
+        cudnn_version: as `torch.backends.cudnn.version()` gives it: 91002 for 9.10.2.
+    """
+    major, minor = (int(part) for part in torch_version.split(".")[:2])
+    return (major, minor) >= (2, 9) and 91002 <= cudnn_version < 91500

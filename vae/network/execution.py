@@ -1,0 +1,126 @@
+"""How one call of the networks runs. Handed down with every call, so that the modules themselves hold no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..kernels import Kernels
+from ..settings import Optimizations
+from .strips import Axis, Block, Span, blocks, cut, fit, whole
+
+if TYPE_CHECKING:
+    from .sources import Source
+
+
+class StreamState:
+    """What a network carries from one slice of a clip to the next: frames of some convolutions' input, by name.
+
+    It belongs to one decode (or encode) and dies with it, whatever happens: an exception can leave nothing behind,
+    and two decodes cannot disturb each other.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.frames: dict[str, torch.Tensor] = {}
+        self.device = device
+        """Where the frames wait; None means where they were made."""
+
+    def copy(self) -> StreamState:
+        """The same frames in memory of their own: a slice can be run twice."""
+        twin = StreamState(self.device)
+        twin.frames = {name: frames.clone() for name, frames in self.frames.items()}
+        return twin
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """The carried frames [B, C, m, H, W], or None at the beginning of a clip."""
+        return self.frames.get(name)
+
+    def keep(self, name: str, frames: int, source: Source, carry: bool) -> torch.Tensor | None:
+        """Where a convolution puts the frames it carries on: the old ones' place, or new memory.
+
+        Args:
+            frames: how many it carries, 0 for none.
+            source: what it convolves.
+            carry: whether another slice follows at all.
+        """
+        if not (carry and frames):
+            return None
+        if name not in self.frames:
+            batch, channels, _, height, width = source.shape
+            self.frames[name] = empty((batch, channels, frames, height, width), source.x, device=self.device)
+        return self.frames[name]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How planes are cut.
+
+    Attributes:
+        rows, columns: fixed numbers of strips; 0 = as `workspace` asks.
+        workspace: bytes that the temporaries of one strip may take; None = no limit.
+        tail_frames: frames that the last, purely spatial levels of a network take at a time; 0 = all.
+    """
+
+    rows: int = 0
+    columns: int = 0
+    workspace: int | None = None
+    tail_frames: int = 0
+
+    @property
+    def uncut(self) -> bool:
+        return self.workspace is None and self.rows <= 1 and self.columns <= 1
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One call: its state, what it may do, and how it cuts its planes.
+
+    Attributes:
+        state: frames carried between slices.
+        carry: whether another slice follows, so that frames have to be carried on.
+        layout: how planes are cut.
+        optimizations: what is switched on.
+        kernels: the operations with more than one implementation.
+    """
+
+    state: StreamState = field(default_factory=StreamState)
+    carry: bool = False
+    layout: Layout = Layout()
+    optimizations: Optimizations = field(default_factory=Optimizations)
+    kernels: Kernels = field(default_factory=Kernels)
+
+    def blocks(self, rows: Axis, columns: Axis, cell_bytes: int) -> list[Block]:
+        """The blocks a convolution is computed in, row strip by row strip.
+
+        Args:
+            cell_bytes: bytes of temporaries per output cell.
+        """
+        layout = self.layout
+        if layout.uncut:
+            return [Block(whole(rows), whole(columns))]
+        height, width = rows.outputs, columns.outputs
+        if layout.workspace is not None:
+            height, width = fit(rows, columns, cell_bytes, layout.workspace)
+        if layout.rows:
+            height = -(-rows.outputs // layout.rows)
+        if layout.columns:
+            width = -(-columns.outputs // layout.columns)
+        return list(blocks(cut(rows, height), cut(columns, width)))
+
+
+def empty(shape: tuple[int, ...], like: torch.Tensor, *, device: torch.device | None = None) -> torch.Tensor:
+    """Uninitialised memory of `shape` in the dtype, device and memory layout of the 5-D tensor `like`."""
+    layout = torch.channels_last_3d if is_channels_last(like) else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=device or like.device, memory_format=layout)
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether neighbouring channels are neighbours in memory, also for views into a larger tensor."""
+    return x.stride(1) == 1 and x.shape[1] > 1
+
+
+def region(x: torch.Tensor, rows: Span, columns: Span) -> torch.Tensor:
+    """What a block reads of a tensor [B, C, T, H, W]."""
+    return x[..., rows.read_start : rows.read_stop, columns.read_start : columns.read_stop]

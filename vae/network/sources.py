@@ -1,0 +1,116 @@
+"""What a convolution reads: something that can write any block of itself into the convolution's padded buffer.
+
+The source makes its values on the way (normalised, activated, upscaled), so they never exist as a tensor of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from ..kernels import Padded, Statistics
+from .convolution import bias_is_a_pass, conv3d
+from .execution import Execution, region
+from .strips import Span
+
+
+class Source(Protocol):
+    """An input of a convolution."""
+
+    x: torch.Tensor
+    """What it is made from; gives device, dtype and memory layout."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, C, T, H, W) of the whole source."""
+        ...
+
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of temporaries per cell while a block is written, over all frames."""
+        ...
+
+    def write(self, rows: Span, columns: Span, out: Padded) -> None:
+        """Write the cells that the block reads, all frames of them, into `out`, and fill what surrounds them."""
+        ...
+
+
+class Plain:
+    """A tensor as it is."""
+
+    cell_bytes = 0
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+        self.shape = tuple(x.shape)
+
+    def write(self, rows: Span, columns: Span, out: Padded) -> None:
+        out.inside.copy_(region(self.x, rows, columns))
+        out.surround()
+
+
+class Activated:
+    """A tensor after GroupNorm and SiLU. The statistics are those of whole frames, so blocks agree at their edges."""
+
+    def __init__(self, x: torch.Tensor, norm: nn.GroupNorm, run: Execution) -> None:
+        self.x = x
+        self.shape = tuple(x.shape)
+        self.norm = norm
+        self.kernels = run.kernels
+        self.statistics: Statistics | None = None
+        if not run.layout.uncut:
+            self.statistics = self.kernels.group_norm_statistics(x, norm.num_groups).statistics(norm.eps)
+
+    @property
+    def cell_bytes(self) -> int:
+        """In half precision one frame at a time passes through float32."""
+        return 0 if self.x.dtype == torch.float32 else 8 * self.shape[1]
+
+    def write(self, rows: Span, columns: Span, out: Padded) -> None:
+        norm = self.norm
+        self.kernels.group_norm_silu(
+            region(self.x, rows, columns),
+            norm.weight,
+            norm.bias,
+            norm.num_groups,
+            norm.eps,
+            statistics=self.statistics,
+            out=out,
+        )
+
+
+class Upscaled:
+    """A tensor after a 1x1x1 convolution and a pixel shuffle to twice the size (and twice the frames)."""
+
+    def __init__(self, x: torch.Tensor, conv: nn.Conv3d, temporal: int, *, drop_head: bool, run: Execution) -> None:
+        batch, _, frames, height, width = x.shape
+        self.x = x
+        self.conv = conv
+        self.temporal = temporal
+        self.drop_head = drop_head
+        self.kernels = run.kernels
+        channels = conv.out_channels // (4 * temporal)
+        dropped = temporal - 1 if drop_head else 0
+        self.shape = (batch, channels, frames * temporal - dropped, 2 * height, 2 * width)
+
+    @property
+    def cell_bytes(self) -> int:
+        """The upscaled block before and after the shuffle, with a margin for odd edges."""
+        _, channels, _, _, _ = self.shape
+        return 2 * channels * self.x.shape[2] * self.temporal * self.x.element_size()
+
+    def write(self, rows: Span, columns: Span, out: Padded) -> None:
+        top, left = rows.read_start // 2, columns.read_start // 2
+        coarse = self.x[..., top : (rows.read_stop + 1) // 2, left : (columns.read_stop + 1) // 2]
+        later = self.conv.bias if bias_is_a_pass(coarse) else None
+        upscaled = conv3d(coarse, self.conv.weight, self.conv.bias if later is None else None)
+        if rows.read_start % 2 or rows.read_stop % 2 or columns.read_start % 2 or columns.read_stop % 2:
+            fine = self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head, bias=later)
+            y, x = rows.read_start - 2 * top, columns.read_start - 2 * left
+            inside = out.inside
+            inside.copy_(fine[..., y : y + inside.shape[3], x : x + inside.shape[4]])
+            out.surround()
+        else:
+            self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head, bias=later, out=out)
