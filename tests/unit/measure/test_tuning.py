@@ -216,8 +216,8 @@ def test_the_folder_is_the_environments_then_the_given_then_the_users(
     monkeypatch.delenv(store_module.ENVIRONMENT_VARIABLE, raising=False)
     if sys.platform.startswith("linux"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert store.default_folder() == tmp_path / "xdg" / "fastdiffusers"
-    store.use_folder(tmp_path / "given")
+        assert store_module.default_folder() == tmp_path / "xdg" / "fastdiffusers"
+    store_module.use_folder(tmp_path / "given")
     assert default_store().path == tmp_path / "given" / store_module.FILE_NAME
     monkeypatch.setenv(store_module.ENVIRONMENT_VARIABLE, str(tmp_path / "named"))
     assert default_store() is default_store()
