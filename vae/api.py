@@ -256,7 +256,7 @@ def _attempt(
     graphs = None
     if settings.cuda_graphs and vae.device.type == "cuda":
         network = graphs = GraphedNetwork(network, CudaBackend(vae.device), needed=plan.peak)
-    job = Job(vae, task, settings, plan, network, read, _kernels(settings), callbacks)
+    job = Job(vae, task, settings, plan, network, read, Kernels(settings.kernels), callbacks)
     fused = settings.kernels == "auto"
     try:
         with torch.inference_mode(), rules(alternatives=fused, half_sums=fused and settings.fp16_accumulation):
@@ -265,13 +265,6 @@ def _attempt(
         if graphs is not None:
             graphs.drop()
     return job
-
-
-def _kernels(settings: VaeSettings) -> Kernels:
-    wanted = settings.optimizations
-    plain = ["group_norm_silu"] * (not wanted.fused_norm_activation)
-    plain += ["pixel_shuffle_3d"] * (not wanted.native_pixel_shuffle)
-    return Kernels(settings.kernels, tuple(plain))
 
 
 def _unchanged(x: torch.Tensor) -> torch.Tensor:

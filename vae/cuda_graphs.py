@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 
 from .memory import free_bytes
-from .network.execution import Execution, StreamState
+from .network.execution import CarriedFrames, Execution
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +100,13 @@ class _Recorded:
     recording: Recording
     x: torch.Tensor
     frames: dict[str, torch.Tensor]
-    owner: weakref.ref[StreamState] | None = None
+    owner: weakref.ref[CarriedFrames] | None = None
 
     @property
     def bytes(self) -> int:
         return self.recording.bytes + sum(t.nbytes for t in (self.x, *self.frames.values()))
 
-    def run(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+    def run(self, x: torch.Tensor, state: CarriedFrames) -> torch.Tensor:
         """One slice of a stream, whose frames are adopted."""
         former = self.owner() if self.owner is not None else None
         if former is not None and former is not state:
@@ -207,7 +207,7 @@ class GraphedNetwork:
         if free is not None and free < 2 * self._needed + state_bytes:
             self.refused = f"{free / 2**30:.2f} GiB free, {(2 * self._needed + state_bytes) / 2**30:.2f} GiB wanted"
             return None
-        still = StreamState(run.state.device)
+        still = CarriedFrames(run.state.device)
         still.frames = {name: frames.clone() for name, frames in run.state.frames.items()}
         held = x.clone()
         fixed = replace(run, state=still)
@@ -242,5 +242,4 @@ class GraphedNetwork:
 def _key(x: torch.Tensor, run: Execution) -> Hashable:
     """What a graph is good for."""
     frames = tuple(sorted((name, tuple(t.shape), t.stride()) for name, t in run.state.frames.items()))
-    how = (run.layout, run.optimizations, run.kernels.choice, run.kernels.plain_operations)
-    return tuple(x.shape), x.stride(), x.dtype, str(x.device), how, frames
+    return tuple(x.shape), x.stride(), x.dtype, str(x.device), run.layout, run.kernels.choice, frames

@@ -15,7 +15,7 @@ from ..errors import FastDiffusersError
 from .canvas import Canvas, ReferenceCanvas
 from .kernels import Kernels
 from .lanes import lanes_of
-from .network.execution import Execution, StreamState
+from .network.execution import CarriedFrames, Execution
 from .network.model import VideoVAE
 from .planner import Plan, Task
 from .settings import VaeSettings, pair
@@ -106,14 +106,14 @@ class Job:
 
     def _stream(self, clip: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """(first frame, frames [C', T', H', W']) of each temporal slice of a clip [C, T, H, W]."""
-        state = StreamState(torch.device("cpu") if self.plan.offload_state else None)
+        state = CarriedFrames(torch.device("cpu") if self.plan.offload_state else None)
         parts = self._slices(clip[None])
         frame = 0
         for index, (start, stop) in enumerate(parts):
             piece = self.read(clip[None, :, start:stop].to(self.vae.device, torch.float32)).to(self.vae.dtype)
             piece = piece.contiguous()  # the strides of a view would tell compiled code how long the clip is
             carry = index < len(parts) - 1
-            run = Execution(state, carry, self.plan.layout, self.settings.optimizations, self.kernels)
+            run = Execution(state, carry, self.plan.layout, self.kernels)
             made = self.network(piece, run)[0]
             yield frame, made
             frame += made.shape[1]

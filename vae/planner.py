@@ -18,10 +18,10 @@ from .config import VaeConfig
 from .kernels import Kernels
 from .kernels.eager import chunk_bytes
 from .memory import LiveBytes, free_bytes
-from .network.execution import Execution, Layout, StreamState
+from .network.execution import CarriedFrames, Execution, Layout
 from .network.model import VideoVAE
 from .network.strips import Axis, Block, blocks, cut
-from .settings import Optimizations, VaeSettings, pair
+from .settings import VaeSettings, pair
 from .streaming import slices
 
 GIB = 1 << 30
@@ -118,7 +118,7 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     on_card = vae.device.type != "cpu"
     offload = settings.state_device == "cpu" and on_card
     size = settings.temporal_slice or 1
-    dry = DryRun(vae, task, shape, size, settings.optimizations)
+    dry = DryRun(vae, task, shape, size)
     if settings.mode == "whole" or any(settings.strips):
         rows, columns = settings.strips
         layout = Layout() if settings.mode == "whole" else Layout(max(rows, 1), max(columns, 1))
@@ -202,9 +202,7 @@ class DryRun:
         size: latent frames per slice.
     """
 
-    def __init__(
-        self, vae: VideoVAE, task: Task, shape: tuple[int, ...], size: int, optimizations: Optimizations
-    ) -> None:
+    def __init__(self, vae: VideoVAE, task: Task, shape: tuple[int, ...], size: int) -> None:
         channels, frames, height, width = shape
         parts = slices(frames, size, task.frames)
         # The pieces of a statistics pass come on top of a strip; none is larger than a frame with all its channels.
@@ -218,7 +216,6 @@ class DryRun:
             (channels, height, width),
             tuple(stop - start for start, stop in parts[:2]),
             len(parts) > 2,
-            optimizations,
         )
 
     def peak(self, layout: Layout, offloaded: bool = False) -> int:
@@ -241,7 +238,6 @@ class _Case(NamedTuple):
     plane: tuple[int, int, int]
     frames: tuple[int, ...]
     more: bool
-    optimizations: Optimizations
 
 
 class _SingleCell(Execution):
@@ -254,20 +250,20 @@ class _SingleCell(Execution):
 @lru_cache(maxsize=256)
 def _count(case: _Case, kind: type[Execution], layout: Layout) -> tuple[int, int]:
     """(bytes alive at once, bytes of carried frames among them)."""
-    twin = _twin(case.config, case.dtype, case.optimizations.channels_last)
+    twin = _twin(case.config, case.dtype)
     channels, height, width = case.plane
-    state = StreamState()
+    state = CarriedFrames()
     with torch.inference_mode(), LiveBytes(torch.device("meta")) as live:
         for index, frames in enumerate(case.frames):
             x = torch.empty((1, channels, frames, height, width), dtype=case.dtype, device="meta")
             carry = case.more or index < len(case.frames) - 1
-            case.task.network(twin)(x, kind(state, carry, layout, case.optimizations, Kernels("eager")))
+            case.task.network(twin)(x, kind(state, carry, layout, Kernels("eager")))
             del x
     return live.peak, sum(carried.numel() * carried.element_size() for carried in state.frames.values())
 
 
 @lru_cache(maxsize=8)
-def _twin(config: VaeConfig, dtype: torch.dtype, channels_last: bool) -> VideoVAE:
+def _twin(config: VaeConfig, dtype: torch.dtype) -> VideoVAE:
     """The same VAE without data."""
     with torch.device("meta"):
-        return VideoVAE(config).to(dtype).prepare(channels_last=channels_last)
+        return VideoVAE(config).to(dtype).prepare()

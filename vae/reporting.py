@@ -10,20 +10,7 @@ from .kernels import Kernels
 from .network.convolution import CHOICE, memory_defect
 from .network.model import VideoVAE
 from .planner import GIB, Plan, Task, overlap_refusal
-from .settings import Optimizations, VaeSettings
-
-SWITCHES = {
-    "polyphase_upsampling": "upsampler: one convolution per output phase",
-    "folded_head": "first frame: kernels summed over time",
-    "native_pixel_shuffle": "pixel shuffle drops the head frame while copying",
-    "in_place_residual": "residual sum in place",
-    "direct_mid_block": "mid block on views",
-    "fused_norm_activation": "GroupNorm and SiLU in one, into the padded buffer",
-    "padded_buffer": "carried frames, input and border written once",
-    "chunked_attention": "attention over chunks of queries",
-    "chunked_upsampling": "upscaled tensor only strip by strip",
-    "channels_last": "channels_last_3d",
-}
+from .settings import VaeSettings
 
 
 def describe(
@@ -51,8 +38,6 @@ def describe(
     report.set(_overlap_record(settings, plan, vae.device))
     report.set(_compile_record(settings, plan))
     report.set(OptimizationRecord("precision", "as loaded", str(vae.dtype).removeprefix("torch.")))
-    for name, text in SWITCHES.items():
-        report.set(_switch_record(name, text, settings.optimizations, plan))
     used = ", ".join(f"{operation}: {name}" for operation, name in kernels.used.items())
     reason = "; ".join(f"{name}: {why}" for name, why in kernels.refusals().items())
     report.set(OptimizationRecord("kernels", settings.kernels, used or "PyTorch operations", reason))
@@ -116,12 +101,3 @@ def _convolution_record(settings: VaeSettings) -> OptimizationRecord:
     applied = ", ".join(f"{name}: {shapes} shapes" for name, shapes in CHOICE.used().items())
     reason = "; ".join(f"{name}, {where}: {why}" for (name, where), why in CHOICE.refusals.items())
     return OptimizationRecord("convolution", asked, applied or "conv3d", reason)
-
-
-def _switch_record(name: str, text: str, wanted: Optimizations, plan: Plan) -> OptimizationRecord:
-    on = getattr(wanted, name)
-    if name == "padded_buffer" and not on and not plan.layout.uncut:
-        return OptimizationRecord(name, "off", "on", "strips are cut from the padded buffer")
-    if name == "chunked_upsampling" and on and plan.layout.uncut:
-        return OptimizationRecord(name, "on", "off", "whole planes")
-    return OptimizationRecord(name, "on" if on else "off", text if on else "off")

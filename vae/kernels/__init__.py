@@ -76,12 +76,10 @@ class Kernels:
 
     Args:
         choice: "auto" (fused where they work, else eager), "eager" or "plain".
-        plain_operations: operations that are run plainly whatever the choice.
     """
 
-    def __init__(self, choice: str = "auto", plain_operations: tuple[str, ...] = ()) -> None:
+    def __init__(self, choice: str = "auto") -> None:
         self.choice = choice
-        self.plain_operations = plain_operations
         self.used: dict[str, str] = {}
         """Name of the implementation that ran last, by operation."""
 
@@ -174,7 +172,7 @@ class Kernels:
             return {f"{name}, {key.operation}, {key.dtype}": reason for (key, name), reason in _refusals.items()}
 
     def _run(self, operation: str, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if operation in self.plain_operations or self.choice == "plain":
+        if self.choice == "plain":
             return Choice(getattr(plain, operation), plain.NAME)(x, *arguments, **options)
         twin = Choice(getattr(eager, operation), eager.NAME)
         if self.choice == "eager" or torch.compiler.is_compiling() or not _asked_on(x.device.type):

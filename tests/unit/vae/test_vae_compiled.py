@@ -16,7 +16,7 @@ from fastdiffusers.vae.compiled import compiled_network, with_our_graphs
 from fastdiffusers.vae.kernels import eager
 from fastdiffusers.vae.kernels.conv_choice import rules
 from fastdiffusers.vae.network import convolution
-from fastdiffusers.vae.network.execution import Execution, Layout, StreamState
+from fastdiffusers.vae.network.execution import CarriedFrames, Execution, Layout
 
 Latents = Callable[..., torch.Tensor]
 
@@ -58,14 +58,14 @@ def flat() -> VideoVAE:
 
 @pytest.mark.parametrize(("carry", "layout"), [(False, Layout()), (True, Layout()), (True, Layout(rows=2, columns=2))])
 def test_a_decode_slice_is_one_graph(tiny: VideoVAE, latents: Latents, carry: bool, layout: Layout) -> None:
-    run = Execution(StreamState(), carry, layout)
+    run = Execution(CarriedFrames(), carry, layout)
     explained = torch._dynamo.explain(tiny.decode_slice)(latents(2, 4, 4), run)
     assert explained.graph_break_count == 0
     assert explained.graph_count == 1
 
 
 def test_a_later_slice_is_one_graph_too(tiny: VideoVAE, latents: Latents) -> None:
-    state = StreamState()
+    state = CarriedFrames()
     with torch.no_grad():
         tiny.decode_slice(latents(2, 4, 4), Execution(state, carry=True))
     explained = torch._dynamo.explain(tiny.decode_slice)(latents(1, 4, 4), Execution(state, carry=True))
@@ -77,7 +77,7 @@ def test_what_only_cards_do_is_one_graph_too(tiny: VideoVAE, latents: Latents, m
     """A bias that is added later; and no choice of a convolution, which nothing can trace."""
     monkeypatch.setattr(convolution, "on_card", lambda x: True)
     with rules(alternatives=True):
-        explained = torch._dynamo.explain(tiny.decode_slice)(latents(3, 4, 4), Execution(StreamState(), carry=True))
+        explained = torch._dynamo.explain(tiny.decode_slice)(latents(3, 4, 4), Execution(CarriedFrames(), carry=True))
     assert explained.graph_break_count == 0
     assert explained.graph_count == 1
 
