@@ -30,7 +30,7 @@ from ..vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, from_state_dict
 from ..vae.checkpoint import choose_device, choose_dtype
 from ..vae.memory import LiveBytes
 from ..vae.network.execution import CarriedFrames, Execution
-from ..vae.streaming import slices
+from ..vae.planner import slices
 from .common import store, table
 from .plain_video_vae import PlainVideoVae, formula_weights
 from .top_kernels import kernel_times

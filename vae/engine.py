@@ -12,16 +12,14 @@ import torch
 
 from ..callbacks import Callbacks
 from ..errors import FastDiffusersError
-from .canvas import Canvas, ReferenceCanvas
 from .kernels import Kernels
-from .lanes import lanes_of
 from .network.execution import CarriedFrames, Execution
 from .network.model import VideoVAE
-from .planner import Plan, Task
+from .planner import Plan, Task, slices
+from .reference_blending import ReferenceCanvas, reference_axis
 from .settings import VaeSettings, pair
-from .streaming import slices
-from .streams import copier_for
-from .tiling import TileAxis, reference_axis, smooth_axis
+from .streams import copier_for, tile_streams
+from .tiling import Canvas, TileAxis, smooth_axis
 
 Network = Callable[[torch.Tensor, Execution], torch.Tensor]
 
@@ -78,25 +76,25 @@ class Job:
             canvas.finish()
 
     def _pieces(self, item: torch.Tensor, rows: TileAxis, columns: TileAxis) -> Iterator[Piece]:
-        """All slices of all tiles of a clip [C, T, H, W]; with two lanes one is made while another is handed out."""
-        lanes = lanes_of(self.vae.device, self.plan.lanes)
-        tiles = product(range(len(rows)), range(len(columns)))  # shared: a lane takes the next one when it is free
-        at_work = deque((lane, self._lane(item, rows, columns, tiles)) for lane in range(lanes.count))
+        """All slices of all tiles of a clip [C, T, H, W]; with two streams one is made while another is handed out."""
+        streams = tile_streams(self.vae.device, self.plan.tiles_at_a_time)
+        tiles = product(range(len(rows)), range(len(columns)))  # shared: a stream takes the next one when it is free
+        at_work = deque((stream, self._tiles(item, rows, columns, tiles)) for stream in range(streams.count))
         under_way: deque[tuple[int, Piece]] = deque()
         while at_work or under_way:
-            if at_work and len(under_way) < lanes.count:
-                lane, pieces = at_work.popleft()
-                with lanes.lane(lane):
+            if at_work and len(under_way) < streams.count:
+                stream, pieces = at_work.popleft()
+                with streams.queue(stream):
                     piece = next(pieces, None)
                 if piece is not None:
-                    at_work.append((lane, pieces))
-                    under_way.append((lane, piece))
+                    at_work.append((stream, pieces))
+                    under_way.append((stream, piece))
             else:
-                lane, piece = under_way.popleft()
-                lanes.fetch(lane, piece.made)
+                stream, piece = under_way.popleft()
+                streams.fetch(stream, piece.made)
                 yield piece
 
-    def _lane(
+    def _tiles(
         self, item: torch.Tensor, rows: TileAxis, columns: TileAxis, tiles: Iterator[tuple[int, int]]
     ) -> Iterator[Piece]:
         """The slices of one tile after the other."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,6 @@ from .network.execution import CarriedFrames, Execution, Layout
 from .network.model import VideoVAE
 from .network.strips import Axis, Block, blocks, cut
 from .settings import VaeSettings, pair
-from .streaming import slices
 
 GIB = 1 << 30
 FREE_SHARE = 0.85
@@ -76,7 +76,7 @@ class Plan:
         peak: estimated bytes above weights and output.
         budget: bytes that were allowed, or None for no limit.
         reason: how it was decided.
-        lanes: tiles at work at the same time.
+        tiles_at_a_time: tiles at work at the same time.
     """
 
     tiles: tuple[int, ...]
@@ -86,7 +86,7 @@ class Plan:
     peak: int
     budget: int | None
     reason: str
-    lanes: int = 1
+    tiles_at_a_time: int = 1
 
 
 def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int | None, str]:
@@ -181,7 +181,7 @@ def _tiled(
         several = tile_shape[2:] != (height, width) and not overlap_refusal(settings, vae.device)
         both = 2 * inner.peak
         if several and (budget is None or both <= budget):
-            return replace(inner, tiles=sizes, reason=reason, lanes=2, peak=both)
+            return replace(inner, tiles=sizes, reason=reason, tiles_at_a_time=2, peak=both)
         return replace(inner, tiles=sizes, reason=reason)
 
 
@@ -192,6 +192,18 @@ def overlap_refusal(settings: VaeSettings, device: torch.device) -> str:
     if device.type != "cuda":
         return "there is no CUDA device"
     return "CUDA graphs work on one slice at a time" if settings.cuda_graphs else ""
+
+
+def slices(total: int, size: int, factor: int = 1) -> list[tuple[int, int]]:
+    """Return (start, stop) of consecutive slices of a clip: the first holds its first frame and one size more.
+
+    Args:
+        total: latent frames (factor 1), or frames of a clip of `factor n + 1` frames.
+        size: latent frames per slice, at least 1.
+        factor: frames per latent frame.
+    """
+    step = size * factor
+    return list(pairwise([0, *range(1 + step, total, step), total]))
 
 
 class DryRun:

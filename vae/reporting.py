@@ -85,8 +85,8 @@ def _overlap_record(settings: VaeSettings, plan: Plan, device: torch.device) -> 
     refusal = overlap_refusal(settings, device)
     if not settings.overlap_tiles:
         return OptimizationRecord("overlap_tiles", "off", "off")
-    if plan.lanes > 1:
-        return OptimizationRecord("overlap_tiles", "on", f"{plan.lanes} tiles at a time")
+    if plan.tiles_at_a_time > 1:
+        return OptimizationRecord("overlap_tiles", "on", f"{plan.tiles_at_a_time} tiles at a time")
     if not (plan.tiles or refusal):
         return OptimizationRecord("overlap_tiles", "on", "off", "planes are not cut into tiles")
     reason = refusal or "the clip is one tile, or two do not fit the memory"
