@@ -26,9 +26,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..memory import LiveBytes
 from ..vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, from_state_dict
 from ..vae.checkpoint import choose_device, choose_dtype
-from ..vae.memory import LiveBytes
 from ..vae.network.execution import CarriedFrames, Execution
 from ..vae.planner import slices
 from .common import store, table

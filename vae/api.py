@@ -12,6 +12,7 @@ import torch
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
+from ..memory import conv3d_memory_defect
 from ..report import OptimizationRecord, OptimizationReport
 from .checks import check_frames, check_latents
 from .compiled import CompiledCodeError, compiled_network, with_our_graphs
@@ -19,7 +20,6 @@ from .cuda_graphs import CudaBackend, GraphedNetwork
 from .engine import HalfPrecisionOverflowError, Job
 from .kernels import Kernels
 from .kernels.conv_choice import rules
-from .network.convolution import memory_defect
 from .network.model import VideoVAE
 from .planner import Plan, Task, budget_of, decoding, encoding, make_plan
 from .reporting import describe, graphs_record
@@ -193,7 +193,7 @@ def _run(
         settings = with_our_graphs(settings)
         if settings is not asked:
             report.note("CUDA graphs are recorded by the VAE itself, not by the compiler")
-        if settings.compile is not None and vae.dtype != torch.float32 and memory_defect():
+        if settings.compile is not None and vae.dtype != torch.float32 and conv3d_memory_defect():
             not_compiled = "compiled convolutions take three times the memory with this cuDNN; 9.15 cures it"
             settings = replace(settings, compile=None)
     budget, origin = budget_of(settings, vae.device)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .memory import free_bytes
+from ..memory import device_memory
 from .network.execution import CarriedFrames, Execution
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class Backend(Protocol):
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
         """Record what `function` does, without doing it."""
 
-    def free(self) -> int | None:
-        """Bytes that new tensors may take, or None when unknown."""
+    def free(self) -> int:
+        """Bytes that new tensors may take."""
 
 
 class CudaBackend:
@@ -67,8 +67,8 @@ class CudaBackend:
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
         return CudaRecording(function, self._device, self._pool, self._stream)
 
-    def free(self) -> int | None:
-        return free_bytes(self._device)
+    def free(self) -> int:
+        return device_memory(self._device).free
 
 
 class CudaRecording:
@@ -204,7 +204,7 @@ class GraphedNetwork:
         """Record the slice on copies of what came in; nothing of it is run."""
         free = self._backend.free()
         state_bytes = sum(frames.nbytes for frames in run.state.frames.values())
-        if free is not None and free < 2 * self._needed + state_bytes:
+        if free < 2 * self._needed + state_bytes:
             self.refused = f"{free / 2**30:.2f} GiB free, {(2 * self._needed + state_bytes) / 2**30:.2f} GiB wanted"
             return None
         still = CarriedFrames(run.state.device)

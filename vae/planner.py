@@ -15,16 +15,15 @@ from typing import NamedTuple
 import torch
 
 from ..errors import InputError
+from ..memory import GIB, LiveBytes, device_memory
 from .config import VaeConfig
 from .kernels import Kernels
 from .kernels.eager import chunk_bytes
-from .memory import LiveBytes, free_bytes
 from .network.execution import CarriedFrames, Execution, Layout
 from .network.model import VideoVAE
 from .network.strips import Axis, Block, blocks, cut
 from .settings import VaeSettings, pair
 
-GIB = 1 << 30
 FREE_SHARE = 0.85
 """Of the free memory; the rest is for library workspaces and fragmentation, which the estimate does not see."""
 STRIP = 16 << 20
@@ -74,7 +73,7 @@ class Plan:
         temporal_slice: latent frames per slice.
         offload_state: whether carried frames wait in main memory.
         peak: estimated bytes above weights and output.
-        budget: bytes that were allowed, or None for no limit.
+        budget: bytes that were allowed.
         reason: how it was decided.
         tiles_at_a_time: tiles at work at the same time.
     """
@@ -84,18 +83,16 @@ class Plan:
     temporal_slice: int
     offload_state: bool
     peak: int
-    budget: int | None
+    budget: int
     reason: str
     tiles_at_a_time: int = 1
 
 
-def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int | None, str]:
-    """Bytes that may be used above weights and output, and where the number comes from; None = no limit known."""
+def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int, str]:
+    """Return the bytes that may be used above weights and output, and where the number comes from."""
     if settings.memory_budget_gib:
         return int(settings.memory_budget_gib * GIB), "given"
-    free = free_bytes(device)
-    if free is None:
-        return None, "free memory unknown"
+    free = device_memory(device).free
     budget, origin = int(FREE_SHARE * free), f"{FREE_SHARE:.0%} of {free / GIB:.1f} GiB free"
     if settings.compile is not None and settings.compile_headroom_gib:
         budget = max(1, budget - int(settings.compile_headroom_gib * GIB))
@@ -103,12 +100,12 @@ def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int | None, 
     return budget, origin
 
 
-def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int | None) -> Plan:
+def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int) -> Plan:
     """Cut a job so that it stays within the budget.
 
     Args:
         shape: [C, T, H, W] of the input, one item of a batch.
-        budget: bytes above weights and output, or None for no limit.
+        budget: bytes above weights and output.
 
     Raises:
         InputError: "memory_budget_gib" is too small for even the smallest cut; names the least that works.
@@ -127,7 +124,7 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     for offloaded in (True,) if offload or not on_card else (False, True):
         offloaded = offloaded and on_card
         for layout, peak in _layouts(dry, budget, offloaded, whole_planes=on_card or settings.compile is not None):
-            if budget is None or peak <= budget:
+            if peak <= budget:
                 reason = "whole planes fit" if layout.uncut else "strips with shared statistics"
                 reason += ", carried frames in main memory" if offloaded else ""
                 return Plan((), layout, size, offloaded, peak, budget, reason)
@@ -139,7 +136,7 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     raise InputError("memory_budget_gib", settings.memory_budget_gib, reason, cure)
 
 
-def _layouts(dry: DryRun, budget: int | None, offloaded: bool, *, whole_planes: bool) -> Iterator[tuple[Layout, int]]:
+def _layouts(dry: DryRun, budget: int, offloaded: bool, *, whole_planes: bool) -> Iterator[tuple[Layout, int]]:
     """Ways to cut planes, fastest first, each with the bytes it needs; the last one needs the least.
 
     Args:
@@ -152,13 +149,11 @@ def _layouts(dry: DryRun, budget: int | None, offloaded: bool, *, whole_planes: 
             yield layout, dry.peak(layout, offloaded)
     base = dry.base(1, offloaded) + dry.statistics_bytes
     yield Layout(workspace=STRIP, tail_frames=1), base + STRIP
-    workspace = max((budget or 0) - base, 1)
+    workspace = max(budget - base, 1)
     yield Layout(workspace=workspace, tail_frames=1), base + workspace
 
 
-def _tiled(
-    vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int | None, reason: str
-) -> Plan:
+def _tiled(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int, reason: str) -> Plan:
     """Tiles of the size asked for, in strips where they must be; in "auto", smaller tiles where even that is too much.
 
     The reference blending stays with its sizes: others would blend otherwise.
@@ -180,7 +175,7 @@ def _tiled(
             reason += f", and so do tiles larger than {sizes[0]} x {sizes[1]}"
         several = tile_shape[2:] != (height, width) and not overlap_refusal(settings, vae.device)
         both = 2 * inner.peak
-        if several and (budget is None or both <= budget):
+        if several and both <= budget:
             return replace(inner, tiles=sizes, reason=reason, tiles_at_a_time=2, peak=both)
         return replace(inner, tiles=sizes, reason=reason)
 

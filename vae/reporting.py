@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from ..memory import GIB, conv3d_memory_defect
 from ..report import OptimizationRecord, OptimizationReport
 from .cuda_graphs import GraphedNetwork
 from .kernels import Kernels
-from .network.convolution import CHOICE, memory_defect
+from .network.convolution import CHOICE
 from .network.model import VideoVAE
-from .planner import GIB, Plan, Task, overlap_refusal
+from .planner import Plan, Task, overlap_refusal
 from .settings import VaeSettings
 
 
@@ -42,7 +43,7 @@ def describe(
     reason = "; ".join(f"{name}: {why}" for name, why in kernels.refusals().items())
     report.set(OptimizationRecord("kernels", settings.kernels, used or "PyTorch operations", reason))
     if vae.device.type == "cuda":
-        active = memory_defect() and vae.dtype != torch.float32
+        active = conv3d_memory_defect() and vae.dtype != torch.float32
         applied = "cuDNN called directly" if active else "not needed"
         report.set(OptimizationRecord("cudnn_conv3d", "auto", applied, f"cuDNN {torch.backends.cudnn.version()}"))
         report.set(_convolution_record(settings))
@@ -53,8 +54,8 @@ def describe(
 
 
 def _peak(plan: Plan, budget_origin: str) -> str:
-    text = f"about {plan.peak / GIB:.2f} GiB above weights and output"
-    return text if plan.budget is None else f"{text}, of {plan.budget / GIB:.2f} GiB allowed ({budget_origin})"
+    allowed = f"{plan.budget / GIB:.2f} GiB allowed ({budget_origin})"
+    return f"about {plan.peak / GIB:.2f} GiB above weights and output, of {allowed}"
 
 
 def _compile_record(settings: VaeSettings, plan: Plan) -> OptimizationRecord:

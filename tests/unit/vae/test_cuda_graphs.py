@@ -22,11 +22,11 @@ from fastdiffusers.vae.network.model import VideoVAE
 class StandIn:
     """Records by keeping the function; what it returns is always handed out in the same memory."""
 
-    def __init__(self, free: int | None = None, bytes_each: int = 1000, breaks: type[Exception] | None = None) -> None:
+    def __init__(self, free: int = 1 << 40, bytes_each: int = 1000, breaks: type[Exception] | None = None) -> None:
         self._free, self.bytes_each, self.breaks = free, bytes_each, breaks
         self.recorded = 0
 
-    def free(self) -> int | None:
+    def free(self) -> int:
         return self._free
 
     def record(self, function: Callable[[], torch.Tensor]) -> Any:

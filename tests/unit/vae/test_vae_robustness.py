@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, ModelFileError
-from fastdiffusers.optimizations.decode_memory import LiveElements
+from fastdiffusers.memory import LiveBytes
 from fastdiffusers.vae import (
     VaeSettings,
     VideoVAE,
@@ -135,24 +135,24 @@ def test_two_threads_do_not_disturb_each_other(small: VideoVAE, latents: Latents
     assert torch.equal(results[1], expected[1])
 
 
-def peak_elements(vae: VideoVAE, z: torch.Tensor, chosen: VaeSettings) -> int:
-    """Peak of live elements above weights and output."""
-    with torch.no_grad(), LiveElements() as live:
+def peak_bytes(vae: VideoVAE, z: torch.Tensor, chosen: VaeSettings) -> int:
+    """Peak of live bytes above weights and output."""
+    with torch.no_grad(), LiveBytes() as live:
         result, _ = decode_raw(vae, z, chosen)
-    return live.peak - result.numel()
+    return live.peak - result.nbytes
 
 
 def test_memory_does_not_grow_with_the_frames(small: VideoVAE, latents: Latents) -> None:
     chosen = VaeSettings(mode="whole", temporal_slice=1)
-    few = peak_elements(small, latents(3, 4, 4), chosen)
-    many = peak_elements(small, latents(21, 4, 4), chosen)
+    few = peak_bytes(small, latents(3, 4, 4), chosen)
+    many = peak_bytes(small, latents(21, 4, 4), chosen)
     assert many <= 1.05 * few
 
 
 def test_strips_take_less_memory_than_the_whole(small: VideoVAE, latents: Latents) -> None:
     z = latents(2, 12, 12)
-    whole = peak_elements(small, z, VaeSettings(mode="whole", temporal_slice=1))
-    strips = peak_elements(small, z, VaeSettings(mode="exact", strips=(8, 1), temporal_slice=1))
+    whole = peak_bytes(small, z, VaeSettings(mode="whole", temporal_slice=1))
+    strips = peak_bytes(small, z, VaeSettings(mode="exact", strips=(8, 1), temporal_slice=1))
     assert strips < 0.9 * whole
 
 
