@@ -12,16 +12,17 @@ import torch
 
 from ..callbacks import Callbacks
 from ..errors import FastDiffusersError
+from .compiled import compiled_network
+from .cuda_graphs import CudaBackend, GraphedNetwork, Network
 from .kernels import Kernels
+from .kernels.conv_choice import rules
 from .network.execution import CarriedFrames, Execution
 from .network.model import VideoVAE
 from .planner import Plan, Task, slices
 from .reference_blending import ReferenceCanvas, reference_axis
 from .settings import VaeSettings, pair
-from .streams import copier_for, tile_streams
+from .streams import copier_for, copy_stream, read_later, tile_streams
 from .tiling import Canvas, TileAxis, smooth_axis
-
-Network = Callable[[torch.Tensor, Execution], torch.Tensor]
 
 
 class HalfPrecisionOverflowError(FastDiffusersError):
@@ -37,16 +38,32 @@ class Piece(NamedTuple):
     made: torch.Tensor
 
 
+class FiniteCheck:
+    """Finds NaN and Inf in slices of float16: each flag is read a slice later, when the card is busy with the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = copy_stream(device)
+        self._finite: Callable[[], bool] | None = None
+
+    def see(self, made: torch.Tensor | None) -> None:
+        """Look at a new slice, None after the last one. Raises HalfPrecisionOverflowError for the slice before."""
+        former, self._finite = self._finite, None
+        if made is not None and made.dtype == torch.float16:
+            self._finite = read_later(torch.isfinite(made).all(), self._stream)
+        if former is not None and not former():
+            raise HalfPrecisionOverflowError("the VAE's values do not fit float16: load it in bfloat16")
+
+
 @dataclass
 class Job:
     """One decode or encode. All its state lives in here and in what it hands down, so it ends with the job.
 
     Attributes:
         vae, task, settings, plan: what runs, in which direction, and how.
-        network: one slice through the VAE, compiled or not.
         read: the caller's values to the network's (scaling), on a slice in float32.
-        kernels: the operations with more than one implementation.
         callbacks: told and asked between slices.
+        kernels: the operations with more than one implementation.
+        network: one slice through the VAE, compiled and recorded where the settings ask for it.
         notes: what had to be changed about the settings.
     """
 
@@ -54,25 +71,44 @@ class Job:
     task: Task
     settings: VaeSettings
     plan: Plan
-    network: Network
     read: Callable[[torch.Tensor], torch.Tensor]
-    kernels: Kernels
     callbacks: Callbacks
+    kernels: Kernels = field(init=False)
+    network: Network = field(init=False)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings, device = self.settings, self.vae.device
+        self.kernels = Kernels(settings.kernels)
+        self.network = self.task.network(self.vae)
+        if settings.compile is not None and self.plan.layout.uncut:
+            self.network = compiled_network(self.vae, self.task, settings.compile)
+        if settings.cuda_graphs and device.type == "cuda":
+            self.network = GraphedNetwork(self.network, CudaBackend(device), needed=self.plan.peak)
 
     def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Fill `out` [B, C', T', H', W'], float32 on any device and with any strides, from `x` [B, C, T, H, W]."""
+        fused = self.settings.kernels == "auto"
+        try:
+            with torch.inference_mode(), rules(alternatives=fused, half_sums=fused and self.settings.fp16_accumulation):
+                self._run(x, out)
+        finally:
+            if isinstance(self.network, GraphedNetwork):
+                self.network.drop()
+
+    def _run(self, x: torch.Tensor, out: torch.Tensor) -> None:
         rows, columns = self._tile_axis(0, x, out), self._tile_axis(1, x, out)
         total, done = x.shape[0] * len(rows) * len(columns) * len(self._slices(x)), 0
         self.callbacks.tick(self.task.stage, done, total)
+        check = FiniteCheck(self.vae.device)
         for item, target in zip(x, out, strict=True):
             canvas = self._canvas(target, rows, columns)
             for row, column, frame, made in self._pieces(item, rows, columns):
-                if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
-                    raise HalfPrecisionOverflowError("the VAE's values do not fit float16: load it in bfloat16")
+                check.see(made)
                 canvas.write(row, column, frame, made)
                 done += 1
                 self.callbacks.tick(self.task.stage, done, total)
+            check.see(None)
             canvas.finish()
 
     def _pieces(self, item: torch.Tensor, rows: TileAxis, columns: TileAxis) -> Iterator[Piece]:

@@ -144,8 +144,27 @@ class OverlappedCopier:
 
 def copier_for(source: torch.device, target: torch.device) -> FrameCopier:
     """What copies from `source` to `target`: beside the computation when frames leave a card for main memory."""
-    overlaps = source.type == "cuda" and target.type == "cpu"
-    return OverlappedCopier(CudaCopyStream(source)) if overlaps else DirectCopier()
+    stream = copy_stream(source) if target.type == "cpu" else None
+    return DirectCopier() if stream is None else OverlappedCopier(stream)
+
+
+def copy_stream(device: torch.device) -> CopyStream | None:
+    """Return a stream that copies from a CUDA card; None for other devices."""
+    return CudaCopyStream(device) if device.type == "cuda" else None
+
+
+def read_later(flag: torch.Tensor, stream: CopyStream | None) -> Callable[[], bool]:
+    """Begin to copy a bool off its device. The function returned gives it, and waits for nothing queued after it."""
+    buffer = None if stream is None else stream.buffer(flag)
+    if stream is None or buffer is None:
+        return lambda: bool(flag)
+    wait, target = stream.start(buffer, flag), buffer
+
+    def read() -> bool:
+        wait()
+        return bool(target)
+
+    return read
 
 
 class Gathering:

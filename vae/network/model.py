@@ -5,6 +5,7 @@ Nothing here holds state: what one call needs is handed down as an `Execution`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -94,6 +95,22 @@ class VideoVAE(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, CausalConv3d):
                 module.name = name
+        self.overflowed: set[str] = set()
+        """Stages ("decode", "encode") whose values did not fit float16."""
+        self._bfloat16: list[VideoVAE] = []
+
+    def in_bfloat16(self) -> VideoVAE:
+        """Return a copy in bfloat16 on the same device: the same one until this VAE is moved or converted."""
+        if not self._bfloat16:
+            self._bfloat16 = [copy.deepcopy(self).to(torch.bfloat16)]
+        return self._bfloat16[0]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> VideoVAE:
+        before = self.device, self.dtype
+        super()._apply(fn, recurse)
+        if (self.device, self.dtype) != before:
+            self._bfloat16 = []
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fastdiffusers.vae.streams import DirectCopier, OverlappedCopier, copier_for, dense
+from fastdiffusers.vae.streams import DirectCopier, OverlappedCopier, copier_for, dense, read_later
 
 
 class SlowStream:
@@ -54,6 +54,13 @@ def test_all_frames_arrive(stream: SlowStream | None, depth: int) -> None:
         copier.copy(out[:, start : start + 2], part)
     copier.finish()
     assert torch.equal(out, frames.float())
+
+
+@pytest.mark.parametrize("stream", [SlowStream(), SlowStream(buffers=False), None])
+@pytest.mark.parametrize("value", [False, True])
+def test_a_flag_is_read_when_it_is_there(stream: SlowStream | None, value: bool) -> None:
+    flag = torch.tensor(value)
+    assert read_later(flag, stream)() is value
 
 
 def test_only_so_many_copies_are_under_way_and_buffers_are_used_again() -> None:
