@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..fallback import describe
 from ..memory import device_memory
 from .network.execution import CarriedFrames, Execution
 
@@ -124,7 +125,7 @@ class GraphedNetwork:
     """A network that runs its steady slices as graphs, and everything else as it is.
 
     A slice is steady when frames are carried in, on the device, and carried on. The first time it sees a kind of slice
-    it runs it plainly: kernels are compiled, probed and chosen then, which a recording cannot do. The second time it
+    it runs it without: kernels are compiled, probed and chosen then, which a recording cannot do. The second time it
     records.
 
     Args:
@@ -147,7 +148,7 @@ class GraphedNetwork:
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._seen: set[Hashable] = set()
         self.refused = ""
-        """Why slices run plainly that could be graphs, or ""."""
+        """Why slices run without graphs that could have them, or ""."""
         self.replays = 0
         """Slices that ran as graphs."""
         self.most_bytes = 0
@@ -164,14 +165,14 @@ class GraphedNetwork:
     def __call__(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         """One slice, as a graph where there is one."""
         if not self._steady(x, run):
-            return self._plain(x, run)
+            return self._ungraphed(x, run)
         key = _key(x, run)
         recorded = self._recorded.get(key)
         if recorded is None and key in self._seen:
             recorded = self._record(key, x, run)
         if recorded is None:
             self._seen.add(key)
-            return self._plain(x, run)
+            return self._ungraphed(x, run)
         self._recorded.move_to_end(key)
         self.replays += 1
         return recorded.run(x, run.state)
@@ -184,7 +185,7 @@ class GraphedNetwork:
             torch._C._cuda_clearCublasWorkspaces()  # the recording stream's lies in the graphs' pool
             torch.cuda.empty_cache()
 
-    def _plain(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
+    def _ungraphed(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         try:
             return self._network(x, run)
         except torch.OutOfMemoryError:
@@ -219,7 +220,7 @@ class GraphedNetwork:
             self.drop()
             return None
         except RuntimeError as error:  # what cannot be recorded; a cancel or any other error travels on
-            self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.refused = describe(error)
             log.info("no CUDA graphs: %s", self.refused)
             self.drop()
             return None

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...memory import conv3d_memory_defect
 from ..kernels.conv_choice import ConvChoice
-from ..kernels.saved_choices import MEMORY
+from ..kernels.saved_choices import SAVED
 
 
 def conv3d(
@@ -42,7 +42,7 @@ def torch_conv3d(
     return F.conv3d(x, weight, bias, stride)
 
 
-CHOICE = ConvChoice(torch_conv3d, memory=MEMORY)
+CHOICE = ConvChoice(torch_conv3d, saved=SAVED)
 """What was measured and chosen in this process, by shape."""
 
 

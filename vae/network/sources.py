@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ..kernels import Padded, Statistics
-from ..kernels.tiles import Border
+from ..kernels import Border, Padded, Statistics
 from .convolution import bias_is_a_pass, conv3d
 from .execution import Execution, empty, region
 from .strips import Block, Span
