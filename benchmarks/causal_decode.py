@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..commands.libraries import prepare_libraries
-from ..optimizations.decode_memory import LiveElements
+from ..memory import LiveBytes
 from ..pipelines.decoding.exactness import LATENT_FRAMES_PER_STEP
 from ..pipelines.decoding.fast_arithmetic import FastArithmetic
 from ..pipelines.decoding.streaming import decode_streaming, stream_frames
@@ -50,17 +50,17 @@ def build(class_name: str) -> Any:
 
 def diffusers_peak(vae: Any, latents: torch.Tensor) -> int:
     """Peak of live elements of `vae.decode`."""
-    with torch.no_grad(), LiveElements() as live:
+    with torch.no_grad(), LiveBytes() as live:
         vae.decode(latents, return_dict=False)
-    return live.peak
+    return live.peak // latents.element_size()
 
 
 def streamed_peak(vae: Any, latents: torch.Tensor, stream: Stream) -> int:
     """Peak of live elements when every run of frames is dropped from the device before the next one is made."""
-    with torch.no_grad(), LiveElements() as live:
+    with torch.no_grad(), LiveBytes() as live:
         for run in stream(vae, latents):
             del run
-    return live.peak
+    return live.peak // latents.element_size()
 
 
 def fast_stream(channels_last: bool) -> Stream:

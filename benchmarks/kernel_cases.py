@@ -78,7 +78,7 @@ def fused_norms() -> dict[str, Callable[..., object]]:
         return triton_group_norm.group_norm_silu(*arguments, **options)
 
     def given(x: torch.Tensor, *arguments: Any, **options: Any) -> object:
-        from ..vae.kernels.moments import Statistics
+        from ..vae.kernels import Statistics
 
         ones = torch.ones(x.shape[0], x.shape[2], arguments[2], device=x.device)
         return triton(x, *arguments, statistics=Statistics(ones, ones), **options)
@@ -103,12 +103,12 @@ def tile_cases(random: Random, shape: tuple[int, ...], groups: int) -> Iterator[
 
     def prepare(channels: int, cells: int, warps: int) -> Run:
         from ..vae.kernels import triton_group_norm
-        from ..vae.kernels.tiles import Tile
+        from ..vae.kernels.triton_support import ProgramShape
 
         x, weight = random(*shape), random(shape[1])
         given = triton_group_norm.group_norm_statistics(x, groups).statistics(1e-6)
         out = torch.empty_like(x)
-        tile = Tile(channels, cells, warps)
+        tile = ProgramShape(channels, cells, warps)
         return lambda: triton_group_norm.group_norm_silu(
             x, weight, weight, groups, 1e-6, statistics=given, out=out, shape=tile
         )

@@ -33,7 +33,7 @@ from ..pipelines.types import LoadedPipeline, PipelineHandle
 from ..vae import VaeConfig, VideoVAE, from_state_dict
 from ..vae.checkpoint import choose_device, choose_dtype
 from ..vae.kernels.conv_choice import rules
-from ..vae.network.execution import Execution, Layout, StreamState
+from ..vae.network.execution import CarriedFrames, Execution, Layout
 from ..vae.planner import TAILS
 from .architectures import FLUX_DEV, NOTE, build, default_dtype
 from .common import store, table
@@ -76,7 +76,7 @@ def video_vae(device: torch.device, small: bool) -> Network:
         height, width = SMALL_LATENT if small else LATENT
         z = torch.randn(1, 16, 3, height, width)
     vae = from_state_dict(weights, dtype=dtype, device=device)
-    run = Execution(StreamState(), carry=True, layout=Layout(tail_frames=TAILS[0]))
+    run = Execution(CarriedFrames(), carry=True, layout=Layout(tail_frames=TAILS[0]))
     steady = partial(vae.decode_slice, z[:, :, :1], run)
     with as_decoded():
         vae.decode_slice(z[:, :, :2], run)  # the beginning of a clip is another case

@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,31 +26,22 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..vae import Optimizations, VaeConfig, VaeSettings, VideoVAE, decode_raw, from_state_dict
+from ..memory import LiveBytes
+from ..vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, from_state_dict
 from ..vae.checkpoint import choose_device, choose_dtype
-from ..vae.memory import LiveBytes
-from ..vae.network.execution import Execution, StreamState
-from ..vae.streaming import slices
+from ..vae.network.execution import CarriedFrames, Execution
+from ..vae.planner import slices
 from .common import store, table
 from .plain_video_vae import PlainVideoVae, formula_weights
 from .top_kernels import kernel_times
+from .vae_ablation import OPTIMIZATIONS, contiguous_weights, only
 
 GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "data" / "video_vae"
 CPU_SHAPES = {"3 x 16 x 16 latent": (3, 16, 16)}
 CARD_SHAPES = {"81 frames 832x1216": (21, 152, 104), "81 frames 1248x720": (21, 90, 156)}
 SMALL_SHAPES = {"2 x 8 x 8 latent": (2, 8, 8)}
-ONE_BY_ONE = (
-    "padded_buffer",
-    "fused_norm_activation",
-    "in_place_residual",
-    "native_pixel_shuffle",
-    "direct_mid_block",
-    "chunked_attention",
-    "channels_last",
-    "folded_head",
-    "polyphase_upsampling",
-    "chunked_upsampling",
-)
+Decode = Callable[[torch.Tensor], torch.Tensor]
+"""Makes pixels from latents."""
 CLASSES = {
     "convolution": ("conv", "mkldnn", "cudnn", "cutlass", "implicit_gemm", "xmma"),
     "norm and activation": (
@@ -75,7 +66,7 @@ class Row:
     """
 
     name: str
-    decode: Callable[[torch.Tensor], torch.Tensor]
+    decode: Decode
     countable: bool = True
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
@@ -111,21 +102,22 @@ def rows(
 ) -> list[Row]:
     """The plain decoder, optimizations one by one, and the modes."""
     vae = from_state_dict(weights, dtype=dtype, device=device)
-    rowwise = from_state_dict(weights, dtype=dtype, device=device, channels_last=False)
+    rowwise = contiguous_weights(from_state_dict(weights, dtype=dtype, device=device))
     plain = PlainVideoVae({key: tensor.to(device, dtype) for key, tensor in weights.items()})
 
-    def own(settings: VaeSettings) -> Callable[[torch.Tensor], torch.Tensor]:
-        model = vae if settings.optimizations.channels_last else rowwise
-        return lambda z: decode_raw(model, z, settings)[0]
+    def own(settings: VaeSettings, on: Collection[str] = tuple(OPTIMIZATIONS)) -> Decode:
+        def decode(z: torch.Tensor) -> torch.Tensor:
+            with only(*on):
+                return decode_raw(vae if "channels_last" in on else rowwise, z, settings)[0]
+
+        return decode
 
     found = [Row("plain decoder", lambda z: plain.decode(z.to(device, dtype)).float().cpu())]
-    wanted = Optimizations.none()
     whole = VaeSettings(mode="whole", temporal_slice=frames if device.type == "cpu" else 1, kernels="eager")
-    found.append(Row("this VAE, all off", own(replace(whole, optimizations=wanted))))
-    for name in ONE_BY_ONE:
-        wanted = replace(wanted, **{name: True})
+    found.append(Row("this VAE, all off", own(whole, ())))
+    for number, name in enumerate(OPTIMIZATIONS, start=1):
         cut = replace(whole, mode="exact") if name == "chunked_upsampling" else whole
-        found.append(Row(f"+ {name}", own(replace(cut, optimizations=wanted))))
+        found.append(Row(f"+ {name}", own(cut, tuple(OPTIMIZATIONS)[:number])))
     if device.type == "cuda":
         found.append(Row("+ fused kernels", own(VaeSettings(mode="whole", temporal_slice=1))))
     found += [
@@ -181,7 +173,7 @@ def measure(
             break
 
 
-def seconds(decode: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, device: torch.device) -> float:
+def seconds(decode: Decode, z: torch.Tensor, device: torch.device) -> float:
     """Wall time of one decode, the result in main memory."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -234,7 +226,7 @@ def where_time_goes(row: Row, z: torch.Tensor, device: torch.device) -> dict[str
     return {kind: round(spent, 3) for kind, spent in shares.items()}
 
 
-def work(decode: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> float:
+def work(decode: Decode, z: torch.Tensor) -> float:
     """TFLOP of the convolutions and matrix products of one decode, counted on tensors without data."""
     with FlopCounterMode(display=False) as counter:
         decode(torch.empty(z.shape, device="meta"))
@@ -243,7 +235,7 @@ def work(decode: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> flo
 
 def stream(vae: VideoVAE, z: torch.Tensor) -> torch.Tensor:
     """A decode one latent frame at a time, by the networks alone."""
-    state, parts = StreamState(), slices(z.shape[2], 1)
+    state, parts = CarriedFrames(), slices(z.shape[2], 1)
     made = [vae.decode_slice(z[:, :, start:stop], Execution(state, carry=stop < z.shape[2])) for start, stop in parts]
     return torch.cat(made, dim=2)
 

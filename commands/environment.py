@@ -123,17 +123,17 @@ def driver() -> dict[str, str]:
 def cudnn() -> dict[str, Any]:
     """cuDNN's version and whether its convolutions over video take three times the memory they should.
 
-    With torch from 2.9 on, cuDNN 9.10.2 up to, but not including, 9.15 has that defect in float16 and bfloat16. It
-    depends on the cuDNN that is loaded, not on torch's version alone.
+    It depends on the cuDNN that is loaded, not on torch's version alone.
     """
     import torch
+
+    from ..memory import conv3d_memory_defect
 
     number = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     if number is None:
         return {"version": "", "conv3d_memory_defect": False}
     text = f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number >= 90000 else str(number)
-    torch_version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    return {"version": text, "conv3d_memory_defect": torch_version >= (2, 9) and 91002 <= number < 91500}
+    return {"version": text, "conv3d_memory_defect": conv3d_memory_defect()}
 
 
 def compiler(device: str) -> dict[str, Any]:

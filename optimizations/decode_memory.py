@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
+from ..memory import LiveBytes
 from .settings import Workload
 
 WORKSPACE = 1.3
@@ -112,43 +110,7 @@ class _Trial:
 
 def _decode(vae: Any, shape: tuple[int, ...]) -> _Trial:
     latent = torch.empty(shape, device="meta")
-    with torch.no_grad(), LiveElements() as live:
+    with torch.no_grad(), LiveBytes() as live:
         result = vae.decode(latent, return_dict=False)[0]
     frames = result.shape[2] if result.ndim == 5 else 1
-    return _Trial(frames, live.peak / (result.shape[-1] * result.shape[-2]))
-
-
-class LiveElements(TorchDispatchMode):
-    """Counts the elements of all tensors that operations have made and that are still alive.
-
-    Attributes: peak: the most that were alive at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._alive = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for item in tree_iter(result):
-            if isinstance(item, torch.Tensor):
-                self._add(item.untyped_storage(), item.element_size())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage, element_size: int) -> None:
-        key = storage._cdata
-        if key in self._seen:  # a view, or an operation in place
-            return
-        elements = storage.nbytes() // element_size
-        self._seen.add(key)
-        self._alive += elements
-        self.peak = max(self.peak, self._alive)
-        weakref.finalize(storage, self._remove, key, elements)
-
-    def _remove(self, key: int, elements: int) -> None:
-        self._seen.discard(key)
-        self._alive -= elements
+    return _Trial(frames, live.peak / latent.element_size() / (result.shape[-1] * result.shape[-2]))

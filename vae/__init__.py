@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from .config import VaeConfig
     from .kernels.saved_choices import remember_in
     from .network.model import VideoVAE
-    from .settings import Optimizations, VaeSettings
+    from .settings import VaeSettings
 
 __all__ = [
-    "Optimizations",
     "VaeConfig",
     "VaeSettings",
     "VideoVAE",
@@ -35,7 +34,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Optimizations": "settings",
     "VaeConfig": "config",
     "VaeSettings": "settings",
     "VideoVAE": "network.model",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import time
 from collections.abc import Callable
@@ -12,16 +11,13 @@ import torch
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
+from ..memory import GIB, conv3d_memory_defect, release_cache
 from ..report import OptimizationRecord, OptimizationReport
-from .checks import check_frames, check_latents
-from .compiled import CompiledCodeError, compiled_network, with_our_graphs
-from .cuda_graphs import CudaBackend, GraphedNetwork
+from .compiled import CompiledCodeError, with_our_graphs
+from .config import VaeConfig
 from .engine import HalfPrecisionOverflowError, Job
-from .kernels import Kernels
-from .kernels.conv_choice import rules
-from .network.convolution import memory_defect
 from .network.model import VideoVAE
-from .planner import Plan, Task, budget_of, decoding, encoding, make_plan
+from .planner import Task, budget_of, decoding, encoding, make_plan
 from .reporting import describe, graphs_record
 from .settings import VaeSettings
 
@@ -53,20 +49,15 @@ def decode(
     Raises:
         InputError: bad latents or settings. torch.OutOfMemoryError: even the smallest strips did not fit.
     """
-    check_latents(latents, vae.config)
-    config, settings = vae.config, settings or VaeSettings()
-    batch, _, length, height, width = latents.shape
-    made = config.frames(length)
+    _check_latents(latents, vae.config)
+    config, report = vae.config, OptimizationReport()
+    batch, channels, made, height, width = config.decoded_shape(latents.shape)
     if num_frames is not None and not 0 < num_frames <= made:
         raise InputError("num_frames", num_frames, f"these latents hold {made} frames", f"use 1 to {made}")
-    factor = config.spatial_factor
-    frames = torch.empty((batch, made, height * factor, width * factor, config.out_channels), device=output_device)
-    report = OptimizationReport()
-
-    def unscale(z: torch.Tensor) -> torch.Tensor:
-        return z / config.scaling_factor + config.shifting_factor
-
-    _run(vae, decoding(config), latents, frames.permute(0, 4, 1, 2, 3), settings, callbacks, unscale, report)
+    frames = torch.empty((batch, made, height, width, channels), device=output_device)
+    out = frames.permute(0, 4, 1, 2, 3)
+    unscale = lambda z: z / config.scaling_factor + config.shifting_factor
+    _run(vae, decoding(config), latents, out, unscale, settings or VaeSettings(), callbacks, report)
     frames.mul_(0.5).add_(0.5).clamp_(0, 1)
     if num_frames is not None and num_frames < made:
         report.note(f"{made - num_frames} padding frames cut off behind frame {num_frames}")
@@ -82,13 +73,10 @@ def decode_raw(
     output_device: str | torch.device = "cpu",
 ) -> tuple[torch.Tensor, OptimizationReport]:
     """The decoder alone: unscaled latents [B, 16, T', H', W'] to pixels, float32 [B, 3, T, H, W], not clamped."""
-    check_latents(latents, vae.config)
-    config = vae.config
-    batch, _, length, height, width = latents.shape
-    factor = config.spatial_factor
-    shape = (batch, config.out_channels, config.frames(length), height * factor, width * factor)
-    out, report = torch.empty(shape, device=output_device), OptimizationReport()
-    _run(vae, decoding(config), latents, out, settings or VaeSettings(), callbacks, _unchanged, report)
+    _check_latents(latents, vae.config)
+    out = torch.empty(vae.config.decoded_shape(latents.shape), device=output_device)
+    report = OptimizationReport()
+    _run(vae, decoding(vae.config), latents, out, lambda z: z, settings or VaeSettings(), callbacks, report)
     return out, report
 
 
@@ -112,9 +100,9 @@ def encode(
     Raises:
         InputError: bad frames or settings. torch.OutOfMemoryError: even the smallest strips did not fit.
     """
-    check_frames(frames, vae.config)
+    _check_frames(frames, vae.config)
     config, settings, report = vae.config, settings or VaeSettings(), OptimizationReport()
-    pixels = pad_frames(frames.permute(0, 4, 1, 2, 3), vae, settings, report)
+    pixels = _pad_frames(frames.permute(0, 4, 1, 2, 3), vae, settings, report)
     batch, _, length, height, width = pixels.shape
     factor = config.spatial_factor
     for name, size in (("height", height), ("width", width)):
@@ -122,11 +110,7 @@ def encode(
             report.note(f"{name} {size}: the last {size % factor} pixels have no latent cell of their own")
     shape = (batch, config.latent_channels, config.latent_frames(length), height // factor, width // factor)
     latents = torch.empty(shape, device=output_device)
-
-    def to_signed(x: torch.Tensor) -> torch.Tensor:
-        return x * 2 - 1
-
-    _run(vae, encoding(config), pixels, latents, settings, callbacks, to_signed, report)
+    _run(vae, encoding(config), pixels, latents, lambda x: x * 2 - 1, settings, callbacks, report)
     report.facts["frames"] = frames.shape[1]
     return latents.sub_(config.shifting_factor).mul_(config.scaling_factor), report
 
@@ -142,20 +126,20 @@ def encode_raw(
 
     The first 16 channels are means, the others log variances, not clamped.
     """
-    check_frames(pixels.permute(0, 2, 3, 4, 1) if pixels.ndim == 5 else pixels, vae.config)
+    _check_frames(pixels.permute(0, 2, 3, 4, 1) if pixels.ndim == 5 else pixels, vae.config)
     config, report = vae.config, OptimizationReport()
     strict = replace(settings or VaeSettings(), frame_rule="strict")
-    pixels = pad_frames(pixels, vae, strict, report)
+    pixels = _pad_frames(pixels, vae, strict, report)
     batch, _, length, height, width = pixels.shape
     factor, place = config.spatial_factor, strict.blending == "reference" and strict.mode == "tiles"
     size = (-(-height // factor), -(-width // factor)) if place else (height // factor, width // factor)
     shape = (batch, 2 * config.latent_channels, config.latent_frames(length), *size)
     out = torch.empty(shape, device=output_device)
-    _run(vae, encoding(config), pixels, out, strict, callbacks, _unchanged, report)
+    _run(vae, encoding(config), pixels, out, lambda x: x, strict, callbacks, report)
     return out, report
 
 
-def pad_frames(pixels: torch.Tensor, vae: VideoVAE, settings: VaeSettings, report: OptimizationReport) -> torch.Tensor:
+def _pad_frames(pixels: torch.Tensor, vae: VideoVAE, settings: VaeSettings, report: OptimizationReport) -> torch.Tensor:
     """Make a clip [B, 3, T, H, W] 4n + 1 frames long: its last frames again, in reverse order, the very last left out.
 
     Raises:
@@ -166,12 +150,11 @@ def pad_frames(pixels: torch.Tensor, vae: VideoVAE, settings: VaeSettings, repor
     if not missing:
         return pixels
     if settings.frame_rule == "strict":
-        below, above = length - 1 - (length - 1) % factor + 1, length + missing
+        below, above = length - (length - 1) % factor, length + missing
         reason = f"a clip has {factor}n + 1 frames"
         raise InputError("frames", length, reason, f"use {below} or {above} frames, or frame_rule pad")
-    order = list(range(length))
     mirror = [*range(length - 2, -1, -1), *range(1, length)] or [0]
-    order += [mirror[i % len(mirror)] for i in range(missing)]
+    order = [*range(length), *(mirror[i % len(mirror)] for i in range(missing))]
     report.note(f"padded from {length} to {length + missing} frames ({factor}n + 1) with the last frames, mirrored")
     return pixels[:, :, order]
 
@@ -181,25 +164,28 @@ def _run(
     task: Task,
     x: torch.Tensor,
     out: torch.Tensor,
+    read: Callable[[torch.Tensor], torch.Tensor],
     settings: VaeSettings,
     callbacks: Callbacks,
-    read: Callable[[torch.Tensor], torch.Tensor],
     report: OptimizationReport,
 ) -> None:
     """Plan and run: again with less memory, without compiled code, or in bfloat16, where the first attempt fails."""
     started = time.perf_counter()
-    not_compiled, asked = "", settings
+    not_compiled, asked, loaded = "", settings, vae
     if vae.device.type == "cuda":
         settings = with_our_graphs(settings)
         if settings is not asked:
             report.note("CUDA graphs are recorded by the VAE itself, not by the compiler")
-        if settings.compile is not None and vae.dtype != torch.float32 and memory_defect():
+        if settings.compile is not None and vae.dtype != torch.float32 and conv3d_memory_defect():
             not_compiled = "compiled convolutions take three times the memory with this cuDNN; 9.15 cures it"
             settings = replace(settings, compile=None)
     budget, origin = budget_of(settings, vae.device)
     attempt = 0
     shortage: torch.OutOfMemoryError | None = None
     while True:
+        if vae.dtype == torch.float16 and task.stage in loaded.overflowed:
+            vae = loaded.in_bfloat16()
+            report.note(f"values beyond float16's range: {task.stage}d in bfloat16 instead")
         try:
             plan = make_plan(vae, task, tuple(x.shape[1:]), settings, budget)
         except InputError:
@@ -207,7 +193,8 @@ def _run(
                 raise shortage from None
             raise
         try:
-            job = _attempt(vae, task, x, out, settings, plan, callbacks, read, report)
+            job = Job(vae, task, settings, plan, read, callbacks)
+            job.run(x, out)
             break
         except torch.OutOfMemoryError as error:
             attempt += 1
@@ -215,17 +202,15 @@ def _run(
                 raise
             shortage = error.with_traceback(None)
             budget = plan.peak // 2
-            report.note(f"out of memory with an estimated {plan.peak / 2**30:.2f} GiB: retried with half of it")
+            report.note(f"out of memory with an estimated {plan.peak / GIB:.2f} GiB: retried with half of it")
         except CompiledCodeError as error:
             not_compiled = f"it failed, so that plain code ran: {error}"
             settings = replace(settings, compile=None)
         except HalfPrecisionOverflowError:
-            vae = copy.deepcopy(vae).to(torch.bfloat16)
-            report.note("values beyond float16's range: decoded in bfloat16 instead")
+            loaded.overflowed.add(task.stage)
         # Outside the handlers, where the traceback no longer keeps the failed attempt's tensors alive.
         gc.collect()
-        if vae.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cache(vae.device)
     if vae.device.type == "cuda":
         torch.cuda.synchronize(vae.device)
     describe(report, vae, task, settings, job.plan, origin, job.kernels)
@@ -238,41 +223,46 @@ def _run(
     report.facts["seconds"] = round(time.perf_counter() - started, 3)
 
 
-def _attempt(
-    vae: VideoVAE,
-    task: Task,
-    x: torch.Tensor,
-    out: torch.Tensor,
-    settings: VaeSettings,
-    plan: Plan,
-    callbacks: Callbacks,
-    read: Callable[[torch.Tensor], torch.Tensor],
-    report: OptimizationReport,
-) -> Job:
-    """Run the job by this plan."""
-    network = task.network(vae)
-    if settings.compile is not None and plan.layout.uncut:
-        network = compiled_network(vae, task, settings.compile)
-    graphs = None
-    if settings.cuda_graphs and vae.device.type == "cuda":
-        network = graphs = GraphedNetwork(network, CudaBackend(vae.device), needed=plan.peak)
-    job = Job(vae, task, settings, plan, network, read, _kernels(settings), callbacks)
-    fused = settings.kernels == "auto"
-    try:
-        with torch.inference_mode(), rules(alternatives=fused, half_sums=fused and settings.fp16_accumulation):
-            job.run(x, out)
-    finally:
-        if graphs is not None:
-            graphs.drop()
-    return job
+def _check_latents(latents: torch.Tensor, config: VaeConfig) -> None:
+    """Raise InputError unless `latents` is a floating [B, 16, T, H, W] without NaN or Inf."""
+    _check_dimensions("latents", latents, "[batch, channels, frames, height, width]", "latents[:, :, None]")
+    if latents.shape[1] != config.latent_channels:
+        reason = f"this VAE decodes latents of {config.latent_channels} channels, not {latents.shape[1]}"
+        raise InputError("latents", list(latents.shape), reason, "use the VAE that belongs to the model")
+    _check_values("latents", latents)
 
 
-def _kernels(settings: VaeSettings) -> Kernels:
-    wanted = settings.optimizations
-    plain = ["group_norm_silu"] * (not wanted.fused_norm_activation)
-    plain += ["pixel_shuffle_3d"] * (not wanted.native_pixel_shuffle)
-    return Kernels(settings.kernels, tuple(plain))
+def _check_frames(frames: torch.Tensor, config: VaeConfig) -> None:
+    """Raise InputError unless `frames` is a floating [B, T, H, W, 3] without NaN or Inf, at least 8 x 8 pixels."""
+    _check_dimensions("frames", frames, "[batch, frames, height, width, channels]", "frames[None] for one clip")
+    if frames.shape[-1] != config.in_channels:
+        reason = f"the last axis holds the {config.in_channels} colour channels, not {frames.shape[-1]}"
+        raise InputError("frames", list(frames.shape), reason, "drop the alpha channel: frames[..., :3]")
+    smallest = config.spatial_factor
+    if min(frames.shape[2:4]) < smallest:
+        reason = f"a frame is at least {smallest} x {smallest} pixels"
+        raise InputError("frames", list(frames.shape), reason, "scale the frames up")
+    _check_values("frames", frames)
 
 
-def _unchanged(x: torch.Tensor) -> torch.Tensor:
-    return x
+def _check_dimensions(name: str, tensor: torch.Tensor, meaning: str, cure: str) -> None:
+    if tensor.ndim != 5:
+        reason = f"it has {tensor.ndim} axes and needs the 5 of {meaning}"
+        raise InputError(name, list(tensor.shape), reason, f"add the missing axis, e.g. {cure}")
+    if not tensor.numel():
+        raise InputError(name, list(tensor.shape), "it is empty", "check what produced it")
+    if not tensor.is_floating_point():
+        raise InputError(name, str(tensor.dtype), "it must hold floating-point numbers", f"convert it: {name}.float()")
+
+
+def _check_values(name: str, tensor: torch.Tensor) -> None:
+    """NaN and Inf would come out as black frames; say so instead, and where."""
+    for item in range(tensor.shape[0]):
+        finite = torch.isfinite(tensor[item])
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
+            kind = "NaN" if bool(torch.isnan(tensor[item]).any()) else "Inf"
+            place = [int(i) for i in (~finite).nonzero()[0]]
+            reason = f"{bad} of its {tensor[item].numel()} values are not finite ({kind}, first at {[item, *place]})"
+            cure = "the fault lies before the VAE: run the model in bfloat16 or float32, or check its attention"
+            raise InputError(name, list(tensor.shape), reason, cure)

@@ -71,7 +71,6 @@ def from_state_dict(
     config: VaeConfig | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    channels_last: bool = True,
     name: str = "state dict",
 ) -> VideoVAE:
     """Build a video VAE from tensors, strictly: every key must be there, none may be left over, all shapes must fit.
@@ -82,7 +81,6 @@ def from_state_dict(
     Args:
         config: sizes; None reads them off the shapes.
         dtype, device: of the VAE; None keeps those of the tensors.
-        channels_last: memory layout of the convolution weights.
         name: what to call it in an error.
 
     Raises:
@@ -103,7 +101,7 @@ def from_state_dict(
     with torch.no_grad():
         own = {key: tensor.to(device, dtype, copy=True) for key, tensor in tensors.items()}
         vae.load_state_dict(own, strict=True, assign=True)
-        return vae.prepare(channels_last=channels_last)
+        return vae.prepare()
 
 
 def check_shapes(found: Shapes, expected: Shapes, name: str) -> None:

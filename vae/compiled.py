@@ -1,7 +1,7 @@
 """torch.compile of one slice through the VAE: one graph, no state inside, compiled once per VAE and options.
 
 Compiling happens when a shape is first seen. It can fail then, or give wrong values without a word; so the first slice
-of every kind is run by plain code too, and compared. Whatever is amiss is told apart from failures of the network
+of every kind is run by uncompiled code too, and compared. Whatever is amiss is told apart from failures of the network
 itself, so that the job can go on without compiled code.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..fallback import describe
 from .network.execution import Execution
 from .network.model import VideoVAE
 from .planner import Task
@@ -24,10 +25,8 @@ from .settings import VaeSettings
 Network = Callable[[torch.Tensor, Execution], torch.Tensor]
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.25}
-"""Largest difference from plain code, of the standard deviation of a slice. Sums in another order stay far below; code
-that is wrong is off by more than one."""
-
-
+"""Largest difference from uncompiled code, of the standard deviation of a slice. Sums in another order stay far below;
+code that is wrong is off by more than one."""
 OWN_GRAPHS = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
 """Inductor's modes that record CUDA graphs, and what is left of them without."""
 
@@ -84,20 +83,20 @@ def with_our_graphs(settings: VaeSettings) -> VaeSettings:
 
 
 class _Checked:
-    """Compiled code whose failures are told, and whose first slice of every kind is held against plain code."""
+    """Compiled code that raises CompiledCodeError when it fails, or when a first slice of its kind comes out wrong."""
 
-    def __init__(self, compiled: Network, plain: Network) -> None:
+    def __init__(self, compiled: Network, eager: Network) -> None:
         self._compiled = compiled
-        self._plain = plain
+        self._eager = eager
         self._trusted: set[object] = set()
 
     def __call__(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         continued = {name: tuple(frames.shape) for name, frames in run.state.frames.items()}
         here = (tuple(x.shape), x.dtype, x.device, *continued.items())
-        kind = (here, run.carry, run.layout, run.optimizations)
+        kind = (here, run.carry, run.layout)
         if kind in self._trusted:
             return self._run(x, run)
-        expected = self._plain(x, replace(run, state=run.state.copy()))
+        expected = self._eager(x, replace(run, state=run.state.copy()))
         made = self._run(x, run)
         _check(made, expected)
         self._trusted.add(kind)
@@ -109,13 +108,11 @@ class _Checked:
         except (torch.OutOfMemoryError, torch._dynamo.exc.RecompileError):
             raise
         except Exception as error:
-            cause = getattr(error, "inner_exception", None) or error  # what dynamo wraps says more than the wrapping
-            lines = str(cause).strip().splitlines()
-            raise CompiledCodeError(f"{type(cause).__name__}: {lines[0] if lines else 'no message'}") from error
+            raise CompiledCodeError(describe(error)) from error
 
 
 def _check(made: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise CompiledCodeError where compiled code gave something else; not where plain code is not finite either."""
+    """Raise CompiledCodeError where compiled code gave something else, and uncompiled code something finite."""
     reference = expected.float()
     if not bool(torch.isfinite(reference).all()):
         return

@@ -74,6 +74,12 @@ class VaeConfig:
         """Frames that so many latent frames decode to: 4 (T' - 1) + 1 with the shipped checkpoint."""
         return self.temporal_factor * (latent_frames - 1) + 1
 
+    def decoded_shape(self, latents: tuple[int, ...]) -> tuple[int, int, int, int, int]:
+        """Return (B, 3, T, H, W) of what latents of shape (B, 16, T', H', W') decode to."""
+        batch, _, frames, height, width = latents
+        factor = self.spatial_factor
+        return batch, self.out_channels, self.frames(frames), height * factor, width * factor
+
     def latent_frames(self, frames: int) -> int:
         """Latent frames that so many frames encode to."""
         return (frames - 1) // self.temporal_factor + 1

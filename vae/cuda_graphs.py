@@ -22,8 +22,9 @@ from typing import Any, Protocol
 
 import torch
 
-from .memory import free_bytes
-from .network.execution import Execution, StreamState
+from ..fallback import describe
+from ..memory import device_memory
+from .network.execution import CarriedFrames, Execution
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class Backend(Protocol):
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
         """Record what `function` does, without doing it."""
 
-    def free(self) -> int | None:
-        """Bytes that new tensors may take, or None when unknown."""
+    def free(self) -> int:
+        """Bytes that new tensors may take."""
 
 
 class CudaBackend:
@@ -67,8 +68,8 @@ class CudaBackend:
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
         return CudaRecording(function, self._device, self._pool, self._stream)
 
-    def free(self) -> int | None:
-        return free_bytes(self._device)
+    def free(self) -> int:
+        return device_memory(self._device).free
 
 
 class CudaRecording:
@@ -100,13 +101,13 @@ class _Recorded:
     recording: Recording
     x: torch.Tensor
     frames: dict[str, torch.Tensor]
-    owner: weakref.ref[StreamState] | None = None
+    owner: weakref.ref[CarriedFrames] | None = None
 
     @property
     def bytes(self) -> int:
         return self.recording.bytes + sum(t.nbytes for t in (self.x, *self.frames.values()))
 
-    def run(self, x: torch.Tensor, state: StreamState) -> torch.Tensor:
+    def run(self, x: torch.Tensor, state: CarriedFrames) -> torch.Tensor:
         """One slice of a stream, whose frames are adopted."""
         former = self.owner() if self.owner is not None else None
         if former is not None and former is not state:
@@ -124,7 +125,7 @@ class GraphedNetwork:
     """A network that runs its steady slices as graphs, and everything else as it is.
 
     A slice is steady when frames are carried in, on the device, and carried on. The first time it sees a kind of slice
-    it runs it plainly: kernels are compiled, probed and chosen then, which a recording cannot do. The second time it
+    it runs it without: kernels are compiled, probed and chosen then, which a recording cannot do. The second time it
     records.
 
     Args:
@@ -147,7 +148,7 @@ class GraphedNetwork:
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._seen: set[Hashable] = set()
         self.refused = ""
-        """Why slices run plainly that could be graphs, or ""."""
+        """Why slices run without graphs that could have them, or ""."""
         self.replays = 0
         """Slices that ran as graphs."""
         self.most_bytes = 0
@@ -164,14 +165,14 @@ class GraphedNetwork:
     def __call__(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         """One slice, as a graph where there is one."""
         if not self._steady(x, run):
-            return self._plain(x, run)
+            return self._ungraphed(x, run)
         key = _key(x, run)
         recorded = self._recorded.get(key)
         if recorded is None and key in self._seen:
             recorded = self._record(key, x, run)
         if recorded is None:
             self._seen.add(key)
-            return self._plain(x, run)
+            return self._ungraphed(x, run)
         self._recorded.move_to_end(key)
         self.replays += 1
         return recorded.run(x, run.state)
@@ -184,7 +185,7 @@ class GraphedNetwork:
             torch._C._cuda_clearCublasWorkspaces()  # the recording stream's lies in the graphs' pool
             torch.cuda.empty_cache()
 
-    def _plain(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
+    def _ungraphed(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         try:
             return self._network(x, run)
         except torch.OutOfMemoryError:
@@ -204,10 +205,10 @@ class GraphedNetwork:
         """Record the slice on copies of what came in; nothing of it is run."""
         free = self._backend.free()
         state_bytes = sum(frames.nbytes for frames in run.state.frames.values())
-        if free is not None and free < 2 * self._needed + state_bytes:
+        if free < 2 * self._needed + state_bytes:
             self.refused = f"{free / 2**30:.2f} GiB free, {(2 * self._needed + state_bytes) / 2**30:.2f} GiB wanted"
             return None
-        still = StreamState(run.state.device)
+        still = CarriedFrames(run.state.device)
         still.frames = {name: frames.clone() for name, frames in run.state.frames.items()}
         held = x.clone()
         fixed = replace(run, state=still)
@@ -219,7 +220,7 @@ class GraphedNetwork:
             self.drop()
             return None
         except RuntimeError as error:  # what cannot be recorded; a cancel or any other error travels on
-            self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.refused = describe(error)
             log.info("no CUDA graphs: %s", self.refused)
             self.drop()
             return None
@@ -242,5 +243,4 @@ class GraphedNetwork:
 def _key(x: torch.Tensor, run: Execution) -> Hashable:
     """What a graph is good for."""
     frames = tuple(sorted((name, tuple(t.shape), t.stride()) for name, t in run.state.frames.items()))
-    how = (run.layout, run.optimizations, run.kernels.choice, run.kernels.plain_operations)
-    return tuple(x.shape), x.stride(), x.dtype, str(x.device), how, frames
+    return tuple(x.shape), x.stride(), x.dtype, str(x.device), run.layout, run.kernels.choice, frames

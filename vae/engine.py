@@ -12,18 +12,17 @@ import torch
 
 from ..callbacks import Callbacks
 from ..errors import FastDiffusersError
-from .canvas import Canvas, ReferenceCanvas
+from .compiled import compiled_network
+from .cuda_graphs import CudaBackend, GraphedNetwork, Network
 from .kernels import Kernels
-from .lanes import lanes_of
-from .network.execution import Execution, StreamState
+from .kernels.conv_choice import rules
+from .network.execution import CarriedFrames, Execution
 from .network.model import VideoVAE
-from .planner import Plan, Task
+from .planner import Plan, Task, slices
+from .reference_blending import ReferenceCanvas, reference_axis
 from .settings import VaeSettings, pair
-from .streaming import slices
-from .streams import copier_for
-from .tiling import TileAxis, reference_axis, smooth_axis
-
-Network = Callable[[torch.Tensor, Execution], torch.Tensor]
+from .streams import copier_for, copy_stream, read_later, tile_streams
+from .tiling import Canvas, TileAxis, smooth_axis
 
 
 class HalfPrecisionOverflowError(FastDiffusersError):
@@ -39,16 +38,32 @@ class Piece(NamedTuple):
     made: torch.Tensor
 
 
+class FiniteCheck:
+    """Finds NaN and Inf in slices of float16: each flag is read a slice later, when the card is busy with the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = copy_stream(device)
+        self._finite: Callable[[], bool] | None = None
+
+    def see(self, made: torch.Tensor | None) -> None:
+        """Look at a new slice, None after the last one. Raises HalfPrecisionOverflowError for the slice before."""
+        former, self._finite = self._finite, None
+        if made is not None and made.dtype == torch.float16:
+            self._finite = read_later(torch.isfinite(made).all(), self._stream)
+        if former is not None and not former():
+            raise HalfPrecisionOverflowError("the VAE's values do not fit float16: load it in bfloat16")
+
+
 @dataclass
 class Job:
     """One decode or encode. All its state lives in here and in what it hands down, so it ends with the job.
 
     Attributes:
         vae, task, settings, plan: what runs, in which direction, and how.
-        network: one slice through the VAE, compiled or not.
         read: the caller's values to the network's (scaling), on a slice in float32.
-        kernels: the operations with more than one implementation.
         callbacks: told and asked between slices.
+        kernels: the operations with more than one implementation.
+        network: one slice through the VAE, compiled and recorded where the settings ask for it.
         notes: what had to be changed about the settings.
     """
 
@@ -56,47 +71,66 @@ class Job:
     task: Task
     settings: VaeSettings
     plan: Plan
-    network: Network
     read: Callable[[torch.Tensor], torch.Tensor]
-    kernels: Kernels
     callbacks: Callbacks
+    kernels: Kernels = field(init=False)
+    network: Network = field(init=False)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings, device = self.settings, self.vae.device
+        self.kernels = Kernels(settings.kernels)
+        self.network = self.task.network(self.vae)
+        if settings.compile is not None and self.plan.layout.uncut:
+            self.network = compiled_network(self.vae, self.task, settings.compile)
+        if settings.cuda_graphs and device.type == "cuda":
+            self.network = GraphedNetwork(self.network, CudaBackend(device), needed=self.plan.peak)
 
     def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Fill `out` [B, C', T', H', W'], float32 on any device and with any strides, from `x` [B, C, T, H, W]."""
+        fused = self.settings.kernels == "auto"
+        try:
+            with torch.inference_mode(), rules(alternatives=fused, half_sums=fused and self.settings.fp16_accumulation):
+                self._run(x, out)
+        finally:
+            if isinstance(self.network, GraphedNetwork):
+                self.network.drop()
+
+    def _run(self, x: torch.Tensor, out: torch.Tensor) -> None:
         rows, columns = self._tile_axis(0, x, out), self._tile_axis(1, x, out)
         total, done = x.shape[0] * len(rows) * len(columns) * len(self._slices(x)), 0
         self.callbacks.tick(self.task.stage, done, total)
+        check = FiniteCheck(self.vae.device)
         for item, target in zip(x, out, strict=True):
             canvas = self._canvas(target, rows, columns)
             for row, column, frame, made in self._pieces(item, rows, columns):
-                if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
-                    raise HalfPrecisionOverflowError("the VAE's values do not fit float16: load it in bfloat16")
+                check.see(made)
                 canvas.write(row, column, frame, made)
                 done += 1
                 self.callbacks.tick(self.task.stage, done, total)
+            check.see(None)
             canvas.finish()
 
     def _pieces(self, item: torch.Tensor, rows: TileAxis, columns: TileAxis) -> Iterator[Piece]:
-        """All slices of all tiles of a clip [C, T, H, W]; with two lanes one is made while another is handed out."""
-        lanes = lanes_of(self.vae.device, self.plan.lanes)
-        tiles = product(range(len(rows)), range(len(columns)))  # shared: a lane takes the next one when it is free
-        at_work = deque((lane, self._lane(item, rows, columns, tiles)) for lane in range(lanes.count))
+        """All slices of all tiles of a clip [C, T, H, W]; with two streams one is made while another is handed out."""
+        streams = tile_streams(self.vae.device, self.plan.tiles_at_a_time)
+        tiles = product(range(len(rows)), range(len(columns)))  # shared: a stream takes the next one when it is free
+        at_work = deque((stream, self._tiles(item, rows, columns, tiles)) for stream in range(streams.count))
         under_way: deque[tuple[int, Piece]] = deque()
         while at_work or under_way:
-            if at_work and len(under_way) < lanes.count:
-                lane, pieces = at_work.popleft()
-                with lanes.lane(lane):
+            if at_work and len(under_way) < streams.count:
+                stream, pieces = at_work.popleft()
+                with streams.queue(stream):
                     piece = next(pieces, None)
                 if piece is not None:
-                    at_work.append((lane, pieces))
-                    under_way.append((lane, piece))
+                    at_work.append((stream, pieces))
+                    under_way.append((stream, piece))
             else:
-                lane, piece = under_way.popleft()
-                lanes.fetch(lane, piece.made)
+                stream, piece = under_way.popleft()
+                streams.fetch(stream, piece.made)
                 yield piece
 
-    def _lane(
+    def _tiles(
         self, item: torch.Tensor, rows: TileAxis, columns: TileAxis, tiles: Iterator[tuple[int, int]]
     ) -> Iterator[Piece]:
         """The slices of one tile after the other."""
@@ -106,14 +140,14 @@ class Job:
 
     def _stream(self, clip: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """(first frame, frames [C', T', H', W']) of each temporal slice of a clip [C, T, H, W]."""
-        state = StreamState(torch.device("cpu") if self.plan.offload_state else None)
+        state = CarriedFrames(torch.device("cpu") if self.plan.offload_state else None)
         parts = self._slices(clip[None])
         frame = 0
         for index, (start, stop) in enumerate(parts):
             piece = self.read(clip[None, :, start:stop].to(self.vae.device, torch.float32)).to(self.vae.dtype)
             piece = piece.contiguous()  # the strides of a view would tell compiled code how long the clip is
             carry = index < len(parts) - 1
-            run = Execution(state, carry, self.plan.layout, self.settings.optimizations, self.kernels)
+            run = Execution(state, carry, self.plan.layout, self.kernels)
             made = self.network(piece, run)[0]
             yield frame, made
             frame += made.shape[1]

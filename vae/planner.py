@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
 from ..errors import InputError
+from ..memory import GIB, LiveBytes, device_memory
 from .config import VaeConfig
 from .kernels import Kernels
 from .kernels.eager import chunk_bytes
-from .memory import LiveBytes, free_bytes
-from .network.execution import Execution, Layout, StreamState
+from .network.execution import CarriedFrames, Execution, Layout
 from .network.model import VideoVAE
 from .network.strips import Axis, Block, blocks, cut
-from .settings import Optimizations, VaeSettings, pair
-from .streaming import slices
+from .settings import VaeSettings, pair
 
-GIB = 1 << 30
 FREE_SHARE = 0.85
 """Of the free memory; the rest is for library workspaces and fragmentation, which the estimate does not see."""
 STRIP = 16 << 20
@@ -74,9 +73,9 @@ class Plan:
         temporal_slice: latent frames per slice.
         offload_state: whether carried frames wait in main memory.
         peak: estimated bytes above weights and output.
-        budget: bytes that were allowed, or None for no limit.
+        budget: bytes that were allowed.
         reason: how it was decided.
-        lanes: tiles at work at the same time.
+        tiles_at_a_time: tiles at work at the same time.
     """
 
     tiles: tuple[int, ...]
@@ -84,18 +83,16 @@ class Plan:
     temporal_slice: int
     offload_state: bool
     peak: int
-    budget: int | None
+    budget: int
     reason: str
-    lanes: int = 1
+    tiles_at_a_time: int = 1
 
 
-def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int | None, str]:
-    """Bytes that may be used above weights and output, and where the number comes from; None = no limit known."""
+def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int, str]:
+    """Return the bytes that may be used above weights and output, and where the number comes from."""
     if settings.memory_budget_gib:
         return int(settings.memory_budget_gib * GIB), "given"
-    free = free_bytes(device)
-    if free is None:
-        return None, "free memory unknown"
+    free = device_memory(device).free
     budget, origin = int(FREE_SHARE * free), f"{FREE_SHARE:.0%} of {free / GIB:.1f} GiB free"
     if settings.compile is not None and settings.compile_headroom_gib:
         budget = max(1, budget - int(settings.compile_headroom_gib * GIB))
@@ -103,12 +100,12 @@ def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int | None, 
     return budget, origin
 
 
-def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int | None) -> Plan:
+def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int) -> Plan:
     """Cut a job so that it stays within the budget.
 
     Args:
         shape: [C, T, H, W] of the input, one item of a batch.
-        budget: bytes above weights and output, or None for no limit.
+        budget: bytes above weights and output.
 
     Raises:
         InputError: "memory_budget_gib" is too small for even the smallest cut; names the least that works.
@@ -118,7 +115,7 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     on_card = vae.device.type != "cpu"
     offload = settings.state_device == "cpu" and on_card
     size = settings.temporal_slice or 1
-    dry = DryRun(vae, task, shape, size, settings.optimizations)
+    dry = DryRun(vae, task, shape, size)
     if settings.mode == "whole" or any(settings.strips):
         rows, columns = settings.strips
         layout = Layout() if settings.mode == "whole" else Layout(max(rows, 1), max(columns, 1))
@@ -127,7 +124,7 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     for offloaded in (True,) if offload or not on_card else (False, True):
         offloaded = offloaded and on_card
         for layout, peak in _layouts(dry, budget, offloaded, whole_planes=on_card or settings.compile is not None):
-            if budget is None or peak <= budget:
+            if peak <= budget:
                 reason = "whole planes fit" if layout.uncut else "strips with shared statistics"
                 reason += ", carried frames in main memory" if offloaded else ""
                 return Plan((), layout, size, offloaded, peak, budget, reason)
@@ -139,7 +136,7 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     raise InputError("memory_budget_gib", settings.memory_budget_gib, reason, cure)
 
 
-def _layouts(dry: DryRun, budget: int | None, offloaded: bool, *, whole_planes: bool) -> Iterator[tuple[Layout, int]]:
+def _layouts(dry: DryRun, budget: int, offloaded: bool, *, whole_planes: bool) -> Iterator[tuple[Layout, int]]:
     """Ways to cut planes, fastest first, each with the bytes it needs; the last one needs the least.
 
     Args:
@@ -152,13 +149,11 @@ def _layouts(dry: DryRun, budget: int | None, offloaded: bool, *, whole_planes: 
             yield layout, dry.peak(layout, offloaded)
     base = dry.base(1, offloaded) + dry.statistics_bytes
     yield Layout(workspace=STRIP, tail_frames=1), base + STRIP
-    workspace = max((budget or 0) - base, 1)
+    workspace = max(budget - base, 1)
     yield Layout(workspace=workspace, tail_frames=1), base + workspace
 
 
-def _tiled(
-    vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int | None, reason: str
-) -> Plan:
+def _tiled(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int, reason: str) -> Plan:
     """Tiles of the size asked for, in strips where they must be; in "auto", smaller tiles where even that is too much.
 
     The reference blending stays with its sizes: others would blend otherwise.
@@ -180,8 +175,8 @@ def _tiled(
             reason += f", and so do tiles larger than {sizes[0]} x {sizes[1]}"
         several = tile_shape[2:] != (height, width) and not overlap_refusal(settings, vae.device)
         both = 2 * inner.peak
-        if several and (budget is None or both <= budget):
-            return replace(inner, tiles=sizes, reason=reason, lanes=2, peak=both)
+        if several and both <= budget:
+            return replace(inner, tiles=sizes, reason=reason, tiles_at_a_time=2, peak=both)
         return replace(inner, tiles=sizes, reason=reason)
 
 
@@ -194,6 +189,18 @@ def overlap_refusal(settings: VaeSettings, device: torch.device) -> str:
     return "CUDA graphs work on one slice at a time" if settings.cuda_graphs else ""
 
 
+def slices(total: int, size: int, factor: int = 1) -> list[tuple[int, int]]:
+    """Return (start, stop) of consecutive slices of a clip: the first holds its first frame and one size more.
+
+    Args:
+        total: latent frames (factor 1), or frames of a clip of `factor n + 1` frames.
+        size: latent frames per slice, at least 1.
+        factor: frames per latent frame.
+    """
+    step = size * factor
+    return list(pairwise([0, *range(1 + step, total, step), total]))
+
+
 class DryRun:
     """Counts what a job would have alive at once, by running it without data.
 
@@ -202,9 +209,7 @@ class DryRun:
         size: latent frames per slice.
     """
 
-    def __init__(
-        self, vae: VideoVAE, task: Task, shape: tuple[int, ...], size: int, optimizations: Optimizations
-    ) -> None:
+    def __init__(self, vae: VideoVAE, task: Task, shape: tuple[int, ...], size: int) -> None:
         channels, frames, height, width = shape
         parts = slices(frames, size, task.frames)
         # The pieces of a statistics pass come on top of a strip; none is larger than a frame with all its channels.
@@ -218,7 +223,6 @@ class DryRun:
             (channels, height, width),
             tuple(stop - start for start, stop in parts[:2]),
             len(parts) > 2,
-            optimizations,
         )
 
     def peak(self, layout: Layout, offloaded: bool = False) -> int:
@@ -241,7 +245,6 @@ class _Case(NamedTuple):
     plane: tuple[int, int, int]
     frames: tuple[int, ...]
     more: bool
-    optimizations: Optimizations
 
 
 class _SingleCell(Execution):
@@ -254,20 +257,20 @@ class _SingleCell(Execution):
 @lru_cache(maxsize=256)
 def _count(case: _Case, kind: type[Execution], layout: Layout) -> tuple[int, int]:
     """(bytes alive at once, bytes of carried frames among them)."""
-    twin = _twin(case.config, case.dtype, case.optimizations.channels_last)
+    twin = _twin(case.config, case.dtype)
     channels, height, width = case.plane
-    state = StreamState()
+    state = CarriedFrames()
     with torch.inference_mode(), LiveBytes(torch.device("meta")) as live:
         for index, frames in enumerate(case.frames):
             x = torch.empty((1, channels, frames, height, width), dtype=case.dtype, device="meta")
             carry = case.more or index < len(case.frames) - 1
-            case.task.network(twin)(x, kind(state, carry, layout, case.optimizations, Kernels("eager")))
+            case.task.network(twin)(x, kind(state, carry, layout, Kernels("eager")))
             del x
     return live.peak, sum(carried.numel() * carried.element_size() for carried in state.frames.values())
 
 
 @lru_cache(maxsize=8)
-def _twin(config: VaeConfig, dtype: torch.dtype, channels_last: bool) -> VideoVAE:
+def _twin(config: VaeConfig, dtype: torch.dtype) -> VideoVAE:
     """The same VAE without data."""
     with torch.device("meta"):
-        return VideoVAE(config).to(dtype).prepare(channels_last=channels_last)
+        return VideoVAE(config).to(dtype).prepare()

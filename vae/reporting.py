@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from ..memory import GIB, conv3d_memory_defect
 from ..report import OptimizationRecord, OptimizationReport
 from .cuda_graphs import GraphedNetwork
 from .kernels import Kernels
-from .network.convolution import CHOICE, memory_defect
+from .network.convolution import CHOICE
 from .network.model import VideoVAE
-from .planner import GIB, Plan, Task, overlap_refusal
-from .settings import Optimizations, VaeSettings
-
-SWITCHES = {
-    "polyphase_upsampling": "upsampler: one convolution per output phase",
-    "folded_head": "first frame: kernels summed over time",
-    "native_pixel_shuffle": "pixel shuffle drops the head frame while copying",
-    "in_place_residual": "residual sum in place",
-    "direct_mid_block": "mid block on views",
-    "fused_norm_activation": "GroupNorm and SiLU in one, into the padded buffer",
-    "padded_buffer": "carried frames, input and border written once",
-    "chunked_attention": "attention over chunks of queries",
-    "chunked_upsampling": "upscaled tensor only strip by strip",
-    "channels_last": "channels_last_3d",
-}
+from .planner import Plan, Task, overlap_refusal
+from .settings import VaeSettings
 
 
 def describe(
@@ -51,13 +39,11 @@ def describe(
     report.set(_overlap_record(settings, plan, vae.device))
     report.set(_compile_record(settings, plan))
     report.set(OptimizationRecord("precision", "as loaded", str(vae.dtype).removeprefix("torch.")))
-    for name, text in SWITCHES.items():
-        report.set(_switch_record(name, text, settings.optimizations, plan))
     used = ", ".join(f"{operation}: {name}" for operation, name in kernels.used.items())
     reason = "; ".join(f"{name}: {why}" for name, why in kernels.refusals().items())
     report.set(OptimizationRecord("kernels", settings.kernels, used or "PyTorch operations", reason))
     if vae.device.type == "cuda":
-        active = memory_defect() and vae.dtype != torch.float32
+        active = conv3d_memory_defect() and vae.dtype != torch.float32
         applied = "cuDNN called directly" if active else "not needed"
         report.set(OptimizationRecord("cudnn_conv3d", "auto", applied, f"cuDNN {torch.backends.cudnn.version()}"))
         report.set(_convolution_record(settings))
@@ -68,8 +54,8 @@ def describe(
 
 
 def _peak(plan: Plan, budget_origin: str) -> str:
-    text = f"about {plan.peak / GIB:.2f} GiB above weights and output"
-    return text if plan.budget is None else f"{text}, of {plan.budget / GIB:.2f} GiB allowed ({budget_origin})"
+    allowed = f"{plan.budget / GIB:.2f} GiB allowed ({budget_origin})"
+    return f"about {plan.peak / GIB:.2f} GiB above weights and output, of {allowed}"
 
 
 def _compile_record(settings: VaeSettings, plan: Plan) -> OptimizationRecord:
@@ -100,8 +86,8 @@ def _overlap_record(settings: VaeSettings, plan: Plan, device: torch.device) -> 
     refusal = overlap_refusal(settings, device)
     if not settings.overlap_tiles:
         return OptimizationRecord("overlap_tiles", "off", "off")
-    if plan.lanes > 1:
-        return OptimizationRecord("overlap_tiles", "on", f"{plan.lanes} tiles at a time")
+    if plan.tiles_at_a_time > 1:
+        return OptimizationRecord("overlap_tiles", "on", f"{plan.tiles_at_a_time} tiles at a time")
     if not (plan.tiles or refusal):
         return OptimizationRecord("overlap_tiles", "on", "off", "planes are not cut into tiles")
     reason = refusal or "the clip is one tile, or two do not fit the memory"
@@ -116,12 +102,3 @@ def _convolution_record(settings: VaeSettings) -> OptimizationRecord:
     applied = ", ".join(f"{name}: {shapes} shapes" for name, shapes in CHOICE.used().items())
     reason = "; ".join(f"{name}, {where}: {why}" for (name, where), why in CHOICE.refusals.items())
     return OptimizationRecord("convolution", asked, applied or "conv3d", reason)
-
-
-def _switch_record(name: str, text: str, wanted: Optimizations, plan: Plan) -> OptimizationRecord:
-    on = getattr(wanted, name)
-    if name == "padded_buffer" and not on and not plan.layout.uncut:
-        return OptimizationRecord(name, "off", "on", "strips are cut from the padded buffer")
-    if name == "chunked_upsampling" and on and plan.layout.uncut:
-        return OptimizationRecord(name, "on", "off", "whole planes")
-    return OptimizationRecord(name, "on" if on else "off", text if on else "off")

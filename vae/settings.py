@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
@@ -15,43 +15,6 @@ STATE_DEVICES = ("same", "cpu")
 KERNEL_CHOICES = ("auto", "eager", "plain")
 MINIMUM_TILE = 16
 """Pixels; below two latent cells a tile holds nothing but border."""
-
-
-@dataclass(frozen=True)
-class Optimizations:
-    """Each optimization of the networks that can be switched off by itself; off is the plain formulation.
-
-    Attributes:
-        polyphase_upsampling: 1x1x1 convolution, pixel shuffle and 3x3x3 convolution of an upsampler as one convolution
-            per output phase on the coarse grid: 8 to 12 taps instead of 27.
-        folded_head: the copies of the first frame in front of a clip are never made; kernels summed over time do
-            their work.
-        padded_buffer: carried frames, input and zero border are written once into the buffer that is convolved,
-            instead of concatenating and then padding.
-        in_place_residual: the residual sum is added in place.
-        fused_norm_activation: GroupNorm and SiLU in one operation, written straight into the padded buffer.
-        native_pixel_shuffle: the pixel shuffle drops the head frame while it copies.
-        chunked_upsampling: the upscaled tensor exists only strip by strip (with `strips` of the execution).
-        direct_mid_block: attention works on views of the 5-D tensor, without rearranging copies.
-        chunked_attention: queries are taken in chunks, so that no kernel needs the whole score matrix.
-        channels_last: weights and activations in channels_last_3d.
-    """
-
-    polyphase_upsampling: bool = True
-    folded_head: bool = True
-    padded_buffer: bool = True
-    in_place_residual: bool = True
-    fused_norm_activation: bool = True
-    native_pixel_shuffle: bool = True
-    chunked_upsampling: bool = True
-    direct_mid_block: bool = True
-    chunked_attention: bool = True
-    channels_last: bool = True
-
-    @classmethod
-    def none(cls, **changes: bool) -> Optimizations:
-        """Everything off: the plain formulation of each step."""
-        return cls(**{**{item.name: False for item in fields(cls)}, **changes})
 
 
 @dataclass(frozen=True)
@@ -81,7 +44,6 @@ class VaeSettings:
         compile: keyword arguments of torch.compile, or None for no compilation; {} compiles with the defaults. Planes
             that have to be cut into strips are not compiled.
         compile_headroom_gib: memory in GiB left to compiled code when the budget is chosen from what is free.
-        optimizations: what the networks may do.
     """
 
     mode: str = "auto"
@@ -99,7 +61,6 @@ class VaeSettings:
     overlap_tiles: bool = False
     compile: Mapping[str, Any] | None = field(default=None, hash=False)
     compile_headroom_gib: float = 1.0
-    optimizations: Optimizations = field(default_factory=Optimizations)
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, MODES)

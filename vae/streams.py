@@ -1,8 +1,11 @@
-"""Bringing finished frames to main memory while the card computes the next ones.
+"""Streams of a card beside the one that computes: for copying finished frames away, and for a second tile.
 
 Frames are converted and put in the order of their destination on the card, in one pass; then a second stream moves
 them as they lie in memory into a page-locked buffer, and from there they are copied on while the card computes. Without
-a card it all comes down to a plain copy.
+a card they are copied directly.
+
+Tiles are independent, and a single one may leave much of a large card idle: while a slice of one is fetched, a slice of
+the other is under way on a stream of its own. The price is the memory of two.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,7 +35,7 @@ class FrameCopier(Protocol):
         """Return when all copies are done."""
 
 
-class PlainCopier:
+class DirectCopier:
     """Copies on the spot."""
 
     def copy(self, target: torch.Tensor, frames: torch.Tensor) -> None:
@@ -40,7 +45,7 @@ class PlainCopier:
         """Nothing is under way."""
 
 
-class Lane(Protocol):
+class CopyStream(Protocol):
     """A way from a card to main memory beside the one that computes."""
 
     def start(self, target: torch.Tensor, staged: torch.Tensor) -> Callable[[], None]:
@@ -50,7 +55,7 @@ class Lane(Protocol):
         """Page-locked main memory of that shape and those strides, or None where the system gives none."""
 
 
-class CudaLane:
+class CudaCopyStream:
     """A second stream of a CUDA card."""
 
     def __init__(self, device: torch.device) -> None:
@@ -93,13 +98,13 @@ class OverlappedCopier:
     """Copies beside the computation.
 
     Args:
-        lane: the way.
+        stream: where they run.
         depth: copies that may be under way; each holds its frames on the card once, and a page-locked buffer of the
             same size. Further ones wait.
     """
 
-    def __init__(self, lane: Lane, depth: int = 2) -> None:
-        self._lane = lane
+    def __init__(self, stream: CopyStream, depth: int = 2) -> None:
+        self._stream = stream
         self._depth = max(1, depth)
         self._under_way: deque[_UnderWay] = deque()
         self._idle: list[torch.Tensor] = []
@@ -111,11 +116,11 @@ class OverlappedCopier:
         staged.copy_(frames)
         buffer = self._reused(staged)
         if buffer is None:
-            buffer = self._lane.buffer(staged)
+            buffer = self._stream.buffer(staged)
         if buffer is None:
             target.copy_(staged)
         else:
-            self._under_way.append(_UnderWay(self._lane.start(buffer, staged), staged, buffer, target))
+            self._under_way.append(_UnderWay(self._stream.start(buffer, staged), staged, buffer, target))
 
     def finish(self) -> None:
         while self._under_way:
@@ -139,8 +144,27 @@ class OverlappedCopier:
 
 def copier_for(source: torch.device, target: torch.device) -> FrameCopier:
     """What copies from `source` to `target`: beside the computation when frames leave a card for main memory."""
-    overlaps = source.type == "cuda" and target.type == "cpu"
-    return OverlappedCopier(CudaLane(source)) if overlaps else PlainCopier()
+    stream = copy_stream(source) if target.type == "cpu" else None
+    return DirectCopier() if stream is None else OverlappedCopier(stream)
+
+
+def copy_stream(device: torch.device) -> CopyStream | None:
+    """Return a stream that copies from a CUDA card; None for other devices."""
+    return CudaCopyStream(device) if device.type == "cuda" else None
+
+
+def read_later(flag: torch.Tensor, stream: CopyStream | None) -> Callable[[], bool]:
+    """Begin to copy a bool off its device. The function returned gives it, and waits for nothing queued after it."""
+    buffer = None if stream is None else stream.buffer(flag)
+    if stream is None or buffer is None:
+        return lambda: bool(flag)
+    wait, target = stream.start(buffer, flag), buffer
+
+    def read() -> bool:
+        wait()
+        return bool(target)
+
+    return read
 
 
 class Gathering:
@@ -157,7 +181,7 @@ class Gathering:
         self.written = 0
         self._total, self._device = total, device
         self._whole: torch.Tensor | None = None
-        self._copier: FrameCopier = PlainCopier()
+        self._copier: FrameCopier = DirectCopier()
 
     def add(self, run: torch.Tensor) -> None:
         """Take the next run, [B, C, t, H, W]; it may be overwritten right after."""
@@ -173,6 +197,58 @@ class Gathering:
         """All of them, [B, C, T, H, W] in the dtype of the runs; None where there was no run."""
         self._copier.finish()
         return None if self._whole is None else self._whole[:, :, : self.written]
+
+
+class TileStreams(Protocol):
+    """Streams on which tiles are computed without waiting for each other.
+
+    Attributes: count: of them, and of tiles at a time.
+    """
+
+    count: int
+
+    def queue(self, index: int) -> AbstractContextManager[object]:
+        """Run what is queued inside the `with` block on that stream, behind what the caller queued before."""
+
+    def fetch(self, index: int, made: torch.Tensor) -> None:
+        """Have what the caller queues from now on wait for all that the stream was given; it may read `made` then."""
+
+
+class CallersStream:
+    """The caller's own stream: one tile at a time."""
+
+    count = 1
+
+    def queue(self, index: int) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def fetch(self, index: int, made: torch.Tensor) -> None:
+        """Nothing to wait for: it is the caller's own work."""
+
+
+class CudaTileStreams:
+    """Streams of a CUDA card."""
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self.count = count
+        self._device = device
+        self._streams = [torch.cuda.Stream(device) for _ in range(count)]
+
+    def queue(self, index: int) -> AbstractContextManager[object]:
+        stream = self._streams[index]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        return torch.cuda.stream(stream)
+
+    def fetch(self, index: int, made: torch.Tensor) -> None:
+        own = torch.cuda.current_stream(self._device)
+        own.wait_stream(self._streams[index])
+        made.record_stream(own)  # freed here, its memory goes back to the stream, which must not write to it too early
+
+
+@lru_cache(maxsize=8)
+def tile_streams(device: torch.device, count: int) -> TileStreams:
+    """Return streams for so many tiles at a time. The same ones for every job: torch keeps each one's memory apart."""
+    return CudaTileStreams(device, count) if device.type == "cuda" and count > 1 else CallersStream()
 
 
 def dense(x: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Spatial tiles: where they lie, and how they are blended. Along one axis at a time; the two axes are independent.
+"""Spatial tiles: where they lie along each axis, and how they are blended in the output.
 
 A tile has GroupNorm statistics of its own, so tiles differ from the whole by nature; blending hides the difference.
 """
@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 
 import torch
+
+from .streams import DirectCopier, FrameCopier
 
 
 @dataclass(frozen=True)
@@ -73,36 +75,48 @@ def raised_cosine(length: int) -> torch.Tensor:
     return 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(length, dtype=torch.float64) + 0.5) / max(length, 1))
 
 
-def reference_axis(
-    extent: int, tile: int, overlap: int, factor: int, *, decoding: bool, dtype: torch.dtype
-) -> TileAxis:
-    """Tiles and ramps of the established implementation, in the tensors' own dtype; not normalised.
+class Canvas:
+    """The output of one clip, filled slice by slice and tile by tile.
 
-    Its ramp has the full length of the overlap in pixels when decoding, in latent cells when encoding; it is cut to the
-    tile, and the falling ramp overwrites the rising one where they meet.
+    A clip in one piece is copied. Smooth tiles are added with weights that sum to one, so that each pixel of the
+    output is right as soon as its last tile has been added, without a second buffer.
+
+    Args:
+        out: [C, T, H, W], float32, on any device and with any strides.
+        rows, columns: the tiles along both axes.
+        place: output cells per latent cell.
+        copier: how frames in one piece get to `out`; None copies on the spot.
     """
-    size = max(1, tile // factor)
-    shared = max(0, min(overlap // factor, size - 1))
-    step = max(1, size - shared)
-    scale = factor if decoding else 1
-    length = overlap if decoding else shared
-    ramp = torch.zeros(1, dtype=dtype)
-    if length > 1:
-        position = torch.linspace(0, 1, steps=length, dtype=dtype)
-        ramp = 0.5 - 0.5 * torch.cos(position * math.pi)
-    starts, stops, weights = [], [], []
-    for start in range(0, extent, step):
-        stop = min(start + size, extent)
-        if start and stop - start <= shared:
-            continue
-        cells = (stop - start) * scale
-        blend = max(0, min(length, cells - 1))
-        weight = torch.ones(cells, dtype=dtype)
-        if start and blend:
-            weight[:blend] = ramp[:blend]
-        if stop < extent and blend:
-            weight[cells - blend :] = 1 - ramp[:blend]
-        starts.append(start)
-        stops.append(stop)
-        weights.append(weight)
-    return TileAxis(tuple(starts), tuple(stops), tuple(weights))
+
+    def __init__(
+        self, out: torch.Tensor, rows: TileAxis, columns: TileAxis, place: int, copier: FrameCopier | None = None
+    ) -> None:
+        self.out = out
+        self.rows, self.columns = rows, columns
+        self.place = place
+        self.copier = copier or DirectCopier()
+        self.tiled = len(rows) * len(columns) > 1
+        if self.tiled:
+            out.zero_()
+
+    def write(self, row: int, column: int, frame: int, made: torch.Tensor) -> None:
+        """Put frames [C', T', h, w] of a tile, C' >= C, at output frame `frame`."""
+        made = made[: self.out.shape[0]]
+        if self.tiled:
+            weights = self._weights(row, column, made)
+            self._region(self.out, row, column, frame, made).add_((made.float() * weights).to(self.out.device))
+        else:
+            self.copier.copy(self.out[:, frame : frame + made.shape[1]], made)
+
+    def finish(self) -> None:
+        """The last tile has been written; returns when all of `out` is there."""
+        self.copier.finish()
+
+    def _region(self, target: torch.Tensor, row: int, column: int, frame: int, made: torch.Tensor) -> torch.Tensor:
+        top, left = self.rows.starts[row] * self.place, self.columns.starts[column] * self.place
+        return target[:, frame : frame + made.shape[1], top : top + made.shape[2], left : left + made.shape[3]]
+
+    def _weights(self, row: int, column: int, made: torch.Tensor) -> torch.Tensor:
+        """The tile's blending weights, [h, w]."""
+        down, across = self.rows.weights[row].to(made.device), self.columns.weights[column].to(made.device)
+        return down[: made.shape[2], None] * across[None, : made.shape[3]]

@@ -85,8 +85,7 @@ def _resnet(block: Any, hidden: torch.Tensor, state: WalkState) -> torch.Tensor:
 
 def _convolved(conv: Any, x: torch.Tensor, state: WalkState, norm: Any = None) -> torch.Tensor:
     """A causal convolution, of `silu(norm(x))` where a norm is given. Zeros stand before the clip and around it."""
-    from ...vae.kernels import Padded
-    from ...vae.kernels.tiles import Border
+    from ...vae.kernels import Border, Padded
     from ...vae.network.convolution import conv3d
 
     pad = conv._padding

@@ -158,8 +158,8 @@ def test_streamed_clips_are_what_the_network_gives(small_wan: Any, frames: int) 
 
 def test_streamed_clips_take_memory_that_does_not_grow_with_them(small_wan: Any) -> None:
     """Beside the gathered frames, which are in main memory whatever the device."""
+    from fastdiffusers.memory import LiveBytes
     from fastdiffusers.nodes.host import core_streaming
-    from fastdiffusers.vae.memory import LiveBytes
 
     network = small_wan.first_stage_model
     whole: list[int] = []

@@ -15,7 +15,7 @@ from fastdiffusers.vae import VaeSettings, decode, kernels
 from fastdiffusers.vae.config import VaeConfig
 from fastdiffusers.vae.kernels import Kernels, comfy_kitchen, eager
 from fastdiffusers.vae.kernels.conv_choice import CANDIDATES, ConvChoice, rules
-from fastdiffusers.vae.kernels.saved_choices import Remembered
+from fastdiffusers.vae.kernels.saved_choices import SavedChoices
 from fastdiffusers.vae.network.convolution import torch_conv3d
 from fastdiffusers.vae.network.model import VideoVAE
 from fastdiffusers.vae.streams import copier_for
@@ -32,7 +32,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test probes for itself; exact float32 sums; memory given back."""
     monkeypatch.setattr(kernels, "_choices", {})
     monkeypatch.setattr(kernels, "_refusals", {})
-    monkeypatch.setattr(kernels, "MEMORY", Remembered())
+    monkeypatch.setattr(kernels, "SAVED", SavedChoices())
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     torch.cuda.empty_cache()

@@ -23,14 +23,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...fallback import describe
 from . import eager, plain
-from .moments import Moments, Statistics
-from .padded import Padded
+from .eager import Moments, Statistics
+from .padded import Border, Padded
 from .probe import probe
-from .saved_choices import MEMORY
+from .saved_choices import SAVED
 from .triton_support import INTERPRETED
 
-__all__ = ["FUSED", "OPERATIONS", "Kernels", "Key", "Moments", "Padded", "Statistics"]
+__all__ = ["FUSED", "OPERATIONS", "Border", "Kernels", "Key", "Moments", "Padded", "Statistics"]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Key(NamedTuple):
     channels_last: bool
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
     """An operation of one implementation. Attributes: pads: whether it writes what surrounds the inside itself."""
 
     function: Callable[..., Any]
@@ -66,7 +67,7 @@ class Choice(NamedTuple):
         return made
 
 
-_choices: dict[tuple[Key, tuple[str, ...]], Choice] = {}
+_choices: dict[tuple[Key, tuple[str, ...]], KernelChoice] = {}
 _refusals: dict[tuple[Key, str], str] = {}
 _lock = threading.Lock()
 
@@ -76,12 +77,10 @@ class Kernels:
 
     Args:
         choice: "auto" (fused where they work, else eager), "eager" or "plain".
-        plain_operations: operations that are run plainly whatever the choice.
     """
 
-    def __init__(self, choice: str = "auto", plain_operations: tuple[str, ...] = ()) -> None:
+    def __init__(self, choice: str = "auto") -> None:
         self.choice = choice
-        self.plain_operations = plain_operations
         self.used: dict[str, str] = {}
         """Name of the implementation that ran last, by operation."""
 
@@ -174,15 +173,15 @@ class Kernels:
             return {f"{name}, {key.operation}, {key.dtype}": reason for (key, name), reason in _refusals.items()}
 
     def _run(self, operation: str, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if operation in self.plain_operations or self.choice == "plain":
-            return Choice(getattr(plain, operation), plain.NAME)(x, *arguments, **options)
-        twin = Choice(getattr(eager, operation), eager.NAME)
+        if self.choice == "plain":
+            return KernelChoice(getattr(plain, operation), plain.NAME)(x, *arguments, **options)
+        twin = KernelChoice(getattr(eager, operation), eager.NAME)
         if self.choice == "eager" or torch.compiler.is_compiling() or not _asked_on(x.device.type):
             return twin(x, *arguments, **options)
         with torch.cuda.device_of(x):  # Triton launches on the current card, whichever holds the tensors
             return self._run_fused(twin, operation, x, *arguments, **options)
 
-    def _run_fused(self, twin: Choice, operation: str, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+    def _run_fused(self, twin: KernelChoice, operation: str, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         key = Key(operation, str(x.device), x.dtype, x.shape[1], x.stride(1) == 1)
         with _lock:
             if (key, FUSED) not in _choices:
@@ -196,7 +195,7 @@ class Kernels:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - a kernel may fail in any way; the eager twin writes everything anew
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = describe(error)
             log.warning("%s, %s: %s; it is switched off", chosen.name, operation, reason)
         with _lock:
             _refusals[key, chosen.name] = reason
@@ -213,7 +212,7 @@ def _asked_on(kind: str) -> tuple[str, ...]:
     return FUSED if on_card else tuple(name for name in FUSED if name not in FOR_CARDS)
 
 
-def _choose(key: Key) -> Choice:
+def _choose(key: Key) -> KernelChoice:
     """The first fused implementation that passes its probe, else the eager twin. Called with the lock held."""
     for name in _asked_on(torch.device(key.device).type):
         module = _module(name)
@@ -223,15 +222,15 @@ def _choose(key: Key) -> Choice:
         function = getattr(module, key.operation, None)
         if function is None:
             continue
-        reason = module.unavailable(key.device) or MEMORY.get((name, *key))
+        reason = module.unavailable(key.device) or SAVED.get((name, *key))
         if not reason:
             pads = getattr(module, "WRITES_PADDING", False)
             reason = probe(key.operation, function, key.device, key.dtype, key.channels, key.channels_last, pads=pads)
             if not reason:
-                return Choice(function, name, pads)
-            MEMORY.put((name, *key), reason)
+                return KernelChoice(function, name, pads)
+            SAVED.put((name, *key), reason)
         _refusals[key, name] = reason
-    return Choice(getattr(eager, key.operation), eager.NAME)
+    return KernelChoice(getattr(eager, key.operation), eager.NAME)
 
 
 def _module(name: str) -> ModuleType | str:
@@ -239,4 +238,4 @@ def _module(name: str) -> ModuleType | str:
     try:
         return importlib.import_module(f".{name}", __name__)
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: a broken Triton driver at import
-        return f"{type(error).__name__}: {error}"
+        return describe(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .moments import Statistics
+from .eager import Statistics
 
 __all__ = ["NAME", "CannotServeError", "fp16_conv3d", "group_norm_silu", "unavailable"]
 

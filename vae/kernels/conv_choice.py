@@ -1,7 +1,7 @@
-"""Which convolution runs fastest is not known beforehand: it is measured once for each shape, and remembered.
+"""Which convolution runs fastest is not known beforehand: it is measured once for each shape, and saved.
 
 Every candidate is first checked against PyTorch's own conv3d on the very input at hand; one that fails, or whose result
-differs by more than rounding, is out for that shape, with the reason kept. What was chosen can be remembered in a file
+differs by more than rounding, is out for that shape, with the reason kept. What was chosen can be saved in a file
 for the same card and the same versions of everything that decides the speed.
 """
 
@@ -19,9 +19,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...fallback import describe
 from . import comfy_kitchen
 from .probe import TOLERANCE
-from .saved_choices import Remembered
+from .saved_choices import SavedChoices
 
 __all__ = ["CANDIDATES", "Candidate", "ConvChoice", "ConvKey", "cuda_seconds", "rules"]
 
@@ -126,25 +127,25 @@ class ConvChoice:
     """Convolves by the fastest candidate of each shape.
 
     Args:
-        plain: PyTorch's own convolution: the floor, and what the others are checked against.
+        conv3d: PyTorch's own convolution: what runs unless another is faster, and what others are checked against.
         timer: measures seconds; None measures on the card.
         candidates: the alternatives by name.
-        memory: where choices outlive the process; None measures anew in each.
+        saved: where choices outlive the process; None measures anew in each.
     """
 
-    PLAIN = "conv3d"
+    CONV3D = "conv3d"
 
     def __init__(
         self,
-        plain: Convolution,
+        conv3d: Convolution,
         timer: Timer | None = None,
         candidates: Mapping[str, Candidate] = CANDIDATES,
-        memory: Remembered | None = None,
+        saved: SavedChoices | None = None,
     ) -> None:
-        self._plain = plain
+        self._conv3d = conv3d
         self._timer = timer or cuda_seconds
         self._candidates = candidates
-        self._memory = memory
+        self._saved = saved
         self._chosen: dict[ConvKey, str] = {}
         self._guard = threading.RLock()
         self.seconds: dict[ConvKey, dict[str, float]] = {}
@@ -158,7 +159,7 @@ class ConvChoice:
         """Convolve [B, I, T, H, W] to [B, O, T', H', W'] without padding."""
         allowed = _rules.get()
         if not allowed.alternatives:
-            return self._plain(x, weight, bias, stride)
+            return self._conv3d(x, weight, bias, stride)
         key = ConvKey(
             str(x.device), str(x.dtype).removeprefix("torch."), tuple(x.shape), tuple(weight.shape), stride,
             x.stride(1) == 1, allowed.half_sums,
@@ -166,25 +167,25 @@ class ConvChoice:
         name = self._chosen.get(key)
         if name is None:
             if _may_not_measure():
-                return self._plain(x, weight, bias, stride)
+                return self._conv3d(x, weight, bias, stride)
             with self._guard:
                 try:
                     with torch.cuda.device_of(x):  # time is taken on the current card
                         name = self._chosen.get(key) or self._choose(key, x, weight, bias)
                 except torch.OutOfMemoryError as error:  # a comparison needs two results at once
                     self._refuse("a comparison", key, error)
-                    name = self.PLAIN
+                    name = self.CONV3D
                 self._chosen[key] = name
-        if name == self.PLAIN:
-            return self._plain(x, weight, bias, stride)
+        if name == self.CONV3D:
+            return self._conv3d(x, weight, bias, stride)
         try:
             return self._candidates[name].run(x, weight, bias, stride)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # it worked when it was chosen; a card's libraries fail with RuntimeError
             self._refuse(name, key, error)
-            self._chosen[key] = self.PLAIN
-        return self._plain(x, weight, bias, stride)
+            self._chosen[key] = self.CONV3D
+        return self._conv3d(x, weight, bias, stride)
 
     def used(self) -> dict[str, int]:
         """How many shapes each convolution was chosen for."""
@@ -194,30 +195,30 @@ class ConvChoice:
     def _choose(self, key: ConvKey, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> str:
         suitable = {name: c for name, c in self._candidates.items() if c.suits(key)}
         if not suitable:
-            return self.PLAIN
-        remembered = self._memory.get(key) if self._memory else None
-        if remembered == self.PLAIN:
-            return remembered
-        if remembered in suitable:
-            suitable = {remembered: suitable[remembered]}
-        expected = self._plain(x, weight, bias, key.stride)
+            return self.CONV3D
+        former = self._saved.get(key) if self._saved else None
+        if former == self.CONV3D:
+            return former
+        if former in suitable:
+            suitable = {former: suitable[former]}
+        expected = self._conv3d(x, weight, bias, key.stride)
         working = {
             name: candidate
             for name, candidate in suitable.items()
             if self._agrees(name, candidate, key, expected, x, weight, bias)
         }
         del expected
-        if remembered in working:
-            return remembered
-        seconds = {self.PLAIN: self._timer(lambda: self._plain(x, weight, bias, key.stride))} if working else {}
+        if former in working:
+            return former
+        seconds = {self.CONV3D: self._timer(lambda: self._conv3d(x, weight, bias, key.stride))} if working else {}
         for name, candidate in working.items():
             seconds[name] = self._timer(lambda run=candidate.run: run(x, weight, bias, key.stride))  # type: ignore[misc]
         self.seconds[key] = seconds
-        best = min(working, key=lambda name: seconds[name], default=self.PLAIN)
-        if best != self.PLAIN and seconds[best] >= seconds[self.PLAIN] * (1 - MARGIN):
-            best = self.PLAIN
-        if self._memory and seconds:
-            self._memory.put(key, best)
+        best = min(working, key=lambda name: seconds[name], default=self.CONV3D)
+        if best != self.CONV3D and seconds[best] >= seconds[self.CONV3D] * (1 - MARGIN):
+            best = self.CONV3D
+        if self._saved and seconds:
+            self._saved.put(key, best)
         return best
 
     def _agrees(
@@ -248,7 +249,7 @@ class ConvChoice:
         return True
 
     def _refuse(self, name: str, key: ConvKey, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = describe(error)
         log.info("%s is not used for %s: %s", name, key, reason)
         self.refusals[name, f"{key.dtype} {'x'.join(map(str, key.weight))}"] = reason
 

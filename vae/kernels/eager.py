@@ -7,11 +7,12 @@ temporaries to a fraction of a frame.
 from __future__ import annotations
 
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from .moments import Moments, Statistics
+from .padded import shuffled
 
 NAME = "eager"
 CHUNK_BYTES = 4 << 20
@@ -20,6 +21,36 @@ CARD_CHUNK_BYTES = 64 << 20
 """The same on a card, where every piece costs two dozen launches."""
 SHORTEST = 1e-12
 """What torch.nn.functional.normalize divides by at the least."""
+
+
+class Statistics(NamedTuple):
+    """What a GroupNorm needs to know of its input. Attributes: mean, rstd, each float32 [B, T, groups]."""
+
+    mean: torch.Tensor
+    rstd: torch.Tensor
+
+
+class Moments(NamedTuple):
+    """How many numbers some part of each frame and group has, their mean and the sum of their squared deviations.
+
+    Attributes: size: numbers per group; mean, deviations: float32 [B, T, groups].
+    """
+
+    size: int
+    mean: torch.Tensor
+    deviations: torch.Tensor
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both parts together (Chan, Golub, LeVeque 1979: no cancellation, whatever the mean is)."""
+        size = self.size + other.size
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.size / size)
+        deviations = self.deviations + other.deviations + delta.square() * (self.size * other.size / size)
+        return Moments(size, mean, deviations)
+
+    def statistics(self, eps: float) -> Statistics:
+        """Mean and reciprocal standard deviation, `1 / sqrt(variance + eps)`."""
+        return Statistics(self.mean, torch.rsqrt(self.deviations / self.size + eps))
 
 
 def unavailable(device: torch.device | str) -> str:
@@ -137,19 +168,14 @@ def pixel_shuffle_3d(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One read and one write: the head frame is never copied. See `Kernels.pixel_shuffle_3d`."""
-    batch, packed, frames, height, width = x.shape
-    channels = packed // (4 * temporal)
-    dropped = temporal - 1 if drop_head else 0
-    if out is None:
-        last = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
-        shape = (batch, channels, frames * temporal - dropped, height * 2, width * 2)
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
+    channels, frames = x.shape[1] // (4 * temporal), x.shape[2]
+    out = shuffled(x, temporal, drop_head=drop_head) if out is None else out
     # [B, C, T, k, H, row, W, column]
     source = x.unflatten(1, (2, 2, temporal, channels)).permute(0, 4, 5, 3, 6, 1, 7, 2)
     shift = None
     if bias is not None:
         shift = bias.to(x.dtype).view(2, 2, temporal, channels).permute(3, 2, 0, 1)[:, None, :, None, :, None]
-    head = 1 if dropped else 0
+    head = 1 if drop_head and temporal > 1 else 0
     if head:  # [B, C, H, row, W, column]
         _put(_by_parity(out[:, :, 0]), source[:, :, 0, 0], None if shift is None else shift[:, 0, 0])
     if frames > head:

@@ -6,7 +6,17 @@ from typing import NamedTuple
 
 import torch
 
-from .tiles import NO_BORDER, Border
+
+class Border(NamedTuple):
+    """Cells around a plane that are filled with zeros while the plane is written."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+
+NO_BORDER = Border()
 
 
 class Padded(NamedTuple):
@@ -55,3 +65,12 @@ def unpacked(out: torch.Tensor | Padded | None, like: torch.Tensor) -> tuple[tor
     if isinstance(out, Padded):
         return out.inside, out.border, out.front
     return torch.empty_like(like) if out is None else out, NO_BORDER, 0
+
+
+def shuffled(x: torch.Tensor, temporal: int, *, drop_head: bool) -> torch.Tensor:
+    """Return uninitialised memory in the layout of `x` for its pixel shuffle. See `Kernels.pixel_shuffle_3d`."""
+    batch, packed, frames, height, width = x.shape
+    last = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
+    made = frames * temporal - (temporal - 1 if drop_head else 0)
+    shape = (batch, packed // (4 * temporal), made, height * 2, width * 2)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .moments import Moments, Statistics
+from .eager import Moments, Statistics
 
 NAME = "plain"
 

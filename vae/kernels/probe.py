@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from ...fallback import describe
 from . import eager
-from .moments import Moments
-from .padded import Padded
-from .tiles import Border
+from .eager import Moments
+from .padded import Border, Padded
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def probe(
         raise
     except Exception as error:  # noqa: BLE001 - a kernel may fail in any way; the eager twin takes over
         log.info("%s is switched off for %s on %s: %s", operation, dtype, device, error)
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return describe(error)
     return ""
 
 

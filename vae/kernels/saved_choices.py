@@ -1,4 +1,4 @@
-"""What was learnt about kernels, in a small JSON file: the convolution chosen for a shape, an operation that failed.
+"""Choices about kernels, saved in a small JSON file: the convolution chosen for a shape, an operation that failed.
 
 Each entry is valid for one card and one set of versions; with another driver library or compiler it is learnt anew.
 """
@@ -24,22 +24,22 @@ LIMIT = 4096
 FILE_NAME = "kernels.json"
 
 
-class Remembered:
+class SavedChoices:
     """Short texts by key. Losing the file, or being unable to write it, costs a measurement and nothing else.
 
     Args:
-        path: the file; its folder is made when something is first written. None remembers for this process.
-        situation: what else an entry depends on; None asks for the card and the versions of this process.
+        path: the file; its folder is made when something is first written. None keeps them for this process.
+        depends_on: what else an entry is valid for; None asks for the card and the versions of this process.
     """
 
-    def __init__(self, path: Path | None = None, situation: Mapping[str, str] | None = None) -> None:
+    def __init__(self, path: Path | None = None, depends_on: Mapping[str, str] | None = None) -> None:
         self.path = path
-        self._situation = dict(situation) if situation is not None else None
+        self._depends_on = None if depends_on is None else dict(depends_on)
         self._entries: dict[str, str] | None = None
         self._guard = threading.RLock()
 
     def use(self, path: Path) -> None:
-        """Remember in this file from now on."""
+        """Save in this file from now on."""
         with self._guard:
             if path != self.path:
                 self.path, self._entries = path, None
@@ -70,9 +70,9 @@ class Remembered:
             log.info("what was learnt about kernels lasts for this session: %s", error)
 
     def _text(self, key: tuple[object, ...]) -> str:
-        if self._situation is None:
-            self._situation = versions()
-        return json.dumps([self._situation, key], sort_keys=True, default=str)
+        if self._depends_on is None:
+            self._depends_on = versions()
+        return json.dumps([self._depends_on, key], sort_keys=True, default=str)
 
     def _read(self) -> dict[str, str]:
         if self._entries is None:
@@ -104,10 +104,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-MEMORY = Remembered()
-"""What this process knows."""
+SAVED = SavedChoices()
+"""The choices of this process."""
 
 
 def remember_in(folder: Path) -> None:
     """Keep in `folder` what is learnt about kernels, and use what was learnt there before."""
-    MEMORY.use(folder / FILE_NAME)
+    SAVED.use(folder / FILE_NAME)

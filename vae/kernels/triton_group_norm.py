@@ -1,7 +1,7 @@
 """GroupNorm of each frame and SiLU in Triton, written straight into the padded buffer of the next convolution.
 
 Two passes over the input: one for the statistics, one that normalises. Statistics are float32 whatever the dtype: each
-program sums differences from a cell of its own part, and parts are merged as in `moments`, so a large mean costs no
+program sums differences from a cell of its own part, and parts are merged as `Moments` are, so a large mean costs no
 digits. Any sizes and any strides, for input and output each; neither needs to be contiguous.
 """
 
@@ -11,10 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .moments import Moments, Statistics
-from .padded import Padded, unpacked
-from .tiles import Border, Tile, divide_up, power_of_two, tile, walk
-from .triton_support import unavailable
+from .eager import Moments, Statistics
+from .padded import Border, Padded, unpacked
+from .triton_support import ProgramShape, divide_up, power_of_two, program_shape, unavailable, walk
 
 __all__ = ["NAME", "group_norm_silu", "group_norm_statistics", "unavailable"]
 
@@ -35,14 +34,14 @@ def group_norm_silu(
     activation: bool = True,
     out: torch.Tensor | Padded | None = None,
     frames_per_pass: int = 0,
-    shape: Tile | None = None,
+    shape: ProgramShape | None = None,
 ) -> torch.Tensor:
     """See `Kernels.group_norm_silu`.
 
     Args:
         frames_per_pass: frames that are summed and then normalised before the next ones are read, 0 = all. A few small
             frames may still be in the card's cache when they are read again.
-        shape: the tile to work with; None has it chosen.
+        shape: what each program works on; None has it chosen.
     """
     inside, border, front = unpacked(out, x)
     frames = x.shape[2]
@@ -57,17 +56,17 @@ def group_norm_silu(
     return inside
 
 
-def group_norm_statistics(x: torch.Tensor, groups: int, *, shape: Tile | None = None) -> Moments:
+def group_norm_statistics(x: torch.Tensor, groups: int, *, shape: ProgramShape | None = None) -> Moments:
     """See `Kernels.group_norm_statistics`."""
     mean, deviations, _ = _statistics(x, groups, 0.0, shape)
     return Moments(x.shape[1] // groups * x.shape[3] * x.shape[4], mean, deviations)
 
 
-def _statistics(x: torch.Tensor, groups: int, eps: float, shape: Tile | None) -> tuple[torch.Tensor, ...]:
+def _statistics(x: torch.Tensor, groups: int, eps: float, shape: ProgramShape | None) -> tuple[torch.Tensor, ...]:
     """(mean, sum of squared deviations, reciprocal standard deviation), each float32 [B, T, groups]."""
     batch, channels, frames = x.shape[:3]
     route = walk(x)
-    used = shape or tile(channels, route.columns, route.strides)
+    used = shape or program_shape(channels, route.columns, route.strides)
     cells = max(used.cells, PART_ELEMENTS // used.channels)
     rows, columns = max(1, cells // route.columns), min(cells, route.columns)
     across = divide_up(route.columns, columns)
@@ -97,12 +96,12 @@ def _write(
     activation: bool,
     border: Border,
     front: int,
-    shape: Tile | None,
+    shape: ProgramShape | None,
 ) -> None:
     batch, channels, frames = x.shape[:3]
     route = walk(x, out, border=border)
     width = border.left + route.columns + border.right
-    used = shape or tile(channels, width, route.strides)
+    used = shape or program_shape(channels, width, route.strides)
     pieces = divide_up(width, used.cells)
     grid = (
         pieces * (border.top + route.rows + border.bottom),

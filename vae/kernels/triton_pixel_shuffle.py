@@ -10,9 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .padded import Padded, unpacked
-from .tiles import Tile, divide_up, power_of_two
-from .triton_support import unavailable
+from .padded import Padded, shuffled, unpacked
+from .triton_support import ProgramShape, divide_up, power_of_two, unavailable
 
 __all__ = ["NAME", "pixel_shuffle_3d", "unavailable"]
 
@@ -28,25 +27,22 @@ def pixel_shuffle_3d(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     out: torch.Tensor | Padded | None = None,
-    shape: Tile | None = None,
+    shape: ProgramShape | None = None,
 ) -> torch.Tensor:
     """See `Kernels.pixel_shuffle_3d`.
 
     Args:
-        shape: the tile to work with; None has it chosen.
+        shape: what each program works on; None has it chosen.
     """
     batch, packed, frames, height, width = x.shape
     channels = packed // (4 * temporal)
     dropped = temporal - 1 if drop_head else 0
-    if out is None:
-        last = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
-        size = (batch, channels, frames * temporal - dropped, height * 2, width * 2)
-        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=last)
+    out = shuffled(x, temporal, drop_head=drop_head) if out is None else out
     inside, border, _ = unpacked(out, x)
     # Coarse rows and columns around the plane stand for the border.
     above, before = divide_up(border.top, 2), divide_up(border.left, 2)
     rows, columns = above + height + divide_up(border.bottom, 2), before + width + divide_up(border.right, 2)
-    used = shape or _tile(channels, columns, x.stride(1) == 1, inside.stride(1) == 1)
+    used = shape or _program_shape(channels, columns, x.stride(1) == 1, inside.stride(1) == 1)
     pieces = divide_up(columns, used.cells)
     grid = (pieces * rows, divide_up(channels, used.channels) * 2 * temporal, batch * frames)
     added = inside if residual is None else residual
@@ -62,7 +58,7 @@ def pixel_shuffle_3d(
     return inside
 
 
-def _tile(channels: int, columns: int, reads_last: bool, writes_last: bool) -> Tile:
+def _program_shape(channels: int, columns: int, reads_last: bool, writes_last: bool) -> ProgramShape:
     """Runs along channels where both sides have them innermost, along cells where neither has, squares in between."""
     if reads_last and writes_last:
         wide = min(power_of_two(channels), 128)
@@ -73,7 +69,7 @@ def _tile(channels: int, columns: int, reads_last: bool, writes_last: bool) -> T
     cells = min(power_of_two(columns), 2048 // wide)
     if wide == 1:
         wide = min(power_of_two(channels), max(1, 1024 // cells))
-    return Tile(wide, cells, 4)
+    return ProgramShape(wide, cells, 4)
 
 
 @triton.jit

@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 
 from .padded import Padded, unpacked
-from .tiles import Tile, divide_up, power_of_two, walk
-from .triton_support import unavailable
+from .triton_support import ProgramShape, divide_up, power_of_two, unavailable, walk
 
 __all__ = ["NAME", "rms_norm_silu", "unavailable"]
 
@@ -33,18 +32,18 @@ def rms_norm_silu(
     *,
     activation: bool = True,
     out: torch.Tensor | Padded | None = None,
-    shape: Tile | None = None,
+    shape: ProgramShape | None = None,
 ) -> torch.Tensor:
     """See `Kernels.rms_norm_silu`.
 
     Args:
-        shape: the tile to work with; None has it chosen.
+        shape: what each program works on; None has it chosen.
     """
     inside, border, front = unpacked(out, x)
     batch, channels, frames = x.shape[:3]
     route = walk(x, inside, border=border)
     width = border.left + route.columns + border.right
-    used = shape or _tile(channels, width, x.stride(1) == 1)
+    used = shape or _program_shape(channels, width, x.stride(1) == 1)
     pieces = divide_up(width, used.cells)
     grid = (pieces * (border.top + route.rows + border.bottom), batch * (frames + front))
     weight = weight.reshape(-1)
@@ -57,12 +56,12 @@ def rms_norm_silu(
     return inside
 
 
-def _tile(channels: int, columns: int, channels_last: bool) -> Tile:
+def _program_shape(channels: int, columns: int, channels_last: bool) -> ProgramShape:
     """All channels of some cells; along cells, runs of 64 bytes in the 16-bit dtypes where registers allow."""
     wide = min(power_of_two(channels), _MOST_CHANNELS)
     cells = max(1 if channels_last else min(32, 16384 // wide), 4096 // wide)
     cells = min(power_of_two(columns), cells)
-    return Tile(wide, cells, max(4, wide * cells // 2048))
+    return ProgramShape(wide, cells, max(4, wide * cells // 2048))
 
 
 @triton.jit

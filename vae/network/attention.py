@@ -27,11 +27,7 @@ class FrameAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
-        """Attend; the result is added to `x` in place, or to a copy where in-place sums are off."""
-        if not run.optimizations.in_place_residual:
-            x = x.clone()
-        if not run.optimizations.direct_mid_block:
-            return self._rearranged(x, run)
+        """Attend; the result is added to `x` in place."""
         if torch.compiler.is_compiling():
             x.add_(self._attend(x, run))
             return x
@@ -50,25 +46,16 @@ class FrameAttention(nn.Module):
         del normalised
         q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
         del tokens
-        y = self.to_out[0](attend(q, k, v, chunked=run.optimizations.chunked_attention))
+        y = self.to_out[0](attend(q, k, v))
         return y.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
-    def _rearranged(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
-        """The same with time folded into the batch and back by copies: to measure what working on views saves."""
-        batch, channels, frames, height, width = x.shape
-        folded = x.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, 1, height, width).contiguous()
-        folded = folded + self._attend(folded, run)
-        return folded.view(batch, frames, channels, height, width).permute(0, 2, 1, 3, 4).contiguous()
 
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, chunked: bool) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention of q, k, v, each [N, positions, C]. Queries are independent, so chunks of them change nothing."""
     positions = q.shape[1]
     q, k, v = q[:, None], k[:, None], v[:, None]
-    if not chunked or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(q, k, v)[:, 0]
     chunk = max(1, SCORE_BYTES // (4 * q.shape[0] * positions))
-    if chunk >= positions:
+    if chunk >= positions or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, k, v)[:, 0]
     out = torch.empty_like(q)
     for start in range(0, positions, chunk):

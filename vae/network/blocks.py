@@ -31,9 +31,7 @@ class ResnetBlock(nn.Module):
         h = self.conv1(Activated(x, self.norm1, run), run)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x, run)
-        if run.optimizations.in_place_residual:
-            return self.conv2(Activated(h, self.norm2, run), run, out=x, add=True)
-        return x + self.conv2(Activated(h, self.norm2, run), run)
+        return self.conv2(Activated(h, self.norm2, run), run, out=x, add=True)
 
 
 class MidBlock(nn.Module):

@@ -10,15 +10,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ..kernels import Padded
 from .convolution import conv3d
 from .execution import Execution, empty
-from .padding import carry_frames, gather
-from .sources import Plain, Source
-from .strips import Axis, Block
+from .sources import Source, TensorSource, carry_frames, gather
+from .strips import Axis
 
 
 class Kernel(NamedTuple):
@@ -77,25 +74,16 @@ class CausalConv3d(nn.Conv3d):
             add: add the result to `out` instead of storing it there.
             carry: whether to carry frames on to a next slice; None = as the execution says.
         """
-        return self._convolve(
-            Plain(source) if isinstance(source, torch.Tensor) else source,
-            run,
-            out,
-            add=add,
-            carry=run.carry if carry is None else carry,
-        )
-
-    def _convolve(
-        self, source: Source, run: Execution, out: torch.Tensor | None, *, add: bool, carry: bool
-    ) -> torch.Tensor:
+        source = TensorSource(source) if isinstance(source, torch.Tensor) else source
+        carry = run.carry if carry is None else carry
         memory = run.state.get(self.name)
-        front = self._front(memory, run)
+        front = self._front(memory)
         rows, columns = self._axes(source)
         blocks = run.blocks(rows, columns, self._cell_bytes(source))
         kernels = causal_kernels(self.weight, self.stride[0], source.shape[2]) if not front else [Kernel(self.weight)]
-        kept = run.state.keep(self.name, self.carried, source, carry)
+        kept = run.state.keep(self.name, self.carried, source.shape, source.x) if carry else None
         if out is None and len(kernels) == 1 and blocks[0].covers(rows, columns):
-            buffer = self._buffer(source, memory, front, blocks[0], run)
+            buffer = gather(source, memory, front, blocks[0])
             if kept is not None:
                 carry_frames(buffer, kept, blocks[0])
             return conv3d(buffer, kernels[0].weight, self.bias, self.stride)
@@ -105,16 +93,11 @@ class CausalConv3d(nn.Conv3d):
             shape = (source.shape[0], self.out_channels, frames, rows.outputs, columns.outputs)
             out = empty(shape, source.x)
         for block in blocks:
-            buffer = self._buffer(source, memory, front, block, run)
+            buffer = gather(source, memory, front, block)
             for kernel in kernels:
                 result = conv3d(buffer[:, :, : kernel.reads], kernel.weight, self.bias, self.stride)
-                target = out[
-                    :,
-                    :,
-                    kernel.frame : kernel.frame + result.shape[2],
-                    slice(*block.rows[:2]),
-                    slice(*block.columns[:2]),
-                ]
+                made = slice(kernel.frame, kernel.frame + result.shape[2])
+                target = out[:, :, made, slice(*block.rows[:2]), slice(*block.columns[:2])]
                 if add:
                     target.add_(result)
                 else:
@@ -125,18 +108,9 @@ class CausalConv3d(nn.Conv3d):
             del buffer
         return out
 
-    def _front(self, memory: torch.Tensor | None, run: Execution) -> int:
-        """Frames that a buffer holds in front of the source's own; none where folded kernels do without."""
-        if memory is not None:
-            return self.carried
-        return 0 if run.optimizations.folded_head else self.kernel_size[0] - 1
-
-    def _buffer(
-        self, source: Source, memory: torch.Tensor | None, front: int, block: Block, run: Execution
-    ) -> torch.Tensor:
-        if run.optimizations.padded_buffer or not run.layout.uncut:
-            return gather(source, memory, front, block)
-        return concatenate(source, memory, front, block)
+    def _front(self, memory: torch.Tensor | None) -> int:
+        """Frames of a buffer in front of the source's own: none at the beginning of a clip (see `causal_kernels`)."""
+        return 0 if memory is None else self.carried
 
     def _axes(self, source: Source) -> tuple[Axis, Axis]:
         *_, height, width = source.shape
@@ -178,14 +152,3 @@ def fold(weight: torch.Tensor, missing: int) -> torch.Tensor:
     folded[:, :, 0] = head
     folded[:, :, 1:] = weight[:, :, missing + 1 :]
     return folded
-
-
-def concatenate(source: Source, memory: torch.Tensor | None, front: int, block: Block) -> torch.Tensor:
-    """What `gather` makes of a whole plane, by way of two more full copies: to measure what writing once saves."""
-    rows, columns = block
-    x = empty(source.shape, source.x)
-    source.write(rows, columns, Padded(x))
-    if front:
-        head = x[:, :, :1].expand(-1, -1, front, -1, -1) if memory is None else memory.to(x.device)
-        x = torch.cat([head, x], dim=2)
-    return F.pad(x, (columns.before, columns.after, rows.before, rows.after))

@@ -4,14 +4,13 @@ and around bad choices of libraries.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...memory import conv3d_memory_defect
 from ..kernels.conv_choice import ConvChoice
-from ..kernels.saved_choices import MEMORY
+from ..kernels.saved_choices import SAVED
 
 
 def conv3d(
@@ -35,7 +34,7 @@ def torch_conv3d(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]
 ) -> torch.Tensor:
     """PyTorch's own convolution, called so that cuDNN takes no more memory than it needs."""
-    if x.is_cuda and x.dtype != torch.float32 and memory_defect():
+    if x.is_cuda and x.dtype != torch.float32 and conv3d_memory_defect():
         y = torch.cudnn_convolution(x, weight, (0, 0, 0), stride, (1, 1, 1), 1, False, False, True)
         return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
     if not x.is_cuda and unfolds(x):
@@ -43,7 +42,7 @@ def torch_conv3d(
     return F.conv3d(x, weight, bias, stride)
 
 
-CHOICE = ConvChoice(torch_conv3d, memory=MEMORY)
+CHOICE = ConvChoice(torch_conv3d, saved=SAVED)
 """What was measured and chosen in this process, by shape."""
 
 
@@ -76,21 +75,3 @@ def unfolds(x: torch.Tensor) -> bool:
     Strips and single frames are that small; what it costs is memory, and several times the time.
     """
     return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-
-
-@lru_cache(maxsize=1)
-def memory_defect() -> bool:
-    """Whether half-precision conv3d takes about three times the memory it should with this torch and cuDNN."""
-    if torch.version.hip is not None or not torch.backends.cudnn.is_available():
-        return False
-    return has_memory_defect(torch.__version__, torch.backends.cudnn.version() or 0)
-
-
-def has_memory_defect(torch_version: str, cudnn_version: int) -> bool:
-    """torch 2.9 and later stopped asking cuDNN 9.10.2 to 9.14 for its lean algorithms; cuDNN 9.15 is asked again.
-
-    Args:
-        cudnn_version: as `torch.backends.cudnn.version()` gives it: 91002 for 9.10.2.
-    """
-    major, minor = (int(part) for part in torch_version.split(".")[:2])
-    return (major, minor) >= (2, 9) and 91002 <= cudnn_version < 91500

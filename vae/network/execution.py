@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..kernels import Kernels
-from ..settings import Optimizations
 from .strips import Axis, Block, Span, blocks, cut, fit, whole
 
-if TYPE_CHECKING:
-    from .sources import Source
 
+class CarriedFrames:
+    """Frames of some convolutions' input, by name, that a network carries from one slice of a clip to the next.
 
-class StreamState:
-    """What a network carries from one slice of a clip to the next: frames of some convolutions' input, by name.
-
-    It belongs to one decode (or encode) and dies with it, whatever happens: an exception can leave nothing behind,
+    They belong to one decode (or encode) and end with it, whatever happens: an exception can leave nothing behind,
     and two decodes cannot disturb each other.
     """
 
@@ -27,9 +22,9 @@ class StreamState:
         self.device = device
         """Where the frames wait; None means where they were made."""
 
-    def copy(self) -> StreamState:
+    def copy(self) -> CarriedFrames:
         """The same frames in memory of their own: a slice can be run twice."""
-        twin = StreamState(self.device)
+        twin = CarriedFrames(self.device)
         twin.frames = {name: frames.clone() for name, frames in self.frames.items()}
         return twin
 
@@ -37,20 +32,18 @@ class StreamState:
         """The carried frames [B, C, m, H, W], or None at the beginning of a clip."""
         return self.frames.get(name)
 
-    def keep(self, name: str, frames: int, source: Source, carry: bool) -> torch.Tensor | None:
-        """Where a convolution puts the frames it carries on: the old ones' place, or new memory.
+    def keep(self, name: str, frames: int, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor | None:
+        """Return where a convolution puts the frames it carries on: the old ones' place, or new memory.
 
         Args:
-            frames: how many it carries, 0 for none.
-            source: what it convolves.
-            carry: whether another slice follows at all.
+            frames: how many it carries; None is returned for 0.
+            shape: (B, C, T, H, W) of what it convolves.
+            like: a tensor of its dtype, device and memory layout.
         """
-        if not (carry and frames):
-            return None
-        if name not in self.frames:
-            batch, channels, _, height, width = source.shape
-            self.frames[name] = empty((batch, channels, frames, height, width), source.x, device=self.device)
-        return self.frames[name]
+        if frames and name not in self.frames:
+            batch, channels, _, height, width = shape
+            self.frames[name] = empty((batch, channels, frames, height, width), like, device=self.device)
+        return self.frames.get(name)
 
 
 @dataclass(frozen=True)
@@ -81,14 +74,12 @@ class Execution:
         state: frames carried between slices.
         carry: whether another slice follows, so that frames have to be carried on.
         layout: how planes are cut.
-        optimizations: what is switched on.
         kernels: the operations with more than one implementation.
     """
 
-    state: StreamState = field(default_factory=StreamState)
+    state: CarriedFrames = field(default_factory=CarriedFrames)
     carry: bool = False
     layout: Layout = Layout()
-    optimizations: Optimizations = field(default_factory=Optimizations)
     kernels: Kernels = field(default_factory=Kernels)
 
     def blocks(self, rows: Axis, columns: Axis, cell_bytes: int) -> list[Block]:

@@ -5,6 +5,7 @@ Nothing here holds state: what one call needs is handed down as an `Execution`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -94,6 +95,22 @@ class VideoVAE(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, CausalConv3d):
                 module.name = name
+        self.overflowed: set[str] = set()
+        """Stages ("decode", "encode") whose values did not fit float16."""
+        self._bfloat16: list[VideoVAE] = []
+
+    def in_bfloat16(self) -> VideoVAE:
+        """Return a copy in bfloat16 on the same device: the same one until this VAE is moved or converted."""
+        if not self._bfloat16:
+            self._bfloat16 = [copy.deepcopy(self).to(torch.bfloat16)]
+        return self._bfloat16[0]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> VideoVAE:
+        before = self.device, self.dtype
+        super()._apply(fn, recurse)
+        if (self.device, self.dtype) != before:
+            self._bfloat16 = []
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -103,12 +120,11 @@ class VideoVAE(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.conv_in.weight.dtype
 
-    def prepare(self, *, channels_last: bool = True) -> VideoVAE:
+    def prepare(self) -> VideoVAE:
         """Make loaded weights ready to run: memory layout, and the composed weights of the upsamplers."""
-        layout = torch.channels_last_3d if channels_last else torch.contiguous_format
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
-                module.weight.data = module.weight.data.contiguous(memory_format=layout)
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
         for module in self.modules():
             if isinstance(module, Upsampler):
                 module.prepare()
@@ -118,17 +134,17 @@ class VideoVAE(nn.Module):
         """One slice of unscaled latents [B, 16, T', H', W'] to pixels [B, 3, T, H, W]; no branch depends on data."""
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z, run)
-        return self.decoder(self._in_layout(z, run), run)
+        return self.decoder(in_layout(z), run)
 
     def encode_slice(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         """One slice of pixels [B, 3, T, H, W] to moments [B, 32, T', H', W']: means, then log variances."""
-        moments = self.encoder(self._in_layout(x, run), run)
+        moments = self.encoder(in_layout(x), run)
         return moments if self.quant_conv is None else self.quant_conv(moments, run)
 
-    @staticmethod
-    def _in_layout(x: torch.Tensor, run: Execution) -> torch.Tensor:
-        layout = torch.channels_last_3d if run.optimizations.channels_last else torch.contiguous_format
-        return x.contiguous(memory_format=layout)
+
+def in_layout(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in the memory layout of all activations."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def by_frames(stage: Stage, x: torch.Tensor, run: Execution) -> torch.Tensor:

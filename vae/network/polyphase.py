@@ -23,8 +23,7 @@ from torch import nn
 from .causal_conv import Kernel, causal_kernels
 from .convolution import bias_is_a_pass, bias_of, conv3d, copy_biased
 from .execution import Execution
-from .padding import carry_frames, gather
-from .sources import Plain
+from .sources import TensorSource, carry_frames, gather
 from .strips import Axis, Block
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -67,17 +66,15 @@ class PolyphaseConv(nn.Module):
             out: [B, C, z T', 2 H, 2 W].
             follows: the first frame of `x` is context only, already upsampled: T' = T - 1.
         """
-        source = Plain(x)
+        source = TensorSource(x)
         memory = run.state.get(self.name)
         _, channels, frames, height, width = x.shape
         rows, columns = Axis(height, 3, 1, 1, 1), Axis(width, 3, 1, 1, 1)
-        front = self.carried if memory is not None else 0
-        if memory is None and not follows and not run.optimizations.folded_head:
-            front = self.carried
+        front = 0 if memory is None else self.carried
         kernels = [
             self._kernels(phase, front + frames, continued=bool(front or follows)) for phase in range(len(PHASES))
         ]
-        kept = run.state.keep(self.name, self.carried, source, run.carry)
+        kept = run.state.keep(self.name, self.carried, source.shape, x) if run.carry else None
         cell_bytes = channels * (frames * (1 + self.temporal) + self.carried) * x.element_size()
         for block in run.blocks(rows, columns, cell_bytes):
             buffer = gather(source, memory, front, block)

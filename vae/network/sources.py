@@ -1,4 +1,5 @@
-"""What a convolution reads: something that can write any block of itself into the convolution's padded buffer.
+"""What a convolution reads: a source that writes any block of itself into the convolution's padded buffer, and the
+frames of that buffer that are carried to the next slice.
 
 The source makes its values on the way (normalised, activated, upscaled), so they never exist as a tensor of their own.
 """
@@ -10,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ..kernels import Padded, Statistics
+from ..kernels import Border, Padded, Statistics
 from .convolution import bias_is_a_pass, conv3d
-from .execution import Execution, region
-from .strips import Span
+from .execution import Execution, empty, region
+from .strips import Block, Span
 
 
 class Source(Protocol):
@@ -37,7 +38,7 @@ class Source(Protocol):
         ...
 
 
-class Plain:
+class TensorSource:
     """A tensor as it is."""
 
     cell_bytes = 0
@@ -114,3 +115,46 @@ class Upscaled:
             out.surround()
         else:
             self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head, bias=later, out=out)
+
+
+def gather(source: Source, memory: torch.Tensor | None, front: int, block: Block) -> torch.Tensor:
+    """One buffer [B, C, front + T, rows, columns], written once: carried frames, the source's frames, zeros around.
+
+    Args:
+        source: what is convolved.
+        memory: frames carried from the slice before; without them copies of the first frame take their place.
+        front: frames in front of the source's own.
+        block: where the buffer lies in the plane.
+    """
+    rows, columns = block
+    if isinstance(source, TensorSource) and not (front or rows.before or rows.after or columns.before or columns.after):
+        return region(source.x, rows, columns)
+    batch, channels, frames, _, _ = source.shape
+    buffer = empty((batch, channels, front + frames, rows.padded, columns.padded), source.x)
+    border = Border(columns.before, columns.after, rows.before, rows.after)
+    if memory is None or not front:
+        source.write(rows, columns, Padded(buffer, border, front))
+        return buffer
+    source.write(rows, columns, Padded(buffer[:, :, front:], border))
+    carried = Padded(buffer[:, :, :front], border)
+    carried.inside.copy_(region(memory, rows, columns))
+    carried.surround()
+    return buffer
+
+
+def carry_frames(buffer: torch.Tensor, memory: torch.Tensor, block: Block) -> None:
+    """Copy a buffer's last frames into `memory`, there where no later block reads the old ones any more.
+
+    Copies, because a view would keep the whole buffer alive. A clip with fewer frames repeats its first one.
+    """
+    rows, columns = block
+    top = rows.before + rows.settled_start - rows.read_start
+    left = columns.before + columns.settled_start - columns.read_start
+    height, width = rows.settled_stop - rows.settled_start, columns.settled_stop - columns.settled_start
+    carried = memory.shape[2]
+    new = buffer[:, :, -carried:, top : top + height, left : left + width]
+    old = memory[..., rows.settled_start : rows.settled_stop, columns.settled_start : columns.settled_stop]
+    missing = carried - new.shape[2]
+    if missing:
+        old[:, :, :missing].copy_(new[:, :, :1].expand(-1, -1, missing, -1, -1))
+    old[:, :, missing:].copy_(new)

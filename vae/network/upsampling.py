@@ -39,10 +39,10 @@ class Upsampler(nn.Module):
         batch, channels, frames, height, width = x.shape
         shuffled_before = run.state.get(self.conv.name) is not None
         # Where frames double, frames 0 and 1 of a clip are special: the second half of frame 0 is never made. They
-        # take the plain way, and a stream that begins with frame 0 alone keeps to it.
+        # are shuffled, and a stream that begins with frame 0 alone keeps to it.
         continued = polyphase is not None and run.state.get(polyphase.name) is not None
         special = 0 if z == 1 or continued else 2
-        if polyphase is None or not run.optimizations.polyphase_upsampling or shuffled_before or frames < special:
+        if polyphase is None or shuffled_before or frames < special:
             return self._shuffle(x, run, beginning=not shuffled_before)
         made = z * frames - (z - 1 if special else 0)
         out = empty((batch, channels, made, 2 * height, 2 * width), x)

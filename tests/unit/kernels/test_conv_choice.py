@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fastdiffusers.vae.kernels import conv_choice
 from fastdiffusers.vae.kernels.conv_choice import CANDIDATES, Candidate, ConvChoice, conv2d_sum, rules
-from fastdiffusers.vae.kernels.saved_choices import Remembered
+from fastdiffusers.vae.kernels.saved_choices import SavedChoices
 
 Run = Callable[..., torch.Tensor]
 KEY = ("cpu", "float32", (1, 4, 3, 5, 5))
@@ -66,8 +66,8 @@ def case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(s, generator=generator) for s in ((1, 4, 4, 5, 5), (6, 4, 3, 3, 3), (6,)))
 
 
-def choice(other: Run, *seconds: float, memory: Remembered | None = None) -> ConvChoice:
-    return ConvChoice(plain, Clock(*seconds), {"other": Candidate(other, always)}, memory)
+def choice(other: Run, *seconds: float, saved: SavedChoices | None = None) -> ConvChoice:
+    return ConvChoice(plain, Clock(*seconds), {"other": Candidate(other, always)}, saved)
 
 
 def test_the_faster_one_is_chosen_once(case: tuple[torch.Tensor, ...]) -> None:
@@ -149,19 +149,19 @@ def test_nothing_is_timed_while_a_graph_is_captured(
 def test_the_choice_outlives_the_process_for_the_same_versions(case: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
     file = tmp_path / "below" / "convolutions.json"
     here, elsewhere = {"torch": "2.13"}, {"torch": "2.14"}
-    choice(Counted(), 2.0, 1.0, memory=Remembered(file, here))(*case)
-    again = choice(Counted(), memory=Remembered(file, here))
+    choice(Counted(), 2.0, 1.0, saved=SavedChoices(file, here))(*case)
+    again = choice(Counted(), saved=SavedChoices(file, here))
     again(*case)
     assert again.used() == {"other": 1}
-    other_versions = choice(Counted(), 1.0, 2.0, memory=Remembered(file, elsewhere))
+    other_versions = choice(Counted(), 1.0, 2.0, saved=SavedChoices(file, elsewhere))
     other_versions(*case)
     assert other_versions.used() == {"conv3d": 1}
 
 
 def test_what_was_remembered_is_still_checked(case: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
-    memory = Remembered(tmp_path / "convolutions.json", {})
-    choice(Counted(), 2.0, 1.0, memory=memory)(*case)
-    broken = choice(Counted(wrong_by=1.0), memory=memory)
+    memory = SavedChoices(tmp_path / "convolutions.json", {})
+    choice(Counted(), 2.0, 1.0, saved=memory)(*case)
+    broken = choice(Counted(wrong_by=1.0), saved=memory)
     assert torch.equal(broken(*case), plain(*case, (1, 1, 1)))
     assert broken.used() == {"conv3d": 1}
 
@@ -170,15 +170,15 @@ def test_what_was_remembered_is_still_checked(case: tuple[torch.Tensor, ...], tm
 def test_a_broken_file_is_as_good_as_none(content: str, tmp_path: Path) -> None:
     file = tmp_path / "convolutions.json"
     file.write_text(content)
-    memory = Remembered(file, {})
+    memory = SavedChoices(file, {})
     assert memory.get(KEY) is None
     memory.put(KEY, "other")
-    assert Remembered(file, {}).get(KEY) == "other"
+    assert SavedChoices(file, {}).get(KEY) == "other"
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    memory = Remembered(tmp_path / "file" / "convolutions.json", {})
+    memory = SavedChoices(tmp_path / "file" / "convolutions.json", {})
     memory.put(KEY, "other")
     assert memory.get(KEY) == "other"
 

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from fastdiffusers.vae import kernels
 from fastdiffusers.vae.api import decode
 from fastdiffusers.vae.config import VaeConfig
-from fastdiffusers.vae.kernels import Kernels, Padded, eager, plain
-from fastdiffusers.vae.kernels.saved_choices import Remembered
-from fastdiffusers.vae.kernels.tiles import Border
+from fastdiffusers.vae.kernels import Border, Kernels, Padded, eager, plain
+from fastdiffusers.vae.kernels.saved_choices import SavedChoices
 from fastdiffusers.vae.network.model import VideoVAE
 from fastdiffusers.vae.settings import VaeSettings
 
@@ -47,7 +46,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
     """Makes a module the only fused implementation. Its operations are the eager ones unless given."""
     monkeypatch.setattr(kernels, "_choices", {})
     monkeypatch.setattr(kernels, "_refusals", {})
-    monkeypatch.setattr(kernels, "MEMORY", Remembered(None, {}))
+    monkeypatch.setattr(kernels, "SAVED", SavedChoices(None, {}))
 
     def make(name: str = "fake", reason: str = "", **operations: Any) -> ModuleType:
         module = ModuleType(f"{kernels.__name__}.{name}")
@@ -194,18 +193,18 @@ def test_a_failure_at_a_size_it_was_not_probed_with_falls_back_for_good(fused: A
 def test_a_failure_is_remembered_for_these_versions_only(
     fused: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, versions: dict[str, str]
 ) -> None:
-    def next_process(memory: Remembered) -> Kernels:
-        for name, value in (("_choices", {}), ("_refusals", {}), ("MEMORY", memory)):
+    def next_process(memory: SavedChoices) -> Kernels:
+        for name, value in (("_choices", {}), ("_refusals", {}), ("SAVED", memory)):
             monkeypatch.setattr(kernels, name, value)
         run = Kernels()
         run.rms_norm_silu(*inputs("rms_norm_silu"))
         return run
 
     fused(rms_norm_silu=wrong("rms_norm_silu", 1.0))
-    first = next_process(Remembered(tmp_path / "kernels.json", {"torch": "2.13"}))
+    first = next_process(SavedChoices(tmp_path / "kernels.json", {"torch": "2.13"}))
     assert first.used == {"rms_norm_silu": "eager"}
     fused()  # the kernel is right now, and nobody has told the file
-    second = next_process(Remembered(tmp_path / "kernels.json", versions))
+    second = next_process(SavedChoices(tmp_path / "kernels.json", versions))
     known = versions == {"torch": "2.13"}
     assert second.used == {"rms_norm_silu": "eager" if known else "fake"}
     assert second.refusals() == (first.refusals() if known else {})

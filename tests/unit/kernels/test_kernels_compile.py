@@ -20,9 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastdiffusers.vae.kernels import Padded, triton_group_norm, triton_pixel_shuffle, triton_rms_norm
-from fastdiffusers.vae.kernels.tiles import Border
-from fastdiffusers.vae.memory import LiveBytes
+from fastdiffusers.memory import LiveBytes
+from fastdiffusers.vae.kernels import Border, Padded, triton_group_norm, triton_pixel_shuffle, triton_rms_norm
 
 WIDE = re.compile(r"(ld|st)\.global\.v4\.b32")
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}

@@ -55,6 +55,25 @@ def test_main_memory_without_proc(monkeypatch):
     assert without.free == without.total // 2
 
 
+@pytest.mark.parametrize(
+    ("limit", "used"), [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")]
+)
+def test_a_container_has_no_more_than_its_limit(limit, used, monkeypatch, tmp_path):
+    """As docker and kubernetes set it, for every computation on the CPU; cached files are not in the way."""
+    system = device_memory(torch.device("cpu"))
+    for name, text in {
+        limit: str(GIB),
+        used: str(GIB // 2),
+        "memory.stat": f"anon {GIB // 4}\ninactive_file {GIB // 8}\nactive_file {GIB // 8}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", ((tmp_path / "none", limit, used), (tmp_path, limit, used)))
+    assert system.total > GIB
+    assert device_memory(torch.device("cpu")) == MemoryState(3 * GIB // 4, GIB)
+    (tmp_path / limit).write_text("max")
+    assert device_memory(torch.device("cpu")).total == system.total
+
+
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
 def test_blocks_that_torch_holds_without_using_them_are_free(kind, monkeypatch):
     module = SimpleNamespace(

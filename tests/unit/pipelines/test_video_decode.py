@@ -11,7 +11,7 @@ import torch
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
-from fastdiffusers.optimizations.decode_memory import LiveElements
+from fastdiffusers.memory import LiveBytes
 from fastdiffusers.pipelines.decoding.streaming import decode_streaming, refuse_streaming, stream_frames
 from fastdiffusers.pipelines.decoding.tiles import can_stream_tiles, decode_tiles_streaming
 
@@ -111,7 +111,7 @@ def test_memory_does_not_grow_with_the_frames(name: str, build_vae: Any) -> None
     peaks = []
     for frames in (short, long):
         latents = torch.empty(1, channels, frames, 8, 8, device="meta")
-        with torch.no_grad(), LiveElements() as live:
+        with torch.no_grad(), LiveBytes() as live:
             for run in stream_frames(vae, latents):
                 del run
         peaks.append(live.peak)
@@ -124,10 +124,10 @@ def test_bit_identical_streaming_needs_no_more_memory_than_diffusers(name: str, 
     vae = build_vae(name).to("meta")
     channels = getattr(vae.config, "z_dim", None) or vae.config.latent_channels
     latents = torch.empty(1, channels, 6, 8, 8, device="meta")
-    with torch.no_grad(), LiveElements() as streamed:
+    with torch.no_grad(), LiveBytes() as streamed:
         for run in stream_frames(vae, latents):
             del run
-    with torch.no_grad(), LiveElements() as plain:
+    with torch.no_grad(), LiveBytes() as plain:
         vae.decode(latents, return_dict=False)
     assert streamed.peak <= plain.peak
 

@@ -15,18 +15,18 @@ import torch
 
 from fastdiffusers.vae.config import VaeConfig
 from fastdiffusers.vae.cuda_graphs import CudaRecording, GraphedNetwork
-from fastdiffusers.vae.network.execution import Execution, Layout, StreamState
+from fastdiffusers.vae.network.execution import CarriedFrames, Execution, Layout
 from fastdiffusers.vae.network.model import VideoVAE
 
 
 class StandIn:
     """Records by keeping the function; what it returns is always handed out in the same memory."""
 
-    def __init__(self, free: int | None = None, bytes_each: int = 1000, breaks: type[Exception] | None = None) -> None:
+    def __init__(self, free: int = 1 << 40, bytes_each: int = 1000, breaks: type[Exception] | None = None) -> None:
         self._free, self.bytes_each, self.breaks = free, bytes_each, breaks
         self.recorded = 0
 
-    def free(self) -> int | None:
+    def free(self) -> int:
         return self._free
 
     def record(self, function: Callable[[], torch.Tensor]) -> Any:
@@ -58,7 +58,7 @@ def accumulate(x: torch.Tensor, run: Execution) -> torch.Tensor:
 
 def stream(network: Callable[..., torch.Tensor], clip: torch.Tensor, size: int = 3) -> torch.Tensor:
     """A clip [B, C, T, H, W], slice by slice."""
-    state, parts = StreamState(), clip.split(size, dim=2)
+    state, parts = CarriedFrames(), clip.split(size, dim=2)
     return torch.cat([network(part, Execution(state, part is not parts[-1])) for part in parts], dim=2)
 
 
@@ -87,7 +87,7 @@ def test_clips_one_after_the_other_share_a_graph() -> None:
 def test_interleaved_clips_do_not_disturb_each_other() -> None:
     network = GraphedNetwork(accumulate, StandIn())
     pair = clips(2, frames=18)
-    states, made = [StreamState(), StreamState()], [[], []]
+    states, made = [CarriedFrames(), CarriedFrames()], [[], []]
     for part in range(6):
         for which in (0, 1):
             piece = pair[which][:, :, 3 * part : 3 * part + 3]
@@ -99,7 +99,7 @@ def test_interleaved_clips_do_not_disturb_each_other() -> None:
 
 def test_carried_frames_are_adopted_instead_of_copied() -> None:
     network = GraphedNetwork(accumulate, StandIn())
-    state = StreamState()
+    state = CarriedFrames()
     [clip] = clips(1, frames=18)
     homes = []
     for part in clip.split(3, dim=2):
@@ -231,7 +231,7 @@ def test_a_slice_that_begins_to_carry_more_is_not_replayed() -> None:
 
 def test_frames_that_wait_elsewhere_are_not_graphed() -> None:
     network = GraphedNetwork(accumulate, StandIn())
-    state = StreamState()
+    state = CarriedFrames()
     state.frames["sum"] = torch.zeros(1, 2, 1, 4, 4, device="meta")
     assert not network._steady(torch.zeros(1, 2, 3, 4, 4), Execution(state, True))
 
@@ -246,7 +246,7 @@ def test_the_video_vae_gives_the_same_frames(layout: Layout) -> None:
     graphed = GraphedNetwork(vae.decode_slice, StandIn())
 
     def decode(network: Callable[..., torch.Tensor]) -> torch.Tensor:
-        state = StreamState()
+        state = CarriedFrames()
         run = [Execution(state, index < 5, layout) for index in range(6)]
         return torch.cat([network(latents[:, :, i : i + 1], run[i]) for i in range(6)], dim=2)
 

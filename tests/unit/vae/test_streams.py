@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fastdiffusers.vae.streams import OverlappedCopier, PlainCopier, copier_for, dense
+from fastdiffusers.vae.streams import DirectCopier, OverlappedCopier, copier_for, dense, read_later
 
 
-class SlowLane:
+class SlowStream:
     """Copies as late as it may: when somebody waits. Whoever reuses memory too early is found out."""
 
     def __init__(self, *, buffers: bool = True) -> None:
@@ -43,10 +43,10 @@ def clip() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
-@pytest.mark.parametrize("lane", [SlowLane(), SlowLane(buffers=False), None])
-def test_all_frames_arrive(lane: SlowLane | None, depth: int) -> None:
+@pytest.mark.parametrize("stream", [SlowStream(), SlowStream(buffers=False), None])
+def test_all_frames_arrive(stream: SlowStream | None, depth: int) -> None:
     frames, out = clip()
-    copier = PlainCopier() if lane is None else OverlappedCopier(lane, depth)
+    copier = DirectCopier() if stream is None else OverlappedCopier(stream, depth)
     made = torch.empty_like(frames[:, :2])  # the same memory for every slice, as a CUDA graph has it
     for start in range(0, 9, 2):
         part = made[:, : min(2, 9 - start)]
@@ -56,24 +56,31 @@ def test_all_frames_arrive(lane: SlowLane | None, depth: int) -> None:
     assert torch.equal(out, frames.float())
 
 
+@pytest.mark.parametrize("stream", [SlowStream(), SlowStream(buffers=False), None])
+@pytest.mark.parametrize("value", [False, True])
+def test_a_flag_is_read_when_it_is_there(stream: SlowStream | None, value: bool) -> None:
+    flag = torch.tensor(value)
+    assert read_later(flag, stream)() is value
+
+
 def test_only_so_many_copies_are_under_way_and_buffers_are_used_again() -> None:
     frames, out = clip()
-    lane = SlowLane()
-    copier = OverlappedCopier(lane, 2)
+    stream = SlowStream()
+    copier = OverlappedCopier(stream, 2)
     for frame in range(9):
         copier.copy(out[:, frame : frame + 1], frames[:, frame : frame + 1])
-    assert lane.most_under_way == 2
-    assert lane.made == 2
+    assert stream.most_under_way == 2
+    assert stream.made == 2
     assert out[:, :7].isfinite().all()
     assert out[:, 7:].isnan().all()
     copier.finish()
-    assert lane.under_way == 0
+    assert stream.under_way == 0
 
 
-def test_without_a_card_it_is_a_plain_copy() -> None:
+def test_without_a_card_they_are_copied_directly() -> None:
     cpu = torch.device("cpu")
-    assert isinstance(copier_for(cpu, cpu), PlainCopier)
-    assert isinstance(copier_for(torch.device("cuda"), torch.device("cuda")), PlainCopier)
+    assert isinstance(copier_for(cpu, cpu), DirectCopier)
+    assert isinstance(copier_for(torch.device("cuda"), torch.device("cuda")), DirectCopier)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 0, 1, 2), (2, 3, 1, 0)])

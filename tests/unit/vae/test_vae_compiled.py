@@ -10,13 +10,13 @@ import torch
 from golden_models import golden_config, golden_weights
 
 from fastdiffusers.callbacks import Callbacks
-from fastdiffusers.optimizations.decode_memory import LiveElements
+from fastdiffusers.memory import LiveBytes, MemoryState
 from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
 from fastdiffusers.vae.compiled import compiled_network, with_our_graphs
 from fastdiffusers.vae.kernels import eager
 from fastdiffusers.vae.kernels.conv_choice import rules
 from fastdiffusers.vae.network import convolution
-from fastdiffusers.vae.network.execution import Execution, Layout, StreamState
+from fastdiffusers.vae.network.execution import CarriedFrames, Execution, Layout
 
 Latents = Callable[..., torch.Tensor]
 
@@ -58,14 +58,14 @@ def flat() -> VideoVAE:
 
 @pytest.mark.parametrize(("carry", "layout"), [(False, Layout()), (True, Layout()), (True, Layout(rows=2, columns=2))])
 def test_a_decode_slice_is_one_graph(tiny: VideoVAE, latents: Latents, carry: bool, layout: Layout) -> None:
-    run = Execution(StreamState(), carry, layout)
+    run = Execution(CarriedFrames(), carry, layout)
     explained = torch._dynamo.explain(tiny.decode_slice)(latents(2, 4, 4), run)
     assert explained.graph_break_count == 0
     assert explained.graph_count == 1
 
 
 def test_a_later_slice_is_one_graph_too(tiny: VideoVAE, latents: Latents) -> None:
-    state = StreamState()
+    state = CarriedFrames()
     with torch.no_grad():
         tiny.decode_slice(latents(2, 4, 4), Execution(state, carry=True))
     explained = torch._dynamo.explain(tiny.decode_slice)(latents(1, 4, 4), Execution(state, carry=True))
@@ -77,7 +77,7 @@ def test_what_only_cards_do_is_one_graph_too(tiny: VideoVAE, latents: Latents, m
     """A bias that is added later; and no choice of a convolution, which nothing can trace."""
     monkeypatch.setattr(convolution, "on_card", lambda x: True)
     with rules(alternatives=True):
-        explained = torch._dynamo.explain(tiny.decode_slice)(latents(3, 4, 4), Execution(StreamState(), carry=True))
+        explained = torch._dynamo.explain(tiny.decode_slice)(latents(3, 4, 4), Execution(CarriedFrames(), carry=True))
     assert explained.graph_break_count == 0
     assert explained.graph_count == 1
 
@@ -205,7 +205,7 @@ def test_memory_that_runs_out_in_compiled_code_is_no_fault_of_the_compiler(shall
 
 
 def test_compiled_code_is_left_its_room(shallow: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "free_bytes", lambda device: 2 << 30)
+    monkeypatch.setattr(planner, "device_memory", lambda device: MemoryState(2 << 30, 4 << 30))
     _, report = decode_raw(shallow, latents(2, 4, 4), VaeSettings(compile={"backend": "eager"}))
     assert "1 GiB for compiled code" in report["spatial"].cost
     _, report = decode_raw(shallow, latents(2, 4, 4), VaeSettings())
@@ -217,9 +217,9 @@ def test_the_budget_is_respected(small: VideoVAE, latents: Latents, share: float
     z = latents(3, 24, 24)
 
     def peak(chosen: VaeSettings) -> int:
-        with torch.no_grad(), LiveElements() as live:
+        with torch.no_grad(), LiveBytes() as live:
             result, _ = decode_raw(small, z, chosen, Callbacks())
-        return 4 * (live.peak - result.numel())
+        return live.peak - result.nbytes
 
     budget = int(share * peak(VaeSettings(mode="whole", temporal_slice=1)))
     assert peak(VaeSettings(mode="exact", memory_budget_gib=budget / 2**30)) <= 1.1 * budget

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from fastdiffusers.vae import Optimizations, VaeSettings, VideoVAE, decode_raw, encode_raw
+from fastdiffusers.benchmarks.vae_ablation import OPTIMIZATIONS, only
+from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw
 from fastdiffusers.vae.network import convolution, sources
 from fastdiffusers.vae.network import polyphase as polyphase_module
+from fastdiffusers.vae.network.causal_conv import CausalConv3d
 from fastdiffusers.vae.network.convolution import conv3d
 
 GOLDEN_TOLERANCE = 1e-4
@@ -53,8 +55,8 @@ def test_goldens(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", [c for c in MANIFEST["cases"] if c["cfg"] != "full"], ids=lambda case: case["name"])
 def test_goldens_with_every_optimization_off(case: dict[str, Any]) -> None:
-    chosen = golden_settings(case["opts"], optimizations=Optimizations.none(), kernels="plain")
-    assert run_golden(case, chosen) <= GOLDEN_TOLERANCE
+    with only():
+        assert run_golden(case, golden_settings(case["opts"], kernels="plain")) <= GOLDEN_TOLERANCE
 
 
 @pytest.mark.parametrize("polyphase", [False, True])
@@ -62,31 +64,44 @@ def test_a_bias_that_is_added_later_changes_nothing(
     small: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch, polyphase: bool
 ) -> None:
     """As on cards, where it would be a pass of its own."""
-    upsampling = Optimizations(polyphase_upsampling=polyphase)
-    chosen = VaeSettings(mode="exact", strips=(3, 2), optimizations=upsampling, kernels="eager")
+    chosen = VaeSettings(mode="exact", strips=(3, 2), kernels="eager")
     z = latents(3)
-    expected, _ = decode_raw(small, z, chosen)
     biases = []
 
     def without_bias(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         biases.append(bias)
         return conv3d(x, weight, bias)
 
-    monkeypatch.setattr(convolution, "on_card", lambda x: True)
-    for module in (sources, polyphase_module):
-        monkeypatch.setattr(module, "conv3d", without_bias)
-    later, _ = decode_raw(small, z, chosen)
+    with only(*(name for name in OPTIMIZATIONS if polyphase or name != "polyphase_upsampling")):
+        expected, _ = decode_raw(small, z, chosen)
+        monkeypatch.setattr(convolution, "on_card", lambda x: True)
+        for module in (sources, polyphase_module):
+            monkeypatch.setattr(module, "conv3d", without_bias)
+        later, _ = decode_raw(small, z, chosen)
     assert biases
     assert not any(bias is not None for bias in biases)
     assert error(later, expected) <= ARITHMETIC_TOLERANCE
 
 
-@pytest.mark.parametrize("name", list(Optimizations.__dataclass_fields__))
+@pytest.mark.parametrize("name", OPTIMIZATIONS)
 def test_each_optimization_alone_changes_nothing(small: VideoVAE, latents: Latents, name: str) -> None:
     z = latents(3)
-    plain, _ = decode_raw(small, z, VaeSettings(mode="whole", optimizations=Optimizations.none()))
-    alone, _ = decode_raw(small, z, VaeSettings(mode="whole", optimizations=Optimizations.none(**{name: True})))
+    with only():
+        plain, _ = decode_raw(small, z, VaeSettings(mode="whole"))
+    with only(name):
+        alone, _ = decode_raw(small, z, VaeSettings(mode="whole"))
     assert error(alone, plain) <= ARITHMETIC_TOLERANCE
+
+
+def test_what_is_not_wanted_is_taken_away_and_put_back() -> None:
+    changes = [change for changes in OPTIMIZATIONS.values() for change in changes]
+    before = [getattr(place, attribute) for place, attribute, _ in changes]
+    last = {(place, attribute): replacement for place, attribute, replacement in changes}
+    with only():
+        assert all(getattr(place, attribute) is replacement for (place, attribute), replacement in last.items())
+    with only("folded_head"):
+        assert CausalConv3d._front in before
+    assert [getattr(place, attribute) for place, attribute, _ in changes] == before
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

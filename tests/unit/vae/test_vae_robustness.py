@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 from golden_models import golden_config, golden_vae, golden_weights
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, ModelFileError
-from fastdiffusers.optimizations.decode_memory import LiveElements
+from fastdiffusers.memory import LiveBytes
 from fastdiffusers.vae import (
     VaeSettings,
     VideoVAE,
@@ -117,6 +119,73 @@ def test_lasting_shortage_keeps_its_type(small: VideoVAE, latents: Latents, monk
         decode_raw(small, latents(2))
 
 
+@pytest.fixture
+def half() -> VideoVAE:
+    return from_state_dict(golden_weights("small"), config=golden_config("small"), dtype=torch.float16)
+
+
+BY_SLICES = VaeSettings(mode="whole", temporal_slice=1)
+"""Three slices for four latent frames."""
+
+
+def test_whether_a_slice_overflowed_is_read_when_the_next_one_is_under_way(
+    half: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading waits for the card; right after a slice, the card would then have nothing to do."""
+    events: list[str] = []
+    real = VideoVAE.decode_slice
+
+    def decode_slice(self: VideoVAE, z: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        events.extend(["slice"] * (not z.is_meta))
+        return real(self, z, *arguments)
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool and events:
+                events.append("read")
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(VideoVAE, "decode_slice", decode_slice)
+    with Reads():
+        decode_raw(half, latents(4), BY_SLICES)
+    assert events == ["slice", "slice", "read", "slice", "read", "read"]
+
+
+@pytest.mark.parametrize("beyond", [0, 2])
+def test_values_beyond_float16_are_found_once_for_a_loaded_vae(
+    half: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch, beyond: int
+) -> None:
+    z = latents(4)
+    expected, _ = decode_raw(copy.deepcopy(half).to(torch.bfloat16), z, BY_SLICES)
+    real, seen = VideoVAE.decode_slice, []
+
+    def overflowing(self: VideoVAE, z: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        made = real(self, z, *arguments)
+        if z.is_meta:
+            return made
+        seen.append(z.dtype)
+        return made * float("inf") if seen[beyond:] == [torch.float16] else made
+
+    monkeypatch.setattr(VideoVAE, "decode_slice", overflowing)
+    for _ in range(2):
+        seen.clear()
+        result, report = decode_raw(half, z, BY_SLICES)
+        assert torch.equal(result, expected)
+        assert report["precision"].applied == "bfloat16"
+        assert report.notes == ["values beyond float16's range: decoded in bfloat16 instead"]
+    assert set(seen) == {torch.bfloat16}
+    assert half.overflowed == {"decode"}  # the encoder is another network
+    assert half.dtype == torch.float16
+
+
+def test_the_copy_in_bfloat16_lasts_until_the_vae_is_moved_or_converted(half: VideoVAE) -> None:
+    """So that nothing stays on a card that the VAE has left."""
+    made = half.in_bfloat16()
+    assert half.to("cpu").in_bfloat16() is made
+    assert half.to(torch.float32).in_bfloat16() is not made
+    assert len(half.state_dict()) == len(golden_weights("small"))
+
+
 def test_two_threads_do_not_disturb_each_other(small: VideoVAE, latents: Latents) -> None:
     inputs = [latents(4, seed=1), latents(4, seed=2)]
     chosen = VaeSettings(temporal_slice=1)
@@ -135,24 +204,24 @@ def test_two_threads_do_not_disturb_each_other(small: VideoVAE, latents: Latents
     assert torch.equal(results[1], expected[1])
 
 
-def peak_elements(vae: VideoVAE, z: torch.Tensor, chosen: VaeSettings) -> int:
-    """Peak of live elements above weights and output."""
-    with torch.no_grad(), LiveElements() as live:
+def peak_bytes(vae: VideoVAE, z: torch.Tensor, chosen: VaeSettings) -> int:
+    """Peak of live bytes above weights and output."""
+    with torch.no_grad(), LiveBytes() as live:
         result, _ = decode_raw(vae, z, chosen)
-    return live.peak - result.numel()
+    return live.peak - result.nbytes
 
 
 def test_memory_does_not_grow_with_the_frames(small: VideoVAE, latents: Latents) -> None:
     chosen = VaeSettings(mode="whole", temporal_slice=1)
-    few = peak_elements(small, latents(3, 4, 4), chosen)
-    many = peak_elements(small, latents(21, 4, 4), chosen)
+    few = peak_bytes(small, latents(3, 4, 4), chosen)
+    many = peak_bytes(small, latents(21, 4, 4), chosen)
     assert many <= 1.05 * few
 
 
 def test_strips_take_less_memory_than_the_whole(small: VideoVAE, latents: Latents) -> None:
     z = latents(2, 12, 12)
-    whole = peak_elements(small, z, VaeSettings(mode="whole", temporal_slice=1))
-    strips = peak_elements(small, z, VaeSettings(mode="exact", strips=(8, 1), temporal_slice=1))
+    whole = peak_bytes(small, z, VaeSettings(mode="whole", temporal_slice=1))
+    strips = peak_bytes(small, z, VaeSettings(mode="exact", strips=(8, 1), temporal_slice=1))
     assert strips < 0.9 * whole
 
 

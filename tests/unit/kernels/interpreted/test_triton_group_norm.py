@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiffusers.vae.kernels import Padded, eager, triton_group_norm
-from fastdiffusers.vae.kernels.tiles import Border, Tile
+from fastdiffusers.vae.kernels import Border, Padded, eager, triton_group_norm
+from fastdiffusers.vae.kernels.triton_support import ProgramShape
 
 EPS = 1e-6
 
@@ -116,10 +116,10 @@ def test_many_parts_and_tiles_are_merged(
     monkeypatch.setattr(triton_group_norm, "PART_ELEMENTS", 16)  # more than 64 parts, the far ones smaller
     x = random(1, 6, 1, 13, 11, layout=layout)
     weight, bias = random(6), random(6)
-    tile = Tile(channels=4, cells=2, warps=1)
+    tile = ProgramShape(channels=4, cells=2, warps=1)
     moments = triton_group_norm.group_norm_statistics(x, 2, shape=tile)
     y = triton_group_norm.group_norm_silu(
-        x, weight, bias, 2, EPS, statistics=moments.statistics(EPS), shape=Tile(4, 8, 1)
+        x, weight, bias, 2, EPS, statistics=moments.statistics(EPS), shape=ProgramShape(4, 8, 1)
     )
     assert_rounded(y, exact(x, weight, bias, 2))
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiffusers.vae.kernels import Padded, triton_pixel_shuffle
-from fastdiffusers.vae.kernels.tiles import Border, Tile
+from fastdiffusers.vae.kernels import Border, Padded, triton_pixel_shuffle
+from fastdiffusers.vae.kernels.triton_support import ProgramShape
 
 
 def by_the_formula(x: torch.Tensor, z: int, drop_head: bool) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_one_frame_of_any_size(random: Any, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "last"])
 def test_small_tiles_cover_everything(random: Any, layout: str) -> None:
     x = random(1, 24, 1, 2, 9, layout=layout)
-    y = triton_pixel_shuffle.pixel_shuffle_3d(x, 1, shape=Tile(4, 2, 1))
+    y = triton_pixel_shuffle.pixel_shuffle_3d(x, 1, shape=ProgramShape(4, 2, 1))
     assert torch.equal(y, by_the_formula(x, 1, False))
 
 
@@ -69,7 +69,13 @@ def test_it_fills_a_padded_buffer_whole(
     residual = random(*expected.shape, layout="view")
     buffer, _ = padded(expected, 2, border, last=writes_last)
     made = triton_pixel_shuffle.pixel_shuffle_3d(
-        x, 2, drop_head=True, bias=bias, residual=residual, out=Padded(buffer, Border(*border), 2), shape=Tile(2, 2, 1)
+        x,
+        2,
+        drop_head=True,
+        bias=bias,
+        residual=residual,
+        out=Padded(buffer, Border(*border), 2),
+        shape=ProgramShape(2, 2, 1),
     )
     expected = expected + residual
     assert torch.equal(made, expected)

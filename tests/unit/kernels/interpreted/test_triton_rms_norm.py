@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiffusers.vae.kernels import Padded, triton_rms_norm
-from fastdiffusers.vae.kernels.tiles import Border, Tile
+from fastdiffusers.vae.kernels import Border, Padded, triton_rms_norm
+from fastdiffusers.vae.kernels.triton_support import ProgramShape
 
 
 def exact(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: bool = True) -> torch.Tensor:
@@ -35,7 +35,7 @@ def test_it_is_the_exact_norm_rounded_once(
 def test_with_a_bias_in_one_piece_or_several(random: Any, wide: int, assert_rounded: Any) -> None:
     x = random(1, 13, 2, 3, 5)
     weight, bias = random(13, 1, 1, 1), random(13, 1, 1, 1)
-    y = triton_rms_norm.rms_norm_silu(x, weight, bias, activation=False, shape=Tile(wide, 8, 1))
+    y = triton_rms_norm.rms_norm_silu(x, weight, bias, activation=False, shape=ProgramShape(wide, 8, 1))
     assert_rounded(y, exact(x, weight, bias, activation=False))
 
 

@@ -10,14 +10,14 @@ import torch
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.vae import VaeSettings, VideoVAE, decode, engine, planner, reporting
-from fastdiffusers.vae.lanes import OneLane, lanes_of
+from fastdiffusers.vae.streams import CallersStream, tile_streams
 
 Latents = Callable[..., torch.Tensor]
 TILES = VaeSettings(mode="tiles", tile_size=32, tile_overlap=16, overlap_tiles=True)
 
 
-class LateLanes:
-    """Lanes whose results are there when they are fetched and not before: until then they hold NaN."""
+class LateStreams:
+    """Streams whose results are there when they are fetched and not before: until then they hold NaN."""
 
     count = 2
 
@@ -27,7 +27,7 @@ class LateLanes:
         self._held: dict[int, torch.Tensor] = {}
 
     @contextmanager
-    def lane(self, index: int) -> Iterator[None]:
+    def queue(self, index: int) -> Iterator[None]:
         assert not self.inside
         self.inside = True
         self.log.append(f"work {index}")
@@ -46,27 +46,27 @@ class LateLanes:
 
 
 @pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> LateLanes:
-    """The processor as a card with two lanes."""
-    lanes = LateLanes()
+def late(monkeypatch: pytest.MonkeyPatch) -> LateStreams:
+    """The processor as a card with two streams."""
+    streams = LateStreams()
     stream = engine.Job._stream
 
     def hidden(job: engine.Job, clip: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         for frame, made in stream(job, clip):
-            if job.plan.lanes > 1:
-                lanes.hide(made)
+            if job.plan.tiles_at_a_time > 1:
+                streams.hide(made)
             yield frame, made
 
     monkeypatch.setattr(engine.Job, "_stream", hidden)
-    monkeypatch.setattr(engine, "lanes_of", lambda device, count: lanes if count > 1 else OneLane())
+    monkeypatch.setattr(engine, "tile_streams", lambda device, count: streams if count > 1 else CallersStream())
     for module in (planner, reporting):
         monkeypatch.setattr(module, "overlap_refusal", lambda settings, device: "" if settings.overlap_tiles else "off")
-    return lanes
+    return streams
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 5), (1, 4, 9), (2, 8, 8)])
 def test_the_frames_are_the_same_to_the_bit(
-    small: VideoVAE, latents: Latents, late: LateLanes, shape: tuple[int, int, int]
+    small: VideoVAE, latents: Latents, late: LateStreams, shape: tuple[int, int, int]
 ) -> None:
     z = latents(*shape, batch=2)
     together, report = decode(small, z, TILES)
@@ -75,12 +75,12 @@ def test_the_frames_are_the_same_to_the_bit(
     assert torch.equal(together, one_by_one)
 
 
-def test_a_slice_is_fetched_while_another_is_under_way(small: VideoVAE, latents: Latents, late: LateLanes) -> None:
+def test_a_slice_is_fetched_while_another_is_under_way(small: VideoVAE, latents: Latents, late: LateStreams) -> None:
     decode(small, latents(3, 4, 7), TILES)
     assert late.log[:6] == ["work 0", "work 1", "fetch 0", "work 0", "fetch 1", "work 1"]
 
 
-def test_a_cancel_leaves_nothing_behind(small: VideoVAE, latents: Latents, late: LateLanes) -> None:
+def test_a_cancel_leaves_nothing_behind(small: VideoVAE, latents: Latents, late: LateStreams) -> None:
     class Stop(Exception):
         pass
 
@@ -95,7 +95,7 @@ def test_a_cancel_leaves_nothing_behind(small: VideoVAE, latents: Latents, late:
 
 
 def test_one_after_the_other_where_the_memory_holds_only_one(
-    small: VideoVAE, latents: Latents, late: LateLanes
+    small: VideoVAE, latents: Latents, late: LateStreams
 ) -> None:
     z = latents(3, 4, 7)
     _, report = decode(small, z, TILES)
@@ -125,4 +125,4 @@ def test_without_a_card_it_is_refused_and_reported(small: VideoVAE, latents: Lat
     _, report = decode(small, latents(1, 4, 7), TILES)
     assert report["overlap_tiles"].applied == "off"
     assert report["overlap_tiles"].failed
-    assert isinstance(lanes_of(torch.device("cpu"), 2), OneLane)
+    assert isinstance(tile_streams(torch.device("cpu"), 2), CallersStream)
