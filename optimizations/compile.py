@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from ..cache_folder import cache_folder
 from ..fallback import Signals, describe
 from ..memory import GIB
 from ..report import OptimizationRecord
@@ -23,7 +24,6 @@ from .other_compilers import compiled_elsewhere, switched_off
 from .quantization.sdnq import sdnq_limits
 from .settings import CompileSettings, OptimizationSettings, Workload
 from .tuning.decide import ASSUMED, PayBack
-from .tuning.store import cache_folder
 
 NAME = "torch_compile"
 ASSUMED_OVERHEAD = 2 * GIB

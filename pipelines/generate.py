@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..callbacks import SILENT, Callbacks
-from ..optimizations.settings import OptimizationSettings, Workload, check_choice
+from ..errors import check_choice
+from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import latents, lora, sampling
 from .cache import CACHE

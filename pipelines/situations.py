@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from ..cache_folder import device_name, software
 from ..optimizations.settings import OptimizationSettings, Workload
-from ..optimizations.tuning.key import Situation, device_name, shape_bucket, software
+from ..optimizations.tuning.key import Situation, shape_bucket
 from .types import PipelineHandle
 
 

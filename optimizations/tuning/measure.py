@@ -19,6 +19,7 @@ import torch
 
 from ...callbacks import SILENT, Callbacks, Progress
 from ...errors import InputError
+from ...fallback import all_finite
 from ...report import OptimizationReport
 from .candidates import Measured, Trial, split
 from .meters import MemoryMeter, Stopwatch
@@ -182,7 +183,7 @@ class PairedMeasurement:
         measured.report = outcome.report
         if measured.quality is None and self._plain_result is not None:
             measured.quality = quality(outcome.result, self._plain_result)
-        elif not bool(torch.isfinite(outcome.result).all()):
+        elif not all_finite(outcome.result):
             measured.quality = Quality(finite=False, problem="a result holds NaN or infinity")
 
     def _order(self, number: int) -> Iterator[int]:

@@ -21,13 +21,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ...cache_folder import default_folder
 from .key import Situation
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 FILE_NAME = "measurements.jsonl"
-ENVIRONMENT_VARIABLE = "FASTDIFFUSERS_CACHE"
 VERDICTS = ("plain", "faster", "slower", "noise", "failed")
 _COMPACT_ABOVE = 4 * 2**20
 _LOCK_SECONDS = 5.0
@@ -236,36 +236,7 @@ else:
 
 
 _stores: dict[Path, Store] = {}
-_given_folder: Path | None = None
 _stores_guard = threading.Lock()
-
-
-def use_folder(folder: Path) -> None:
-    """Keep measurements in `folder` from now on: ComfyUI's user folder, say. The environment variable goes first."""
-    global _given_folder
-    _given_folder = folder
-
-
-def default_folder() -> Path:
-    """Where measurements are: `FASTDIFFUSERS_CACHE` if it is set, else the folder handed to `use_folder`, else
-    `cache_folder()`."""
-    if os.environ.get(ENVIRONMENT_VARIABLE) or _given_folder is None:
-        return cache_folder()
-    return _given_folder
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be made again, compiled code say: `FASTDIFFUSERS_CACHE`, else the user's cache."""
-    named = os.environ.get(ENVIRONMENT_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fastdiffusers"
 
 
 def default_store() -> Store:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fastdiffusers.cache_folder import device_name, software
 from fastdiffusers.comparison.run import ComparisonRun
 from fastdiffusers.optimizations.apply import revert
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.optimizations.tuning import auto
 from fastdiffusers.optimizations.tuning.history import SESSION
-from fastdiffusers.optimizations.tuning.key import device_name, software
 from fastdiffusers.optimizations.tuning.measure import Plan
 from fastdiffusers.optimizations.tuning.meters import (
     CudaStopwatch,

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from fastdiffusers import cache_folder
+from fastdiffusers.cache_folder import software
 from fastdiffusers.optimizations.settings import (
     CompileSettings,
     OptimizationSettings,
@@ -22,7 +24,7 @@ from fastdiffusers.optimizations.settings import (
     Workload,
 )
 from fastdiffusers.optimizations.tuning import store as store_module
-from fastdiffusers.optimizations.tuning.key import PLAIN, Situation, label, shape_bucket, software
+from fastdiffusers.optimizations.tuning.key import PLAIN, Situation, label, shape_bucket
 from fastdiffusers.optimizations.tuning.store import Row, Store, default_store
 
 HERE = Situation("card", "torch 2.13", "tiny@1", "bfloat16", "none", "gpu", "1.05 Mpx")
@@ -212,14 +214,14 @@ def test_it_does_not_grow_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch
 def test_the_folder_is_the_environments_then_the_given_then_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_given_folder", None)
-    monkeypatch.delenv(store_module.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(cache_folder, "_given_folder", None)
+    monkeypatch.delenv(cache_folder.ENVIRONMENT_VARIABLE, raising=False)
     if sys.platform.startswith("linux"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert store.default_folder() == tmp_path / "xdg" / "fastdiffusers"
-    store.use_folder(tmp_path / "given")
+        assert cache_folder.default_folder() == tmp_path / "xdg" / "fastdiffusers"
+    cache_folder.use_folder(tmp_path / "given")
     assert default_store().path == tmp_path / "given" / store_module.FILE_NAME
-    monkeypatch.setenv(store_module.ENVIRONMENT_VARIABLE, str(tmp_path / "named"))
+    monkeypatch.setenv(cache_folder.ENVIRONMENT_VARIABLE, str(tmp_path / "named"))
     assert default_store() is default_store()
     assert default_store().path.parent == tmp_path / "named"
 
