@@ -1,6 +1,6 @@
-"""What "auto" becomes: from what was measured in this very situation, and from whether compiling can pay back.
+"""What "auto" becomes: from what was measured for this model, size and machine, and whether compiling can pay back.
 
-Pure functions over rows of the store; the trial of what is not known yet is `probation.py`.
+Pure functions over rows of the store; the trial of what is not known yet is `compile_trial.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from ..settings import OptimizationSettings
-from .key import Situation, label
+from .key import TuningKey, label
 from .statistics import SMALLEST_EFFECT
 from .store import Row
 
@@ -47,7 +47,7 @@ class PayBack:
         expectation: cost and gain.
         step_seconds: of a plain step.
         steps_left: in this run.
-        session_steps: plain steps that this session has made in the same situation.
+        session_steps: plain steps that this session has made under the same key.
     """
 
     expectation: Expectation
@@ -81,8 +81,8 @@ def _count(steps: float) -> str:
     return f"{steps:.0f}" if steps < 1e6 else f"{steps:.1g}"
 
 
-def expectation(situation: Situation, compiled: tuple[tuple[str, str], ...], rows: Iterable[Row]) -> Expectation:
-    """What to expect of the settings `compiled` where they were not measured in this very situation.
+def expectation(key: TuningKey, compiled: tuple[tuple[str, str], ...], rows: Iterable[Row]) -> Expectation:
+    """What to expect of the settings `compiled` where they were not measured for this very model, size and machine.
 
     The same model in other sizes on this card and software tells most; then other models on it, of which only gains
     count, because a loss may be theirs alone; else the assumption.
@@ -91,13 +91,13 @@ def expectation(situation: Situation, compiled: tuple[tuple[str, str], ...], row
     near = [
         row
         for row in rows
-        if row.situation.device == situation.device
-        and row.situation.software == situation.software
+        if row.key.device == key.device
+        and row.key.software == key.software
         and dict(row.settings).get("torch_compile") == how
         and row.compile_seconds is not None
         and row.verdict in ("faster", "slower", "noise")
     ]
-    same = [row for row in near if row.situation.model == situation.model]
+    same = [row for row in near if row.key.model == key.model]
     if same:
         return _average(same, "measured on this model in another size or mode")
     others = [row for row in near if row.verdict == "faster"]
@@ -116,7 +116,7 @@ class Decision:
     Attributes:
         settings: what to apply now. Fields about which nothing is known stay "auto", except torch_compile: "off".
         reasons: by record name ("attention", "torch_compile", "vae_tiling"), why; only for what was decided here.
-        trial: the settings that deserve a trial during the run (`probation.py`), or None.
+        trial: the settings that deserve a trial during the run (`compile_trial.py`), or None.
         expected: what the trial, or the compiled settings, are expected to cost and bring.
     """
 
@@ -128,7 +128,7 @@ class Decision:
 
 def decide(
     settings: OptimizationSettings,
-    situation: Situation,
+    key: TuningKey,
     rows: Iterable[Row],
     steps: int,
     session_steps: int = 0,
@@ -138,14 +138,14 @@ def decide(
 
     Args:
         settings: as the user gave them.
-        situation: what is about to run.
+        key: what is about to run.
         rows: everything the store holds.
         steps: of this run.
-        session_steps: plain steps made in this situation since the process began.
+        session_steps: plain steps made under this key since the process began.
         compiled: whether compiled code for these settings is already there, so that compiling costs nothing.
     """
     everything = list(rows)
-    known = {row.settings: row for row in everything if row.situation == situation}
+    known = {row.settings: row for row in everything if row.key == key}
     best = _best(settings, known)
     reasons: dict[str, str] = {}
     chosen = dict(best.settings) if best is not None else {}
@@ -163,7 +163,7 @@ def decide(
     row = known.get(settings_label(on))
     plain = known.get(settings_label(off))
     if row is None:
-        expected = expectation(situation, settings_label(on), everything)
+        expected = expectation(key, settings_label(on), everything)
         if expected.gain < SMALLEST_EFFECT:
             reasons["torch_compile"] = f"it saved {expected.gain:.0%} ({expected.source}): not tried"
             return Decision(off, reasons)
@@ -214,9 +214,9 @@ def _is_auto(settings: OptimizationSettings, name: str) -> bool:
     return (settings.vae_tiling.mode if name == "vae_tiling" else getattr(settings, name)) == "auto"
 
 
-def measured_overhead(settings: OptimizationSettings, situation: Situation, rows: Iterable[Row]) -> int | None:
+def measured_overhead(settings: OptimizationSettings, key: TuningKey, rows: Iterable[Row]) -> int | None:
     """Bytes that the compiled code of `settings` takes beyond plain code here; None when that was not measured."""
-    peaks = {row.settings: row.peak_bytes for row in rows if row.situation == situation}
+    peaks = {row.settings: row.peak_bytes for row in rows if row.key == key}
     compiled = peaks.get(settings_label(settings))
     plain = peaks.get(settings_label(replace(settings, torch_compile="off")))
     return None if compiled is None or plain is None else max(0, compiled - plain)

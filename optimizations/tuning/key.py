@@ -9,7 +9,7 @@ from ..settings import OptimizationSettings, Workload
 
 
 @dataclass(frozen=True)
-class Situation:
+class TuningKey:
     """The key of a measurement. All fields are short readable text.
 
     Attributes:
@@ -56,7 +56,7 @@ PLAIN: tuple[tuple[str, str], ...] = ()
 def label(settings: OptimizationSettings) -> tuple[tuple[str, str], ...]:
     """What `settings` change against plain, as sorted (name, value) pairs; () is plain.
 
-    "auto" is not plain: settings are labelled after it was decided. `memory_mode` is part of the situation, not of
+    "auto" is not plain: settings are labelled after it was decided. `memory_mode` is part of the key, not of
     the label.
     """
     plain = OptimizationSettings.plain()

@@ -13,8 +13,8 @@ from fastdiffusers.comparison.run import ComparisonRun
 from fastdiffusers.optimizations.apply import revert
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.optimizations.tuning import auto
-from fastdiffusers.optimizations.tuning.history import SESSION
-from fastdiffusers.optimizations.tuning.measure import Plan
+from fastdiffusers.optimizations.tuning.auto import RUN_HISTORY
+from fastdiffusers.optimizations.tuning.candidates import Plan
 from fastdiffusers.optimizations.tuning.meters import (
     CudaStopwatch,
     DeviceMemoryMeter,
@@ -37,7 +37,7 @@ REQUEST = SampleRequest("a fox", steps=12, width=128, height=128)
 @pytest.fixture
 def handle() -> Iterator[PipelineHandle]:
     """A tiny pipeline on the card."""
-    SESSION.forget()
+    RUN_HISTORY.forget()
     handle = PipelineHandle(resolve("tiny:flux", device="cuda:0"), memory_mode="gpu")
     yield handle
     with CACHE.use(handle.key) as loaded:
