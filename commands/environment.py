@@ -124,7 +124,7 @@ def compiler(device: str) -> dict[str, Any]:
     """
     import torch
 
-    from ..optimizations.other_compilers import switched_off
+    from ..optimizations.compile import switched_off
 
     if not torch._dynamo.is_dynamo_supported():
         reason = f"torch {torch.__version__} has no dynamo for Python {platform.python_version()}"

@@ -18,12 +18,11 @@ from ...memory import MemoryProbe
 from ...report import OptimizationRecord, OptimizationReport
 from .. import compile, offload
 from ..apply import switch_compile
-from ..components import denoisers
+from ..components import denoisers, resident_bytes
 from ..settings import OptimizationSettings, Workload
 from .compile_trial import CompileTrial, Controls, State, left_the_device
 from .decide import AUTO_NAMES, Decision, decide, measured_overhead, settings_label
 from .key import TuningKey
-from .meters import resident_bytes
 from .store import Row, Store, default_store
 
 

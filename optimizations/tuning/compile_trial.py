@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from ...callbacks import Callbacks, Progress
+from ..compile_cost import Expectation, PayBack
 from .candidates import STEP_STAGE
-from .decide import Expectation, PayBack
 from .statistics import separated
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import torch
 from fastdiffusers.cache_folder import device_name, software
 from fastdiffusers.comparison.run import ComparisonRun
 from fastdiffusers.optimizations.apply import revert
+from fastdiffusers.optimizations.components import resident_bytes
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.optimizations.tuning import auto
 from fastdiffusers.optimizations.tuning.auto import RUN_HISTORY
@@ -18,7 +19,6 @@ from fastdiffusers.optimizations.tuning.candidates import Plan
 from fastdiffusers.optimizations.tuning.meters import (
     CudaStopwatch,
     DeviceMemoryMeter,
-    resident_bytes,
     stopwatch,
     synchronize,
 )
@@ -126,7 +126,7 @@ def _eager_to_compile(decide):
     """`decide`, with a cost so small that the trial begins as soon as there is something to compare with."""
     from dataclasses import replace
 
-    from fastdiffusers.optimizations.tuning.decide import Expectation
+    from fastdiffusers.optimizations.compile_cost import Expectation
 
     def with_small_cost(*args, **kwargs):
         decision = decide(*args, **kwargs)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.optimizations.compile_cost import Expectation
 from fastdiffusers.optimizations.tuning.auto import RunHistory
 from fastdiffusers.optimizations.tuning.compile_trial import CompileTrial, Controls, State, left_the_device
-from fastdiffusers.optimizations.tuning.decide import Expectation
 from fastdiffusers.pipelines.steps import Watch
 
 CHEAP = Expectation(compile_seconds=1.0, gain=0.2, source="assumed")

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from fastdiffusers.optimizations.compile_cost import ASSUMED, Expectation, PayBack
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
-from fastdiffusers.optimizations.tuning.decide import ASSUMED, Expectation, PayBack, decide, expectation
+from fastdiffusers.optimizations.tuning.decide import decide, expectation
 from fastdiffusers.optimizations.tuning.key import PLAIN, TuningKey
 from fastdiffusers.optimizations.tuning.store import Row
 
