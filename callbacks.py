@@ -24,6 +24,8 @@ class Progress:
         message: one short line for a person, or "".
         preview_latent: denoised estimate in ComfyUI's latent convention, [C, H, W] or [C, T, H, W], or None.
         preview_format: which convention that is, as the family's `comfy_format` names it ("Flux", "Wan21"), or "".
+        step_seconds: of a denoising run, seconds of every step so far, without the time spent in these callbacks. The
+            newest follows one step later where asking for it would wait for the device; at the end all are there.
     """
 
     stage: str
@@ -32,6 +34,7 @@ class Progress:
     message: str = ""
     preview_latent: torch.Tensor | None = None
     preview_format: str = ""
+    step_seconds: tuple[float, ...] = ()
 
 
 def _ignore(progress: Progress) -> None:
@@ -65,9 +68,10 @@ class Callbacks:
         message: str = "",
         preview_latent: torch.Tensor | None = None,
         preview_format: str = "",
+        step_seconds: tuple[float, ...] = (),
     ) -> None:
         """Report progress, then give the caller the chance to stop the run."""
-        self.on_progress(Progress(stage, done, total, message, preview_latent, preview_format))
+        self.on_progress(Progress(stage, done, total, message, preview_latent, preview_format, step_seconds))
         self.check_cancel()
 
 

@@ -41,6 +41,22 @@ class MissingDependencyError(FastDiffusersError, ImportError):
         )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, its type when it has none: other libraries' errors within one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(choices)}")
+
+
+def first_line(error: BaseException, limit: int = 400) -> str:
+    """The first line of an error's text, its type when it has none: other libraries' errors within one of ours.
+
+    A line that ends with a colon only announces the cause ("... because of the following error:"), so the next one is
+    joined to it.
+
+    Args:
+        limit: characters at the most; what is cut off is shown as "...".
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    count = next((number for number, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    text = " ".join(lines[:count])
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

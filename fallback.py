@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from .callbacks import SILENT, Callbacks, Progress
+from .errors import first_line
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -43,11 +44,10 @@ class Signals:
 
 
 def describe(error: BaseException, limit: int = 200) -> str:
-    """An error as one short line: its type and the first line of its text that says something."""
+    """An error as one short line: its type and the first line of its text that names a cause."""
     error = getattr(error, "inner_exception", error)  # what dynamo wraps says more than the wrapping
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    name = type(error).__name__
+    return f"{name}: {first_line(error, limit - len(name) - 2)}" if str(error).strip() else name
 
 
 def all_finite(output: object) -> bool:
@@ -57,3 +57,8 @@ def all_finite(output: object) -> bool:
     if isinstance(output, Mapping):  # what diffusers models return is one
         output = tuple(output.values())
     return not isinstance(output, tuple | list) or all(all_finite(item) for item in output)
+
+
+def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest absolute difference of two tensors of one shape, in float32. Waits for the device."""
+    return float((one.float() - other.float()).abs().max())

@@ -24,17 +24,17 @@ from ..commands.libraries import prepare_libraries
 from ..comparison.choices import PLAIN, settings_of
 from ..comparison.run import ComparisonRun, with_picture, working
 from ..optimizations.settings import OptimizationSettings
-from ..optimizations.tuning.candidates import Measured
+from ..optimizations.tuning.candidates import Candidate, Measured, Outcome, Plan
 from ..optimizations.tuning.decide import decide
 from ..optimizations.tuning.key import label
-from ..optimizations.tuning.measure import Candidate, Outcome, PairedMeasurement, Plan
+from ..optimizations.tuning.measure import PairedMeasurement
 from ..optimizations.tuning.meters import DeviceMemoryMeter, stopwatch
 from ..optimizations.tuning.store import Store
 from ..pipelines.cache import CACHE
 from ..pipelines.generate import generate, workload_of
 from ..pipelines.loading.loader import resolve
-from ..pipelines.situations import situation_of
 from ..pipelines.tiny import TINY_FAMILIES
+from ..pipelines.tuning_key import tuning_key
 from ..pipelines.types import PipelineHandle, SampleRequest
 from .common import store, table
 
@@ -64,8 +64,8 @@ def measure_family(family: str, device: str, runs: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
 
         auto = OptimizationSettings(torch_compile="off", memory_mode="gpu")
-        situation = situation_of(handle, workload_of(loaded, request), auto)
-        chosen = decide(auto, situation, known.rows(), steps=4).settings
+        key = tuning_key(handle, workload_of(loaded, request), auto)
+        chosen = decide(auto, key, known.rows(), steps=4).settings
         if chosen.attention == "auto":  # where the time limit left nothing to decide by, PyTorch chooses
             chosen = replace(chosen, attention=OptimizationSettings.plain().attention)
         everything = exhaustive(handle, request, [PLAIN, *kernels], runs)
@@ -106,7 +106,7 @@ def exhaustive(handle: PipelineHandle, request: SampleRequest, kernels: list[str
             result = generate(handle, request, settings_of(name, base), callbacks)
             if result.frames is None:
                 raise RuntimeError("nothing was decoded")
-            return Outcome(result.frames, result.stage_seconds, result.report)
+            return Outcome(result.frames, result.stage_seconds, tuple(result.step_seconds), result.report)
 
         return Candidate(name, run)
 

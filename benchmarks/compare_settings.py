@@ -22,7 +22,7 @@ from ..commands.libraries import prepare_libraries
 from ..commands.terminal import TerminalProgress
 from ..comparison.run import ComparisonRun, working
 from ..comparison.table import as_table
-from ..optimizations.tuning.measure import Plan
+from ..optimizations.tuning.candidates import Plan
 from ..optimizations.tuning.meters import DeviceMemoryMeter
 from ..pipelines.loading.loader import resolve_device, resolve_dtype
 from ..pipelines.types import PipelineHandle, SampleRequest

@@ -29,7 +29,8 @@ from ..callbacks import SILENT, Callbacks
 from ..commands.libraries import prepare_libraries
 from ..optimizations.apply import apply
 from ..optimizations.settings import OptimizationSettings
-from ..optimizations.tuning.measure import Candidate, Outcome, PairedMeasurement, Plan
+from ..optimizations.tuning.candidates import Candidate, Outcome, Plan
+from ..optimizations.tuning.measure import PairedMeasurement
 from ..optimizations.tuning.meters import DeviceMemoryMeter, Stopwatch, stopwatch
 from ..pipelines import tiny
 from ..pipelines.cache import CACHE
@@ -114,7 +115,7 @@ def measure_size(size: str, device: str, runs: int, clock: Stopwatch) -> dict[st
         if plain.run is None or pack.run is None or pack.quality is None:
             raise RuntimeError(pack.problem or "the pack was not measured")
         verdict = pack.against(plain)
-        differences = [b.seconds - a.seconds for a, b in zip(plain.trials, pack.trials, strict=True)]
+        differences = [b.seconds - a.seconds for a, b in zip(plain.runs, pack.runs, strict=True)]
         CACHE.clear()
         return {
             "model": size,

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     prepare_libraries(args.verbose)
 
     from ..comparison.run import ComparisonRun
-    from ..optimizations.tuning.measure import Plan
+    from ..optimizations.tuning.candidates import Plan
     from ..optimizations.tuning.store import default_store
 
     plan = Plan(runs=args.runs, time_limit=args.time_limit)
@@ -190,22 +190,22 @@ def _store_command(args: argparse.Namespace) -> None:
 
 
 def store_text(store: Store) -> str:
-    """What the store holds: one block per situation, plain first."""
-    situations: dict[object, list[Row]] = {}
+    """What the store holds: one block per model, size and machine, plain first."""
+    measured: dict[object, list[Row]] = {}
     for row in store.rows():
-        situations.setdefault(row.situation, []).append(row)
-    if not situations:
+        measured.setdefault(row.key, []).append(row)
+    if not measured:
         return f"nothing was measured yet ({store.path})"
     blocks = []
-    for rows in situations.values():
-        here = rows[0].situation
+    for rows in measured.values():
+        here = rows[0].key
         lines = [
             f"{here.model}, {here.shape}, {here.dtype}, {here.memory_mode} on {here.device}",
             f"  {here.software}",
         ]
         lines += [f"  {_row_text(row)}" for row in sorted(rows, key=lambda row: -row.gain)]
         blocks.append("\n".join(lines))
-    return "\n\n".join([*blocks, f"{sum(map(len, situations.values()))} measurements in {store.path}"])
+    return "\n\n".join([*blocks, f"{sum(map(len, measured.values()))} measurements in {store.path}"])
 
 
 def _row_text(row: Row) -> str:

@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_writable("output", args.output)
     prepare_libraries(args.verbose)
+
+    from ..fallback import largest_difference
+
     settings = {"plain": OptimizationSettings.plain(), "optimized": LOSSLESS, "and tiled": EVERYTHING}
     with TerminalProgress(args.quiet) as callbacks:
         # Twice each: the first plain run loads the model, the first optimized one compiles it.
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         print()
         for name, (first, second) in runs.items():
             step = median(second.result.step_seconds) * 1e3
-            difference = largest_difference(results["plain"], second.result)
+            difference = largest_difference(frames_of(results["plain"]), frames_of(second.result))
             print(
                 f"{name:9}  first run {first.seconds:6.2f} s, second {second.seconds:6.2f} s, {step:6.1f} ms a step, "
                 f"largest difference from plain {difference:.1e}"
@@ -111,7 +114,3 @@ def side_by_side(results: Sequence[SampleResult], edge: int = 384) -> torch.Tens
     row = torch.cat([part for frame in frames for part in (gap, frame)][1:], dim=1)
     times = max(1, edge // row.shape[0])
     return row.repeat_interleave(times, 0).repeat_interleave(times, 1)
-
-
-def largest_difference(left: SampleResult, right: SampleResult) -> float:
-    return float((frames_of(left) - frames_of(right)).abs().max())

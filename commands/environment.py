@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -57,6 +56,9 @@ def devices() -> list[dict[str, Any]]:
     """Every device torch can use, best first, the CPU last: name, kind, memory in GiB, compute capability."""
     import torch
 
+    from ..cache_folder import processor_name
+    from ..memory import device_memory
+
     found: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -78,45 +80,23 @@ def devices() -> list[dict[str, Any]]:
     if torch.backends.mps.is_available():
         total = torch.mps.recommended_max_memory()
         found.append({"device": "mps", "name": platform.machine(), "total_gib": round(total / GIB, 2)})
-    found.append({"device": "cpu", "name": _cpu_name(), "threads": torch.get_num_threads(), **_main_memory()})
+    memory = device_memory(torch.device("cpu"))
+    sizes = {"total_gib": round(memory.total / GIB, 2), "free_gib": round(memory.free / GIB, 2)}
+    found.append({"device": "cpu", "name": processor_name(), "threads": torch.get_num_threads(), **sizes})
     return found
-
-
-def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _main_memory() -> dict[str, float]:
-    information = Path("/proc/meminfo")
-    if not information.is_file():
-        return {}
-    lines = dict(line.split(":", 1) for line in information.read_text().splitlines() if ":" in line)
-    kib = {name: int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable") if name in lines}
-    return {
-        label: round(kib[name] * 1024 / GIB, 2)
-        for label, name in (("total_gib", "MemTotal"), ("free_gib", "MemAvailable"))
-        if name in kib
-    }
 
 
 def driver() -> dict[str, str]:
     """What torch was built for and what the driver offers: CUDA or ROCm version, driver version, "" if none."""
     import torch
 
-    version = Path("/proc/driver/nvidia/version")
-    kernel_module = version.read_text().splitlines()[0] if version.is_file() else ""
+    from ..cache_folder import kernel_driver
+
     return {
         "platform": platform.platform(),
         "torch_cuda": torch.version.cuda or "",
         "torch_hip": torch.version.hip or "",
-        "nvidia_driver": next(
-            (word for word in kernel_module.split() if word.count(".") >= 1 and word[0].isdigit()), ""
-        ),
+        "nvidia_driver": kernel_driver(),
     }
 
 
@@ -143,7 +123,7 @@ def compiler(device: str) -> dict[str, Any]:
     """
     import torch
 
-    from ..optimizations.other_compilers import switched_off
+    from ..optimizations.compile import switched_off
 
     if not torch._dynamo.is_dynamo_supported():
         reason = f"torch {torch.__version__} has no dynamo for Python {platform.python_version()}"

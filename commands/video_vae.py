@@ -67,7 +67,7 @@ def compiling(args: argparse.Namespace) -> Iterator[None]:
 
 def load(args: argparse.Namespace) -> VideoVAE:
     """Load the checkpoint of `--vae`. Raises ModelFileError for a file that is not this VAE."""
-    from ..optimizations.tuning.store import cache_folder
+    from ..cache_folder import cache_folder
     from ..vae import load_video_vae, remember_in
 
     remember_in(cache_folder())

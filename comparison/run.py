@@ -14,15 +14,16 @@ from ..callbacks import SILENT, Callbacks
 from ..errors import FastDiffusersError, InputError
 from ..optimizations import attention
 from ..optimizations.settings import OptimizationSettings, Workload
+from ..optimizations.tuning.candidates import Candidate, Outcome, Plan
 from ..optimizations.tuning.key import label
-from ..optimizations.tuning.measure import Candidate, Outcome, PairedMeasurement, Plan, duration
+from ..optimizations.tuning.measure import PairedMeasurement, duration
 from ..optimizations.tuning.meters import DeviceMemoryMeter, MemoryMeter, Stopwatch, stopwatch
 from ..optimizations.tuning.statistics import CONFIDENCE
 from ..optimizations.tuning.store import Row, Store
 from ..pipelines.cache import CACHE
 from ..pipelines.families import Family
 from ..pipelines.generate import generate, workload_of
-from ..pipelines.situations import situation_of
+from ..pipelines.tuning_key import tuning_key
 from ..pipelines.types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
 from .choices import PLAIN, combine, settings_of
 from .result import Comparison, ComparisonRow
@@ -140,7 +141,7 @@ class ComparisonRun:
                 batch, frames, height, width, _ = result.frames.shape
                 self._made = Workload(width, height, frames, batch, len(result.step_seconds))
             offloaded = result.report.facts.get("offloaded_bytes")
-            return Outcome(picture, result.stage_seconds, result.report, offloaded)
+            return Outcome(picture, result.stage_seconds, tuple(result.step_seconds), result.report, offloaded)
 
         return run
 
@@ -174,24 +175,24 @@ class ComparisonRun:
 
     def _facts(self) -> dict[str, str]:
         key = self._handle.key
-        situation = situation_of(self._handle, self._asked, self._base)
+        tuned = tuning_key(self._handle, self._asked, self._base)
         work = self._made
         shape = f"{work.width}x{work.height}" if work.width else ""
         clip = f"{work.frames} frames" if work.frames > 1 else ""
         steps = f"{work.steps} steps" if work.steps else ""
         batch = f"batch {work.batch}" if work.batch > 1 else ""
-        runs = max((len(m.trials) for measurement in self._measurements for m in measurement.measured), default=0)
+        runs = max((len(m.runs) for measurement in self._measurements for m in measurement.measured), default=0)
         elapsed = sum(measurement.elapsed for measurement in self._measurements)
         facts = {
-            "model": situation.model,
+            "model": tuned.model,
             "work": ", ".join(part for part in (shape, clip, steps, batch) if part),
             "dtype": key.dtype,
             "quantization": "" if key.quantization == "none" else key.quantization,
             "memory mode": self._handle.memory_mode,
-            "device": situation.device,
+            "device": tuned.device,
             "measured": f"{runs} runs each, interleaved, {duration(elapsed)}, {date.today().isoformat()}",
             "load": "" if self._loaded is None else f"{self._loaded.facts.get('load_seconds', 0):.3g} s",
-            "software": situation.software,
+            "software": tuned.software,
         }
         return {name: value for name, value in facts.items() if value}
 
@@ -199,14 +200,14 @@ class ComparisonRun:
         """Keep what is certain: plain, and every row with an interval one can rely on."""
         if self._store is None or not self.started:
             return
-        situation = situation_of(self._handle, self._asked, self._base)
+        tuned = tuning_key(self._handle, self._asked, self._base)
         for row in self.result().rows:
             sure = row.verdict in ("plain", "failed") or (row.versus and row.versus.confidence >= CONFIDENCE)
             if not sure or self._place(row.name)[0] is not self._handle:
                 continue
             self._store.add(
                 Row(
-                    situation,
+                    tuned,
                     label(row.settings),
                     row.verdict,
                     gain=0.0 if row.versus is None else row.versus.gain,

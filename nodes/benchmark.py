@@ -14,7 +14,7 @@ from ..comparison.run import ComparisonRun, working
 from ..comparison.table import as_table
 from ..errors import FastDiffusersError
 from ..optimizations.settings import CompileSettings, OptimizationSettings
-from ..optimizations.tuning.measure import Plan
+from ..optimizations.tuning.candidates import Plan
 from ..optimizations.tuning.store import default_store
 from ..pipelines.generate import generate
 from ..pipelines.types import SampleRequest

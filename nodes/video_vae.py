@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import comfy.model_management as mm
 
 from .. import vae as engine
+from ..cache_folder import cache_folder
 from ..errors import ModelFileError
-from ..optimizations.tuning.store import cache_folder
 from .host.memory_management import Tenant, make_room
 from .types import VideoVaeFile, VideoVaeHandle
 

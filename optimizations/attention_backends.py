@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..fallback import describe, is_out_of_memory
+from ..fallback import describe, is_out_of_memory, largest_difference
 
 MASK_KINDS = ("none", "bool", "additive")
 _TOLERANCE = 0.1
@@ -185,7 +185,7 @@ def _probe(backend: Backend, case: Case) -> str:
         if reason:
             return reason
     try:
-        difference = _largest_difference(backend, case)
+        difference = _difference_from_exact(backend, case)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -199,7 +199,7 @@ def _installed(package: str) -> bool:
     return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
-def _largest_difference(backend: Backend, case: Case) -> float:
+def _difference_from_exact(backend: Backend, case: Case) -> float:
     """Of one call over normal noise from exact attention in float32. The process's random state is left alone."""
     from diffusers.models import attention_dispatch
 
@@ -216,11 +216,11 @@ def _largest_difference(backend: Backend, case: Case) -> float:
         mask = kept.expand(batch, 1, 1, length)
         mask = additive_mask(mask, case.dtype) if case.mask == "additive" else mask
     with torch.no_grad():
-        found = attend(backend, q, k, v, mask).float()
+        found = attend(backend, q, k, v, mask)
         q, k, v = (x.float().transpose(1, 2) for x in (q, k, v))
         mask = mask.float() if mask is not None and mask.is_floating_point() else mask
         exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-    return float((found - exact).abs().max())
+    return largest_difference(found, exact)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,23 +7,22 @@ whole model takes and leaves the same code behind. Nothing is wrapped: `pipeline
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from ..cache_folder import cache_folder
 from ..fallback import Signals, describe
 from ..memory import GIB
 from ..report import OptimizationRecord
+from .compile_cost import ASSUMED, PayBack
 from .compiled_region import CompiledCall, Recipe, Region
 from .components import denoisers, repeated_blocks, vae_of
-from .other_compilers import compiled_elsewhere, switched_off
 from .quantization.sdnq import sdnq_limits
 from .settings import CompileSettings, OptimizationSettings, Workload
-from .tuning.decide import ASSUMED, PayBack
-from .tuning.store import cache_folder
 
 NAME = "torch_compile"
 ASSUMED_OVERHEAD = 2 * GIB
@@ -211,6 +210,37 @@ def _taken(pipeline: Any, how: CompileSettings) -> str:
         if where:
             part = type(component).__name__ + ("" if where == "." else f".{where}")
             return f"{part} was compiled by something else, which is left as it is: two compilers would fight"
+    return ""
+
+
+def switched_off() -> str:
+    """Why torch.compile compiles nothing in this process, whatever it is asked, or ""."""
+    import torch._dynamo.config
+    import torch._dynamo.eval_frame as eval_frame
+
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return "torch.compile is off in this process: TORCHDYNAMO_DISABLE=1"
+    if torch._dynamo.config.disable:
+        return "torch.compile is off in this process: TORCH_COMPILE_DISABLE=1, or another extension turned it off"
+    stance = getattr(getattr(eval_frame, "_stance", None), "stance", "default")
+    return "torch.compile is off in this process: its stance is force_eager" if stance == "force_eager" else ""
+
+
+def compiled_elsewhere(model: nn.Module, is_ours: Callable[[object], bool] = lambda _call: False) -> str:
+    """Name within `model` of the first module that somebody else has compiled, "." for the model itself; or "".
+
+    Two compilers of one model fight: the outer one traces into what the inner one made. ComfyUI's own are no case of
+    this: Torch Compile Model and the Comfy Compiler act within a forward of ComfyUI's MODELs, which no pipeline is.
+
+    Args:
+        is_ours: whether what stands in a module's `_compiled_call_impl` was put there by this pack.
+    """
+    from torch._dynamo.eval_frame import OptimizedModule
+
+    for name, module in model.named_modules():
+        call = module._compiled_call_impl
+        if isinstance(module, OptimizedModule) or (call is not None and not is_ours(call)):
+            return name or "."
     return ""
 
 

@@ -1,8 +1,8 @@
-"""Which parts of a pipeline an optimization is about: its denoisers, its VAE, their attention layers and blocks."""
+"""The parts of a pipeline (denoisers, VAE, attention layers, blocks), and where and in what precision they compute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,3 +97,55 @@ def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         if parameter.is_floating_point() and parameter.element_size() >= 2:
             return device, parameter.dtype
     return device, dtype
+
+
+def resident_bytes(modules: Iterable[torch.nn.Module], device: torch.device) -> tuple[int, int]:
+    """(bytes on `device`, bytes altogether) of the weights and buffers; shared ones count once.
+
+    Weights that offloading put on the meta device count as absent but keep their size.
+    """
+    seen: set[int] = set()
+    resident = total = 0
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            size = tensor.numel() * tensor.element_size()
+            total += size
+            resident += size if tensor.device.type == device.type else 0
+    return resident, total
+
+
+def is_group_offloaded(module: Any) -> bool:
+    """Whether diffusers' group offload acts when this very module is called."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None
+
+
+def decode_dtype(vae: Any) -> torch.dtype:
+    """The dtype in which diffusers decodes: the VAE's own, float32 for float16 weights that overflow (SDXL)."""
+    own = weights_dtype(vae)
+    return torch.float32 if own == torch.float16 and vae.config.get("force_upcast", False) else own
+
+
+def weights_dtype(module: Any) -> torch.dtype:
+    """What `module.dtype` says, without its walk over all submodules: that takes a millisecond, and this every step."""
+    dtype: torch.dtype = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    return dtype
+
+
+def execution_device(module: Any, target: torch.device) -> torch.device:
+    """Where a module computes: its weights may be elsewhere until an offload hook brings them."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None and getattr(hook, "execution_device", None) is not None:
+        return torch.device(hook.execution_device)
+    if is_group_offloaded(module):
+        return target
+    device: torch.device = next(module.parameters()).device
+    return device
+
+
+def has_time_axis(vae: Any) -> bool:
+    """Whether a VAE takes [B, C, T, h, w], pictures as T = 1."""
+    return vae.config.get("z_dim") is not None or hasattr(vae, "temporal_compression_ratio")

@@ -16,8 +16,7 @@ from torch import nn
 
 from ..memory import GIB, MemoryState, Need, device_memory, shortage
 from ..report import OptimizationRecord
-from .components import denoisers, is_cast_to_decode, modules
-from .tuning.meters import resident_bytes
+from .components import denoisers, is_cast_to_decode, modules, resident_bytes
 
 NAME = "memory_mode"
 WORKING_MEMORY = 2 * GIB

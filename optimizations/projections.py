@@ -23,8 +23,7 @@ from torch import nn
 from ..fallback import is_out_of_memory
 from ..memory import release_cache
 from ..report import OptimizationRecord
-from .components import attention_layers, denoisers, device_and_dtype
-from .group_hooks import is_group_offloaded
+from .components import attention_layers, denoisers, device_and_dtype, is_group_offloaded
 from .lora_layers import LoraLayer
 from .quantization.layers import storage
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, check_choice
 
 ATTENTION_CHOICES = ("auto", "sdpa", "xformers", "flash", "flash3", "sage", "cudnn", "efficient", "math", "flex")
 COMPILE_CHOICES = ("off", "on", "auto")
@@ -18,11 +18,6 @@ COMPILE_SCOPES = ("blocks", "model")
 TRISTATE = ("auto", "on", "off")
 MEMORY_MODES = ("auto", "gpu", "model_offload", "group_offload_block", "group_offload_leaf", "sequential")
 STEP_CACHE_CHOICES = ("off", "balanced", "fast")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(choices)}")
 
 
 @dataclass(frozen=True)

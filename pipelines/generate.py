@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..callbacks import SILENT, Callbacks
-from ..optimizations.settings import OptimizationSettings, Workload, check_choice
+from ..errors import check_choice
+from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import latents, lora, sampling
 from .cache import CACHE
@@ -67,12 +68,12 @@ def run_loaded(
 ) -> SampleResult:
     """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be."""
     from ..optimizations.tuning.auto import AutoRun
-    from .situations import situation_of
+    from .tuning_key import tuning_key
 
     check_request(loaded.family, request)
     workload = workload_of(loaded, request)
-    situation = situation_of(handle, workload, settings)
-    auto = AutoRun(loaded.pipeline, settings, situation, workload, loaded.device, memory=memory)
+    key = tuning_key(handle, workload, settings)
+    auto = AutoRun(loaded.pipeline, settings, key, workload, loaded.device, memory=memory)
     with (
         _optimized(loaded, handle, auto.settings, auto.workload, callbacks, memory) as report,
         auto.watching(report, callbacks) as watched,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..optimizations.components import decode_dtype, has_time_axis
 from . import normalized_latents
 from .families import Family
-from .module_facts import decode_dtype, has_time_axis
 
 if TYPE_CHECKING:
     import torch

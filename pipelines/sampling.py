@@ -104,7 +104,10 @@ def _denoise(
 
     def on_step(done: int, total: int, estimate: torch.Tensor | None) -> None:
         preview = _preview(estimate, loaded, request)
-        callbacks.tick("denoise", done, total, preview_latent=preview, preview_format=family.comfy_format)
+        known = watch.known_seconds
+        callbacks.tick(
+            "denoise", done, total, preview_latent=preview, preview_format=family.comfy_format, step_seconds=known
+        )
 
     with scheduler_for_run(pipeline, family, request.scheduler) as scheduler:
         if request.steps == 1 and scheduler.config.get("shift_terminal"):  # it stretches the distance to the last one

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callbacks
-from .module_facts import execution_device, weights_dtype
+from ..optimizations.components import execution_device, weights_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -13,12 +13,15 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from .schedulers import is_flow
 
 if TYPE_CHECKING:
     import torch
+
+    from ..optimizations.tuning.meters import Stopwatch
 
 OnStep = Callable[[int, int, "torch.Tensor | None"], None]
 """(steps done, steps in all, estimate of the finished latent in the family's layout)."""
@@ -29,55 +32,68 @@ class Watch:
     """What was seen.
 
     Attributes:
-        device: of the denoiser; on CUDA the times come from events, so that nothing waits for the card.
+        stopwatch: of the device that computes; where its marks are ahead of the device, no step waits for its own.
         latent: the last step's result, in the family's layout.
         text_seconds: from the call to the beginning of the loop: prompts, and reference images, encoded.
     """
 
-    device: torch.device
+    stopwatch: Stopwatch
     latent: torch.Tensor | None = None
     text_seconds: float = 0.0
     _started: float = field(default_factory=time.perf_counter)
-    _marks: list[Any] = field(default_factory=list)
+    _marks: list[tuple[Any, Any]] = field(default_factory=list)
+    """Of the loop's beginning and of each step: (it was reached, the caller was done with it)."""
+    _seconds: list[float] = field(default_factory=list)
+    """Up to each of the marks that the device has reached, from the one before it."""
 
     @property
     def step_seconds(self) -> list[float]:
         """Seconds of each step; complete after the run. The first holds what is done only once, compiling say."""
-        if self.device.type != "cuda" or not self._marks:
-            return [after - before for before, after in zip(self._marks, self._marks[1:], strict=False)]
-        self._marks[-1].synchronize()
-        return [before.elapsed_time(after) / 1e3 for before, after in zip(self._marks, self._marks[1:], strict=False)]
+        return [self.stopwatch.between(before, after) for (before, _), (after, _) in pairwise(self._marks)]
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return max(0, len(self._marks) - 1)
 
     def loop_begins(self) -> None:
         """Note where the first loop begins; pipelines with several stages have more."""
-        if self._marks:
-            return
-        self.text_seconds = time.perf_counter() - self._started
-        self._marks = [self._mark()]
+        if not self._marks:
+            self.text_seconds = time.perf_counter() - self._started
+            self._marks = [(mark := self.stopwatch.mark(), mark)]
 
-    def step_ends(self, latent: torch.Tensor) -> int:
-        """Note a step's result; returns how many are done."""
-        if not self._marks:  # a pipeline without a progress bar
-            self.loop_begins()
+    def step_ends(self, latent: torch.Tensor, steps: int) -> int:
+        """Note a step's result; returns how many are done.
+
+        Args:
+            steps: of the run; after the last one the device is waited for.
+        """
+        self.loop_begins()  # of a pipeline without a progress bar
         self.latent = latent
-        self._marks.append(self._mark())
-        if self.device.type == "cuda":
-            self._marks[-2].synchronize()  # stay one step ahead of the card, so that progress and cancel are real
-        return len(self._marks) - 1
+        self._marks.append((mark := self.stopwatch.mark(), mark))
+        # Where the host is ahead of the card it stays so by one step, so that progress and cancel are real.
+        self.wait_for(self.done - 1 if self.stopwatch.ahead and self.done < steps else self.done)
+        return self.done
+
+    def caller_is_done(self) -> None:
+        """Note that the next step begins: what came since the last one ended was the caller's."""
+        self._marks[-1] = (self._marks[-1][0], self.stopwatch.mark())
+
+    def wait_for(self, step: int) -> None:
+        """Wait until the device has done so many steps, 0 for the beginning of the loop, and read their times."""
+        for number in range(len(self._seconds), step + 1):
+            begun, ended = self._marks[max(0, number - 1)][1], self._marks[number][0]
+            self._seconds.append(self.stopwatch.between(begun, ended))
+
+    @property
+    def known_seconds(self) -> tuple[float, ...]:
+        """Seconds of each step that the device has done, without what the caller did between two steps."""
+        return tuple(self._seconds[1:])
 
     def keep_latents(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """For `callback_on_step_end`: what the pipeline goes on with, where that is more than the scheduler gave."""
         self.latent = tensors["latents"]
         return tensors
-
-    def _mark(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        import torch
-
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
 
 
 @contextmanager
@@ -88,13 +104,16 @@ def watched(pipeline: Any, device: torch.device, on_step: OnStep, previews: bool
         on_step: called after every step; it may raise to stop the run.
         previews: estimate the finished latent for `on_step`, a few small operations per step.
     """
-    watch = Watch(device)
+    from ..optimizations.tuning.meters import stopwatch
+
+    watch = Watch(stopwatch(device))
     scheduler = pipeline.scheduler
 
     def after_step(model_output: Any, timestep: Any, sample: Any, latent: Any) -> None:
-        done = watch.step_ends(latent)
+        done = watch.step_ends(latent, len(scheduler.timesteps))
         estimate = estimate_finished(scheduler, model_output, timestep, sample) if previews else None
         on_step(done, max(done, len(scheduler.timesteps)), estimate)
+        watch.caller_is_done()
 
     @contextmanager
     def progress_bar(iterable: Any = None, total: int | None = None) -> Iterator[Any]:
@@ -105,6 +124,9 @@ def watched(pipeline: Any, device: torch.device, on_step: OnStep, previews: bool
     pipeline.progress_bar = progress_bar
     try:
         yield watch
+        if watch.done > len(watch.known_seconds):  # image to image takes fewer steps than its scheduler has
+            watch.wait_for(watch.done)
+            on_step(watch.done, watch.done, None)
     finally:
         del scheduler.step, pipeline.progress_bar
 

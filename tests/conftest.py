@@ -47,9 +47,9 @@ def _quiet_libraries() -> None:
 def _own_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's measurements, or another test's."""
     monkeypatch.setenv("FASTDIFFUSERS_CACHE", str(tmp_path / "measurements"))
-    session = sys.modules.get("fastdiffusers.optimizations.tuning.history")
-    if session is not None:
-        session.SESSION.forget()
+    auto = sys.modules.get("fastdiffusers.optimizations.tuning.auto")
+    if auto is not None:
+        auto.RUN_HISTORY.forget()
 
 
 @pytest.fixture

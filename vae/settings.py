@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, check_choice
 
 MODES = ("auto", "exact", "tiles", "whole")
 BLENDINGS = ("smooth", "reference")
@@ -63,11 +63,11 @@ class VaeSettings:
     compile_headroom_gib: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_choice("mode", self.mode, MODES)
-        _check_choice("blending", self.blending, BLENDINGS)
-        _check_choice("state_device", self.state_device, STATE_DEVICES)
-        _check_choice("frame_rule", self.frame_rule, FRAME_RULES)
-        _check_choice("kernels", self.kernels, KERNEL_CHOICES)
+        check_choice("mode", self.mode, MODES)
+        check_choice("blending", self.blending, BLENDINGS)
+        check_choice("state_device", self.state_device, STATE_DEVICES)
+        check_choice("frame_rule", self.frame_rule, FRAME_RULES)
+        check_choice("kernels", self.kernels, KERNEL_CHOICES)
         for tile, overlap in zip(pair(self.tile_size), pair(self.tile_overlap), strict=True):
             if tile < MINIMUM_TILE:
                 reason = f"a tile is at least {MINIMUM_TILE} pixels"
@@ -92,8 +92,3 @@ class VaeSettings:
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or as two."""
     return value if isinstance(value, tuple) else (value, value)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(choices)}")

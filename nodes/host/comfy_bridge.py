@@ -16,9 +16,9 @@ from comfy.cli_args import LatentPreviewMethod
 from comfy.latent_formats import LatentFormat
 from server import PromptServer
 
+from ...cache_folder import use_folder
 from ...callbacks import Callbacks, Progress
 from ...memory import MemoryState
-from ...optimizations.tuning.store import use_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,14 +59,6 @@ def memory_state(device: torch.device) -> MemoryState:
 def check_interrupted() -> None:
     """Raise ComfyUI's own interrupt exception when the user has pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on whatever device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 class NodeProgress:

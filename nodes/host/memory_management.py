@@ -20,7 +20,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...optimizations.tuning.meters import resident_bytes
+from ...optimizations.components import resident_bytes
 from ...pipelines.cache import CACHE
 from ...pipelines.loading import loader
 

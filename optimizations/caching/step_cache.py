@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ...errors import check_choice
 from ...report import OptimizationRecord, OptimizationReport
-from ..settings import STEP_CACHE_CHOICES, OptimizationSettings, check_choice
+from ..settings import STEP_CACHE_CHOICES, OptimizationSettings
 from .cachedit import CacheDitEngine
 from .diffusers_hooks import DiffusersHooksEngine
 from .engine import LEVELS, MIN_STEPS, Level, StepCacheEngine, StepCacheUnavailable, denoisers

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingDependencyError
+from ...errors import MissingDependencyError, check_choice
 from ...report import OptimizationRecord
-from ..settings import TRISTATE, check_choice
+from ..settings import TRISTATE
 
 if TYPE_CHECKING:
     import torch

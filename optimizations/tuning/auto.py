@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from statistics import median
@@ -17,22 +18,51 @@ from ...memory import MemoryProbe
 from ...report import OptimizationRecord, OptimizationReport
 from .. import compile, offload
 from ..apply import switch_compile
-from ..components import denoisers
+from ..components import denoisers, resident_bytes
 from ..settings import OptimizationSettings, Workload
-from .compile_trial import Controls, Probation, State, left_the_device
+from .compile_trial import CompileTrial, Controls, State, left_the_device
 from .decide import AUTO_NAMES, Decision, decide, measured_overhead, settings_label
-from .history import SESSION, Session
-from .key import Situation
-from .meters import Stopwatch, resident_bytes, stopwatch
+from .key import TuningKey
 from .store import Row, Store, default_store
 
-logger = logging.getLogger(__name__)
+
+class RunHistory:
+    """What this process has seen: trials that may go on in the next run, and steps made without compiled code."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._trials: dict[object, CompileTrial] = {}
+        self._plain_steps: Counter[TuningKey] = Counter()
+
+    def trial(self, key: object, make: Callable[[], CompileTrial]) -> CompileTrial:
+        """The open trial of `key`, or a new one."""
+        with self._guard:
+            if key not in self._trials:
+                self._trials[key] = make()
+            return self._trials[key]
+
+    def plain_steps(self, key: TuningKey) -> int:
+        """Steps made without compiled code."""
+        return self._plain_steps[key]
+
+    def add_plain_steps(self, key: TuningKey, steps: int) -> None:
+        with self._guard:
+            self._plain_steps[key] += steps
+
+    def forget(self) -> None:
+        """Begin anew."""
+        with self._guard:
+            self._trials.clear()
+            self._plain_steps.clear()
+
+
+RUN_HISTORY = RunHistory()
 
 
 class AutoRun:
     """One run of one pipeline, from the settings as the user gave them to what is remembered of it.
 
-    >>> auto = AutoRun(pipeline, settings, situation, workload, device)
+    >>> auto = AutoRun(pipeline, settings, key, workload, device)
     >>> report = apply(pipeline, auto.settings, workload=auto.workload, ...)
     >>> with active(pipeline, auto.settings, report), auto.watching(report, callbacks) as callbacks:
     ...     ...  # the run, which reports its steps through `callbacks`
@@ -41,13 +71,12 @@ class AutoRun:
     Args:
         pipeline: a diffusers pipeline.
         settings: as the user gave them.
-        situation: the key of what is measured.
+        key: under which it is remembered.
         workload: of this run.
         device: where it computes.
         memory: looks at the device's memory; None asks torch.
         store: of measurements; None is the process's own.
-        session: what this process has seen.
-        watch: times the steps; None takes the device's.
+        history: what this process has seen before; None is the process's own.
 
     Attributes:
         settings: what to apply: "auto" replaced where something is known.
@@ -58,25 +87,24 @@ class AutoRun:
         self,
         pipeline: Any,
         settings: OptimizationSettings,
-        situation: Situation,
+        key: TuningKey,
         workload: Workload,
         device: torch.device,
         *,
         memory: MemoryProbe | None = None,
         store: Store | None = None,
-        session: Session = SESSION,
-        watch: Stopwatch | None = None,
+        history: RunHistory | None = None,
     ) -> None:
-        self._pipeline, self._asked, self._situation = pipeline, settings, situation
-        self._device, self._memory, self._session = device, memory, session
+        self._pipeline, self._asked, self._key = pipeline, settings, key
+        self._device, self._memory, self._history = device, memory, history or RUN_HISTORY
         self._store = store or default_store()
-        self._watch = watch
-        self._probation: Probation | None = None
+        self._trial: CompileTrial | None = None
         self._was_settled = False
+        self._timesteps: tuple[Any, list[float]] = (None, [])
         rows = self._store.rows() if _anything_auto(settings) else []
         self._decision = self._decide(rows, workload.steps)
         self.settings = self._decision.settings
-        self.workload = replace(workload, compile_overhead=measured_overhead(self._on(), situation, rows))
+        self.workload = replace(workload, compile_overhead=measured_overhead(self._on(), key, rows))
 
     @contextmanager
     def watching(self, report: OptimizationReport, callbacks: Callbacks) -> Iterator[Callbacks]:
@@ -87,17 +115,15 @@ class AutoRun:
             callbacks: the caller's.
 
         Yields:
-            Callbacks for the run: the caller's, which also time the steps.
+            Callbacks for the run: the caller's, which also read how long the steps took.
         """
         compiling = self._decision.trial or (self.settings if compile.is_compiled(self._pipeline) else None)
         if compiling is None or self._asked.torch_compile != "auto":
             yield callbacks
             self._look_at_memory(report)
             return
-        key = (self._situation, settings_label(self._on()))
-        probation = self._probation = self._session.probation(key, self._new_probation)
-        self._was_settled = probation.settled
-        watch = self._watch or stopwatch(self._device)
+        trial = self._trial = self._history.trial((self._key, settings_label(self._on())), self._new_trial)
+        self._was_settled = trial.settled
         with ExitStack() as stack:
             controls = Controls(
                 start=lambda: self._start(report, callbacks, stack),
@@ -105,14 +131,14 @@ class AutoRun:
                 resident=self._resident_bytes,
                 broken=self._broken,
             )
-            stack.callback(probation.end)
-            probation.begin(self.workload.steps, controls, whole=self._whole())
+            stack.callback(trial.end)
+            trial.begin(self.workload.steps, controls, whole=self._whole())
             try:
-                yield probation.watch(callbacks, watch, self._phase)
+                yield trial.watch(callbacks, self._phase)
             except Exception as error:
-                if is_out_of_memory(error) and probation.state is State.TRIAL:
-                    probation.failed(f"compiled code ran out of memory: {describe(error)}")
-                    self._remember(probation)
+                if is_out_of_memory(error) and trial.state is State.TRIAL:
+                    trial.failed(f"compiled code ran out of memory: {describe(error)}")
+                    self._remember(trial)
                 raise
         self._look_at_memory(report)
 
@@ -126,24 +152,24 @@ class AutoRun:
         if self._asked.torch_compile == "auto" and compile.NAME in report:
             self._report_compile(report)
         if not compile.is_compiled(self._pipeline):
-            self._session.add_plain_steps(self._situation, self.workload.steps)
+            self._history.add_plain_steps(self._key, self.workload.steps)
 
     def _decide(self, rows: list[Row], steps: int) -> Decision:
         if not _anything_auto(self._asked):
             return Decision(self._asked)
-        made = self._session.plain_steps(self._situation)
-        return decide(self._asked, self._situation, rows, steps, made, compile.is_compiled(self._pipeline))
+        made = self._history.plain_steps(self._key)
+        return decide(self._asked, self._key, rows, steps, made, compile.is_compiled(self._pipeline))
 
     def _on(self) -> OptimizationSettings:
         """The settings of this run with compile on, whether or not it is."""
         return replace(self._decision.settings, torch_compile="on")
 
-    def _new_probation(self) -> Probation:
+    def _new_trial(self) -> CompileTrial:
         expected = self._decision.expected
         assert expected is not None  # noqa: S101 - `decide` gives it with every trial and every gain
         if self._decision.trial is None:
-            return Probation.proven(expected, self._decision.reasons.get(compile.NAME, ""))
-        return Probation(expected)
+            return CompileTrial.proven(expected, self._decision.reasons.get(compile.NAME, ""))
+        return CompileTrial(expected)
 
     def _start(self, report: OptimizationReport, callbacks: Callbacks, stack: ExitStack) -> str:
         """Compile in place for the next step; why not, or "". What compiling sets in torch holds as long as `stack`."""
@@ -171,11 +197,16 @@ class AutoRun:
     def _phase(self, step: int) -> str:
         """Which expert did a step: the scheduler's timestep against the pipeline's boundary."""
         boundary = self._pipeline.config.get("boundary_ratio")
-        timesteps = getattr(self._pipeline.scheduler, "timesteps", ())
-        if boundary is None or not 0 < step <= len(timesteps):
+        scheduler = self._pipeline.scheduler
+        timesteps = getattr(scheduler, "timesteps", None)
+        if boundary is None or timesteps is None:
             return ""
-        whole = self._pipeline.scheduler.config.get("num_train_timesteps", 1000)
-        return "high noise" if float(timesteps[step - 1]) >= boundary * whole else "low noise"
+        if timesteps is not self._timesteps[0]:  # read once per run: it waits for the device
+            self._timesteps = (timesteps, timesteps.tolist())
+        if not 0 < step <= len(self._timesteps[1]):
+            return ""
+        whole = scheduler.config.get("num_train_timesteps", 1000)
+        return "high noise" if self._timesteps[1][step - 1] >= boundary * whole else "low noise"
 
     def _sizes(self) -> tuple[int, int] | None:
         """(bytes on the device, bytes) of the denoisers; None where that says nothing."""
@@ -202,39 +233,37 @@ class AutoRun:
             report.note(f"{gone}: turn torch_compile off, or to auto")
 
     def _report_compile(self, report: OptimizationReport) -> None:
-        probation, how = self._probation, self._asked.compile
-        if probation is None:
+        trial, how = self._trial, self._asked.compile
+        if trial is None:
             report.update(compile.NAME, requested="auto")
             return
         seen = compile.record(self._pipeline, OptimizationRecord(compile.NAME, "auto", "on"), how)
-        self._remember(probation)
-        news = probation.settled and not self._was_settled
+        self._remember(trial)
+        news = trial.settled and not self._was_settled
         known = "" if news else self._decision.reasons.get(compile.NAME, "")
-        report.set(replace(seen, reason=known or probation.reason, failed=False))
+        report.set(replace(seen, reason=known or trial.reason, failed=False))
 
-    def _remember(self, probation: Probation) -> None:
+    def _remember(self, trial: CompileTrial) -> None:
         """Keep a verdict that this run has brought, and what a plain step takes."""
-        if not probation.settled or probation.remembered:
+        if not trial.settled or trial.remembered:
             return
-        probation.remembered = True
-        here, plain = self._situation, settings_label(replace(self._on(), torch_compile="off"))
+        trial.remembered = True
+        here, plain = self._key, settings_label(replace(self._on(), torch_compile="off"))
         known = {row.settings for row in self._store.find(here)}
-        if probation.plain and plain not in known:
-            seconds = median(probation.plain)
-            self._store.add(
-                Row(here, plain, "plain", step_seconds=seconds, runs=len(probation.plain), source="probation")
-            )
+        if trial.plain and plain not in known:
+            seconds = median(trial.plain)
+            self._store.add(Row(here, plain, "plain", step_seconds=seconds, runs=len(trial.plain), source="probation"))
         self._store.add(
             Row(
                 here,
                 settings_label(self._on()),
-                probation.verdict,
-                gain=probation.gain,
-                step_seconds=median(probation.compiled) if probation.compiled else None,
-                compile_seconds=probation.compile_seconds,
-                runs=len(probation.compiled),
+                trial.verdict,
+                gain=trial.gain,
+                step_seconds=median(trial.compiled) if trial.compiled else None,
+                compile_seconds=trial.compile_seconds,
+                runs=len(trial.compiled),
                 source="probation",
-                reason=probation.reason,
+                reason=trial.reason,
             )
         )
 

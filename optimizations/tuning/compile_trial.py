@@ -1,25 +1,22 @@
-"""Compile on probation: plain steps first, then compiled ones, and whatever is not faster is undone in place.
+"""A trial of compiled code: plain steps first, then compiled ones, and whatever is not faster is undone in place.
 
-A probation belongs to one situation and one choice of settings and lives as long as the process: few-step models have
-too few steps in one run to compare, so the comparison goes on in the next. It never sees a pipeline: it is told how
-long each step took, and calls two functions, one that compiles and one that undoes it. These it lets go with the run:
-they know the pipeline, which would otherwise live as long as the process too.
+A trial belongs to one key and one choice of settings and lives as long as the process: few-step models have too few
+steps in one run to compare, so the comparison goes on in the next. It never sees a pipeline: it is told how long each
+step took, and calls two functions, one that compiles and one that undoes it. It drops both at the end of the run,
+because they hold the pipeline, which would otherwise live as long as the process too.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
 from ...callbacks import Callbacks, Progress
+from ..compile_cost import Expectation, PayBack
 from .candidates import STEP_STAGE
-from .decide import Expectation, PayBack
-from .meters import Stopwatch
 from .statistics import separated
 
 logger = logging.getLogger(__name__)
@@ -35,7 +32,7 @@ _NEARLY_ALL = 0.99
 
 
 class State(enum.Enum):
-    """Where a probation stands."""
+    """Where a trial stands."""
 
     WATCHING = "watching plain steps"
     TRIAL = "trying compiled steps"
@@ -57,7 +54,7 @@ def _no_phase(step: int) -> str:
 
 @dataclass(frozen=True)
 class Controls:
-    """What a probation can do to the run that it watches, and ask of it.
+    """What a trial can do to the run that it watches, and ask of it.
 
     Attributes:
         start: compiles in place, for the next step; returns why it did not, or "".
@@ -72,7 +69,7 @@ class Controls:
     broken: Callable[[], str] = str
 
 
-class Probation:
+class CompileTrial:
     """Compares compiled steps with plain ones and says which stay.
 
     Args:
@@ -105,11 +102,11 @@ class Probation:
         self._controls = Controls()
 
     @classmethod
-    def proven(cls, expected: Expectation, reason: str) -> Probation:
+    def proven(cls, expected: Expectation, reason: str) -> CompileTrial:
         """For settings that the store knows to be faster: only their memory is still watched."""
-        probation = cls(expected)
-        probation.state, probation.reason = State.KEPT, reason
-        return probation
+        trial = cls(expected)
+        trial.state, trial.reason = State.KEPT, reason
+        return trial
 
     def begin(self, steps: int, controls: Controls, whole: int | None = None) -> None:
         """A run begins. Compiles at once when an earlier run left the trial open, or has shown that it is worth it.
@@ -172,34 +169,24 @@ class Probation:
         """The compiled code failed, and the plain path took over."""
         self._finish(State.REVERTED, "failed", reason)
 
-    def watch(self, callbacks: Callbacks, stopwatch: Stopwatch, phase: Callable[[int], str] = _no_phase) -> Callbacks:
-        """`callbacks` that also time the denoising steps; the time in the caller's own functions does not count.
+    def watch(self, callbacks: Callbacks, phase: Callable[[int], str] = _no_phase) -> Callbacks:
+        """`callbacks` that also read how long the denoising steps took.
 
         Args:
             callbacks: the caller's.
-            stopwatch: what to time with.
             phase: tells from the number of steps done which expert did the last one.
         """
-        last = stopwatch.mark()
-        done = 0
-        # Where marks are ahead of the device, a step is judged when the next one is queued: that waits for nothing.
-        unjudged: deque[tuple[Any, Any, str, bool]] = deque()
-
-        def judge(left: int) -> None:
-            while len(unjudged) > left:
-                start, end, expert, compiled = unjudged.popleft()
-                self.on_step(stopwatch.between(start, end), expert, compiled)
+        ran: list[tuple[str, bool]] = []  # how each step ran: its time may be known one step later
+        read = 0
 
         def on_progress(progress: Progress) -> None:
-            nonlocal last, done
-            if progress.stage == STEP_STAGE and progress.done > done:
-                done = progress.done
-                unjudged.append((last, stopwatch.mark(), phase(done), self.compiling))
-                judge(left=1 if stopwatch.ahead and done < progress.total else 0)
-            elif progress.stage != STEP_STAGE:
-                judge(left=0)
+            nonlocal read
+            if progress.stage == STEP_STAGE:
+                ran.extend((phase(step), self.compiling) for step in range(len(ran) + 1, progress.done + 1))
+                for seconds in progress.step_seconds[read:]:
+                    read += 1
+                    self.on_step(seconds, *ran[read - 1])
             callbacks.on_progress(progress)
-            last = stopwatch.mark()
 
         return replace(callbacks, on_progress=on_progress)
 

@@ -1,6 +1,6 @@
-"""What "auto" becomes: from what was measured in this very situation, and from whether compiling can pay back.
+"""What "auto" becomes: from what was measured for this model, size and machine, and whether compiling can pay back.
 
-Pure functions over rows of the store; the trial of what is not known yet is `probation.py`.
+Pure functions over rows of the store; the trial of what is not known yet is `compile_trial.py`.
 """
 
 from __future__ import annotations
@@ -9,80 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 
+from ..compile_cost import ASSUMED, Expectation, PayBack
 from ..settings import OptimizationSettings
-from .key import Situation, label
+from .key import TuningKey, label
 from .statistics import SMALLEST_EFFECT
 from .store import Row
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """What compiling is expected to cost and to bring.
-
-    Attributes:
-        compile_seconds: one-time cost.
-        gain: fraction of a plain step's time that is saved.
-        source: where the two come from, for a person: "assumed", "measured here", ...
-    """
-
-    compile_seconds: float
-    gain: float
-    source: str
-
-    def break_even_steps(self, step_seconds: float) -> float:
-        """Steps after which the compile time is earned back; infinite when nothing is gained."""
-        saved = self.gain * step_seconds
-        return self.compile_seconds / saved if saved > 0 else float("inf")
-
-
-ASSUMED = Expectation(compile_seconds=60.0, gain=0.15, source="assumed")
-"""Where nothing at all was measured. On the careful side: too much time, too little gain."""
-
-
-@dataclass(frozen=True)
-class PayBack:
-    """The sum that decides whether to compile.
-
-    Attributes:
-        expectation: cost and gain.
-        step_seconds: of a plain step.
-        steps_left: in this run.
-        session_steps: plain steps that this session has made in the same situation.
-    """
-
-    expectation: Expectation
-    step_seconds: float
-    steps_left: int
-    session_steps: int = 0
-
-    @property
-    def pays(self) -> bool:
-        """Within this run, or because the session has already lost as much by not compiling.
-
-        The second is the rule for renting or buying skis: who buys as soon as the rents paid equal the price never
-        pays more than twice what somebody who knew the future would have paid.
-        """
-        need = self.expectation.break_even_steps(self.step_seconds)
-        return self.steps_left >= need or self.session_steps >= need
-
-    def __str__(self) -> str:
-        expected = self.expectation
-        need = expected.break_even_steps(self.step_seconds)
-        steps = "never" if need == float("inf") else f"after {_count(need)} steps"
-        saved = expected.gain * self.step_seconds
-        return (
-            f"compiling takes {expected.compile_seconds:.3g} s and saves {saved:.3g} s of each "
-            f"{self.step_seconds:.3g} s step ({expected.source}), so it pays back {steps}; "
-            f"{self.steps_left} are left in this run and the session has made {self.session_steps}"
-        )
-
-
-def _count(steps: float) -> str:
-    return f"{steps:.0f}" if steps < 1e6 else f"{steps:.1g}"
-
-
-def expectation(situation: Situation, compiled: tuple[tuple[str, str], ...], rows: Iterable[Row]) -> Expectation:
-    """What to expect of the settings `compiled` where they were not measured in this very situation.
+def expectation(key: TuningKey, compiled: tuple[tuple[str, str], ...], rows: Iterable[Row]) -> Expectation:
+    """What to expect of the settings `compiled` where they were not measured for this very model, size and machine.
 
     The same model in other sizes on this card and software tells most; then other models on it, of which only gains
     count, because a loss may be theirs alone; else the assumption.
@@ -91,13 +26,13 @@ def expectation(situation: Situation, compiled: tuple[tuple[str, str], ...], row
     near = [
         row
         for row in rows
-        if row.situation.device == situation.device
-        and row.situation.software == situation.software
+        if row.key.device == key.device
+        and row.key.software == key.software
         and dict(row.settings).get("torch_compile") == how
         and row.compile_seconds is not None
         and row.verdict in ("faster", "slower", "noise")
     ]
-    same = [row for row in near if row.situation.model == situation.model]
+    same = [row for row in near if row.key.model == key.model]
     if same:
         return _average(same, "measured on this model in another size or mode")
     others = [row for row in near if row.verdict == "faster"]
@@ -116,7 +51,7 @@ class Decision:
     Attributes:
         settings: what to apply now. Fields about which nothing is known stay "auto", except torch_compile: "off".
         reasons: by record name ("attention", "torch_compile", "vae_tiling"), why; only for what was decided here.
-        trial: the settings that deserve a trial during the run (`probation.py`), or None.
+        trial: the settings that deserve a trial during the run (`compile_trial.py`), or None.
         expected: what the trial, or the compiled settings, are expected to cost and bring.
     """
 
@@ -128,7 +63,7 @@ class Decision:
 
 def decide(
     settings: OptimizationSettings,
-    situation: Situation,
+    key: TuningKey,
     rows: Iterable[Row],
     steps: int,
     session_steps: int = 0,
@@ -138,14 +73,14 @@ def decide(
 
     Args:
         settings: as the user gave them.
-        situation: what is about to run.
+        key: what is about to run.
         rows: everything the store holds.
         steps: of this run.
-        session_steps: plain steps made in this situation since the process began.
+        session_steps: plain steps made under this key since the process began.
         compiled: whether compiled code for these settings is already there, so that compiling costs nothing.
     """
     everything = list(rows)
-    known = {row.settings: row for row in everything if row.situation == situation}
+    known = {row.settings: row for row in everything if row.key == key}
     best = _best(settings, known)
     reasons: dict[str, str] = {}
     chosen = dict(best.settings) if best is not None else {}
@@ -163,7 +98,7 @@ def decide(
     row = known.get(settings_label(on))
     plain = known.get(settings_label(off))
     if row is None:
-        expected = expectation(situation, settings_label(on), everything)
+        expected = expectation(key, settings_label(on), everything)
         if expected.gain < SMALLEST_EFFECT:
             reasons["torch_compile"] = f"it saved {expected.gain:.0%} ({expected.source}): not tried"
             return Decision(off, reasons)
@@ -214,9 +149,9 @@ def _is_auto(settings: OptimizationSettings, name: str) -> bool:
     return (settings.vae_tiling.mode if name == "vae_tiling" else getattr(settings, name)) == "auto"
 
 
-def measured_overhead(settings: OptimizationSettings, situation: Situation, rows: Iterable[Row]) -> int | None:
+def measured_overhead(settings: OptimizationSettings, key: TuningKey, rows: Iterable[Row]) -> int | None:
     """Bytes that the compiled code of `settings` takes beyond plain code here; None when that was not measured."""
-    peaks = {row.settings: row.peak_bytes for row in rows if row.situation == situation}
+    peaks = {row.settings: row.peak_bytes for row in rows if row.key == key}
     compiled = peaks.get(settings_label(settings))
     plain = peaks.get(settings_label(replace(settings, torch_compile="off")))
     return None if compiled is None or plain is None else max(0, compiled - plain)

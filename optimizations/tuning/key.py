@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-
-import torch
 
 from ..settings import OptimizationSettings, Workload
 
-ATTENTION_LIBRARIES = ("xformers", "flash-attn", "flash-attn-3", "sageattention", "triton", "triton-windows")
-
 
 @dataclass(frozen=True)
-class Situation:
+class TuningKey:
     """The key of a measurement. All fields are short readable text.
 
     Attributes:
@@ -37,50 +29,6 @@ class Situation:
     quantization: str
     memory_mode: str
     shape: str
-
-
-def device_name(device: torch.device) -> str:
-    """Name and size of `device`, the same in every process on one machine."""
-    if device.type in ("cuda", "xpu"):
-        properties = getattr(torch, device.type).get_device_properties(device)
-        return f"{properties.name}, {round(properties.total_memory / 2**30)} GiB"
-    if device.type == "cpu":
-        return f"{_processor()}, {torch.get_num_threads()} threads"
-    return f"{device.type}, {platform.machine()}"
-
-
-@lru_cache(maxsize=1)
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-@lru_cache(maxsize=1)
-def software() -> str:
-    """The versions that decide speed, as one line; read once per process."""
-    found = [f"torch {torch.__version__}"]
-    for package in ("diffusers", *ATTENTION_LIBRARIES):
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join([*found, *_driver()])
-
-
-def _driver() -> list[str]:
-    """The kernel driver on Linux; elsewhere the CUDA version that the driver offers."""
-    version = Path("/proc/driver/nvidia/version")
-    if version.is_file():
-        words = version.read_text(errors="replace").splitlines()[0].split()
-        return [f"driver {word}" for word in words if word[0].isdigit() and "." in word][:1]
-    if torch.version.cuda and torch.cuda.is_available():
-        offered = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
-        return [f"driver for CUDA {offered}"]
-    return []
 
 
 def shape_bucket(workload: Workload) -> str:
@@ -108,7 +56,7 @@ PLAIN: tuple[tuple[str, str], ...] = ()
 def label(settings: OptimizationSettings) -> tuple[tuple[str, str], ...]:
     """What `settings` change against plain, as sorted (name, value) pairs; () is plain.
 
-    "auto" is not plain: settings are labelled after it was decided. `memory_mode` is part of the situation, not of
+    "auto" is not plain: settings are labelled after it was decided. `memory_mode` is part of the key, not of
     the label.
     """
     plain = OptimizationSettings.plain()

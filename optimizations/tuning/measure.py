@@ -13,68 +13,67 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
 from ...callbacks import SILENT, Callbacks, Progress
 from ...errors import InputError
-from ...report import OptimizationReport
-from .candidates import Measured, Trial, split
+from ...fallback import all_finite
+from .candidates import STEP_STAGE, Candidate, Measured, Outcome, Plan, TimedRun, split
 from .meters import MemoryMeter, Stopwatch
 from .quality import Quality, quality
-from .run_watcher import OutOfTime, RunWatcher
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one run of a candidate gives back.
+class OutOfTime(Exception):  # noqa: N818 - no error: it ends a measurement in good order
+    """The time limit was reached."""
+
+
+class RunProgress:
+    """Callbacks for one run: sample memory, keep to a deadline, tell a cancel from a failure.
+
+    Args:
+        memory: sampled at every tick.
+        check_cancel: the caller's own; whatever it raises travels unchanged.
+        on_step: called with the number of steps done; also the caller's own.
+        out_of_time: asked between units of work; True ends the run with `OutOfTime`.
 
     Attributes:
-        result: what is compared with plain: frames [B, T, H, W, 3] in 0..1 on the CPU.
-        stage_seconds: the run's own split of its time; "denoise" is replaced by the steps timed here.
-        report: what was really active.
-        offloaded_bytes: weights of the denoiser that were off the device after a step, or None where unknown.
+        interrupted: True when the run was ended from here: a cancel, not a failure of what ran.
     """
 
-    result: torch.Tensor
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    report: OptimizationReport | None = None
-    offloaded_bytes: int | None = None
+    def __init__(
+        self,
+        memory: MemoryMeter,
+        check_cancel: Callable[[], None],
+        on_step: Callable[[int], None],
+        out_of_time: Callable[[], bool],
+    ) -> None:
+        self._memory = memory
+        self._check_cancel, self._on_step, self._out_of_time = check_cancel, on_step, out_of_time
+        self.interrupted = False
 
+    def callbacks(self) -> Callbacks:
+        return Callbacks(on_progress=self._progress, check_cancel=self._check, previews=False)
 
-@dataclass(frozen=True)
-class Candidate:
-    """One of the settings to compare: a name for the table, and a function that makes one complete run."""
+    def _progress(self, progress: Progress) -> None:
+        if progress.stage == STEP_STAGE:
+            self._guarded(self._on_step, progress.done)
+        self._memory.sample()
 
-    name: str
-    run: Callable[[Callbacks], Outcome]
+    def _check(self) -> None:
+        self._guarded(self._check_cancel)
+        if self._out_of_time():
+            self.interrupted = True
+            raise OutOfTime
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How much to measure.
-
-    Attributes:
-        runs: counted runs of each candidate, beside one warm-up.
-        precision: stop early, from 3 runs on, when every interval is within plus or minus this fraction; 0: never.
-        time_limit: seconds for everything, or None. No run is started that would not fit, and one that outlasts the
-            limit is stopped at its next step.
-        steps: denoising steps of one run, as far as known; only for the progress.
-    """
-
-    runs: int = 5
-    precision: float = 0.005
-    time_limit: float | None = None
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise InputError("runs", self.runs, "at least one counted run is needed", "use 5 or more")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise InputError("time_limit", self.time_limit, "it must be above 0 seconds", "leave it out for no limit")
+    def _guarded(self, call: Callable[..., None], *arguments: int) -> None:
+        try:
+            call(*arguments)
+        except BaseException:
+            self.interrupted = True
+            raise
 
 
 class PairedMeasurement:
@@ -152,10 +151,10 @@ class PairedMeasurement:
             if index:
                 self._check_time(self.plain)  # nothing is known yet of this one: it takes at least as long as plain
             self._memory.empty()
-            trial, outcome = self._attempt(index, "warm-up", callbacks)
-            if trial is None or outcome is None:
+            timed, outcome = self._attempt(index, "warm-up", callbacks)
+            if timed is None or outcome is None:
                 continue
-            measured.first = trial
+            measured.first = timed
             if index == 0:
                 self._plain_result = outcome.result
             else:
@@ -165,11 +164,11 @@ class PairedMeasurement:
         for number in range(self._plan.runs):
             for index in self._order(number):
                 self._check_time(self.measured[index])
-                trial, outcome = self._attempt(index, f"round {number + 1} of {self._plan.runs}", callbacks)
-                if trial is None or outcome is None:
+                timed, outcome = self._attempt(index, f"round {number + 1} of {self._plan.runs}", callbacks)
+                if timed is None or outcome is None:
                     continue
                 measured = self.measured[index]
-                measured.trials.append(trial)
+                measured.runs.append(timed)
                 measured.rounds.append(number)
                 self._judge(measured, outcome)
             if number + 1 >= 3 and self._narrow():
@@ -182,7 +181,7 @@ class PairedMeasurement:
         measured.report = outcome.report
         if measured.quality is None and self._plain_result is not None:
             measured.quality = quality(outcome.result, self._plain_result)
-        elif not bool(torch.isfinite(outcome.result).all()):
+        elif not all_finite(outcome.result):
             measured.quality = Quality(finite=False, problem="a result holds NaN or infinity")
 
     def _order(self, number: int) -> Iterator[int]:
@@ -199,7 +198,7 @@ class PairedMeasurement:
         verdicts = [measured.against(self.plain) for measured in others]
         return all(verdict.half_width <= self._plan.precision for verdict in verdicts)
 
-    def _attempt(self, index: int, what: str, callbacks: Callbacks) -> tuple[Trial | None, Outcome | None]:
+    def _attempt(self, index: int, what: str, callbacks: Callbacks) -> tuple[TimedRun | None, Outcome | None]:
         """One run; a candidate other than plain that fails is given up, with the reason, and costs nobody else."""
         candidate, measured = self._candidates[index], self.measured[index]
         label = f"{candidate.name}, {what}"
@@ -207,25 +206,23 @@ class PairedMeasurement:
         callbacks.check_cancel()
         self._memory.reset()
         start = self._stopwatch.mark()
-        watcher = RunWatcher(
-            self._stopwatch,
+        progress = RunProgress(
             self._memory,
             check_cancel=callbacks.check_cancel,
             on_step=lambda step: self._announce(callbacks, label, step),
             out_of_time=lambda: self.seconds_left() < 0,
         )
         try:
-            outcome = candidate.run(watcher.callbacks())
+            outcome = candidate.run(progress.callbacks())
         except BaseException as error:
-            if index == 0 or watcher.interrupted or not isinstance(error, Exception):
+            if index == 0 or progress.interrupted or not isinstance(error, Exception):
                 raise
             measured.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             logger.info("%s is given up: %s", candidate.name, measured.problem)
         else:
             seconds = self._stopwatch.between(start, self._stopwatch.mark())
-            steps = watcher.step_seconds()
-            stages = split(seconds, steps, outcome.stage_seconds)
-            return Trial(seconds, steps, stages, self._memory.peak(), outcome.offloaded_bytes), outcome
+            steps, stages = outcome.step_seconds, split(seconds, outcome.step_seconds, outcome.stage_seconds)
+            return TimedRun(seconds, steps, stages, self._memory.peak(), outcome.offloaded_bytes), outcome
         finally:
             self._done_runs += 1
         gc.collect()  # after an out-of-memory, the failed run's tensors must not stand in the way of the next one
@@ -241,7 +238,7 @@ class PairedMeasurement:
 
     def _check_time(self, like: Measured) -> None:
         """Stop when a run like the last one of `like` would not fit into the time limit."""
-        last = like.trials[-1] if like.trials else like.first
+        last = like.runs[-1] if like.runs else like.first
         if last is not None and self.seconds_left() < last.seconds:
             raise OutOfTime
 
@@ -261,7 +258,7 @@ class PairedMeasurement:
                 continue
             first = measured.first or self.plain.first
             each = measured.run.median if measured.run else first.seconds
-            total += each * (self._plan.runs - len(measured.trials)) + (0 if measured.first else first.seconds)
+            total += each * (self._plan.runs - len(measured.runs)) + (0 if measured.first else first.seconds)
         return min(total, self.seconds_left())
 
 

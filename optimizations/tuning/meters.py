@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -201,21 +201,3 @@ def _status(name: str) -> int | None:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def resident_bytes(modules: Iterable[torch.nn.Module], device: torch.device) -> tuple[int, int]:
-    """(bytes on `device`, bytes altogether) of the weights and buffers; shared ones count once.
-
-    Weights that offloading put on the meta device count as absent but keep their size.
-    """
-    seen: set[int] = set()
-    resident = total = 0
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            if id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            size = tensor.numel() * tensor.element_size()
-            total += size
-            resident += size if tensor.device.type == device.type else 0
-    return resident, total

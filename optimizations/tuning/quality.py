@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ...fallback import all_finite
+
 LOSSLESS_DB = 50.0
 """From this PSNR on a result counts as the same picture: 50 dB is a root mean square error of 0.8 of 255 levels."""
 SAMPLED_FRAMES = 8
@@ -52,11 +54,11 @@ def quality(result: torch.Tensor, plain: torch.Tensor) -> Quality:
     Args:
         result, plain: frames [..., H, W, 3] in 0..1, or any tensors of one shape (no SSIM and LPIPS then).
     """
-    if not bool(torch.isfinite(result).all()):
+    if not all_finite(result):
         return Quality(finite=False, problem="the result holds NaN or infinity")
     if result.shape != plain.shape:
         return Quality(problem=f"the shape is {tuple(result.shape)}, plain gives {tuple(plain.shape)}")
-    if not bool(torch.isfinite(plain).all()):
+    if not all_finite(plain):
         return Quality(problem="the plain result holds NaN or infinity")
     if torch.equal(result, plain):
         return Quality(identical=True, max_difference=0.0, ssim=1.0, lpips=0.0)

@@ -21,13 +21,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .key import Situation
+from ...cache_folder import default_folder
+from .key import TuningKey
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 FILE_NAME = "measurements.jsonl"
-ENVIRONMENT_VARIABLE = "FASTDIFFUSERS_CACHE"
 VERDICTS = ("plain", "faster", "slower", "noise", "failed")
 _COMPACT_ABOVE = 4 * 2**20
 _LOCK_SECONDS = 5.0
@@ -39,11 +39,11 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement of one choice of settings in one situation.
+    """One measurement of one choice of settings under one key.
 
     Attributes:
-        situation: what it holds for.
-        settings: what was changed against plain, as `situation.label` gives it; () is plain itself.
+        key: what it holds for.
+        settings: what was changed against plain, as `label` of `key.py` gives it; () is plain itself.
         verdict: "plain" for plain itself; else "faster", "slower", "noise", or "failed".
         gain: fraction of plain's time per run (benchmark) or per step (probation) that was saved; negative when slower.
         run_seconds, step_seconds: medians, None where unknown.
@@ -56,7 +56,7 @@ class Row:
         when: time of the measurement, ISO 8601 in UTC.
     """
 
-    situation: Situation
+    key: TuningKey
     settings: tuple[tuple[str, str], ...]
     verdict: str
     gain: float = 0.0
@@ -72,6 +72,7 @@ class Row:
 
     def as_json(self) -> str:
         values = asdict(self) | {"settings": dict(self.settings), "format": FORMAT}
+        values["situation"] = values.pop("key")
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -80,11 +81,12 @@ class Row:
         values: dict[str, Any] = json.loads(line)
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
-        situation = {item.name: values["situation"][item.name] for item in fields(Situation)}
+        stored = values.pop("situation")
+        key = {item.name: stored[item.name] for item in fields(TuningKey)}
         settings = values["settings"]
-        if not all(isinstance(value, str) for value in (*situation.values(), *settings.values())):
+        if not all(isinstance(value, str) for value in (*key.values(), *settings.values())):
             raise TypeError("situation and settings are text")
-        values["situation"] = Situation(**situation)
+        values["key"] = TuningKey(**key)
         values["settings"] = tuple(sorted(settings.items()))
         row = cls(**values)
         if row.verdict not in VERDICTS:
@@ -111,17 +113,17 @@ class Store:
         self._complained = False
 
     def rows(self) -> list[Row]:
-        """The newest row of each situation and settings, oldest first."""
+        """The newest row of each key and settings, oldest first."""
         with self._guard:
-            newest: dict[tuple[Situation, tuple[tuple[str, str], ...]], Row] = {}
+            newest: dict[tuple[TuningKey, tuple[tuple[str, str], ...]], Row] = {}
             for row in (*self._read(), *self._unwritten):
-                newest.pop((row.situation, row.settings), None)
-                newest[row.situation, row.settings] = row
+                newest.pop((row.key, row.settings), None)
+                newest[row.key, row.settings] = row
             return list(newest.values())
 
-    def find(self, situation: Situation) -> list[Row]:
-        """The rows that hold for `situation`, exactly: another version of anything is another situation."""
-        return [row for row in self.rows() if row.situation == situation]
+    def find(self, key: TuningKey) -> list[Row]:
+        """The rows that hold for `key`, exactly: another version of anything is another key."""
+        return [row for row in self.rows() if row.key == key]
 
     def add(self, row: Row) -> bool:
         """Keep a row. False when it could not be written and lasts only as long as this process."""
@@ -236,36 +238,7 @@ else:
 
 
 _stores: dict[Path, Store] = {}
-_given_folder: Path | None = None
 _stores_guard = threading.Lock()
-
-
-def use_folder(folder: Path) -> None:
-    """Keep measurements in `folder` from now on: ComfyUI's user folder, say. The environment variable goes first."""
-    global _given_folder
-    _given_folder = folder
-
-
-def default_folder() -> Path:
-    """Where measurements are: `FASTDIFFUSERS_CACHE` if it is set, else the folder handed to `use_folder`, else
-    `cache_folder()`."""
-    if os.environ.get(ENVIRONMENT_VARIABLE) or _given_folder is None:
-        return cache_folder()
-    return _given_folder
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be made again, compiled code say: `FASTDIFFUSERS_CACHE`, else the user's cache."""
-    named = os.environ.get(ENVIRONMENT_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fastdiffusers"
 
 
 def default_store() -> Store:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...callbacks import SILENT, Callbacks
 from ...errors import InputError
+from ...optimizations.components import decode_dtype, execution_device, has_time_axis, weights_dtype
 from ...report import OptimizationRecord
 from .. import normalized_latents
 from ..latents import check_latent
-from ..module_facts import decode_dtype, execution_device, has_time_axis, weights_dtype
 from ..types import LoadedPipeline
 from .exactness import BIT_IDENTICAL, FAST, RECORD, decode_bit_identical, decode_fast, not_fast, whole_is_exact_and_fits
 from .mirrored_edges import decode_at_any_size

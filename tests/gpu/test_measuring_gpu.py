@@ -8,17 +8,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fastdiffusers.cache_folder import device_name, software
 from fastdiffusers.comparison.run import ComparisonRun
 from fastdiffusers.optimizations.apply import revert
+from fastdiffusers.optimizations.components import resident_bytes
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.optimizations.tuning import auto
-from fastdiffusers.optimizations.tuning.history import SESSION
-from fastdiffusers.optimizations.tuning.key import device_name, software
-from fastdiffusers.optimizations.tuning.measure import Plan
+from fastdiffusers.optimizations.tuning.auto import RUN_HISTORY
+from fastdiffusers.optimizations.tuning.candidates import Plan
 from fastdiffusers.optimizations.tuning.meters import (
     CudaStopwatch,
     DeviceMemoryMeter,
-    resident_bytes,
     stopwatch,
     synchronize,
 )
@@ -37,7 +37,7 @@ REQUEST = SampleRequest("a fox", steps=12, width=128, height=128)
 @pytest.fixture
 def handle() -> Iterator[PipelineHandle]:
     """A tiny pipeline on the card."""
-    SESSION.forget()
+    RUN_HISTORY.forget()
     handle = PipelineHandle(resolve("tiny:flux", device="cuda:0"), memory_mode="gpu")
     yield handle
     with CACHE.use(handle.key) as loaded:
@@ -126,7 +126,7 @@ def _eager_to_compile(decide):
     """`decide`, with a cost so small that the trial begins as soon as there is something to compare with."""
     from dataclasses import replace
 
-    from fastdiffusers.optimizations.tuning.decide import Expectation
+    from fastdiffusers.optimizations.compile_cost import Expectation
 
     def with_small_cost(*args, **kwargs):
         decision = decide(*args, **kwargs)

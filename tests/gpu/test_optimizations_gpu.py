@@ -11,7 +11,7 @@ from fastdiffusers.memory import GIB, device_memory
 from fastdiffusers.optimizations import attention, offload, vae_memory
 from fastdiffusers.optimizations.apply import active, apply, revert
 from fastdiffusers.optimizations.attention_backends import BACKENDS, available
-from fastdiffusers.optimizations.components import denoisers, modules
+from fastdiffusers.optimizations.components import denoisers, modules, resident_bytes
 from fastdiffusers.optimizations.settings import (
     CompileSettings,
     OptimizationSettings,
@@ -19,7 +19,6 @@ from fastdiffusers.optimizations.settings import (
     TilingSettings,
     Workload,
 )
-from fastdiffusers.optimizations.tuning.meters import resident_bytes
 from fastdiffusers.pipelines import tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

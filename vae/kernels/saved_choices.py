@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from ... import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -90,18 +90,8 @@ class SavedChoices:
 
 def versions() -> dict[str, str]:
     """The card, the versions and the compiler that decide what works and what is fastest."""
-    found = {
-        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-        "cudnn": str(torch.backends.cudnn.version()),
-        "compiler": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "",  # Triton needs one
-    }
-    for package in ("triton", "triton-windows", "comfy-kitchen", "fastdiffusers"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"card": card, **cache_folder.versions()}
 
 
 SAVED = SavedChoices()

@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.memory import GIB, MemoryState
 from fastdiffusers.optimizations import compile, compiled_region
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
-from fastdiffusers.optimizations.tuning import auto
-from fastdiffusers.optimizations.tuning.history import SESSION
+from fastdiffusers.optimizations.tuning import auto, meters
+from fastdiffusers.optimizations.tuning.auto import RUN_HISTORY
 from fastdiffusers.optimizations.tuning.store import Row, default_store
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.families import family_of, small
 from fastdiffusers.pipelines.generate import run_loaded, workload_of
-from fastdiffusers.pipelines.situations import situation_of
+from fastdiffusers.pipelines.tuning_key import tuning_key
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, PipelineHandle, SampleRequest, SampleResult
 
 STEPS = 12
@@ -106,14 +107,14 @@ def bench_of(family: str, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for name in ("transformer", "transformer_2"):
         if getattr(pipeline, name, None) is not None:
             getattr(pipeline, name).register_forward_pre_hook(bench.called)
-    monkeypatch.setattr(auto, "stopwatch", lambda device: bench)
+    monkeypatch.setattr(meters, "stopwatch", lambda device: bench)
     return bench
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Compiled code is plain code here, in the place where compiled code would be: tracing takes seconds."""
-    SESSION.forget()
+    RUN_HISTORY.forget()
     monkeypatch.setattr(compiled_region.Recipe, "compile", lambda recipe, call: call)
     return bench_of("flux", monkeypatch)
 
@@ -121,7 +122,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 @pytest.fixture
 def compiling_bench(monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> Bench:
     """Like `bench`, really compiled."""
-    SESSION.forget()
+    RUN_HISTORY.forget()
     return bench_of("flux", monkeypatch)
 
 
@@ -141,7 +142,7 @@ def test_slower_on_purpose_is_turned_off_said_remembered_and_not_tried_again(ben
     assert bench.steps_seen == [False] * STEPS
     assert again.applied == "off"
     assert "cost 50% here" in again.reason
-    SESSION.forget()  # another process: only the store knows
+    RUN_HISTORY.forget()  # another process: only the store knows
     bench.run()
     assert bench.steps_seen == [False] * STEPS
 
@@ -208,7 +209,7 @@ def test_without_memory_compile_is_declined_with_the_figures_and_with_it_it_runs
 
 
 def test_the_overhead_that_a_benchmark_measured_replaces_the_assumption(bench: Bench) -> None:
-    here = situation_of(bench.handle, workload_of(bench.loaded, bench.request()), bench.settings())
+    here = tuning_key(bench.handle, workload_of(bench.loaded, bench.request()), bench.settings())
     label = (("torch_compile", "blocks eager default"),)
     common = {"run_seconds": 1200.0, "step_seconds": 100.0, "compile_seconds": 1.0}
     default_store().add(Row(here, (), "plain", peak_bytes=10 * GIB, **common))
@@ -284,7 +285,7 @@ def test_a_cancel_during_the_trial_travels_and_the_next_run_goes_on(bench: Bench
 
 
 def test_two_experts_of_two_steps_are_judged_over_several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    SESSION.forget()
+    RUN_HISTORY.forget()
     monkeypatch.setattr(compiled_region.Recipe, "compile", lambda recipe, call: call)
     bench = bench_of("wan22-t2v", monkeypatch)
     bench.compiled = 60.0
@@ -295,9 +296,30 @@ def test_two_experts_of_two_steps_are_judged_over_several_runs(monkeypatch: pyte
     assert "transformer_2" in result.report["torch_compile"].applied
 
 
+class DeviceReads(TorchDispatchMode):
+    """Counts the numbers that are read from tensors: on a card, each one waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_telling_two_experts_apart_reads_nothing_from_the_device_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_of("wan22-t2v", monkeypatch)
+    bench.plain = 0.001  # nothing to gain: no step is compiled, and none is looked at for NaN
+    reads = {}
+    for torch_compile in ("off", "auto"):
+        with DeviceReads() as mode:
+            bench.run(steps=6, guidance=1.0, torch_compile=torch_compile)
+        reads[torch_compile] = mode.count
+    assert reads["auto"] == reads["off"]
+
+
 def test_attention_follows_the_benchmark(bench: Bench) -> None:
     settings = bench.settings("off")
-    here = situation_of(bench.handle, workload_of(bench.loaded, bench.request()), settings)
+    here = tuning_key(bench.handle, workload_of(bench.loaded, bench.request()), settings)
     default_store().add(Row(here, (), "plain", run_seconds=10.0))
     default_store().add(Row(here, (("attention", "math"),), "faster", gain=0.2, run_seconds=8.0, lossless=True, runs=5))
     record = bench.run(torch_compile="off").report["attention"]

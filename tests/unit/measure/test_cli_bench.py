@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastdiffusers import cli
 from fastdiffusers.comparison.choices import CHOICES
-from fastdiffusers.optimizations.tuning.key import Situation
+from fastdiffusers.optimizations.tuning.key import TuningKey
 from fastdiffusers.optimizations.tuning.store import Row, default_store
 
 SMALL = ["--steps", "2", "--width", "32", "--height", "32"]
@@ -71,7 +71,7 @@ def test_no_store_remembers_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_shown_of_a_row_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
-    here = Situation("a card", "torch 2.13", "flux@1", "bfloat16", "none", "gpu", "1.05 Mpx")
+    here = TuningKey("a card", "torch 2.13", "flux@1", "bfloat16", "none", "gpu", "1.05 Mpx")
     default_store().add(Row(here, (), "plain", run_seconds=6.57, step_seconds=0.23))
     compiled = (("torch_compile", "blocks inductor default"),)
     default_store().add(Row(here, compiled, "slower", gain=-0.22, run_seconds=8.0, reason="2.30 GiB left the device"))

@@ -17,7 +17,7 @@ from fastdiffusers.comparison import run as comparing
 from fastdiffusers.comparison.run import ComparisonRun, drawn_picture, with_picture, working
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.optimizations.tuning.measure import Plan
+from fastdiffusers.optimizations.tuning.candidates import Plan
 from fastdiffusers.optimizations.tuning.meters import PeakMemory
 from fastdiffusers.optimizations.tuning.store import Store
 from fastdiffusers.pipelines.families import family_of, small

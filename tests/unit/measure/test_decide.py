@@ -6,20 +6,21 @@ from dataclasses import replace
 
 import pytest
 
+from fastdiffusers.optimizations.compile_cost import ASSUMED, Expectation, PayBack
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
-from fastdiffusers.optimizations.tuning.decide import ASSUMED, Expectation, PayBack, decide, expectation
-from fastdiffusers.optimizations.tuning.key import PLAIN, Situation
+from fastdiffusers.optimizations.tuning.decide import decide, expectation
+from fastdiffusers.optimizations.tuning.key import PLAIN, TuningKey
 from fastdiffusers.optimizations.tuning.store import Row
 
-HERE = Situation("card", "torch 2.13", "flux@1", "bfloat16", "none", "gpu", "1.05 Mpx")
+HERE = TuningKey("card", "torch 2.13", "flux@1", "bfloat16", "none", "gpu", "1.05 Mpx")
 COMPILED = ("torch_compile", "blocks inductor default")
 AUTO = OptimizationSettings(torch_compile="auto")
 
 
-def row(verdict: str, seconds: float, *settings: tuple[str, str], situation: Situation = HERE, **fields: object) -> Row:
+def row(verdict: str, seconds: float, *settings: tuple[str, str], key: TuningKey = HERE, **fields: object) -> Row:
     fields.setdefault("gain", 1 - seconds / 10)
     fields.setdefault("step_seconds", seconds / 20)
-    return Row(situation, tuple(sorted(settings)), verdict, run_seconds=seconds, runs=5, **fields)  # type: ignore[arg-type]
+    return Row(key, tuple(sorted(settings)), verdict, run_seconds=seconds, runs=5, **fields)  # type: ignore[arg-type]
 
 
 PLAIN_ROW = row("plain", 10.0)
@@ -68,8 +69,8 @@ def test_without_measurements_attention_and_tiling_stay_auto_and_compile_gets_a_
 def test_measurements_of_another_situation_decide_nothing(changed: str) -> None:
     elsewhere = replace(HERE, **{changed: "other"})
     rows = [
-        row("plain", 10.0, situation=elsewhere),
-        row("faster", 5.0, ("attention", "flash"), situation=elsewhere),
+        row("plain", 10.0, key=elsewhere),
+        row("faster", 5.0, ("attention", "flash"), key=elsewhere),
     ]
     assert decide(AUTO, HERE, rows, steps=20).settings.attention == "auto"
 
@@ -141,10 +142,10 @@ def test_no_gain_never_pays() -> None:
 
 
 def test_expectations_come_from_the_nearest_measurement() -> None:
-    other_size = row("faster", 8.0, COMPILED, situation=replace(HERE, shape="4 Mpx"), compile_seconds=20.0)
-    other_model = row("faster", 6.0, COMPILED, situation=replace(HERE, model="wan@1"), compile_seconds=40.0)
-    losing_model = row("slower", 15.0, COMPILED, situation=replace(HERE, model="sdxl@1"), compile_seconds=40.0)
-    old_torch = row("faster", 2.0, COMPILED, situation=replace(HERE, software="torch 2.6"), compile_seconds=1.0)
+    other_size = row("faster", 8.0, COMPILED, key=replace(HERE, shape="4 Mpx"), compile_seconds=20.0)
+    other_model = row("faster", 6.0, COMPILED, key=replace(HERE, model="wan@1"), compile_seconds=40.0)
+    losing_model = row("slower", 15.0, COMPILED, key=replace(HERE, model="sdxl@1"), compile_seconds=40.0)
+    old_torch = row("faster", 2.0, COMPILED, key=replace(HERE, software="torch 2.6"), compile_seconds=1.0)
     assert expectation(HERE, (COMPILED,), [old_torch, losing_model]) == ASSUMED
     assert expectation(HERE, (COMPILED,), [other_model, losing_model]).compile_seconds == 40.0
     near = expectation(HERE, (COMPILED,), [other_model, other_size])
@@ -153,7 +154,7 @@ def test_expectations_come_from_the_nearest_measurement() -> None:
 
 
 def test_a_loss_in_another_size_of_the_same_model_is_not_tried_again() -> None:
-    past = row("slower", 12.0, COMPILED, situation=replace(HERE, shape="4 Mpx"), compile_seconds=20.0)
+    past = row("slower", 12.0, COMPILED, key=replace(HERE, shape="4 Mpx"), compile_seconds=20.0)
     found = decide(AUTO, HERE, [past], steps=10**6)
     assert found.trial is None
     assert "not tried" in found.reasons["torch_compile"]

@@ -9,7 +9,8 @@ import torch
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError
-from fastdiffusers.optimizations.tuning.measure import Candidate, Outcome, PairedMeasurement, Plan, duration
+from fastdiffusers.optimizations.tuning.candidates import Candidate, Outcome, Plan
+from fastdiffusers.optimizations.tuning.measure import PairedMeasurement, duration
 from fastdiffusers.optimizations.tuning.meters import PeakMemory
 
 PICTURE = torch.linspace(0, 1, 16 * 16 * 3).reshape(1, 1, 16, 16, 3)
@@ -66,14 +67,16 @@ class Machine:
                 raise RuntimeError("the kernel said no")
             self.now += 0.5
             callbacks.tick("text encode", 1, 1)
+            taken: list[float] = []
             each = step if isinstance(step, float) else step[min(number, len(step) - 1)]
             for index in range(steps):
                 self.bytes = size
-                self.now += each + (first if number == 0 and index == 0 else 0.0)
+                taken.append(each + (first if number == 0 and index == 0 else 0.0))
+                self.now += taken[-1]
                 callbacks.tick("denoise", index + 1, steps)
             self.bytes = 0
             self.now += decode
-            return Outcome(result, {"text encode": 0.5, "decode": decode}, offloaded_bytes=7)
+            return Outcome(result, {"text encode": 0.5, "decode": decode}, tuple(taken), offloaded_bytes=7)
 
         return Candidate(name, run)
 
@@ -125,7 +128,7 @@ def test_it_stops_early_when_the_intervals_are_narrow() -> None:
     machine = Machine()
     measurement = machine.measure([machine.candidate("plain"), machine.candidate("b", 0.9)], runs=20, precision=0.01)
     measurement.run()
-    assert len(measurement.plain.trials) == 3
+    assert len(measurement.plain.runs) == 3
     assert "after 3 rounds" in measurement.stopped
 
 
@@ -134,7 +137,7 @@ def test_wide_intervals_go_on() -> None:
     noisy = [1.0, 2.0, 1.0, 3.0, 1.5, 2.5]
     measurement = machine.measure([machine.candidate("plain", noisy), machine.candidate("b")], precision=0.01)
     measurement.run()
-    assert len(measurement.plain.trials) == 5
+    assert len(measurement.plain.runs) == 5
     assert measurement.stopped == ""
 
 
@@ -147,9 +150,9 @@ def test_a_candidate_that_fails_is_given_up_and_the_others_go_on() -> None:
     assert failed.problem == "RuntimeError: the kernel said no"
     assert failed.first is None
     assert failed.run is None
-    assert len(partly.trials) == 1
+    assert len(partly.runs) == 1
     assert partly.problem
-    assert len(plain.trials) == len(good.trials) == 5
+    assert len(plain.runs) == len(good.runs) == 5
 
 
 def test_a_plain_run_that_fails_is_an_error() -> None:
@@ -181,7 +184,7 @@ def test_a_cancel_keeps_what_was_measured_and_travels_unchanged() -> None:
     assert measurement.stopped == "cancelled"
     assert measurement.measured[1].problem == ""
     assert measurement.plain.first is not None
-    assert 1 <= len(measurement.plain.trials) < 5
+    assert 1 <= len(measurement.plain.runs) < 5
 
 
 def test_the_time_limit_ends_it_in_time_with_what_was_measured() -> None:
@@ -191,7 +194,7 @@ def test_the_time_limit_ends_it_in_time_with_what_was_measured() -> None:
     assert machine.now <= 40
     assert measurement.elapsed == machine.now
     assert "time limit of 40 s" in measurement.stopped
-    assert 1 <= len(measurement.plain.trials) < 5
+    assert 1 <= len(measurement.plain.runs) < 5
 
 
 def test_a_run_that_outlasts_the_limit_is_stopped_at_its_next_step() -> None:

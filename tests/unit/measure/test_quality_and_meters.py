@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
+from fastdiffusers.optimizations.components import resident_bytes
 from fastdiffusers.optimizations.tuning import meters
-from fastdiffusers.optimizations.tuning.meters import DeviceMemoryMeter, PeakMemory, resident_bytes, stopwatch
+from fastdiffusers.optimizations.tuning.meters import DeviceMemoryMeter, PeakMemory, stopwatch
 from fastdiffusers.optimizations.tuning.quality import psnr, quality, ssim
 
 CPU = torch.device("cpu")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from fastdiffusers import cache_folder
+from fastdiffusers.cache_folder import software
 from fastdiffusers.optimizations.settings import (
     CompileSettings,
     OptimizationSettings,
@@ -22,14 +24,14 @@ from fastdiffusers.optimizations.settings import (
     Workload,
 )
 from fastdiffusers.optimizations.tuning import store as store_module
-from fastdiffusers.optimizations.tuning.key import PLAIN, Situation, label, shape_bucket, software
+from fastdiffusers.optimizations.tuning.key import PLAIN, TuningKey, label, shape_bucket
 from fastdiffusers.optimizations.tuning.store import Row, Store, default_store
 
-HERE = Situation("card", "torch 2.13", "tiny@1", "bfloat16", "none", "gpu", "1.05 Mpx")
+HERE = TuningKey("card", "torch 2.13", "tiny@1", "bfloat16", "none", "gpu", "1.05 Mpx")
 
 
-def row(name: str = "sdpa", gain: float = 0.1, situation: Situation = HERE) -> Row:
-    return Row(situation, (("attention", name),), "faster", gain=gain, run_seconds=1.5, peak_bytes=2**30)
+def row(name: str = "sdpa", gain: float = 0.1, key: TuningKey = HERE) -> Row:
+    return Row(key, (("attention", name),), "faster", gain=gain, run_seconds=1.5, peak_bytes=2**30)
 
 
 @pytest.fixture
@@ -96,8 +98,8 @@ def test_no_figure_that_is_not_finite_gets_in(store: Store) -> None:
 
 def test_forgetting_all_and_some(store: Store) -> None:
     store.add(row("a"))
-    store.add(row("b", situation=replace(HERE, model="other")))
-    assert store.forget(lambda r: r.situation.model == "other") == 1
+    store.add(row("b", key=replace(HERE, model="other")))
+    assert store.forget(lambda r: r.key.model == "other") == 1
     assert [r.settings[0][1] for r in Store(store.path).rows()] == ["a"]
     assert store.forget() == 1
     assert Store(store.path).rows() == []
@@ -115,10 +117,10 @@ def test_an_export_is_a_store(store: Store, tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from fastdiffusers.optimizations.tuning.key import Situation
+from fastdiffusers.optimizations.tuning.key import TuningKey
 from fastdiffusers.optimizations.tuning.store import Row, Store
 store, name = Store(Path(sys.argv[1])), sys.argv[2]
-here = Situation("card", "torch 2.13", "tiny@1", "bfloat16", "none", "gpu", "1.05 Mpx")
+here = TuningKey("card", "torch 2.13", "tiny@1", "bfloat16", "none", "gpu", "1.05 Mpx")
 print("ready", flush=True)
 for number in range(int(sys.argv[3])):
     store.add(Row(here, (("attention", f"{name}{number}"),), "faster", reason="x" * 2000))
@@ -212,14 +214,14 @@ def test_it_does_not_grow_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch
 def test_the_folder_is_the_environments_then_the_given_then_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_given_folder", None)
-    monkeypatch.delenv(store_module.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(cache_folder, "_given_folder", None)
+    monkeypatch.delenv(cache_folder.ENVIRONMENT_VARIABLE, raising=False)
     if sys.platform.startswith("linux"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert store_module.default_folder() == tmp_path / "xdg" / "fastdiffusers"
-    store_module.use_folder(tmp_path / "given")
+        assert cache_folder.default_folder() == tmp_path / "xdg" / "fastdiffusers"
+    cache_folder.use_folder(tmp_path / "given")
     assert default_store().path == tmp_path / "given" / store_module.FILE_NAME
-    monkeypatch.setenv(store_module.ENVIRONMENT_VARIABLE, str(tmp_path / "named"))
+    monkeypatch.setenv(cache_folder.ENVIRONMENT_VARIABLE, str(tmp_path / "named"))
     assert default_store() is default_store()
     assert default_store().path.parent == tmp_path / "named"
 

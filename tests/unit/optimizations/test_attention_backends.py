@@ -90,7 +90,7 @@ def test_a_boolean_mask_that_is_not_converted_would_be_noticed(kernels):
     assert refuse("xformers", case) == ""
     backends.forget_probes()
     unconverted = replace(BACKENDS["xformers"], masks="any")  # diffusers casts the mask and adds it
-    assert backends._largest_difference(unconverted, case) > backends._TOLERANCE
+    assert backends._difference_from_exact(unconverted, case) > backends._TOLERANCE
 
 
 def test_a_probe_leaves_the_random_state_alone(kernels):

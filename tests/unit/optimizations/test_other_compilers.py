@@ -13,7 +13,7 @@ from torch import nn
 from fastdiffusers.commands import doctor, environment
 from fastdiffusers.commands.advice import LaunchFacts, launch_advice
 from fastdiffusers.optimizations.apply import apply, revert
-from fastdiffusers.optimizations.other_compilers import compiled_elsewhere, switched_off
+from fastdiffusers.optimizations.compile import compiled_elsewhere, switched_off
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines import tiny
 

@@ -8,6 +8,8 @@ import torch
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.optimizations.tuning import meters
+from fastdiffusers.optimizations.tuning.meters import stopwatch
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.decoding import pipeline_vae
@@ -266,17 +268,30 @@ def test_step_times_on_cuda_come_from_events_one_step_behind(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    watch = Watch(torch.device("cuda"))
+    watch = Watch(stopwatch(torch.device("cuda")))
     watch.loop_begins()
     watch.loop_begins()
-    assert [watch.step_ends(torch.zeros(1)) for _ in range(3)] == [1, 2, 3]
+    assert [watch.step_ends(torch.zeros(1), 9) for _ in range(3)] == [1, 2, 3]
     assert Event.waited == [500.0, 1000.0, 1500.0], "each step waits for the one before it"
     assert watch.step_seconds == [0.5, 0.5, 0.5]
 
 
+def test_the_last_step_is_timed_where_a_run_is_ahead_of_its_device_and_shorter_than_its_schedule(monkeypatch):
+    class Ahead(meters.WallStopwatch):
+        ahead = True
+
+    monkeypatch.setattr(meters, "stopwatch", lambda device: Ahead())
+    loaded, seen = load("flux"), []
+    request = small_request(images=(torch.rand(32, 32, 3),), strength=0.5)
+    result = sampling.run(loaded, request, Callbacks(seen.append))
+    ticks = [p for p in seen if p.stage == "denoise"]
+    assert len(result.step_seconds) == 2
+    assert [(p.done, p.total, len(p.step_seconds)) for p in ticks] == [(1, 4, 0), (2, 4, 1), (2, 2, 2)]
+
+
 def test_a_pipeline_without_a_progress_bar_is_watched_all_the_same():
-    watch = Watch(torch.device("cpu"))
-    assert watch.step_ends(torch.zeros(1)) == 1
+    watch = Watch(stopwatch(torch.device("cpu")))
+    assert watch.step_ends(torch.zeros(1), 1) == 1
     assert len(watch.step_seconds) == 1
     assert watch.text_seconds > 0
 

@@ -1,4 +1,4 @@
-"""The situation that a run of a pipeline is measured in: the key under which "auto" finds what was learnt."""
+"""The key under which "auto" finds what was measured of a run."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 
+from ..cache_folder import device_name, software
 from ..optimizations.settings import OptimizationSettings, Workload
-from ..optimizations.tuning.key import Situation, device_name, shape_bucket, software
+from ..optimizations.tuning.key import TuningKey, shape_bucket
 from .types import PipelineHandle
 
 
-def situation_of(handle: PipelineHandle, workload: Workload, settings: OptimizationSettings) -> Situation:
+def tuning_key(handle: PipelineHandle, workload: Workload, settings: OptimizationSettings) -> TuningKey:
     """The key under which measurements of this run are kept."""
     key = handle.key
     files = hashlib.sha256(f"{key.revision} {key.identity}".encode()).hexdigest()[:8]
     loras = f" + {len(handle.loras)} LoRA" if handle.loras else ""
-    return Situation(
+    return TuningKey(
         device=device_name(torch.device(key.device)),
         software=software(),
         model=f"{_name(key.source)}@{files}{loras}",
