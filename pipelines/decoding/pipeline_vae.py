@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...callbacks import SILENT, Callbacks
 from ...errors import InputError
 from ...report import OptimizationRecord
-from .. import normalized_latents
-from ..latents import check_latent
+from .. import latents
 from ..module_facts import decode_dtype, execution_device, has_time_axis, weights_dtype
 from ..types import LoadedPipeline
 from .exactness import BIT_IDENTICAL, FAST, RECORD, decode_bit_identical, decode_fast, not_fast, whole_is_exact_and_fits
@@ -57,14 +56,14 @@ def decode(
     if not family.known:
         reason = f"how {family.name} scales its latents is not known here"
         raise InputError("latent", "tensor", reason, "let the sampler decode")
-    check_latent(latent, family)
+    latents.check_latent(latent, family)
     vae = pipeline.vae
     with torch.no_grad(), _upcast(vae):
         latent = latent.to(execution_device(vae, loaded.device), decode_dtype(vae))
         if latent.ndim == 4 and has_time_axis(vae):
             latent = latent.unsqueeze(2)
-        if family.layout in normalized_latents.LAYOUTS:
-            latent = normalized_latents.denormalize(latent, family, vae)
+        if family.layout in latents.NORMALIZED_LAYOUTS:
+            latent = latents.denormalize(latent, family, vae)
         pixels, record = _decode_pixels(vae, latent, callbacks, exactness, memory)
         if report is not None and record is not None:
             report.set(record)
@@ -123,8 +122,8 @@ def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = 
         if not has_time_axis(vae):
             pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
         latent = vae.encode((pixels * 2.0 - 1.0).contiguous()).latent_dist.mode()
-        if family.layout in normalized_latents.LAYOUTS:
-            latent = normalized_latents.normalize(latent, family, vae)
+        if family.layout in latents.NORMALIZED_LAYOUTS:
+            latent = latents.normalize(latent, family, vae)
         callbacks.tick("encode", 1, 1)
         return latent.float().cpu()
 

@@ -13,8 +13,8 @@ from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.decoding import pipeline_vae
 from fastdiffusers.pipelines.generate import decode, encode, generate
+from fastdiffusers.pipelines.latents import denormalize
 from fastdiffusers.pipelines.loading import loader
-from fastdiffusers.pipelines.normalized_latents import denormalize
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 PICTURE = torch.rand(64, 96, 3, generator=torch.Generator().manual_seed(1))
