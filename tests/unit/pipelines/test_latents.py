@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,9 +13,9 @@ from fastdiffusers.optimizations.settings import OptimizationSettings, TilingSet
 from fastdiffusers.pipelines import latents
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.decoding import pipeline_vae
-from fastdiffusers.pipelines.generate import decode, encode
+from fastdiffusers.pipelines.generate import decode, encode, run_loaded
 from fastdiffusers.pipelines.loading import loader
-from fastdiffusers.pipelines.types import PipelineHandle
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 SIZES = {"flux": 16, "flux2-klein": 128, "sdxl": 4, "qwenimage": 16, "wan22-t2v": 16}
 
@@ -133,3 +135,24 @@ def test_a_four_dimensional_qwen_latent_is_accepted():
     loaded = load("qwenimage")
     latent = random_latent("qwenimage", edge=8)
     assert torch.equal(pipeline_vae.decode(loaded, latent), pipeline_vae.decode(loaded, latent.unsqueeze(2)))
+
+
+def test_a_pipeline_that_decodes_by_itself_decodes_again_in_tiles_when_memory_runs_out():
+    loaded = load("sdxl")
+    loaded.family = replace(loaded.family, layout="")
+    vae, edges = loaded.pipeline.vae, []
+
+    def too_large(module, arguments):
+        edges.append(arguments[0].shape[-1])
+        if edges[-1] > 24:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    vae.decoder.register_forward_pre_hook(too_large)
+    request = SampleRequest("a harbour", width=256, height=256, steps=1)
+    result = run_loaded(loaded, PipelineHandle(loaded.key), request, OptimizationSettings.plain())
+    assert result.frames.shape == (1, 1, 256, 256, 3)
+    assert edges[0] == 32
+    assert result.report["vae_tiling"].applied == "tiles of 192 px"
+    assert "out of memory, decoded again" in result.report["vae_tiling"].reason
+    assert not vae.use_tiling
+    assert "decode" not in vars(vae)
