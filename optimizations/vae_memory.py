@@ -21,7 +21,7 @@ from ..report import OptimizationRecord, OptimizationReport
 from .components import device_and_dtype, is_cast_to_decode, vae_of
 from .decode_memory import decode_cost
 from .settings import TilingSettings, Workload
-from .vae_tiles import Tiles, plan_tiles, ratio_of, set_value, tile_in_use, turn_on, values_of, write_values
+from .vae_tiles import SquareTiles, possible_tiles, ratio_of, set_value, tile_in_use, turn_on, values_of, write_values
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def shrink_until_it_fits(
                 failure = describe(error, limit=80)
             # Outside the except block: the error holds the frames of the failed decode, and they hold its tensors.
             release_cache(device_and_dtype(vae)[0])
-            tiles = plan_tiles(vae, smaller.pop(0), 0)
+            tiles = possible_tiles(vae, smaller.pop(0), 0)
             turn_on(vae, tiles)
             if hasattr(vae, "use_slicing"):
                 set_value(vae, "use_slicing", True)
@@ -155,7 +155,7 @@ def _use_tiling(vae: Any, settings: TilingSettings, workload: Workload, memory: 
     _remember(vae)
     notes = [reason] if reason else []
     if size or settings.overlap:
-        tiles = plan_tiles(vae, size or tile_in_use(vae) or 512, settings.overlap)
+        tiles = possible_tiles(vae, size or tile_in_use(vae) or 512, settings.overlap)
         turn_on(vae, tiles)
         if settings.overlap and tiles.overlap != settings.overlap:
             rule = f"it is a multiple of {tiles.ratio} and at most half of {tiles.size}"
@@ -225,7 +225,7 @@ def _decode_dtype(vae: nn.Module) -> torch.dtype:
     return torch.float32 if is_cast_to_decode(vae) else device_and_dtype(vae)[1]
 
 
-def _note_retry(report: OptimizationReport | None, tiles: Tiles, failure: str) -> None:
+def _note_retry(report: OptimizationReport | None, tiles: SquareTiles, failure: str) -> None:
     text = f"out of memory, decoded again in tiles of {tiles.size} px ({failure})"
     logger.warning("VAE decode: %s", text)
     if report is None:
