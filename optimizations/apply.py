@@ -225,7 +225,8 @@ def _working_memory(pipeline: Any, workload: Workload) -> int:
     vae = vae_of(pipeline)
     if vae is None or not workload.width:
         return offload.WORKING_MEMORY
-    return max(offload.WORKING_MEMORY, min(vae_memory.estimate(vae, workload), 2 * offload.WORKING_MEMORY))
+    decode = vae_memory.estimate(vae, workload) or 0  # not known: what is assumed for a run
+    return max(offload.WORKING_MEMORY, min(decode, 2 * offload.WORKING_MEMORY))
 
 
 def _device(pipeline: Any, device: torch.device | str | None) -> torch.device:

@@ -1,13 +1,14 @@
 """How much memory a VAE's decode takes, found by decoding once with tensors that have no data.
 
-A twin of the decoder is built on torch's meta device and decodes a small latent; what is alive at each moment is
-counted. That costs a fraction of a second and no memory, holds for every class of VAE, and scales: what a decode holds
-grows with the pixels, and beyond the first frames with the frames.
+A twin of the VAE is built on torch's meta device and decodes a small latent; what is alive at each moment is counted.
+That costs a fraction of a second and no memory, and scales: what a decode holds grows with the pixels, and beyond the
+first frames with the frames. A class that is built or called in another way than most has no known cost.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..fallback import describe
 from ..memory import LiveBytes
 from .settings import Workload
+
+logger = logging.getLogger(__name__)
 
 WORKSPACE = 1.3
 """Factor for what convolutions take beside live tensors, an assumption; cuDNN takes what it finds."""
 _STREAMED_FRAMES = 5
 """Frames that are on the device at once where they leave it as they are made: those of two latent frames."""
+_CHANNELS = ("latent_channels", "z_dim", "z_channels")
+"""How configurations call the number of latent channels."""
 _EDGE = 16
-"""Latent rows and columns of the trial."""
+"""Latent rows and columns of what the twin decodes."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,11 @@ _guard = threading.Lock()
 
 
 def decode_cost(vae: Any, clip: bool = False) -> DecodeCost | None:
-    """The cost for this class and configuration of VAE, remembered; None for one that cannot be decoded on trial.
+    """The cost for this class and configuration of VAE, remembered; None where it is not known.
 
     Args:
         vae: a diffusers VAE.
-        clip: more than one frame will be decoded; without, only `single` is found out.
+        clip: more than one frame will be decoded; otherwise only `single` is measured.
     """
     config = getattr(vae, "config", None)
     if config is None:
@@ -76,14 +82,13 @@ def _measure(vae: Any, clip: bool) -> DecodeCost | None:
     try:
         with torch.device("meta"):
             twin = type(vae).from_config(vae.config).eval()
-        channels = _latent_channels(vae)
         if not _is_video(twin):
-            return DecodeCost(_decode(twin, (1, channels, _EDGE, _EDGE)).per_pixel)
+            return DecodeCost(_decode(twin).per_pixel)
         # From the third latent frame on, causal decoders carry all the state that they will ever carry.
-        lengths = (1, 3, 4) if clip else (1,)
-        one, *longer = (_decode(twin, (1, channels, frames, _EDGE, _EDGE)) for frames in lengths)
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError):
-        return None  # a class that is built or called in another way: nothing is known about it
+        one, *longer = (_decode(twin, frames) for frames in ((1, 3, 4) if clip else (1,)))
+    except Exception as error:  # noqa: BLE001 - a class that is built or called in another way may fail in any way
+        logger.info("The memory of a decode by %s is not known: %s", type(vae).__name__, describe(error))
+        return None
     if not longer:
         return DecodeCost(one.per_pixel)
     three, four = longer
@@ -91,26 +96,26 @@ def _measure(vae: Any, clip: bool) -> DecodeCost | None:
     return DecodeCost(one.per_pixel, start=four.per_pixel - each * four.frames, each=each)
 
 
-def _latent_channels(vae: Any) -> int:
-    names = ("latent_channels", "z_dim")
-    return next(int(vae.config[name]) for name in names if vae.config.get(name) is not None)
-
-
-def _is_video(vae: nn.Module) -> bool:
-    return any(isinstance(module, nn.Conv3d) for module in vae.modules())
+def _is_video(vae: Any) -> bool:
+    """Whether latents have a time axis; Qwen-Image 2.1 has one without any convolution over it."""
+    return vae.config.get("z_dim") is not None or any(isinstance(module, nn.Conv3d) for module in vae.modules())
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """A decode on trial. Attributes: frames; per_pixel, the elements alive at once for each pixel of one frame."""
+class _Peak:
+    """One decode. Attributes: frames that it made; per_pixel, the elements alive at once for each pixel of a frame."""
 
     frames: int
     per_pixel: float
 
 
-def _decode(vae: Any, shape: tuple[int, ...]) -> _Trial:
-    latent = torch.empty(shape, device="meta")
+def _decode(vae: Any, frames: int | None = None) -> _Peak:
+    """Decode a latent of so many frames, or a picture, on the meta device."""
+    channels = next(vae.config[name] for name in _CHANNELS if vae.config.get(name) is not None)
+    time = () if frames is None else (frames,)
+    latent = torch.empty((1, channels, *time, _EDGE, _EDGE), device="meta")
+    timestep = (latent.new_zeros(1),) if vae.config.get("timestep_conditioning") else ()
     with torch.no_grad(), LiveBytes() as live:
-        result = vae.decode(latent, return_dict=False)[0]
-    frames = result.shape[2] if result.ndim == 5 else 1
-    return _Trial(frames, live.peak / latent.element_size() / (result.shape[-1] * result.shape[-2]))
+        result = vae.decode(latent, *timestep, return_dict=False)[0]
+    made = result.shape[2] if result.ndim == 5 else 1
+    return _Peak(made, live.peak / latent.element_size() / (result.shape[-1] * result.shape[-2]))

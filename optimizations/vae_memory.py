@@ -6,7 +6,8 @@ Both are the VAE's own, switched by attribute (`vae_tiles.py`), with every value
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ from ..report import OptimizationRecord, OptimizationReport
 from .components import device_and_dtype, is_cast_to_decode, vae_of
 from .decode_memory import decode_cost
 from .settings import TilingSettings, Workload
-from .vae_tiles import Tiles, plan_tiles, set_value, tile_in_use, turn_on, values_of, write_values
+from .vae_tiles import SquareTiles, possible_tiles, ratio_of, set_value, tile_in_use, turn_on, values_of, write_values
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def shrink_until_it_fits(
                 failure = describe(error, limit=80)
             # Outside the except block: the error holds the frames of the failed decode, and they hold its tensors.
             release_cache(device_and_dtype(vae)[0])
-            tiles = plan_tiles(vae, smaller.pop(0), 0)
+            tiles = possible_tiles(vae, smaller.pop(0), 0)
             turn_on(vae, tiles)
             if hasattr(vae, "use_slicing"):
                 set_value(vae, "use_slicing", True)
@@ -103,15 +104,38 @@ def shrink_until_it_fits(
         write_values(vae, before)
 
 
+@contextmanager
+def decode_that_shrinks(pipeline: Any, report: OptimizationReport) -> Iterator[None]:
+    """While the block runs, the pipeline's own calls of `vae.decode` go through `shrink_until_it_fits`."""
+    vae: Any = vae_of(pipeline)
+    if vae is None or not can_tile(vae):
+        yield
+        return
+    decode = vae.decode
+
+    def decode_or_shrink(latent: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        edge = max(latent.shape[-2:]) * ratio_of(vae)
+        return shrink_until_it_fits(vae, lambda: decode(latent, *arguments, **options), report, edge=edge)
+
+    vae.decode = decode_or_shrink
+    try:
+        yield
+    finally:
+        del vae.decode
+
+
 def can_tile(vae: Any) -> bool:
     return hasattr(vae, "use_tiling")
 
 
-def estimate(vae: nn.Module, workload: Workload, slicing: bool = False) -> int:
-    """Bytes that decoding the workload in one piece takes beside the weights; 0 when nothing can be said."""
+def estimate(vae: nn.Module, workload: Workload, slicing: bool = False) -> int | None:
+    """Bytes that decoding the workload in one piece takes beside the weights; None for a VAE of which it is not known.
+
+    0 when the size of the workload is not known.
+    """
     cost = decode_cost(vae, clip=workload.frames > 1)
     if cost is None:
-        return 0
+        return None
     return cost.bytes(workload, _decode_dtype(vae), 1 if slicing else max(1, workload.batch))
 
 
@@ -131,7 +155,7 @@ def _use_tiling(vae: Any, settings: TilingSettings, workload: Workload, memory: 
     _remember(vae)
     notes = [reason] if reason else []
     if size or settings.overlap:
-        tiles = plan_tiles(vae, size or tile_in_use(vae) or 512, settings.overlap)
+        tiles = possible_tiles(vae, size or tile_in_use(vae) or 512, settings.overlap)
         turn_on(vae, tiles)
         if settings.overlap and tiles.overlap != settings.overlap:
             rule = f"it is a multiple of {tiles.ratio} and at most half of {tiles.size}"
@@ -154,19 +178,22 @@ def _auto(vae: Any, settings: TilingSettings, workload: Workload, memory: Memory
         return False, "the size of the picture is not known yet", 0
     slicing = settings.slicing == "on" or (settings.slicing == "auto" and workload.batch > 1)
     needed = estimate(vae, workload, slicing)
-    short = shortage(memory, [Need("estimated for the whole decode", needed)])
+    short = "" if needed is None else shortage(memory, [Need("estimated for the whole decode", needed)])
     if short:
         own = tile_in_use(vae) or max(TILE_SIZES)
         fits = [s for s in TILE_SIZES if s <= own and _tile_fits(vae, s, workload, memory, slicing)]
         return True, short, fits[0] if fits else TILE_SIZES[-1]
     if pixels > LARGE_IMAGE:
         return True, "the picture is larger than 1536x1536", 0
+    if needed is None:
+        unknown = f"how much memory a decode by {type(vae).__name__} takes is not known"
+        return False, f"{unknown}; it runs in tiles if the whole runs out of memory", 0
     return False, f"the whole decode fits (estimated {gib(needed)}, {gib(memory.free)} free)", 0
 
 
 def _tile_fits(vae: Any, size: int, workload: Workload, memory: MemoryState, slicing: bool) -> bool:
     tile = replace(workload, width=min(size, workload.width), height=min(size, workload.height), streamed=False)
-    return not shortage(memory, [Need("", estimate(vae, tile, slicing))])
+    return not shortage(memory, [Need("", estimate(vae, tile, slicing) or 0)])
 
 
 def _use_slicing(vae: Any, choice: str, batch: int) -> OptimizationRecord:
@@ -198,7 +225,7 @@ def _decode_dtype(vae: nn.Module) -> torch.dtype:
     return torch.float32 if is_cast_to_decode(vae) else device_and_dtype(vae)[1]
 
 
-def _note_retry(report: OptimizationReport | None, tiles: Tiles, failure: str) -> None:
+def _note_retry(report: OptimizationReport | None, tiles: SquareTiles, failure: str) -> None:
     text = f"out of memory, decoded again in tiles of {tiles.size} px ({failure})"
     logger.warning("VAE decode: %s", text)
     if report is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Tiles:
+class SquareTiles:
     """Square tiles. Attributes: size, overlap in pixels, multiples of ratio; ratio: pixels per latent element."""
 
     size: int
@@ -20,7 +20,7 @@ class Tiles:
     ratio: int
 
 
-_VALUES: dict[str, Callable[[Tiles], float]] = {
+_VALUES: dict[str, Callable[[SquareTiles], float]] = {
     "tile_sample_min": lambda tiles: tiles.size,
     "tile_latent_min": lambda tiles: tiles.size // tiles.ratio,
     "tile_sample_stride": lambda tiles: tiles.size - tiles.overlap,
@@ -32,7 +32,7 @@ _ATTRIBUTES = {name + ending: value for name, value in _VALUES.items() for endin
 _SWITCHES = ("use_tiling", "use_slicing", "use_framewise_decoding")
 
 
-def plan_tiles(vae: Any, size: int, overlap: int) -> Tiles:
+def possible_tiles(vae: Any, size: int, overlap: int) -> SquareTiles:
     """Tiles near the wished ones that this VAE can really make.
 
     Everything is a whole number of latent elements, the overlap at most half a tile (a quarter where none was asked
@@ -45,7 +45,7 @@ def plan_tiles(vae: Any, size: int, overlap: int) -> Tiles:
     latent_overlap = min(wanted, most)
     if any(name.startswith("tile_overlap_factor") for name in values_of(vae)):
         latent_overlap = expressible_overlap(latent, ratio, latent_overlap)
-    return Tiles(latent * ratio, latent_overlap * ratio, ratio)
+    return SquareTiles(latent * ratio, latent_overlap * ratio, ratio)
 
 
 def expressible_overlap(latent: int, ratio: int, overlap: int) -> int:
@@ -79,7 +79,7 @@ def tile_in_use(vae: Any) -> int:
     return int(max(sizes)) if sizes else 0
 
 
-def turn_on(vae: Any, tiles: Tiles | None = None) -> None:
+def turn_on(vae: Any, tiles: SquareTiles | None = None) -> None:
     """Let the VAE tile: with `tiles`, or with its own numbers; in time too where it can."""
     set_value(vae, "use_tiling", True)
     if hasattr(vae, "_temporal_tiled_decode"):

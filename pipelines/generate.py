@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,7 @@ def run_loaded(
 ) -> SampleResult:
     """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be."""
     from ..optimizations.tuning.auto import AutoRun
+    from ..optimizations.vae_memory import decode_that_shrinks
     from .tuning_key import tuning_key
 
     check_request(loaded.family, request)
@@ -79,7 +80,9 @@ def run_loaded(
         auto.watching(report, callbacks) as watched,
     ):
         decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
-        result = sampling.run(loaded, request, watched, report, decode)
+        # A pipeline that is not known decodes by itself, inside its own call.
+        with nullcontext() if loaded.family.known else decode_that_shrinks(loaded.pipeline, report):
+            result = sampling.run(loaded, request, watched, report, decode)
     auto.finish(report)
     return result
 

@@ -1,8 +1,9 @@
 """Latents between diffusers' conventions and ComfyUI's.
 
-ComfyUI's LATENT is what the VAE takes (scaling and shift undone), except for Flux.2 and LTX-2, whose VAEs undo the
-normalisation themselves (`normalized_latents.py`). The arithmetic here is, operation by operation, that of the
-diffusers pipelines, so that a decode through a LATENT equals the pipeline's own picture bit for bit.
+ComfyUI's LATENT is what the VAE takes (scaling and shift undone), except for Flux.2's patches and LTX-2's tokens, which
+stay normalised as the denoiser has them: their VAEs hold the statistics among their weights, and ComfyUI's decode
+applies them. The arithmetic here is, operation by operation, that of the diffusers pipelines, so that a decode through
+a LATENT equals the pipeline's own picture bit for bit.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..optimizations.components import decode_dtype, has_time_axis
-from . import normalized_latents
 from .families import Family
 
 if TYPE_CHECKING:
     import torch
+
+NORMALIZED_LAYOUTS = ("patches", "tokens")
+"""`Family.layout` of the families whose ComfyUI latent stays normalised."""
 
 
 def to_comfy(native: torch.Tensor, family: Family, vae: Any, width: int, height: int) -> torch.Tensor:
@@ -31,7 +34,7 @@ def to_comfy(native: torch.Tensor, family: Family, vae: Any, width: int, height:
         [B, C, h, w], or [B, C, T, h, w] for the families whose VAE has a time axis (Qwen-Image with T = 1).
     """
     latent = unpack(native, family, width, height)
-    if family.layout in normalized_latents.LAYOUTS:
+    if family.layout in NORMALIZED_LAYOUTS:
         return latent.float()
     latent = latent.to(decode_dtype(vae))
     mean, std = _statistics(vae, latent)
@@ -56,7 +59,7 @@ def from_comfy(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
     latent = latent.float()
     if latent.ndim == 4 and has_time_axis(vae):
         latent = latent.unsqueeze(2)
-    if family.layout in normalized_latents.LAYOUTS:
+    if family.layout in NORMALIZED_LAYOUTS:
         return latent
     mean, std = _statistics(vae, latent)
     if mean is None:
@@ -64,6 +67,34 @@ def from_comfy(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
         return (latent - (shift or 0.0)) * vae.config.scaling_factor
     scaling = 1.0 if latent.ndim == 5 else vae.config.scaling_factor
     return (latent - mean) * scaling / std
+
+
+def denormalize(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
+    """ComfyUI's latent as `vae.decode` takes it.
+
+    Args:
+        latent: [B, 128, h, w] patches, which become [B, 32, 2h, 2w]; or [B, C, T, h, w].
+    """
+    if family.layout == "tokens":
+        mean, std = _channel_statistics(vae, latent)
+        return latent * std / vae.config.scaling_factor + mean
+    mean, std = _patch_statistics(vae, latent)
+    latent = latent * std + mean
+    batch, channels, height, width = latent.shape
+    latent = latent.reshape(batch, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return latent.reshape(batch, channels // 4, height * 2, width * 2)
+
+
+def normalize(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
+    """The inverse of `denormalize`: what `vae.encode` gives as ComfyUI's latent."""
+    if family.layout == "tokens":
+        mean, std = _channel_statistics(vae, latent)
+        return (latent - mean) * vae.config.scaling_factor / std
+    batch, channels, height, width = latent.shape
+    latent = latent.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+    latent = latent.reshape(batch, channels * 4, height // 2, width // 2)
+    mean, std = _patch_statistics(vae, latent)
+    return (latent - mean) / std
 
 
 def check_latent(latent: torch.Tensor, family: Family) -> None:
@@ -122,3 +153,16 @@ def _statistics(vae: Any, latent: torch.Tensor) -> tuple[Any, Any]:
     at_once = device.type == "cuda"
     mean, std = (torch.tensor(v).view(shape).to(dtype).to(device, non_blocking=at_once) for v in (mean, std))
     return mean, std
+
+
+def _channel_statistics(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (statistic.view(1, -1, 1, 1, 1) for statistic in (vae.latents_mean, vae.latents_std))
+    return mean.to(latent.device, latent.dtype), std.to(latent.device, latent.dtype)
+
+
+def _patch_statistics(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latent.device, latent.dtype)
+    variance = vae.bn.running_var.view(1, -1, 1, 1)
+    return mean, torch.sqrt(variance + vae.config.batch_norm_eps).to(latent.device, latent.dtype)

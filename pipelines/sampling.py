@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
 from ..report import OptimizationReport
-from . import latents, normalized_latents
+from . import latents
 from .arguments import call_arguments
 from .decoding import pipeline_vae
 from .families import Family
@@ -135,7 +135,7 @@ def _comfy_latent(
     family = loaded.family
     if family.known:
         # Flux.2 and LTX-2 pipelines return a latent that has left ComfyUI's convention; the loop's own has not.
-        source = last if family.layout in normalized_latents.LAYOUTS and last is not None else native
+        source = last if family.layout in latents.NORMALIZED_LAYOUTS and last is not None else native
         assert request.width is not None  # noqa: S101 - completed
         assert request.height is not None  # noqa: S101 - completed
         latent = latents.to_comfy(source, family, loaded.pipeline.vae, request.width, request.height).cpu()

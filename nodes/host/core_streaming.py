@@ -26,23 +26,23 @@ def streams(network: Any) -> bool:
     return type(network).__module__ in MODULES and isinstance(getattr(network, "decoder", None), torch.nn.Module)
 
 
-def decode(network: Any, latents: torch.Tensor, frames: int, told: Callable[[int], None]) -> torch.Tensor:
+def decode(network: Any, latents: torch.Tensor, frames: int, on_frames: Callable[[int], None]) -> torch.Tensor:
     """What `network.decode(latents)` gives, on the CPU, without the frames ever being on the card together.
 
     Args:
         network: one for which `streams` holds.
         latents: [B, C, T, h, w], where and as the network computes.
         frames: frames that the decoder will make.
-        told: called before the first run and after each with the number of frames so far; it stops the decode by
+        on_frames: called before the first run and after each with the number of frames so far; it stops the decode by
             raising.
 
     Returns:
         [B, 3, frames, H, W].
     """
-    told(0)
-    gathered = _TakesAway(network.decoder, frames, told)
+    on_frames(0)
+    gathered = _GatheringDecoder(network.decoder, frames, on_frames)
     _with_decoder(network, gathered).decode(latents)
-    return _with_decoder(network, _HandsOut(gathered.frames())).decode(latents[:, :, :1])
+    return _with_decoder(network, _GatheredFrames(gathered.frames())).decode(latents[:, :, :1])
 
 
 def _with_decoder(network: Any, decoder: torch.nn.Module) -> Any:
@@ -52,13 +52,13 @@ def _with_decoder(network: Any, decoder: torch.nn.Module) -> Any:
     return worker
 
 
-class _TakesAway(torch.nn.Module):
-    """The decoder, whose frames go to the CPU; what it returns has all axes but is empty."""
+class _GatheringDecoder(torch.nn.Module):
+    """The decoder, with its frames gathered on the CPU; what it returns has all axes but is empty."""
 
-    def __init__(self, decoder: torch.nn.Module, total: int, told: Callable[[int], None]) -> None:
+    def __init__(self, decoder: torch.nn.Module, total: int, on_frames: Callable[[int], None]) -> None:
         super().__init__()
         self.decoder = decoder
-        self._told, self._gathering = told, Gathering(total)
+        self._on_frames, self._gathering = on_frames, Gathering(total)
         self._several = False
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
@@ -66,7 +66,7 @@ class _TakesAway(torch.nn.Module):
         self._several = isinstance(made, list)
         runs = made if self._several else [made]
         empty = [self._take(runs.pop(0)) for _ in range(len(runs))]
-        self._told(self._gathering.written)
+        self._on_frames(self._gathering.written)
         return empty if self._several else empty[0]
 
     def _take(self, run: torch.Tensor) -> torch.Tensor:
@@ -80,8 +80,8 @@ class _TakesAway(torch.nn.Module):
         return [whole] if self._several else whole
 
 
-class _HandsOut(torch.nn.Module):
-    """Stands in for a decoder that is through."""
+class _GatheredFrames(torch.nn.Module):
+    """In the place of the decoder: returns all frames that it has made."""
 
     def __init__(self, frames: Any) -> None:
         super().__init__()

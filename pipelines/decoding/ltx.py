@@ -1,4 +1,4 @@
-"""LTX's video decoders, pulled through time: each layer hands on every frame as soon as it can be computed.
+"""LTX's video decoders in runs of frames: each layer hands on every frame as soon as it can be computed.
 
 diffusers runs these decoders over the whole clip at once. They may look at later frames, but only at finitely many: one
 per convolution in time, while norms and shuffles look at one frame alone. So each layer here is an iterator over runs
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .fast_arithmetic import FastArithmetic, moved_in_parts
+from .fast_arithmetic import FastArithmetic
+from .layers import moved_in_parts, unpatchify
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +50,8 @@ def temporal_factor(vae: Any) -> int:
 
 def stream(vae: Any, latents: torch.Tensor, step: int, fast: FastArithmetic | None = None) -> Runs:
     """Runs of pixel frames [B, 3, t, H, W] from `step` latent frames at a time; the first come some runs later."""
-    walk = _Walk(fast, causal=_is_causal(vae.decoder))
-    return walk.decoder(vae.decoder, iter(latents.split(step, dim=2)))
+    layers = _Layers(fast, causal=_is_causal(vae.decoder))
+    return layers.decoder(vae.decoder, iter(latents.split(step, dim=2)))
 
 
 def _is_causal(decoder: Any) -> bool:
@@ -59,8 +60,8 @@ def _is_causal(decoder: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """How one decode computes. Attributes: fast: None repeats diffusers' operations; causal: nothing looks ahead."""
+class _Layers:
+    """The layers over runs of frames. Attributes: fast: None repeats diffusers' operations; causal: no look ahead."""
 
     fast: FastArithmetic | None
     causal: bool
@@ -79,7 +80,7 @@ class _Walk:
             for resnet in block.resnets:
                 runs = self.resnet(resnet, runs)
         runs = self.convolved(decoder.conv_out, self.activated(decoder.norm_out, decoder.conv_act, runs))
-        return map(partial(_unpatched, decoder.patch_size), runs)
+        return map(partial(unpatchify, patch=decoder.patch_size), runs)
 
     def convolved(self, module: Any, runs: Runs) -> Runs:
         """A convolution in time over the clip, its first and (not causal) last frames repeated at the ends."""
@@ -174,9 +175,3 @@ def _shuffled(stride: tuple[int, int, int], run: torch.Tensor) -> torch.Tensor:
     """[B, C * s0 * s1 * s2, T, H, W] -> [B, C, T * s0, H * s1, W * s2]."""
     split = run.unflatten(1, (-1, *stride)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return split.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def _unpatched(patch: int, run: torch.Tensor) -> torch.Tensor:
-    """[B, 3 * p * p, T, H, W] -> [B, 3, T, H * p, W * p]; channels are packed as (channel, column, row)."""
-    split = run.unflatten(1, (-1, patch, patch)).permute(0, 1, 4, 5, 3, 6, 2)
-    return split.flatten(5, 6).flatten(3, 4)

@@ -10,8 +10,7 @@ from ...callbacks import SILENT, Callbacks
 from ...errors import InputError
 from ...optimizations.components import decode_dtype, execution_device, has_time_axis, weights_dtype
 from ...report import OptimizationRecord
-from .. import normalized_latents
-from ..latents import check_latent
+from .. import latents
 from ..types import LoadedPipeline
 from .exactness import BIT_IDENTICAL, FAST, RECORD, decode_bit_identical, decode_fast, not_fast, whole_is_exact_and_fits
 from .mirrored_edges import decode_at_any_size
@@ -57,14 +56,14 @@ def decode(
     if not family.known:
         reason = f"how {family.name} scales its latents is not known here"
         raise InputError("latent", "tensor", reason, "let the sampler decode")
-    check_latent(latent, family)
+    latents.check_latent(latent, family)
     vae = pipeline.vae
     with torch.no_grad(), _upcast(vae):
         latent = latent.to(execution_device(vae, loaded.device), decode_dtype(vae))
         if latent.ndim == 4 and has_time_axis(vae):
             latent = latent.unsqueeze(2)
-        if family.layout in normalized_latents.LAYOUTS:
-            latent = normalized_latents.denormalize(latent, family, vae)
+        if family.layout in latents.NORMALIZED_LAYOUTS:
+            latent = latents.denormalize(latent, family, vae)
         pixels, record = _decode_pixels(vae, latent, callbacks, exactness, memory)
         if report is not None and record is not None:
             report.set(record)
@@ -119,12 +118,13 @@ def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = 
         raise InputError("pixels", f"{width}x{height}", f"{family.name} encodes multiples of its stride only", cure)
     with torch.no_grad(), _upcast(vae):
         callbacks.tick("encode", 0, 1)
-        pixels = clips[..., :3].permute(0, 4, 1, 2, 3).to(execution_device(vae, loaded.device), decode_dtype(vae))
+        pixels = (clips[..., :3].permute(0, 4, 1, 2, 3).float() * 2.0 - 1.0).contiguous()
+        pixels = pixels.to(execution_device(vae, loaded.device), decode_dtype(vae))
         if not has_time_axis(vae):
             pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
-        latent = vae.encode((pixels * 2.0 - 1.0).contiguous()).latent_dist.mode()
-        if family.layout in normalized_latents.LAYOUTS:
-            latent = normalized_latents.normalize(latent, family, vae)
+        latent = vae.encode(pixels).latent_dist.mode()
+        if family.layout in latents.NORMALIZED_LAYOUTS:
+            latent = latents.normalize(latent, family, vae)
         callbacks.tick("encode", 1, 1)
         return latent.float().cpu()
 
@@ -148,11 +148,20 @@ def _decode_timestep(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, ...]
 
 
 def _to_frames(pixels: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] or [B, 3, T, H, W] in -1..1 -> float32 [B, T, H, W, 3] in 0..1 on the CPU."""
-    if pixels.ndim == 4:
-        pixels = pixels.unsqueeze(2)
-    pixels = (pixels * 0.5 + 0.5).clamp(0, 1)
-    return pixels.cpu().permute(0, 2, 3, 4, 1).float().contiguous()
+    """[B, 3, H, W] or [B, 3, T, H, W] in -1..1 -> float32 [B, T, H, W, 3] in 0..1 on the CPU.
+
+    Scaled in float32, as ComfyUI's own decode does. diffusers' `VaeImageProcessor` scales in the dtype of the pixels,
+    which in bfloat16 moves many values by an 8-bit level; in float32 the frames are the same bit for bit.
+    """
+    import torch
+
+    clips = pixels if pixels.ndim == 5 else pixels.unsqueeze(2)
+    batch, channels, count, height, width = clips.shape
+    frames = torch.empty(batch, count, height, width, channels)
+    for clip, target in zip(clips, frames, strict=True):
+        for index in range(count):  # one by one: a copy that also converts would take the whole clip once more
+            target[index].copy_(clip[:, index].permute(1, 2, 0))
+    return frames.mul_(0.5).add_(0.5).clamp_(0, 1)
 
 
 @contextmanager

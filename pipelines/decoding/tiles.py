@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks import SILENT, Callbacks
-from .streaming import bring_to_device, feature_cache_runs, finish_pixels
+from . import wan
+from .streaming import STREAMING_FORMS, bring_to_device
+from .wan import decoder_runs, finish_pixels
 
 if TYPE_CHECKING:
     import torch
-
-TILED_STREAMING_CLASSES = frozenset({"AutoencoderKLWan", "AutoencoderKLQwenImage"})
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class TileGrid:
 
 def can_stream_tiles(vae: Any, latents: torch.Tensor) -> bool:
     """True when `vae.decode(latents)` would take diffusers' tiled path and this module knows the VAE."""
-    if type(vae).__name__ not in TILED_STREAMING_CLASSES or not getattr(vae, "use_tiling", False):
+    form = STREAMING_FORMS.get(type(vae).__name__)
+    if form is None or form.stream is not wan.stream or not getattr(vae, "use_tiling", False):
         return False
     grid = TileGrid.of(vae)
     return latents.ndim == 5 and (latents.shape[3] > grid.tile[0] or latents.shape[4] > grid.tile[1])
@@ -106,7 +107,7 @@ def _decode_tile(vae: Any, crop: torch.Tensor, callbacks: Callbacks) -> torch.Te
     # Frame by frame, as diffusers does it here: a convolution over another shape may round differently.
     hidden = torch.cat([vae.post_quant_conv(crop[:, :, k : k + 1]) for k in range(crop.shape[2])], dim=2)
     runs = []
-    for pixels in feature_cache_runs(vae, hidden, 1):
+    for pixels in decoder_runs(vae, hidden, 1):
         runs.append(pixels.cpu())
         callbacks.check_cancel()
     return torch.cat(runs, dim=2)

@@ -12,6 +12,7 @@ from fastdiffusers.memory import LiveBytes
 from fastdiffusers.optimizations import decode_memory
 from fastdiffusers.optimizations.decode_memory import WORKSPACE, DecodeCost, decode_cost
 from fastdiffusers.optimizations.settings import Workload
+from fastdiffusers.optimizations.vae_memory import estimate
 
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 MAKERS = {
@@ -22,7 +23,28 @@ MAKERS = {
     "hunyuan": lambda: diffusers.AutoencoderKLHunyuanVideo(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=16
     ),
+    "kvae": lambda: diffusers.AutoencoderKLKVAE(channels=32, num_enc_blocks=1, num_dec_blocks=1, ch_mult=(1, 1, 1)),
+    "qwen 2.1": lambda: diffusers.AutoencoderKLQwenImage21(base_dim=8, decoder_base_dim=8, num_res_blocks=1),
 }
+UNKNOWN = {
+    "AutoencoderKLAllegro",  # decodes in tiles only
+    "AutoencoderKLMiniMaxH3",  # clips of certain lengths only
+    "AutoencoderKLTemporalDecoder",  # wants the number of frames
+    "AutoencoderVidTok",  # returns a tensor
+    "AutoencoderRAE",  # latents of one size
+    "ConsistencyDecoderVAE",  # looks at values
+}
+SOUND = {
+    "AutoencoderSAME",
+    "AutoencoderKLKVAEAudio",
+    "AutoencoderKLLTX2Audio",
+    "AutoencoderKLMiniMaxH3Audio",
+    "AutoencoderOobleck",
+}
+EVERY_CLASS = sorted(
+    {name for name in dir(diffusers) if name.startswith("Autoencoder")} - SOUND - {"AutoencoderKLHunyuanImage"}
+    | {"AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel"}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +59,15 @@ def bytes_alive(vae, latent):
     return live.peak, pixels
 
 
-@pytest.mark.parametrize(("name", "shape"), [("image", (1, 4, 24, 40)), ("wan", (1, 16, 1, 24, 20))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("image", (1, 4, 24, 40)),
+        ("wan", (1, 16, 1, 24, 20)),
+        ("kvae", (1, 16, 24, 40)),
+        ("qwen 2.1", (1, 64, 1, 24, 20)),
+    ],
+)
 def test_the_estimate_of_a_picture_agrees_with_a_real_decode(name, shape):
     vae = MAKERS[name]().eval()
     real, pixels = bytes_alive(vae, torch.randn(shape))
@@ -85,3 +115,22 @@ def test_a_vae_of_an_unknown_kind_gives_none():
 
     assert decode_cost(Odd()) is None
     assert decode_cost(object()) is None
+
+
+@pytest.mark.parametrize("name", EVERY_CLASS)
+def test_every_class_of_vae_has_a_cost_or_says_that_it_is_not_known(name):
+    with torch.device("meta"):
+        vae = getattr(diffusers, name)()
+    cost, size = decode_cost(vae), estimate(vae, Workload(512, 512))
+    if name in UNKNOWN:
+        assert cost is None
+        assert size is None
+    else:
+        assert cost.single > 0
+        assert size > 0
+
+
+def test_a_vae_that_is_told_the_noise_level_has_a_cost():
+    narrow = {"block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4, "latent_channels": 8}
+    layers = {"layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5}
+    assert decode_cost(diffusers.AutoencoderKLLTXVideo(**narrow, **layers, timestep_conditioning=True), clip=True)

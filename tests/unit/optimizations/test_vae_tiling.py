@@ -301,6 +301,15 @@ class TestAuto:
         assert not vae.use_tiling
         assert "not known" in record.reason
 
+    def test_a_vae_whose_memory_is_not_known_is_not_said_to_fit(self):
+        vae = diffusers.AutoencoderVidTok(ch=32, ch_mult=(1, 1, 1), z_channels=4)
+        assert vae_memory.estimate(vae, Workload(512, 512, 5)) is None
+        vae, record = self.decide(512, 512, 1000 * GIB, vae, frames=5)
+        assert record.applied == "off"
+        assert "AutoencoderVidTok takes is not known" in record.reason
+        assert "fits" not in record.reason
+        assert not vae.use_tiling
+
     def test_frames_that_leave_the_device_do_not_add_up(self):
         vae = make("AutoencoderKLWan")
         whole = vae_memory.estimate(vae, Workload(256, 256, 81))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.video_processor import VideoProcessor
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.decode_memory import LiveElements
 from fastdiffusers.optimizations.settings import OptimizationSettings, TilingSettings
 from fastdiffusers.pipelines import latents
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.decoding import pipeline_vae
-from fastdiffusers.pipelines.generate import decode, encode
+from fastdiffusers.pipelines.generate import decode, encode, run_loaded
 from fastdiffusers.pipelines.loading import loader
-from fastdiffusers.pipelines.types import PipelineHandle
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 SIZES = {"flux": 16, "flux2-klein": 128, "sdxl": 4, "qwenimage": 16, "wan22-t2v": 16}
 
@@ -133,3 +138,49 @@ def test_a_four_dimensional_qwen_latent_is_accepted():
     loaded = load("qwenimage")
     latent = random_latent("qwenimage", edge=8)
     assert torch.equal(pipeline_vae.decode(loaded, latent), pipeline_vae.decode(loaded, latent.unsqueeze(2)))
+
+
+def test_a_pipeline_that_decodes_by_itself_decodes_again_in_tiles_when_memory_runs_out():
+    loaded = load("sdxl")
+    loaded.family = replace(loaded.family, layout="")
+    vae, edges = loaded.pipeline.vae, []
+
+    def too_large(module, arguments):
+        edges.append(arguments[0].shape[-1])
+        if edges[-1] > 24:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    vae.decoder.register_forward_pre_hook(too_large)
+    request = SampleRequest("a harbour", width=256, height=256, steps=1)
+    result = run_loaded(loaded, PipelineHandle(loaded.key), request, OptimizationSettings.plain())
+    assert result.frames.shape == (1, 1, 256, 256, 3)
+    assert edges[0] == 32
+    assert result.report["vae_tiling"].applied == "tiles of 192 px"
+    assert "out of memory, decoded again" in result.report["vae_tiling"].reason
+    assert not vae.use_tiling
+    assert "decode" not in vars(vae)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frames_are_scaled_in_float32_in_no_more_memory_than_they_take(dtype):
+    """As ComfyUI's decode scales them; in float32 that is what diffusers' image processor gives, bit for bit."""
+    pixels = torch.linspace(-1.1, 1.1, 2 * 3 * 5 * 16 * 16).to(dtype)[torch.randperm(7680)].view(2, 3, 5, 16, 16)
+    with LiveElements() as live:
+        frames = pipeline_vae._to_frames(pixels.clone())
+    assert live.peak == pixels.numel() + frames.numel()
+    assert frames.is_contiguous()
+    assert torch.equal(frames, (pixels.float().movedim(1, -1) + 1.0).div(2.0).clamp(0, 1))
+    if dtype == torch.float32:
+        processed = VideoProcessor().postprocess_video(pixels, output_type="pt")
+        assert torch.equal(frames, processed.permute(0, 1, 3, 4, 2))
+
+
+def test_a_picture_is_encoded_from_pixels_that_are_scaled_in_float32(monkeypatch):
+    loaded = load("flux")
+    vae = loaded.pipeline.vae.to(torch.bfloat16)
+    picture = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    expected = VaeImageProcessor().preprocess(picture.permute(0, 3, 1, 2)).to(torch.bfloat16)
+    seen, encode_pixels = [], vae.encode
+    monkeypatch.setattr(vae, "encode", lambda pixels: seen.append(pixels) or encode_pixels(pixels))
+    pipeline_vae.encode(loaded, picture)
+    assert torch.equal(seen[0].flatten(), expected.flatten())

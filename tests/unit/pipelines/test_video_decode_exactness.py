@@ -13,9 +13,10 @@ import torch
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.memory import MemoryState
+from fastdiffusers.optimizations import decode_memory
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import generate
-from fastdiffusers.pipelines.decoding import exactness
+from fastdiffusers.pipelines.decoding import fast_comparison
 from fastdiffusers.pipelines.decoding.exactness import decode_bit_identical, decode_fast, whole_is_exact_and_fits
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.types import PipelineHandle
@@ -121,7 +122,7 @@ def test_a_kind_is_compared_once(build_vae: Any, latents_for: Any) -> None:
 def test_too_large_a_difference_falls_back(
     build_vae: Any, latents_for: Any, plain_decode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(exactness.TOLERANCE, "float32", 1e-12)
+    monkeypatch.setitem(fast_comparison.TOLERANCE, "float32", 1e-12)
     vae = build_vae("qwenimage")
     latents = latents_for(vae, 5)
     pixels, record = decode_fast(vae, latents, clock=seconds_of(*FASTER))
@@ -275,6 +276,17 @@ def test_only_the_whole_is_bit_identical_where_diffusers_decodes_the_whole(build
         assert record.applied == "within rounding, frame by frame"
     wan = build_vae("wan21")
     assert not whole_is_exact_and_fits(wan, latents_for(wan, 5), roomy)
+
+
+def test_a_whole_decode_in_unknown_memory_is_left_out_and_said(
+    build_vae: Any, latents_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = build_vae("ltx2")
+    monkeypatch.setattr(decode_memory, "decode_cost", lambda *_arguments, **_options: None)
+    assert not whole_is_exact_and_fits(vae, latents_for(vae, 2), lambda device: MemoryState(1 << 40, 1 << 40))
+    _, record = decode_bit_identical(vae, latents_for(vae, 2))
+    assert "in memory that is not known here" in record.reason
+    assert "short" not in record.reason
 
 
 @pytest.fixture
