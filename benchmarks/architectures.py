@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..pipelines import tiny
-from ..pipelines.families import family_of
+from ..pipelines.recognize import family_of
 from ..pipelines.tiny import components
 from ..pipelines.types import LoadedPipeline, LoadKey
 

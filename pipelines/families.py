@@ -1,15 +1,12 @@
 """What differs between pipeline classes, in one table: how each is guided, sized, fed and decoded.
 
-A class that is not in the table still runs: `family_of` derives what it can from the class's own call signature.
+`recognize.family_of` finds the entry of a pipeline; a class that is not in the table still runs.
 """
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from typing import Any
-
-from .variants import variant_of
 
 MAX_SIZE = 16384
 """Largest width or height that any family is asked for, in pixels."""
@@ -262,62 +259,3 @@ FAMILIES: tuple[Family, ...] = (
     _LTX2,
     replace(_LTX2, name="ltx2-i2v", classes=("LTX2ImageToVideoPipeline",), images="required", max_images=1),
 )
-
-_BY_CLASS = {name: family for family in FAMILIES for name in family.classes}
-
-
-def family_of(pipeline: Any) -> Family:
-    """The family of a pipeline object, a pipeline class, or a class name; generic for a class that is not in the table.
-
-    An object also tells which variant it is, and with that the recommended steps, guidance and size: a distilled Flux
-    takes 4 steps, a two-expert Wan two guidance scales.
-    """
-    if isinstance(pipeline, str):
-        return _BY_CLASS.get(pipeline) or Family(pipeline, (pipeline,), size_multiple=8, max_images=0)
-    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
-    family = _BY_CLASS.get(pipeline_class.__name__) or _from_signature(pipeline_class)
-    return family if isinstance(pipeline, type) else variant_of(family, pipeline)
-
-
-def _from_signature(pipeline_class: type) -> Family:
-    """What the call of an unknown class says about itself: its arguments and their defaults."""
-    parameters = inspect.signature(pipeline_class.__call__).parameters
-
-    def default(name: str, otherwise: Any) -> Any:
-        value = parameters[name].default if name in parameters else None
-        return otherwise if value is None or value is inspect.Parameter.empty else value
-
-    guidance = next((name for name in ("guidance_scale", "true_cfg_scale") if name in parameters), "")
-    required = "image" in parameters and parameters["image"].default is inspect.Parameter.empty
-    video = "num_frames" in parameters
-    name = pipeline_class.__name__
-    return Family(
-        name,
-        (name,),
-        guidance_argument=guidance,
-        second_guidance="guidance_scale_2" in parameters,
-        negative_prompt="negative_prompt" in parameters,
-        steps=int(default("num_inference_steps", 28)),
-        guidance=float(default(guidance, 5.0)),
-        width=int(default("width", 1024)),
-        height=int(default("height", 1024)),
-        size_multiple=8,
-        video=video,
-        num_frames=int(default("num_frames", 1)),
-        frame_rate=float(default("frame_rate", default("fps", 16.0))) if video else None,
-        max_frames=4096 if video else 1,
-        images="required" if required else "optional" if "image" in parameters else "none",
-        max_images=1 if "image" in parameters else 0,
-        last_image="last_image" in parameters,
-    )
-
-
-def small(family: Family) -> Family:
-    """The family with recommendations for its embedded tiny pipeline, which a CPU can follow."""
-    extra = dict(family.extra)
-    if family.name == "flux-kontext":
-        extra["_auto_resize"] = False  # it would enlarge its reference image to a megapixel
-    if family.layout == "tokens":
-        extra["spatio_temporal_guidance_blocks"] = (1,)  # there are two, not 48
-    frames = 9 if family.video else 1
-    return replace(family, steps=4, width=128, height=128, num_frames=frames, extra=tuple(extra.items()))

@@ -17,7 +17,8 @@ from ...optimizations.quantization.layers import describe_model, describe_quanti
 from ...optimizations.quantization.quantize import pipeline_quantization_config, quantize_loaded
 from ...optimizations.quantization.sdnq import import_sdnq_safely
 from .. import tiny
-from ..families import Family, family_of, small
+from ..families import Family
+from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, hub, single_file
 from .devices import resolve_device, resolve_dtype

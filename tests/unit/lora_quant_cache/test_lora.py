@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastdiffusers.errors import InputError, ModelFileError
-from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.lora import active_loras, set_loras
+from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, LoraSpec
 
 LORA_FAMILIES = ("flux", "flux-kontext", "flux2-klein", "sdxl", "sd3", "qwenimage", "zimage", "wan22-t2v")

@@ -25,8 +25,8 @@ from fastdiffusers.optimizations.tuning import auto, meters
 from fastdiffusers.optimizations.tuning.auto import RUN_HISTORY
 from fastdiffusers.optimizations.tuning.store import Row, default_store
 from fastdiffusers.pipelines import tiny
-from fastdiffusers.pipelines.families import family_of, small
 from fastdiffusers.pipelines.generate import run_loaded, workload_of
+from fastdiffusers.pipelines.recognize import family_of, small
 from fastdiffusers.pipelines.tuning_key import tuning_key
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, PipelineHandle, SampleRequest, SampleResult
 

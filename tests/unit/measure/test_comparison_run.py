@@ -20,7 +20,7 @@ from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.optimizations.tuning.candidates import Plan
 from fastdiffusers.optimizations.tuning.meters import PeakMemory
 from fastdiffusers.optimizations.tuning.store import Store
-from fastdiffusers.pipelines.families import family_of, small
+from fastdiffusers.pipelines.recognize import family_of, small
 from fastdiffusers.pipelines.types import LoadKey, PipelineHandle, SampleRequest, SampleResult
 from fastdiffusers.report import OptimizationRecord, OptimizationReport
 

@@ -13,8 +13,8 @@ import torch
 from fastdiffusers.callbacks import SILENT, Callbacks
 from fastdiffusers.errors import ModelFileError
 from fastdiffusers.pipelines.cache import PipelineCache
-from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.loading import loader
+from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiffusers.errors import InputError
-from fastdiffusers.pipelines.families import FAMILIES, Family, family_of, small
+from fastdiffusers.pipelines.families import FAMILIES, Family
+from fastdiffusers.pipelines.recognize import family_of, small
 from fastdiffusers.pipelines.requests import check_request, complete, seeds
 from fastdiffusers.pipelines.types import SampleRequest
 

@@ -13,9 +13,9 @@ from fastdiffusers.optimizations.tuning.meters import stopwatch
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.decoding import pipeline_vae
-from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
+from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.schedulers import SCHEDULERS, compatible_schedulers
 from fastdiffusers.pipelines.steps import Watch, estimate_finished
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest

@@ -15,9 +15,9 @@ from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import latents, sampling, steps, tiny
 from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.decoding import pipeline_vae
-from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.generate import decode, encode, generate
 from fastdiffusers.pipelines.loading import loader
+from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 PICTURE = torch.rand(70, 100, 3, generator=torch.Generator().manual_seed(1))
