@@ -81,7 +81,7 @@ def decode_with_pipeline(
     """Frames [B, T, H, W, 3] in 0..1 on the CPU from the VAE of `--model`."""
     from ..pipelines.generate import decode
 
-    settings = OptimizationSettings(vae_tiling=tiling_settings(args), memory_mode=args.memory_mode)
+    settings = OptimizationSettings(vae_tiling=tiling_settings(args))
     if how := vae_compile_settings(args):
         settings = replace(settings, torch_compile="on", compile=how)
     return decode(pipeline_handle(args, callbacks), latent, settings, callbacks, exactness=args.exactness)

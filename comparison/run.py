@@ -79,7 +79,7 @@ class ComparisonRun:
         memory: MemoryMeter | None = None,
     ) -> None:
         self._handle, self._request, self._plan = handle, request, plan
-        self._base = replace(base or OptimizationSettings.plain(), memory_mode=handle.memory_mode)
+        self._base = handle.placing(base or OptimizationSettings.plain())
         self._others = dict(others or {})
         self._settings = {name: settings_of(self._place(name)[1], self._base) for name in names}
         self._store, self._combine = store, combine_winners

@@ -47,7 +47,7 @@ class VaeChoices:
         """The same choices for the VAE of a diffusers pipeline, which has no exact strips."""
         mode = {"whole": "off", "tiles": "on"}.get(self.tiling, "auto")
         tiling = TilingSettings(mode, self.tile_size, self.overlap)
-        settings = OptimizationSettings(vae_tiling=tiling, memory_mode=pipeline.memory_mode)
+        settings = OptimizationSettings(vae_tiling=tiling)
         if self.compile is None:
             return settings
         return replace(settings, torch_compile="on", compile=replace(self.compile, compile_vae=True))

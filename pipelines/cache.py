@@ -41,6 +41,7 @@ class PipelineCache:
         self._check = check
         self._entries: OrderedDict[LoadKey, LoadedPipeline] = OrderedDict()
         self._borrowed: list[LoadKey] = []
+        self._unwanted: set[LoadKey] = set()
         self._lock = threading.RLock()
 
     @contextmanager
@@ -52,6 +53,7 @@ class PipelineCache:
         """
         self._acquire(callbacks)
         try:
+            self._unwanted.discard(key)
             loaded = self._entries.get(key) or self._make(key, callbacks)
             self._entries.move_to_end(key)
             self._borrowed.append(key)
@@ -60,7 +62,7 @@ class PipelineCache:
             finally:
                 self._borrowed.pop()
         finally:
-            self._lock.release()
+            self._release()
 
     def clear(self) -> None:
         """Free every pipeline that is not borrowed in this thread."""
@@ -68,14 +70,13 @@ class PipelineCache:
             self._free(list(self._entries))
 
     def discard(self, key: LoadKey) -> None:
-        """Free one pipeline, unless it is in use. Never waits, so that a finalizer may call it."""
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
-            if key in self._entries:
-                self._free([key])
-        finally:
-            self._lock.release()
+        """Free one pipeline: now, or when whoever uses the cache gives back what was borrowed.
+
+        Never waits, so that a finalizer may call it.
+        """
+        self._unwanted.add(key)
+        if self._lock.acquire(blocking=False):  # else whoever holds the lock frees it
+            self._release()
 
     def peek(self, key: LoadKey) -> LoadedPipeline | None:
         """The pipeline of `key` if it is loaded, without borrowing it: to look at, not to run."""
@@ -97,6 +98,24 @@ class PipelineCache:
         loaded = self._load(key, callbacks)
         self._entries[key] = loaded
         return loaded
+
+    def _release(self) -> None:
+        """Let go of the lock, and free first what nobody wants: also what is named while the lock is let go of."""
+        while True:
+            try:
+                self._free_unwanted()
+            finally:
+                self._lock.release()
+            if not self._unwanted.difference(self._borrowed) or not self._lock.acquire(blocking=False):
+                return
+
+    def _free_unwanted(self) -> None:
+        """Free what `discard` has named, but for what is borrowed; the lock is held."""
+        for key in self._unwanted.copy():
+            if key not in self._borrowed:
+                self._unwanted.discard(key)
+                if key in self._entries:
+                    self._free([key])
 
     def _free(self, keys: list[LoadKey]) -> None:
         remains = []

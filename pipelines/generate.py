@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..callbacks import SILENT, Callbacks
@@ -17,8 +16,8 @@ from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
 from .loading import loader
-from .requests import check_request, complete
-from .types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
+from .requests import ready
+from .types import LoadedPipeline, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +50,7 @@ def generate(
         ModelFileError: the model cannot be read.
         Exception: whatever stops the run, unchanged. The pipeline stays in the cache, usable.
     """
-    check_request(loader.family_of_key(handle.key), request)
+    request = ready(loader.family_of_key(handle.key), request)
     lora.check_loras(handle.loras)
     with CACHE.use(handle.key, callbacks) as loaded:
         return run_loaded(loaded, handle, request, settings, callbacks, memory=memory)
@@ -71,12 +70,12 @@ def run_loaded(
     from ..optimizations.vae_memory import decode_that_shrinks
     from .tuning_key import tuning_key
 
-    check_request(loaded.family, request)
+    request, settings = ready(loaded.family, request), handle.placing(settings)
     workload = workload_of(loaded, request)
     key = tuning_key(handle, workload, settings)
     auto = AutoRun(loaded.pipeline, settings, key, workload, loaded.device, memory=memory)
     with (
-        _optimized(loaded, handle, auto.settings, auto.workload, callbacks, memory) as report,
+        _optimized(loaded, handle.loras, auto.settings, auto.workload, callbacks, memory) as report,
         auto.watching(report, callbacks) as watched,
     ):
         decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
@@ -116,7 +115,7 @@ def decode(
         streamed = latent.ndim == 5 and not refuse_streaming(loaded.pipeline.vae)
         size = (latent.shape[-1] * stride, latent.shape[-2] * stride)
         workload = Workload(*size, frames, batch=latent.shape[0], streamed=streamed)
-        with _optimized_vae(loaded, handle, settings, workload, callbacks, memory) as report:
+        with _optimized_vae(loaded, handle.placing(settings), workload, callbacks, memory) as report:
             return _decode(loaded, latent, report, callbacks, memory, exactness), report
 
 
@@ -133,14 +132,14 @@ def encode(
         height, width = pixels.shape[-3:-1]
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
         workload = Workload(width, height, frames, pixels.shape[0])
-        with _optimized_vae(loaded, handle, settings, workload, callbacks, memory) as report:
+        with _optimized_vae(loaded, handle.placing(settings), workload, callbacks, memory) as report:
             return pipeline_vae.encode(loaded, pixels, callbacks), report
 
 
 @contextmanager
 def _optimized(
     loaded: LoadedPipeline,
-    handle: PipelineHandle,
+    loras: tuple[LoraSpec, ...],
     settings: OptimizationSettings,
     workload: Workload,
     callbacks: Callbacks,
@@ -150,11 +149,9 @@ def _optimized(
     from ..optimizations.apply import active, apply, revert
 
     pipeline = loaded.pipeline
-    if handle.memory_mode != "auto":
-        settings = replace(settings, memory_mode=handle.memory_mode)
     lora_records = []
-    if handle.loras or lora.active_loras(loaded):
-        lora_records = lora.set_loras(loaded, handle.loras, callbacks, before_rebuild=revert)
+    if loras or lora.active_loras(loaded):
+        lora_records = lora.set_loras(loaded, loras, callbacks, before_rebuild=revert)
     report = apply(pipeline, settings, device=loaded.device, workload=workload, callbacks=callbacks, memory=memory)
     for record in lora_records:
         report.set(record)
@@ -166,7 +163,6 @@ def _optimized(
 @contextmanager
 def _optimized_vae(
     loaded: LoadedPipeline,
-    handle: PipelineHandle,
     settings: OptimizationSettings,
     workload: Workload,
     callbacks: Callbacks,
@@ -175,8 +171,6 @@ def _optimized_vae(
     """`_optimized` for the VAE alone: a decode runs no denoiser, so nothing is compiled or exchanged in it for this."""
     from ..optimizations.apply import active, apply_to_vae
 
-    if handle.memory_mode != "auto":
-        settings = replace(settings, memory_mode=handle.memory_mode)
     pipeline = loaded.pipeline
     report = apply_to_vae(
         pipeline, settings, device=loaded.device, workload=workload, callbacks=callbacks, memory=memory
@@ -188,7 +182,7 @@ def _optimized_vae(
 
 def workload_of(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
     """What a request amounts to, its gaps filled by the family's recommendations."""
-    filled = complete(loaded.family, request)
+    filled = ready(loaded.family, request)
     return Workload(
         width=filled.width or 0,
         height=filled.height or 0,

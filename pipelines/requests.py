@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,37 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_scheduler_name(request.scheduler)
     _check_images(family, request)
     return _ignored(family, request)
+
+
+@dataclass(frozen=True)
+class ReadyRequest(SampleRequest):
+    """A request that was checked against a family and has no gaps.
+
+    Attributes:
+        asked: the request as it came.
+        family: what it was checked against.
+        notes: what will be ignored, and why.
+    """
+
+    asked: SampleRequest = field(kw_only=True)
+    family: Family = field(kw_only=True)
+    notes: tuple[str, ...] = field(kw_only=True)
+
+
+def ready(family: Family, request: SampleRequest) -> ReadyRequest:
+    """Check a request and fill its gaps; one that is ready for this family already is returned as it is.
+
+    Before a pipeline is loaded only its class may be known, so the family of the loaded one can be another variant.
+
+    Raises:
+        InputError: as `check_request`.
+    """
+    if isinstance(request, ReadyRequest):
+        if request.family == family:
+            return request
+        request = request.asked
+    notes = tuple(check_request(family, request))
+    return ReadyRequest(**vars(complete(family, request)), asked=request, family=family, notes=notes)
 
 
 def complete(family: Family, request: SampleRequest) -> SampleRequest:

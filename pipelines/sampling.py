@@ -14,7 +14,7 @@ from . import latents
 from .arguments import call_arguments
 from .decoding import pipeline_vae
 from .families import Family
-from .requests import check_request, complete, seeds
+from .requests import ready, seeds
 from .schedulers import scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
 from .sound import sound_of, summary
@@ -23,8 +23,6 @@ from .types import LoadedPipeline, SampleRequest, SampleResult
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["check_request", "run"]
 
 NOT_FINITE = (
     "the {what} holds NaN or infinite values: it is black, silent or broken. Use dtype bfloat16 or float32, "
@@ -59,9 +57,9 @@ def run(
             and the next run equals that of a fresh pipeline.
     """
     report = report if report is not None else OptimizationReport()
-    for note in check_request(loaded.family, request):
+    request = ready(loaded.family, request)
+    for note in request.notes:
         report.note(note)
-    request = complete(loaded.family, request)
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with _cleaned_up(loaded.pipeline):

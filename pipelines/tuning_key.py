@@ -24,7 +24,7 @@ def tuning_key(handle: PipelineHandle, workload: Workload, settings: Optimizatio
         model=f"{_name(key.source)}@{files}{loras}",
         dtype=key.dtype,
         quantization=key.quantization,
-        memory_mode=settings.memory_mode if handle.memory_mode == "auto" else handle.memory_mode,
+        memory_mode=handle.placing(settings).memory_mode,
         shape=shape_bucket(workload),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..report import OptimizationReport
@@ -10,6 +10,7 @@ from ..report import OptimizationReport
 if TYPE_CHECKING:
     import torch
 
+    from ..optimizations.settings import OptimizationSettings
     from .families import Family
 
 
@@ -58,6 +59,10 @@ class PipelineHandle:
     key: LoadKey
     memory_mode: str = "auto"
     loras: tuple[LoraSpec, ...] = ()
+
+    def placing(self, settings: OptimizationSettings) -> OptimizationSettings:
+        """The settings with the memory mode that was chosen where the pipeline was; "auto" leaves theirs."""
+        return settings if self.memory_mode == "auto" else replace(settings, memory_mode=self.memory_mode)
 
 
 @dataclass

@@ -195,7 +195,7 @@ class Browser:
         while not targets:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
                 targets = [target for target in json.load(answer) if target["type"] == "page"]
-        self._session = aiohttp.ClientRunHistory()
+        self._session = aiohttp.ClientSession()
         url = targets[0]["webSocketDebuggerUrl"]
         self._socket = await self._session.ws_connect(url, max_msg_size=0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ...optimizations.group_hooks import is_group_offloaded
+from ...optimizations.components import is_group_offloaded
 
 if TYPE_CHECKING:
     import torch

@@ -6,6 +6,7 @@ Everything above can so be tested without a network.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,19 +67,6 @@ def _network_errors() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _over_http() -> Iterator[None]:
-    """Without hf_xet, whose downloads run in threads that a cancel does not reach, and start again after a stop."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
-
-
 class HuggingFace:
     """`huggingface_hub`, with its cache, its login and its offline mode."""
 
@@ -119,7 +107,6 @@ class HuggingFace:
     def download(
         self, repository: str, name: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]
     ) -> Path:
-        from huggingface_hub import hf_hub_download
         from tqdm import tqdm
 
         class Bar(tqdm):
@@ -133,22 +120,49 @@ class HuggingFace:
                 on_bytes(int(n or 0))
                 return None
 
-        with _network_errors(), _over_http():
-            if folder is not None:
-                return _go_on(repository, name, commit, folder / name, Bar)
-            return Path(hf_hub_download(repository, name, revision=commit, **_bar_of(hf_hub_download, Bar)))
+        with _network_errors():
+            if folder is None:
+                return _fetch_into_cache(repository, name, commit, Bar)
+            target = folder / name
+            return target if target.is_file() else _fetch(repository, name, commit, lambda etag: target, Bar)
 
 
-def _go_on(repository: str, name: str, commit: str, target: Path, bar: type) -> Path:
-    """Fetch a file, or the rest of it: huggingface_hub by itself starts each file again after a stop."""
+def _fetch_into_cache(repository: str, name: str, commit: str, bar: type) -> Path:
+    """Fetch a file into the Hub's own cache, in its layout: `blobs/<etag>`, and a link to it under the commit."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.file_download import repo_folder_name
+
+    cached = try_to_load_from_cache(repository, name, revision=commit)
+    if isinstance(cached, str):
+        return Path(cached)
+    storage = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
+    blob = _fetch(repository, name, commit, lambda etag: storage / "blobs" / etag, bar)
+    place = storage / "snapshots" / commit / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    except FileExistsError:  # another process was as quick
+        pass
+    except OSError:  # no links here, as on Windows without developer mode
+        blob.replace(place)
+    return place
+
+
+def _fetch(repository: str, name: str, commit: str, place: Callable[[str], Path], bar: type) -> Path:
+    """Fetch a file, or the rest of it, to where `place` wants its etag.
+
+    Through plain HTTP: huggingface_hub's own download starts each file again after a stop, and hf_xet's threads do not
+    hear a cancel.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
+    url, headers = hf_hub_url(repository, name, revision=commit), build_hf_headers()
+    found = get_hf_file_metadata(url, headers=headers)
+    target, size = place(found.etag or commit), found.size
     if target.is_file():
         return target
-    url, headers = hf_hub_url(repository, name, revision=commit), build_hf_headers()
-    size = get_hf_file_metadata(url, headers=headers).size
     partial = _partial(target)
     partial.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("ab") as file:

@@ -216,3 +216,40 @@ def test_real_pipelines_are_freed_first_and_a_vanished_folder_evicts_nothing(tin
     with cache.use(half) as loaded:
         assert loaded.pipeline.transformer.dtype == torch.bfloat16
     assert len(references) == 2
+
+
+def test_a_pipeline_that_is_discarded_while_another_thread_samples_goes_when_that_is_done(counting):
+    cache = make(counting, capacity=2)
+    with cache.use(A):
+        pass
+    sampling, done = threading.Event(), threading.Event()
+
+    def sample() -> None:
+        with cache.use(B):
+            sampling.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    assert sampling.wait(10)
+    cache.discard(A)  # does not wait
+    cache.discard(B)
+    assert cache.keys() == (A, B)
+    done.set()
+    thread.join(10)
+    assert cache.keys() == ()
+    assert counting.references["a"]() is None
+    with cache.use(A):
+        pass
+    assert cache.keys() == (A,), "what was discarded once can be loaded again"
+
+
+def test_what_is_discarded_in_the_middle_of_its_own_use_goes_afterwards(counting):
+    cache = make(counting)
+    with cache.use(A):
+        cache.discard(A)
+        with cache.use(A):
+            pass
+        cache.discard(A)
+        assert cache.keys() == (A,)
+    assert cache.keys() == ()

@@ -206,7 +206,9 @@ class FakeResponses:
         self.folder, self.failure = folder, None
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.hf_hub_download)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", self.get_hf_file_metadata)
+        monkeypatch.setattr(huggingface_hub.file_download, "http_get", self.http_get)
 
     def model_info(self, repository, revision, files_metadata):
         from types import SimpleNamespace
@@ -216,12 +218,17 @@ class FakeResponses:
         files = [SimpleNamespace(rfilename="model_index.json", size=7), SimpleNamespace(rfilename="a", size=None)]
         return SimpleNamespace(sha="abc", siblings=files)
 
-    def hf_hub_download(self, repository, name, revision, tqdm_class=None):
-        bar = tqdm_class(total=10, unit="B", desc=name, name="some.logger")
-        bar.update(4)
-        bar.update(6)
+    def get_hf_file_metadata(self, url, headers):
+        from types import SimpleNamespace
+
+        return SimpleNamespace(etag="123", size=10)
+
+    def http_get(self, url, file, resume_size, headers, expected_size, tqdm_class=None):
+        bar = tqdm_class(total=expected_size, unit="B", desc=url, name="some.logger")
+        for part in (b"four", b"andsix"):
+            file.write(part)
+            bar.update(len(part))
         bar.close()
-        return str(self.folder / name)
 
 
 def test_the_real_client_speaks_to_huggingface_hub(monkeypatch, folder):
@@ -232,7 +239,8 @@ def test_the_real_client_speaks_to_huggingface_hub(monkeypatch, folder):
     assert files == [RemoteFile("model_index.json", 7), RemoteFile("a", 0)]
     arrived = []
     path = client.download("owner/model", "model_index.json", "abc", None, arrived.append)
-    assert path == folder / "model_index.json"
+    assert path == folder / "hub" / "models--owner--model" / "snapshots" / "abc" / "model_index.json"
+    assert path.read_bytes() == b"fourandsix"
     assert arrived == [4, 6]
 
     class ConnectError(Exception):

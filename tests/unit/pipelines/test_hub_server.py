@@ -25,7 +25,7 @@ from fastdiffusers.pipelines.loading import hub
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # what has not filled a chunk is lost, and these files are small
 try:
-    commit, folder = hub.fetch("owner/model", "", Callbacks(), Path(sys.argv[1]))
+    commit, folder = hub.fetch("owner/model", "", Callbacks(), Path(sys.argv[1]) if sys.argv[1] else None)
     print(commit, folder)
 except ModelFileError as error:
     print(error)
@@ -107,25 +107,25 @@ def server(tiny_folder) -> Iterator[Hub]:
         thread.join()
 
 
-def test_a_download_that_stops_half_way_goes_on_from_there(server: Hub, tmp_path: Path) -> None:
+def fetch(server: Hub, cache: Path, models: str) -> str:
     environment = {
         **os.environ,
         "HF_ENDPOINT": server.url,
-        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HOME": str(cache),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
     }
+    done = subprocess.run([sys.executable, "-c", FETCH, models], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return done.stdout.strip()
 
-    def fetch() -> str:
-        command = [sys.executable, "-c", FETCH, str(tmp_path / "models")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert not done.returncode, done.stderr
-        return done.stdout.strip()
 
+def test_a_download_that_stops_half_way_goes_on_from_there(server: Hub, tmp_path: Path) -> None:
+    into = lambda: fetch(server, tmp_path / "cache", str(tmp_path / "models"))
     whole = (server.folder / WEIGHTS).read_bytes()
     server.cut[WEIGHTS] = len(whole) // 2
-    said = fetch()
+    said = into()
     assert f"the download stopped at {WEIGHTS}" in said
     assert "run again: what has arrived is kept" in said.lower()
     assert "\n" not in said
@@ -136,12 +136,35 @@ def test_a_download_that_stops_half_way_goes_on_from_there(server: Hub, tmp_path
 
     server.cut.clear()
     server.ranges.clear()
-    assert fetch() == f"{COMMIT} {folder}"
+    assert into() == f"{COMMIT} {folder}"
     kept = len(whole) // 2 // (1 << 16) * (1 << 16)
     assert kept
     assert [wanted for name, wanted in server.ranges if name == WEIGHTS] == [f"bytes={kept}-"]
     assert (folder / WEIGHTS).read_bytes() == whole
 
     server.ranges.clear()
-    assert fetch() == f"{COMMIT} {folder}"
+    assert into() == f"{COMMIT} {folder}"
     assert server.ranges == [], "what is there is not fetched again"
+
+
+def test_the_hubs_own_cache_gets_its_own_layout(server: Hub, tmp_path: Path) -> None:
+    whole = (server.folder / WEIGHTS).read_bytes()
+    server.cut[WEIGHTS] = len(whole) // 2
+    assert f"the download stopped at {WEIGHTS}" in fetch(server, tmp_path, "")
+    server.cut.clear()
+    server.ranges.clear()
+    folder = tmp_path / "hub" / "models--owner--model" / "snapshots" / COMMIT
+    assert fetch(server, tmp_path, "") == f"{COMMIT} {folder}"
+    assert [wanted[:6] for name, wanted in server.ranges if name == WEIGHTS] == ["bytes="], "it goes on half-way"
+    for path in (path for path in server.folder.rglob("*") if path.is_file()):
+        copy = folder / path.relative_to(server.folder)
+        assert copy.read_bytes() == path.read_bytes()
+        if copy.is_symlink():
+            assert copy.resolve().name == hashlib.sha256(path.read_bytes()).hexdigest()
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache("owner/model", WEIGHTS, cache_dir=tmp_path / "hub", revision=COMMIT)
+    assert found == str(folder / WEIGHTS)
+    server.ranges.clear()
+    assert fetch(server, tmp_path, "") == f"{COMMIT} {folder}"
+    assert server.ranges == []
