@@ -51,7 +51,7 @@ class Need:
 
 
 def device_memory(device: torch.device) -> MemoryState:
-    """Memory of `device` as torch and the system see it.
+    """Return the memory of `device` as torch and the system see it.
 
     Blocks that torch has reserved and does not use count as free. Devices that share main memory, and devices that
     cannot tell, answer with main memory.
@@ -113,7 +113,7 @@ def _container_memory() -> MemoryState | None:
 
 
 def shortage(state: MemoryState, needs: list[Need], keep: int = 0) -> str:
-    """Why the needs do not fit into what is free, with every figure in GiB; "" when they do.
+    """Return why the needs do not fit into what is free, with every figure in GiB; "" when they do.
 
     Args:
         state: of the device.
@@ -183,7 +183,7 @@ def _counts(leaf: Any) -> bool:
 
 
 def conv3d_memory_defect() -> bool:
-    """Whether conv3d in float16 and bfloat16 takes about three times the memory it should on this cuDNN and torch."""
+    """Return whether conv3d in half precision takes about three times the memory it should on this cuDNN and torch."""
     if torch.version.hip is not None or not torch.backends.cudnn.is_available():
         return False
     return _has_defect(torch.__version__, torch.backends.cudnn.version() or 0)

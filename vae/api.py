@@ -12,13 +12,13 @@ import torch
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
 from ..memory import GIB, conv3d_memory_defect, release_cache
-from ..report import OptimizationRecord, OptimizationReport
+from ..report import OptimizationReport
 from .compiled import CompiledCodeError, with_our_graphs
 from .config import VaeConfig
 from .engine import HalfPrecisionOverflowError, Job
 from .network.model import VideoVAE
 from .planner import Task, budget_of, decoding, encoding, make_plan
-from .reporting import describe, graphs_record
+from .reporting import describe
 from .settings import VaeSettings
 
 RETRIES = 4
@@ -179,13 +179,14 @@ def _run(
         if settings.compile is not None and vae.dtype != torch.float32 and conv3d_memory_defect():
             not_compiled = "compiled convolutions take three times the memory with this cuDNN; 9.15 cures it"
             settings = replace(settings, compile=None)
-    budget, origin = budget_of(settings, vae.device)
-    attempt = 0
+    budget, origin, attempt = 0, "", 0
     shortage: torch.OutOfMemoryError | None = None
     while True:
         if vae.dtype == torch.float16 and task.stage in loaded.overflowed:
             vae = loaded.in_bfloat16()
             report.note(f"values beyond float16's range: {task.stage}d in bfloat16 instead")
+        if not budget:  # what is free beside the copy in bfloat16
+            budget, origin = budget_of(settings, vae.device)
         try:
             plan = make_plan(vae, task, tuple(x.shape[1:]), settings, budget)
         except InputError:
@@ -213,13 +214,7 @@ def _run(
         release_cache(vae.device)
     if vae.device.type == "cuda":
         torch.cuda.synchronize(vae.device)
-    describe(report, vae, task, settings, job.plan, origin, job.kernels)
-    report.set(graphs_record(settings, job.network))
-    if asked.compile is not None and settings.compile is None:
-        reason = not_compiled or "slices are recorded as they are, without a compiler: see cuda_graphs"
-        report.set(OptimizationRecord("torch_compile", "on", "off", reason, failed=bool(not_compiled)))
-    for note in job.notes:
-        report.note(note)
+    describe(report, job, asked, budget_origin=origin, not_compiled=not_compiled)
     report.facts["seconds"] = round(time.perf_counter() - started, 3)
 
 

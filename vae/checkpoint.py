@@ -26,9 +26,9 @@ SHOWN = 4
 
 
 def is_video_vae(source: str | Path | Iterable[str]) -> bool:
-    """Whether a .safetensors file, or the keys of a state dict, are those of a VAE of this architecture.
+    """Return whether a .safetensors file, or the keys of a state dict, are those of a VAE of this architecture.
 
-    A file that is missing, truncated or of another format is simply none. Only the file's header is read.
+    False for a file that is missing, truncated or of another format. Only the file's header is read.
     """
     if isinstance(source, (str, Path)):
         try:
@@ -138,7 +138,7 @@ def rename(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a .safetensors file, from its header alone.
+    """Return the shapes of all tensors of a .safetensors file, from its header alone.
 
     Raises:
         ModelFileError: no such file, not a safetensors file, or shorter than its header says.
@@ -170,7 +170,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of "auto" or of a torch device name. Raises InputError for a device that is not there."""
+    """Return the device of "auto" or of a torch device name. Raises InputError for a device that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -183,7 +183,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype of "auto" or of a name. Raises InputError for another name."""
+    """Return the dtype of "auto" or of a name. Raises InputError for another name."""
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.float16
     if dtype not in DTYPES:

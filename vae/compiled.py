@@ -10,25 +10,23 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..fallback import describe
-from .network.execution import Execution
+from .network.execution import Execution, Network
 from .network.model import VideoVAE
 from .planner import Task
 from .settings import VaeSettings
-
-Network = Callable[[torch.Tensor, Execution], torch.Tensor]
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.25}
 """Largest difference from uncompiled code, of the standard deviation of a slice. Sums in another order stay far below;
 code that is wrong is off by more than one."""
 OWN_GRAPHS = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
-"""Inductor's modes that record CUDA graphs, and what is left of them without."""
+"""Inductor's modes that record CUDA graphs, each with the mode that does the rest of it, None for the default."""
 
 
 class CompiledCodeError(RuntimeError):

@@ -63,15 +63,15 @@ class VaeConfig:
         return 2**self.temporal_scale_num
 
     def halves_time(self, down_block: int) -> bool:
-        """Whether encoder level `down_block` halves time as well as space."""
+        """Return whether encoder level `down_block` halves time as well as space."""
         return self.levels - 1 - self.temporal_scale_num <= down_block < self.levels - 1
 
     def doubles_time(self, up_block: int) -> bool:
-        """Whether decoder level `up_block` doubles time as well as space."""
+        """Return whether decoder level `up_block` doubles time as well as space."""
         return up_block < min(self.temporal_scale_num, self.levels - 1)
 
     def frames(self, latent_frames: int) -> int:
-        """Frames that so many latent frames decode to: 4 (T' - 1) + 1 with the shipped checkpoint."""
+        """Return the number of frames that latent frames decode to: 4 (T' - 1) + 1 with the shipped checkpoint."""
         return self.temporal_factor * (latent_frames - 1) + 1
 
     def decoded_shape(self, latents: tuple[int, ...]) -> tuple[int, int, int, int, int]:
@@ -81,7 +81,7 @@ class VaeConfig:
         return batch, self.out_channels, self.frames(frames), height * factor, width * factor
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames that so many frames encode to."""
+        """Return the number of latent frames that frames encode to."""
         return (frames - 1) // self.temporal_factor + 1
 
 
@@ -115,7 +115,7 @@ def infer_config(shapes: Shapes, *, norm_num_groups: int | None = None) -> VaeCo
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """How many of `pattern.format(0)`, `pattern.format(1)`, ... exist. Raises KeyError when not even the first does."""
+    """Return how many of `pattern.format(0)`, `pattern.format(1)`, ... exist. Raises KeyError where none does."""
     number = 0
     while pattern.format(number) in shapes:
         number += 1

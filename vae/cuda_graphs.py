@@ -24,11 +24,9 @@ import torch
 
 from ..fallback import describe
 from ..memory import device_memory
-from .network.execution import CarriedFrames, Execution
+from .network.execution import CarriedFrames, Execution, Network
 
 log = logging.getLogger(__name__)
-
-Network = Callable[[torch.Tensor, Execution], torch.Tensor]
 
 CAPACITY = 4
 """Graphs kept: the steady slice of a clip, for a few sizes of tiles at its edges."""
@@ -47,7 +45,7 @@ class Recording(Protocol):
 
 
 class Backend(Protocol):
-    """What records graphs, and knows the memory of its device."""
+    """Records graphs, and knows the memory of its device."""
 
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
         """Record what `function` does, without doing it."""
@@ -108,7 +106,7 @@ class _Recorded:
         return self.recording.bytes + sum(t.nbytes for t in (self.x, *self.frames.values()))
 
     def run(self, x: torch.Tensor, state: CarriedFrames) -> torch.Tensor:
-        """One slice of a stream, whose frames are adopted."""
+        """Run one slice of a clip, and adopt the clip's carried frames."""
         former = self.owner() if self.owner is not None else None
         if former is not None and former is not state:
             former.frames = {name: frames.clone() for name, frames in former.frames.items()}
@@ -163,7 +161,7 @@ class GraphedNetwork:
         return len(self._recorded)
 
     def __call__(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
-        """One slice, as a graph where there is one."""
+        """Run one slice, as a graph where there is one."""
         if not self._steady(x, run):
             return self._ungraphed(x, run)
         key = _key(x, run)
@@ -241,6 +239,6 @@ class GraphedNetwork:
 
 
 def _key(x: torch.Tensor, run: Execution) -> Hashable:
-    """What a graph is good for."""
+    """The kind of slice that a graph is good for."""
     frames = tuple(sorted((name, tuple(t.shape), t.stride()) for name, t in run.state.frames.items()))
     return tuple(x.shape), x.stride(), x.dtype, str(x.device), run.layout, run.kernels.choice, frames

@@ -13,10 +13,10 @@ import torch
 from ..callbacks import Callbacks
 from ..errors import FastDiffusersError
 from .compiled import compiled_network
-from .cuda_graphs import CudaBackend, GraphedNetwork, Network
+from .cuda_graphs import CudaBackend, GraphedNetwork
 from .kernels import Kernels
 from .kernels.conv_choice import rules
-from .network.execution import CarriedFrames, Execution
+from .network.execution import CarriedFrames, Execution, Network
 from .network.model import VideoVAE
 from .planner import Plan, Task, slices
 from .reference_blending import ReferenceCanvas, reference_axis
@@ -176,11 +176,9 @@ class Job:
         return Canvas(out, rows, columns, self.task.place, copier_for(self.vae.device, out.device))
 
     def _crop(self, clip: torch.Tensor, rows: TileAxis, row: int, columns: TileAxis, column: int) -> torch.Tensor:
-        """What a tile sees of a clip [C, T, H, W]; the last one sees everything up to the border."""
+        """Return what a tile sees of a clip [C, T, H, W]; the last tile sees everything up to the border."""
         bounds = []
         for axis, index, size in ((rows, row, clip.shape[2]), (columns, column, clip.shape[3])):
-            last = index == len(axis) - 1
-            bounds.append(
-                slice(axis.starts[index] * self.task.crop, size if last else axis.stops[index] * self.task.crop)
-            )
+            stop = size if index == len(axis) - 1 else axis.stops[index] * self.task.crop
+            bounds.append(slice(axis.starts[index] * self.task.crop, stop))
         return clip[..., bounds[0], bounds[1]]

@@ -6,7 +6,7 @@ alive at once is counted. So it cannot drift away from the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -19,13 +19,13 @@ from ..memory import GIB, LiveBytes, device_memory
 from .config import VaeConfig
 from .kernels import Kernels
 from .kernels.eager import chunk_bytes
-from .network.execution import CarriedFrames, Execution, Layout
+from .network.execution import CarriedFrames, Execution, Layout, Network
 from .network.model import VideoVAE
 from .network.strips import Axis, Block, blocks, cut
 from .settings import VaeSettings, pair
 
 FREE_SHARE = 0.85
-"""Of the free memory; the rest is for library workspaces and fragmentation, which the estimate does not see."""
+"""Share of the free memory that is used; the estimate does not see library workspaces and fragmentation."""
 STRIP = 16 << 20
 """Bytes of temporaries per strip on a processor: they stay near its caches, larger ones are slower."""
 SMALLEST_TILE = 64
@@ -51,7 +51,7 @@ class Task:
     place: int
     frames: int
 
-    def network(self, vae: VideoVAE) -> Callable[[torch.Tensor, Execution], torch.Tensor]:
+    def network(self, vae: VideoVAE) -> Network:
         return vae.decode_slice if self.stage == "decode" else vae.encode_slice
 
 
@@ -181,7 +181,7 @@ def _tiled(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSetti
 
 
 def overlap_refusal(settings: VaeSettings, device: torch.device) -> str:
-    """Why two tiles are not worked on at a time, or "" where only their memory decides."""
+    """Return why two tiles are not worked on at a time, or "" where only their memory decides."""
     if not settings.overlap_tiles:
         return "off"
     if device.type != "cuda":
@@ -226,12 +226,12 @@ class DryRun:
         )
 
     def peak(self, layout: Layout, offloaded: bool = False) -> int:
-        """Bytes alive at once with this layout."""
+        """Return the bytes alive at once with this layout."""
         live, carried = _count(self.case, Execution, layout)
         return live - carried if offloaded else live
 
     def base(self, tail_frames: int, offloaded: bool = False) -> int:
-        """The same with strips of a single cell: what no cut can avoid."""
+        """Return the bytes alive at once with strips of a single cell: the least that any cut needs."""
         live, carried = _count(self.case, _SingleCell, Layout(workspace=1, tail_frames=tail_frames))
         return live - carried if offloaded else live
 

@@ -1,4 +1,4 @@
-"""What was active during a decode or encode, as records: one per row of the optimizations a video VAE can have."""
+"""The report of a decode or encode: one record for each optimization that a video VAE can have."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import torch
 from ..memory import GIB, conv3d_memory_defect
 from ..report import OptimizationRecord, OptimizationReport
 from .cuda_graphs import GraphedNetwork
-from .kernels import Kernels
+from .engine import Job
 from .network.convolution import CHOICE
-from .network.model import VideoVAE
-from .planner import Plan, Task, overlap_refusal
+from .planner import Plan, overlap_refusal
 from .settings import VaeSettings
 
 
 def describe(
-    report: OptimizationReport,
-    vae: VideoVAE,
-    task: Task,
-    settings: VaeSettings,
-    plan: Plan,
-    budget_origin: str,
-    kernels: Kernels,
+    report: OptimizationReport, job: Job, asked: VaeSettings, *, budget_origin: str, not_compiled: str
 ) -> None:
-    """Write the records and facts of a finished job into the report."""
+    """Write the records and facts of a finished job into the report.
+
+    Args:
+        asked: the caller's settings; the job's own may do without a compiler.
+        budget_origin: where the memory budget comes from.
+        not_compiled: what went wrong with compiling, or "".
+    """
+    vae, settings, plan, kernels = job.vae, job.settings, job.plan, job.kernels
     layout = plan.layout
     if plan.tiles:
         applied = f"tiles of {' x '.join(map(str, plan.tiles))}, overlap {settings.tile_overlap}, {settings.blending}"
@@ -33,11 +33,11 @@ def describe(
         applied = "exact strips"
     report.set(OptimizationRecord("spatial", settings.mode, applied, plan.reason, _peak(plan, budget_origin)))
     frames = layout.tail_frames or "all"
-    asked = str(settings.temporal_slice or "auto")
+    size = str(settings.temporal_slice or "auto")
     applied = f"{plan.temporal_slice} latent frame(s) per slice, {frames} frames at a time at full resolution"
-    report.set(OptimizationRecord("temporal_slices", asked, applied))
+    report.set(OptimizationRecord("temporal_slices", size, applied))
     report.set(_overlap_record(settings, plan, vae.device))
-    report.set(_compile_record(settings, plan))
+    report.set(_compile_record(settings, asked, plan, not_compiled))
     report.set(OptimizationRecord("precision", "as loaded", str(vae.dtype).removeprefix("torch.")))
     used = ", ".join(f"{operation}: {name}" for operation, name in kernels.used.items())
     reason = "; ".join(f"{name}: {why}" for name, why in kernels.refusals().items())
@@ -47,7 +47,10 @@ def describe(
         applied = "cuDNN called directly" if active else "not needed"
         report.set(OptimizationRecord("cudnn_conv3d", "auto", applied, f"cuDNN {torch.backends.cudnn.version()}"))
         report.set(_convolution_record(settings))
-    report.facts["stage"] = task.stage
+    report.set(_graphs_record(job))
+    for note in job.notes:
+        report.note(note)
+    report.facts["stage"] = job.task.stage
     report.facts["device"] = str(vae.device)
     report.facts["torch"] = torch.__version__
     report.facts["estimated_peak_gib"] = round(plan.peak / GIB, 3)
@@ -58,19 +61,23 @@ def _peak(plan: Plan, budget_origin: str) -> str:
     return f"about {plan.peak / GIB:.2f} GiB above weights and output, of {allowed}"
 
 
-def _compile_record(settings: VaeSettings, plan: Plan) -> OptimizationRecord:
-    if settings.compile is None:
+def _compile_record(settings: VaeSettings, asked: VaeSettings, plan: Plan, not_compiled: str) -> OptimizationRecord:
+    if asked.compile is None:
         return OptimizationRecord("torch_compile", "off", "off")
-    asked = ", ".join(f"{k}={v}" for k, v in settings.compile.items()) or "defaults"
+    if settings.compile is None:
+        reason = not_compiled or "slices are recorded as they are, without a compiler: see cuda_graphs"
+        return OptimizationRecord("torch_compile", "on", "off", reason, failed=bool(not_compiled))
+    options = ", ".join(f"{k}={v}" for k, v in settings.compile.items()) or "defaults"
     if plan.layout.uncut:
-        return OptimizationRecord("torch_compile", asked, "one graph per slice")
+        return OptimizationRecord("torch_compile", options, "one graph per slice")
     reason = "strips would become one huge graph; whole planes compile: mode whole, or a larger budget"
-    return OptimizationRecord("torch_compile", asked, "off", reason, failed=True)
+    return OptimizationRecord("torch_compile", options, "off", reason, failed=True)
 
 
-def graphs_record(settings: VaeSettings, network: object) -> OptimizationRecord:
-    """What came of the CUDA graphs of a job that ran by `network`."""
-    if not settings.cuda_graphs:
+def _graphs_record(job: Job) -> OptimizationRecord:
+    """The record of the CUDA graphs."""
+    network = job.network
+    if not job.settings.cuda_graphs:
         return OptimizationRecord("cuda_graphs", "off", "off")
     if not isinstance(network, GraphedNetwork):
         return OptimizationRecord("cuda_graphs", "on", "off", "there is no CUDA device", failed=True)
@@ -82,7 +89,7 @@ def graphs_record(settings: VaeSettings, network: object) -> OptimizationRecord:
 
 
 def _overlap_record(settings: VaeSettings, plan: Plan, device: torch.device) -> OptimizationRecord:
-    """Whether two tiles were at work at a time."""
+    """The record of two tiles at a time."""
     refusal = overlap_refusal(settings, device)
     if not settings.overlap_tiles:
         return OptimizationRecord("overlap_tiles", "off", "off")
@@ -95,7 +102,7 @@ def _overlap_record(settings: VaeSettings, plan: Plan, device: torch.device) -> 
 
 
 def _convolution_record(settings: VaeSettings) -> OptimizationRecord:
-    """Which convolutions were chosen in this process, and why others were not."""
+    """The record of the convolutions chosen in this process, and why others were not."""
     if settings.kernels != "auto":
         return OptimizationRecord("convolution", settings.kernels, "conv3d")
     asked = "auto, float16 sums" if settings.fp16_accumulation else "auto"

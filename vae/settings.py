@@ -1,4 +1,4 @@
-"""What a caller can choose about a decode or an encode. Pure data: no torch."""
+"""The settings of a decode or an encode. Pure data: no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINIMUM_TILE = 16
 
 @dataclass(frozen=True)
 class VaeSettings:
-    """How one decode or encode is run.
+    """How one decode or encode runs.
 
     Attributes:
         mode: "whole" runs planes in one piece; "exact" in row (and column) strips with shared statistics, with the

@@ -22,34 +22,25 @@ import torch
 log = logging.getLogger(__name__)
 
 
-class FrameCopier(Protocol):
-    """Copies frames to where they are put together."""
+class FrameCopier:
+    """Copies frames directly to where they are put together."""
 
     def copy(self, target: torch.Tensor, frames: torch.Tensor) -> None:
         """Copy `frames` to `target`, of the same shape and any dtype and strides; may return before it is done.
 
         `frames` may be overwritten right after, by work on the current stream.
         """
-
-    def finish(self) -> None:
-        """Return when all copies are done."""
-
-
-class DirectCopier:
-    """Copies on the spot."""
-
-    def copy(self, target: torch.Tensor, frames: torch.Tensor) -> None:
         target.copy_(frames)
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """Return when all copies are done."""
 
 
 class CopyStream(Protocol):
     """A way from a card to main memory beside the one that computes."""
 
     def start(self, target: torch.Tensor, staged: torch.Tensor) -> Callable[[], None]:
-        """Begin a copy behind all that is queued so far; what comes back waits for its end."""
+        """Begin a copy behind all that is queued so far, and return a function that waits for its end."""
 
     def buffer(self, like: torch.Tensor) -> torch.Tensor | None:
         """Page-locked main memory of that shape and those strides, or None where the system gives none."""
@@ -94,7 +85,7 @@ class _UnderWay(NamedTuple):
     target: torch.Tensor
 
 
-class OverlappedCopier:
+class OverlappedCopier(FrameCopier):
     """Copies beside the computation.
 
     Args:
@@ -143,9 +134,9 @@ class OverlappedCopier:
 
 
 def copier_for(source: torch.device, target: torch.device) -> FrameCopier:
-    """What copies from `source` to `target`: beside the computation when frames leave a card for main memory."""
+    """Return what copies from `source` to `target`, beside the computation from a CUDA card to main memory."""
     stream = copy_stream(source) if target.type == "cpu" else None
-    return DirectCopier() if stream is None else OverlappedCopier(stream)
+    return FrameCopier() if stream is None else OverlappedCopier(stream)
 
 
 def copy_stream(device: torch.device) -> CopyStream | None:
@@ -181,7 +172,7 @@ class Gathering:
         self.written = 0
         self._total, self._device = total, device
         self._whole: torch.Tensor | None = None
-        self._copier: FrameCopier = DirectCopier()
+        self._copier: FrameCopier = FrameCopier()
 
     def add(self, run: torch.Tensor) -> None:
         """Take the next run, [B, C, t, H, W]; it may be overwritten right after."""
@@ -194,40 +185,29 @@ class Gathering:
         self.written += count
 
     def frames(self) -> torch.Tensor | None:
-        """All of them, [B, C, T, H, W] in the dtype of the runs; None where there was no run."""
+        """Return all of them, [B, C, T, H, W] in the dtype of the runs; None where there was no run."""
         self._copier.finish()
         return None if self._whole is None else self._whole[:, :, : self.written]
 
 
-class TileStreams(Protocol):
-    """Streams on which tiles are computed without waiting for each other.
+class TileStreams:
+    """The streams that tiles are computed on: here the caller's own, for one tile at a time.
 
-    Attributes: count: of them, and of tiles at a time.
+    Attributes: count: of streams, and of tiles at a time.
     """
 
-    count: int
+    count = 1
 
     def queue(self, index: int) -> AbstractContextManager[object]:
         """Run what is queued inside the `with` block on that stream, behind what the caller queued before."""
+        return nullcontext()
 
     def fetch(self, index: int, made: torch.Tensor) -> None:
         """Have what the caller queues from now on wait for all that the stream was given; it may read `made` then."""
 
 
-class CallersStream:
-    """The caller's own stream: one tile at a time."""
-
-    count = 1
-
-    def queue(self, index: int) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def fetch(self, index: int, made: torch.Tensor) -> None:
-        """Nothing to wait for: it is the caller's own work."""
-
-
-class CudaTileStreams:
-    """Streams of a CUDA card."""
+class CudaTileStreams(TileStreams):
+    """Streams of a CUDA card that do not wait for each other."""
 
     def __init__(self, device: torch.device, count: int) -> None:
         self.count = count
@@ -248,7 +228,7 @@ class CudaTileStreams:
 @lru_cache(maxsize=8)
 def tile_streams(device: torch.device, count: int) -> TileStreams:
     """Return streams for so many tiles at a time. The same ones for every job: torch keeps each one's memory apart."""
-    return CudaTileStreams(device, count) if device.type == "cuda" and count > 1 else CallersStream()
+    return CudaTileStreams(device, count) if device.type == "cuda" and count > 1 else TileStreams()
 
 
 def dense(x: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

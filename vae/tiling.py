@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .streams import DirectCopier, FrameCopier
+from .streams import FrameCopier
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Canvas:
         self.out = out
         self.rows, self.columns = rows, columns
         self.place = place
-        self.copier = copier or DirectCopier()
+        self.copier = copier or FrameCopier()
         self.tiled = len(rows) * len(columns) > 1
         if self.tiled:
             out.zero_()

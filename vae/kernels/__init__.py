@@ -1,9 +1,9 @@
 """The operations that have more than one implementation, behind one dispatcher.
 
-An implementation is a module of this folder with a `NAME`, a function `unavailable(device) -> str` (why it cannot run
-there, or "") and any of the operations of `Kernels`, with the same signatures. `eager` and `plain` need nothing
-but PyTorch; fused ones are listed in `FUSED`, best first, and are imported when first asked for. Those that say
-`WRITES_PADDING` fill a whole `Padded` buffer themselves; for the others it is done after them.
+An implementation is a module of this folder with a `NAME` and any of the operations of `Kernels`, with the same
+signatures. `eager` and `plain` need nothing but PyTorch and have all of them. Fused ones are listed in `FUSED`, best
+first, and imported when first asked for; their function `unavailable(device) -> str` says why they cannot run there, or
+"". Those that say `WRITES_PADDING` fill a whole `Padded` buffer themselves; for the others it is done after them.
 
 A fused operation is probed at its first use for each kind of input (`Key`): it runs once on a small input and must
 agree with its eager twin. Whatever goes wrong there switches it off for that key, with the reason kept for the report,
@@ -168,7 +168,7 @@ class Kernels:
         return self._run("rms_norm_silu", x, weight, bias, activation=activation, out=out)
 
     def refusals(self) -> dict[str, str]:
-        """Why fused implementations were switched off in this process: {"name, operation, dtype": reason}."""
+        """Return {"name, operation, dtype": reason} of the fused implementations switched off in this process."""
         with _lock:
             return {f"{name}, {key.operation}, {key.dtype}": reason for (key, name), reason in _refusals.items()}
 

@@ -23,7 +23,7 @@ class CannotServeError(RuntimeError):
 
 
 def unavailable(device: torch.device | str) -> str:
-    """Why the package has nothing for tensors of `device`, or ""."""
+    """Return why the package has nothing for tensors of `device`, or ""."""
     kind = torch.device(device).type
     if kind not in BACKENDS:
         return f"it has no compiled kernels for {kind} tensors"

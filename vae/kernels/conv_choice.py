@@ -1,4 +1,4 @@
-"""Which convolution runs fastest is not known beforehand: it is measured once for each shape, and saved.
+"""Measures once for each shape which convolution runs fastest, and saves the choice.
 
 Every candidate is first checked against PyTorch's own conv3d on the very input at hand; one that fails, or whose result
 differs by more than rounding, is out for that shape, with the reason kept. What was chosen can be saved in a file
@@ -51,7 +51,7 @@ _rules: ContextVar[Rules] = ContextVar("convolution_rules", default=NOTHING_ELSE
 
 
 class ConvKey(NamedTuple):
-    """What a choice holds for.
+    """The kind of convolution that a choice holds for.
 
     Attributes:
         device, dtype: as text.
@@ -149,7 +149,7 @@ class ConvChoice:
         self._chosen: dict[ConvKey, str] = {}
         self._guard = threading.RLock()
         self.seconds: dict[ConvKey, dict[str, float]] = {}
-        """What was measured in this process, by key and name."""
+        """Seconds measured in this process, by key and name."""
         self.refusals: dict[tuple[str, str], str] = {}
         """Why a candidate was refused, by (name, dtype and weight shape)."""
 
@@ -188,7 +188,7 @@ class ConvChoice:
         return self._conv3d(x, weight, bias, stride)
 
     def used(self) -> dict[str, int]:
-        """How many shapes each convolution was chosen for."""
+        """Return the number of shapes that each convolution was chosen for."""
         names = list(self._chosen.values())
         return {name: names.count(name) for name in dict.fromkeys(names)}
 
@@ -231,7 +231,7 @@ class ConvChoice:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> bool:
-        """Whether the candidate runs and gives what conv3d gives."""
+        """Return whether the candidate runs and gives what conv3d gives."""
         try:
             actual = candidate.run(x, weight, bias, key.stride)
             if actual.shape != expected.shape:

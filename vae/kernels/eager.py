@@ -20,18 +20,18 @@ CHUNK_BYTES = 4 << 20
 CARD_CHUNK_BYTES = 64 << 20
 """The same on a card, where every piece costs two dozen launches."""
 SHORTEST = 1e-12
-"""What torch.nn.functional.normalize divides by at the least."""
+"""The least that torch.nn.functional.normalize divides by."""
 
 
 class Statistics(NamedTuple):
-    """What a GroupNorm needs to know of its input. Attributes: mean, rstd, each float32 [B, T, groups]."""
+    """Mean and reciprocal standard deviation for a GroupNorm. Attributes: mean, rstd, each float32 [B, T, groups]."""
 
     mean: torch.Tensor
     rstd: torch.Tensor
 
 
 class Moments(NamedTuple):
-    """How many numbers some part of each frame and group has, their mean and the sum of their squared deviations.
+    """Count, mean and sum of squared deviations of the numbers in a part of each frame and group.
 
     Attributes: size: numbers per group; mean, deviations: float32 [B, T, groups].
     """
@@ -51,11 +51,6 @@ class Moments(NamedTuple):
     def statistics(self, eps: float) -> Statistics:
         """Mean and reciprocal standard deviation, `1 / sqrt(variance + eps)`."""
         return Statistics(self.mean, torch.rsqrt(self.deviations / self.size + eps))
-
-
-def unavailable(device: torch.device | str) -> str:
-    """Never: these are PyTorch's own operations."""
-    return ""
 
 
 def group_norm_silu(

@@ -20,7 +20,7 @@ NO_BORDER = Border()
 
 
 class Padded(NamedTuple):
-    """Where an operation writes, its surroundings included.
+    """The buffer that an operation writes, and what surrounds the cells it computes.
 
     Attributes:
         buffer: [B, C, front + T, top + H + bottom, left + W + right], any strides.

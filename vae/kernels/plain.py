@@ -10,11 +10,6 @@ from .eager import Moments, Statistics
 NAME = "plain"
 
 
-def unavailable(device: torch.device | str) -> str:
-    """Never: these are PyTorch's own operations."""
-    return ""
-
-
 def group_norm_silu(
     x: torch.Tensor,
     weight: torch.Tensor,

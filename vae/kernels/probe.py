@@ -33,7 +33,7 @@ def probe(
     *,
     pads: bool = False,
 ) -> str:
-    """Why `function` must not be used for this kind of input, or "".
+    """Return why `function` must not be used for this kind of input, or "".
 
     Args:
         pads: it fills padded buffers whole, and has to prove it.
@@ -91,7 +91,7 @@ def _cases(
 def _places(
     expected: torch.Tensor | Moments, channels_last: bool, *, pads: bool
 ) -> Iterator[tuple[torch.Tensor | Padded | None, torch.Tensor | Moments]]:
-    """Where an operation writes in earnest, each with what has to be there: the inside of a padded buffer, and, where
+    """The places where an operation writes, each with what has to be there: the inside of a padded buffer, and, where
     it fills such a buffer whole, all of it. The buffers are full of NaN."""
     if not isinstance(expected, torch.Tensor):
         yield None, expected

@@ -20,7 +20,7 @@ __all__ = ["NAME", "rms_norm_silu", "unavailable"]
 NAME = "triton_rms_norm"
 WRITES_PADDING = True
 LONGEST_NORM = 1e-12
-"""What torch.nn.functional.normalize divides by at the least."""
+"""The least that torch.nn.functional.normalize divides by."""
 _MOST_CHANNELS = 1024
 """More do not fit a program's registers at once, and are read a second time."""
 

@@ -22,7 +22,7 @@ _LONGEST_CHANNEL_RUN = 128
 
 
 def unavailable(device: torch.device | str) -> str:
-    """Why no Triton kernel can run on tensors of `device`, or ""."""
+    """Return why no Triton kernel can run on tensors of `device`, or ""."""
     kind = torch.device(device).type
     if INTERPRETED:
         return "" if kind == "cpu" else "Triton's interpreter works on the CPU"
@@ -34,7 +34,7 @@ def unavailable(device: torch.device | str) -> str:
 
 
 class ProgramShape(NamedTuple):
-    """What one Triton program works on at a time.
+    """The part of a tensor that one Triton program works on at a time.
 
     Attributes: channels, cells: powers of two; warps: of 32 threads.
     """
@@ -58,7 +58,7 @@ class Walk(NamedTuple):
 
 
 def walk(*tensors: torch.Tensor, border: Border = NO_BORDER) -> Walk:
-    """The same walk over tensors whose last two sizes agree; with a border, the rows stay apart."""
+    """Return one walk over tensors whose last two sizes agree; with a border, the rows stay apart."""
     rows, columns = tensors[0].shape[-2:]
     strides = [tensor.stride() for tensor in tensors]
     if columns == 1 and border == NO_BORDER:
@@ -70,7 +70,7 @@ def walk(*tensors: torch.Tensor, border: Border = NO_BORDER) -> Walk:
 
 
 def program_shape(channels: int, columns: int, strides: Iterable[tuple[int, int, int, int, int]]) -> ProgramShape:
-    """The shape with long runs in memory for every tensor of a walk.
+    """Return a shape with long runs in memory for every tensor of a walk.
 
     Args:
         channels: C.

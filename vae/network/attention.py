@@ -38,7 +38,7 @@ class FrameAttention(nn.Module):
         return x
 
     def _attend(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
-        """What attention adds to `x` [B, C, T, H, W]."""
+        """Return what attention adds to `x` [B, C, T, H, W]."""
         batch, channels, frames, height, width = x.shape
         norm = self.group_norm
         normalised = run.kernels.group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps, activation=False)

@@ -98,10 +98,7 @@ class CausalConv3d(nn.Conv3d):
                 result = conv3d(buffer[:, :, : kernel.reads], kernel.weight, self.bias, self.stride)
                 made = slice(kernel.frame, kernel.frame + result.shape[2])
                 target = out[:, :, made, slice(*block.rows[:2]), slice(*block.columns[:2])]
-                if add:
-                    target.add_(result)
-                else:
-                    target.copy_(result)
+                target.add_(result) if add else target.copy_(result)
                 del result
             if kept is not None:
                 carry_frames(buffer, kept, block)

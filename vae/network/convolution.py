@@ -26,7 +26,7 @@ def conv3d(
 
 
 def on_card(x: torch.Tensor) -> bool:
-    """Whether convolutions of x are cuDNN's (or MIOpen's)."""
+    """Return whether cuDNN (or MIOpen) convolves x."""
     return x.is_cuda
 
 
@@ -43,18 +43,18 @@ def torch_conv3d(
 
 
 CHOICE = ConvChoice(torch_conv3d, saved=SAVED)
-"""What was measured and chosen in this process, by shape."""
+"""The convolutions chosen in this process, by shape."""
 
 
 def bias_of(conv: nn.Conv3d) -> torch.Tensor:
-    """The bias [O], zeros where there is none."""
+    """Return the bias [O], zeros where there is none."""
     return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
 
 
 def bias_is_a_pass(x: torch.Tensor) -> bool:
-    """Whether PyTorch adds a bias to a convolution of x in a pass of its own, so that it is better added later.
+    """Return whether PyTorch adds a bias to a convolution of x in a pass of its own, so that it is better added later.
 
-    So it does on cards, whatever convolves there; oneDNN adds it on the way.
+    It does on cards, whatever convolves there; oneDNN adds it on the way.
     """
     return on_card(x)
 
@@ -70,8 +70,8 @@ def copy_biased(target: torch.Tensor, result: torch.Tensor, bias: torch.Tensor |
 
 
 def unfolds(x: torch.Tensor) -> bool:
-    """Whether PyTorch would take this CPU input for too small for oneDNN, and copy it once per kernel tap instead.
+    """Return whether PyTorch would take this CPU input for too small for oneDNN, and copy it once per kernel tap.
 
-    Strips and single frames are that small; what it costs is memory, and several times the time.
+    Strips and single frames are that small. The copies cost memory, and several times the time.
     """
     return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()

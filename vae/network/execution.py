@@ -1,7 +1,8 @@
-"""How one call of the networks runs. Handed down with every call, so that the modules themselves hold no state."""
+"""How one call of the networks runs. It is handed down with every call, so that the modules hold no state."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,16 +21,16 @@ class CarriedFrames:
     def __init__(self, device: torch.device | None = None) -> None:
         self.frames: dict[str, torch.Tensor] = {}
         self.device = device
-        """Where the frames wait; None means where they were made."""
+        """The device that holds the frames; None for the one that made them."""
 
     def copy(self) -> CarriedFrames:
-        """The same frames in memory of their own: a slice can be run twice."""
+        """Return the same frames in memory of their own, so that a slice can be run twice."""
         twin = CarriedFrames(self.device)
         twin.frames = {name: frames.clone() for name, frames in self.frames.items()}
         return twin
 
     def get(self, name: str) -> torch.Tensor | None:
-        """The carried frames [B, C, m, H, W], or None at the beginning of a clip."""
+        """Return the carried frames [B, C, m, H, W], or None at the beginning of a clip."""
         return self.frames.get(name)
 
     def keep(self, name: str, frames: int, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor | None:
@@ -48,7 +49,7 @@ class CarriedFrames:
 
 @dataclass(frozen=True)
 class Layout:
-    """How planes are cut.
+    """How planes are cut into strips.
 
     Attributes:
         rows, columns: fixed numbers of strips; 0 = as `workspace` asks.
@@ -101,17 +102,21 @@ class Execution:
         return list(blocks(cut(rows, height), cut(columns, width)))
 
 
+Network = Callable[[torch.Tensor, Execution], torch.Tensor]
+"""One slice [B, C, T, H, W] through a network, or through a part of one."""
+
+
 def empty(shape: tuple[int, ...], like: torch.Tensor, *, device: torch.device | None = None) -> torch.Tensor:
-    """Uninitialised memory of `shape` in the dtype, device and memory layout of the 5-D tensor `like`."""
+    """Return uninitialised memory of `shape` in the dtype, device and memory layout of the 5-D tensor `like`."""
     layout = torch.channels_last_3d if is_channels_last(like) else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=device or like.device, memory_format=layout)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether neighbouring channels are neighbours in memory, also for views into a larger tensor."""
+    """Return whether neighbouring channels are neighbours in memory, also for views into a larger tensor."""
     return x.stride(1) == 1 and x.shape[1] > 1
 
 
 def region(x: torch.Tensor, rows: Span, columns: Span) -> torch.Tensor:
-    """What a block reads of a tensor [B, C, T, H, W]."""
+    """Return the view of a tensor [B, C, T, H, W] that a block reads."""
     return x[..., rows.read_start : rows.read_stop, columns.read_start : columns.read_stop]

@@ -15,11 +15,9 @@ from torch import nn
 from ..config import VaeConfig
 from .blocks import DownBlock, MidBlock, UpBlock
 from .causal_conv import CausalConv3d
-from .execution import Execution
+from .execution import Execution, Network
 from .sources import Activated
 from .upsampling import Upsampler
-
-Stage = Callable[[torch.Tensor, Execution], torch.Tensor]
 
 
 class Encoder(nn.Module):
@@ -147,7 +145,7 @@ def in_layout(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def by_frames(stage: Stage, x: torch.Tensor, run: Execution) -> torch.Tensor:
+def by_frames(stage: Network, x: torch.Tensor, run: Execution) -> torch.Tensor:
     """Run a stage that leaves time alone a few frames at a time: only those frames' activations are alive.
 
     The stage is causal, so frames carried from piece to piece make it exact, as between slices.

@@ -21,7 +21,7 @@ class Source(Protocol):
     """An input of a convolution."""
 
     x: torch.Tensor
-    """What it is made from; gives device, dtype and memory layout."""
+    """The tensor it is made from; gives device, dtype and memory layout."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ class Activated:
 
     @property
     def cell_bytes(self) -> int:
-        """In half precision one frame at a time passes through float32."""
+        """One frame at a time passes through float32 in half precision."""
         return 0 if self.x.dtype == torch.float32 else 8 * self.shape[1]
 
     def write(self, rows: Span, columns: Span, out: Padded) -> None:
@@ -118,7 +118,7 @@ class Upscaled:
 
 
 def gather(source: Source, memory: torch.Tensor | None, front: int, block: Block) -> torch.Tensor:
-    """One buffer [B, C, front + T, rows, columns], written once: carried frames, the source's frames, zeros around.
+    """Return one buffer [B, C, front + T, rows, columns]: carried frames and the source's, zeros around, written once.
 
     Args:
         source: what is convolved.

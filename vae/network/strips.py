@@ -61,7 +61,7 @@ class Block(NamedTuple):
     columns: Span
 
     def covers(self, rows: Axis, columns: Axis) -> bool:
-        """Whether this is the whole plane."""
+        """Return whether this is the whole plane."""
         height, width = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
         return height == rows.outputs and width == columns.outputs
 
@@ -85,18 +85,8 @@ def cut(axis: Axis, length: int) -> list[Span]:
         read_start, read_stop = max(first, 0), min(end, axis.size)
         next_read = axis.size if stop == total else max(stop * axis.stride - axis.before, 0)
         settled = spans[-1].settled_stop if spans else 0
-        spans.append(
-            Span(
-                start,
-                stop,
-                read_start,
-                read_stop,
-                read_start - first,
-                end - read_stop,
-                settled,
-                max(settled, next_read),
-            )
-        )
+        before, after = read_start - first, end - read_stop
+        spans.append(Span(start, stop, read_start, read_stop, before, after, settled, max(settled, next_read)))
     return spans
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.vae import VaeSettings, VideoVAE, decode, engine, planner, reporting
-from fastdiffusers.vae.streams import CallersStream, tile_streams
+from fastdiffusers.vae.streams import TileStreams, tile_streams
 
 Latents = Callable[..., torch.Tensor]
 TILES = VaeSettings(mode="tiles", tile_size=32, tile_overlap=16, overlap_tiles=True)
@@ -58,7 +58,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> LateStreams:
             yield frame, made
 
     monkeypatch.setattr(engine.Job, "_stream", hidden)
-    monkeypatch.setattr(engine, "tile_streams", lambda device, count: streams if count > 1 else CallersStream())
+    monkeypatch.setattr(engine, "tile_streams", lambda device, count: streams if count > 1 else TileStreams())
     for module in (planner, reporting):
         monkeypatch.setattr(module, "overlap_refusal", lambda settings, device: "" if settings.overlap_tiles else "off")
     return streams
@@ -125,4 +125,4 @@ def test_without_a_card_it_is_refused_and_reported(small: VideoVAE, latents: Lat
     _, report = decode(small, latents(1, 4, 7), TILES)
     assert report["overlap_tiles"].applied == "off"
     assert report["overlap_tiles"].failed
-    assert isinstance(tile_streams(torch.device("cpu"), 2), CallersStream)
+    assert type(tile_streams(torch.device("cpu"), 2)) is TileStreams
