@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...optimizations.components import is_group_offloaded
-
 if TYPE_CHECKING:
     import torch
 
@@ -78,6 +76,8 @@ def replicate_border(buffer: torch.Tensor, pad: tuple[int, ...]) -> None:
 
 def moved_in_parts(decoder: Any) -> str:
     """Why the layers of a decoder cannot be called one by one: something acts when a whole block is called, or ""."""
+    from ...optimizations.components import is_group_offloaded
+
     return "group offload is active on it" if any(map(is_group_offloaded, decoder.modules())) else ""
 
 
