@@ -31,12 +31,11 @@ from ..optimizations.tuning.candidates import Plan
 from ..optimizations.tuning.meters import DeviceMemoryMeter
 from ..pipelines.loading.loader import resolve_device, resolve_dtype
 from ..pipelines.types import PipelineHandle, SampleRequest
-from .architectures import FLUX_DEV, NOTE, QWEN_IMAGE, SMALL_NOTE, WAN22_I2V, Z_IMAGE
+from .architectures import ARCHITECTURES, NOTE, SMALL_NOTE
 from .common import RESULTS, store
 from .quantized import QUANTIZATIONS, OwnMemory, Twins, parse_names, quantization_of
 
 PROMPT = "a lighthouse in the fog"
-ARCHITECTURES = {"flux": FLUX_DEV, "zimage": Z_IMAGE, "qwenimage": QWEN_IMAGE, "wan-i2v": WAN22_I2V}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ knows ComfyUI. Within a room, the wings (its subfolders) have doors of their own
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -284,6 +285,23 @@ def test_a_breach_between_wings_is_noticed(file: str, source: str) -> None:
 )
 def test_what_is_allowed_between_wings_passes(file: str, source: str) -> None:
     assert wing_violations(source, PACK / file) == []
+
+
+def test_the_map_is_the_real_tree() -> None:
+    text = (PACK / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    house = text.split("## The house")[1].split("```")[1]
+    drawn, room = set(), ""
+    for line in filter(str.strip, house.splitlines()):
+        indent, names = re.findall(r"^( *)(\S+(?: \S+/| +\S+\.py)*)", line)[0]
+        for name in names.split():
+            room = name if name.endswith("/") and not indent else room
+            drawn.add(f"{room if indent else ''}{name}".rstrip("/"))
+    there = {path.relative_to(PACK).parts for path in sources()}
+    folders = {"/".join(parts[:-1]) for parts in there if 1 < len(parts) < 4}
+    modules = {parts[0] for parts in there if len(parts) == 1}
+    assert drawn - {"tests", "locales", "web", "example_workflows"} == folders | modules
+    named = re.findall(r"`([\w/]+/\w+\.(?:py|json))`", text)
+    assert [name for name in named if not (PACK / name).is_file()] == []
 
 
 def test_all_rooms_are_looked_at() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastdiffusers.benchmarks import cold_start, compare_settings, gpu_all, quantized
+from fastdiffusers.benchmarks.architectures import ARCHITECTURES
 from fastdiffusers.benchmarks.quantized import OwnMemory, parse_names, quantization_of
 from fastdiffusers.comparison.choices import PLAIN
 from fastdiffusers.comparison.presets import MODEL_BENCHMARKS
@@ -34,7 +35,7 @@ def test_every_list_can_be_compared(name: str) -> None:
     assert full.steps >= small.steps >= 2
     assert (small.width, small.height) == (64, 64)
     assert (full.num_frames, small.num_frames) in ((None, None), (81, 5))
-    assert compare_settings.ARCHITECTURES[benchmark.families[0]]
+    assert ARCHITECTURES[benchmark.families[0]]
 
 
 def test_a_card_measures_every_model() -> None:
