@@ -129,6 +129,8 @@ FLUX_DEV = Architecture("FLUX.1-dev architecture", "flux", _flux)
 QWEN_IMAGE = Architecture("Qwen-Image architecture", "qwenimage", _qwen_image)
 Z_IMAGE = Architecture("Z-Image architecture", "zimage", _z_image)
 WAN22_I2V = Architecture("Wan 2.2 I2V A14B architecture", "wan22-i2v", _wan22_i2v)
+ARCHITECTURES = {"flux": FLUX_DEV, "zimage": Z_IMAGE, "qwenimage": QWEN_IMAGE, "wan-i2v": WAN22_I2V}
+"""By the pipeline family that a preset is meant for."""
 
 
 def build(architecture: Architecture, device: str, dtype: str, full: bool) -> LoadedPipeline:

@@ -26,15 +26,15 @@ import torch
 
 from ..commands.libraries import prepare_libraries
 from ..comparison.choices import PLAIN, settings_of
+from ..comparison.presets import MODEL_BENCHMARKS
 from ..comparison.run import check_active
 from ..optimizations.compile import CACHE_VARIABLES
 from ..optimizations.settings import CompileSettings, OptimizationSettings
 from ..pipelines.generate import run_loaded
 from ..pipelines.loading.loader import resolve_device, resolve_dtype
-from ..pipelines.types import PipelineHandle
+from ..pipelines.types import PipelineHandle, SampleRequest
 from .architectures import FLUX_DEV, NOTE, SMALL_NOTE, build
 from .common import store, table
-from .flux_dev_1024 import FULL, SMALL
 
 WARM = 3
 """Warm pictures of each process; their median counts."""
@@ -54,7 +54,8 @@ def first_and_warm(name: str, device: str, dtype: str, full: bool, backend: str,
     started = time.perf_counter()
     loaded = build(FLUX_DEV, device, dtype, full)
     built = time.perf_counter() - started
-    request = FULL if full else SMALL
+    flux, prompt = MODEL_BENCHMARKS["flux_dev_1024"], SampleRequest("a lighthouse in the fog")
+    request = flux.apply(prompt) if full else flux.small(prompt)
     request = request if steps is None else replace(request, steps=steps)
     base = OptimizationSettings.plain(memory_mode="gpu", compile=CompileSettings(backend=backend))
     settings = settings_of(name, base)

@@ -1,4 +1,8 @@
-"""What the benchmarks of whole models share: compare settings on an architecture, print the table, store it.
+"""Which settings are the fastest for a whole model: `python -m fastdiffusers.benchmarks.compare_settings NAME`.
+
+Plain against compiled blocks, attention kernels, step caches, quantized weights and what goes together, in one process,
+interleaved, on a full-size architecture; the models are rows of `comparison/presets.py`. On a processor it runs a small
+model of the same shape, to try the script itself.
 
 A name in `--compare` may begin with a quantization: "fp8" and "fp8+compile" run on a second pipeline of the same
 weights, quantized, with the same noise; both pipelines lie on the device, and a row's memory leaves the other one out.
@@ -20,34 +24,28 @@ from ..callbacks import Callbacks
 from ..commands.bench import write_results
 from ..commands.libraries import prepare_libraries
 from ..commands.terminal import TerminalProgress
+from ..comparison.presets import MODEL_BENCHMARKS
 from ..comparison.run import ComparisonRun, working
 from ..comparison.table import as_table
 from ..optimizations.tuning.candidates import Plan
 from ..optimizations.tuning.meters import DeviceMemoryMeter
 from ..pipelines.loading.loader import resolve_device, resolve_dtype
 from ..pipelines.types import PipelineHandle, SampleRequest
-from .architectures import NOTE, SMALL_NOTE, Architecture
+from .architectures import ARCHITECTURES, NOTE, SMALL_NOTE
 from .common import RESULTS, store
 from .quantized import QUANTIZATIONS, OwnMemory, Twins, parse_names, quantization_of
 
+PROMPT = "a lighthouse in the fog"
 
-def main(
-    benchmark: str, architecture: Architecture, request: SampleRequest, small_request: SampleRequest, compare: str
-) -> None:
-    """Run as a script.
 
-    Args:
-        benchmark: name of the result files.
-        architecture: what is built.
-        request: the work in full size, on an accelerator.
-        small_request: the work where there is none, or with --small.
-        compare: the choices by default.
-    """
-    parser = argparse.ArgumentParser(description=f"{architecture.name}: which settings are the fastest")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = "; ".join(f"{one.name}: {one.help}" for one in MODEL_BENCHMARKS.values())
+    parser.add_argument("benchmark", choices=MODEL_BENCHMARKS, help=known)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    known = f"as for fastdiffusers bench, {', '.join(QUANTIZATIONS)} in front: a quantized pipeline ({compare})"
-    parser.add_argument("--compare", default=compare, metavar="NAMES", help=known)
+    choices = f"as for fastdiffusers bench, {', '.join(QUANTIZATIONS)} in front: a quantized pipeline"
+    parser.add_argument("--compare", metavar="NAMES", help=choices)
     parser.add_argument("--steps", type=int, help="denoising steps of a run (default: as published)")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--time-limit", type=float, metavar="SECONDS")
@@ -60,9 +58,13 @@ def main(
     full = not args.small and device != "cpu"
     if device == "cpu":
         torch.set_num_threads(1)
-    work = request if full else small_request
-    names = parse_names(args.compare, lambda choices: working(choices, torch.device(device), getattr(torch, dtype)))
-    twins = Twins(architecture, device, dtype, full)
+    benchmark = MODEL_BENCHMARKS[args.benchmark]
+    request = SampleRequest(PROMPT)
+    work = benchmark.apply(request) if full else benchmark.small(request)
+    names = parse_names(
+        args.compare or benchmark.compare, lambda choices: working(choices, torch.device(device), getattr(torch, dtype))
+    )
+    twins = Twins(ARCHITECTURES[benchmark.families[0]], device, dtype, full)
     others = twins.add(dict.fromkeys(filter(None, map(quantization_of, names))))
     run = ComparisonRun(
         PipelineHandle(twins.plain.key, memory_mode="gpu"),
@@ -82,7 +84,7 @@ def main(
     folder = RESULTS if full else args.output
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        print(store(benchmark, {"note": note, "quantized": twins.facts, **found.as_dict()}, device, folder))
+        print(store(benchmark.name, {"note": note, "quantized": twins.facts, **found.as_dict()}, device, folder))
     if args.output is not None:
         write_results(found, args.output)
 
@@ -94,3 +96,7 @@ def _run(run: ComparisonRun, callbacks: Callbacks) -> None:
     except KeyboardInterrupt:
         if not run.started:
             raise
+
+
+if __name__ == "__main__":
+    main()

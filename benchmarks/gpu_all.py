@@ -75,7 +75,8 @@ def commands(part: str, *, small: bool, seconds: float = 0.0) -> list[list[str]]
         options = ["--small"] if small else []
         if seconds and part in TIMED:
             options += ["--time-limit", f"{max(seconds - BUILDING_SECONDS, seconds / 2):.0f}"]
-        return [[*python, f"fastdiffusers.benchmarks.{part}", *options]]
+        script = ["compare_settings", part] if part in MODELS else [part]
+        return [[*python, f"fastdiffusers.benchmarks.{script[0]}", *script[1:], *options]]
     pytest = [*python, "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=short"]
     # The tests' common fixtures need diffusers; those of the kernels do without.
     alone = [] if importlib.util.find_spec("diffusers") else ["--confcutdir=tests/gpu"]

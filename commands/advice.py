@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-GIB = 2**30
+from .environment import GIB
+
 MIB = 2**20
 
 SLOW_IMPORT_SECONDS = 2.0

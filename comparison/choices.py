@@ -15,7 +15,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Choice:
+class Setting:
     """One setting that can be compared with plain.
 
     Attributes:
@@ -60,33 +60,33 @@ def _tiled(settings: OptimizationSettings) -> OptimizationSettings:
 CHOICES = {
     choice.name: choice
     for choice in (
-        Choice(PLAIN, "every optimization off", "", lambda settings: settings),
-        Choice("compile", "torch.compile, the repeated blocks", "torch_compile", _compile(scope="blocks")),
-        Choice("compile-model", "torch.compile, the whole denoiser", "torch_compile", _compile(scope="model")),
-        Choice(
+        Setting(PLAIN, "every optimization off", "", lambda settings: settings),
+        Setting("compile", "torch.compile, the repeated blocks", "torch_compile", _compile(scope="blocks")),
+        Setting("compile-model", "torch.compile, the whole denoiser", "torch_compile", _compile(scope="model")),
+        Setting(
             "compile-graphs", "the blocks, replayed as CUDA graphs", "torch_compile", _compile(mode="reduce-overhead")
         ),
-        Choice(
+        Setting(
             "compile-max",
             "the blocks, kernels chosen by trying",
             "torch_compile",
             _compile(mode="max-autotune-no-cudagraphs"),
         ),
-        Choice("xformers", "xFormers attention", "attention", _attention("xformers")),
-        Choice("flash", "FlashAttention 2", "attention", _attention("flash")),
-        Choice("flash3", "FlashAttention 3", "attention", _attention("flash3")),
-        Choice("cudnn", "cuDNN's attention", "attention", _attention("cudnn")),
-        Choice("efficient", "torch's memory-efficient attention", "attention", _attention("efficient")),
-        Choice("math", "torch's plain attention", "attention", _attention("math")),
-        Choice("flex", "torch's flex attention", "attention", _attention("flex")),
-        Choice("sage", "SageAttention, quantized", "attention", _attention("sage"), lossless=False),
-        Choice("tiling", "the VAE decodes in tiles", "vae_tiling", _tiled, lossless=False),
-        Choice("channels-last", "channels-last weights", "channels_last", _precision("channels_last")),
-        Choice("cudnn-benchmark", "cuDNN tries its convolutions", "cudnn_benchmark", _precision("cudnn_benchmark")),
-        Choice("fused", "query, key and value as one product", "fused_projections", _fused),
-        Choice("tf32", "TF32 for float32 parts", "tf32", _precision("tf32"), lossless=False),
-        Choice("cache-balanced", "step cache, balanced", "step_cache", _cache("balanced"), lossless=False),
-        Choice("cache-fast", "step cache, fast", "step_cache", _cache("fast"), lossless=False),
+        Setting("xformers", "xFormers attention", "attention", _attention("xformers")),
+        Setting("flash", "FlashAttention 2", "attention", _attention("flash")),
+        Setting("flash3", "FlashAttention 3", "attention", _attention("flash3")),
+        Setting("cudnn", "cuDNN's attention", "attention", _attention("cudnn")),
+        Setting("efficient", "torch's memory-efficient attention", "attention", _attention("efficient")),
+        Setting("math", "torch's plain attention", "attention", _attention("math")),
+        Setting("flex", "torch's flex attention", "attention", _attention("flex")),
+        Setting("sage", "SageAttention, quantized", "attention", _attention("sage"), lossless=False),
+        Setting("tiling", "the VAE decodes in tiles", "vae_tiling", _tiled, lossless=False),
+        Setting("channels-last", "channels-last weights", "channels_last", _precision("channels_last")),
+        Setting("cudnn-benchmark", "cuDNN tries its convolutions", "cudnn_benchmark", _precision("cudnn_benchmark")),
+        Setting("fused", "query, key and value as one product", "fused_projections", _fused),
+        Setting("tf32", "TF32 for float32 parts", "tf32", _precision("tf32"), lossless=False),
+        Setting("cache-balanced", "step cache, balanced", "step_cache", _cache("balanced"), lossless=False),
+        Setting("cache-fast", "step cache, fast", "step_cache", _cache("fast"), lossless=False),
     )
 }
 

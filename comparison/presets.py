@@ -31,6 +31,12 @@ class Preset:
         """`request` with the preset's work wherever it leaves the choice open (None)."""
         return replace(request, **{name: value for name, value in self.request if getattr(request, name) is None})
 
+    def small(self, request: SampleRequest) -> SampleRequest:
+        """The same kind of work in a size for trying it out: at most 4 steps and 5 frames of 64x64."""
+        full = self.apply(request)
+        frames = None if full.num_frames is None else min(5, full.num_frames)
+        return replace(full, steps=min(4, full.steps or 4), width=64, height=64, num_frames=frames)
+
 
 PRESETS = {
     preset.name: preset
@@ -58,6 +64,59 @@ PRESETS = {
         ),
     )
 }
+
+MODEL_BENCHMARKS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "flux_dev_1024",
+            "FLUX.1-dev: the work of the preset flux-1024",
+            families=("flux",),
+            compare="compile,cudnn,compile+cudnn,compile-graphs,fused,fused+compile,cache-balanced,cache-fast,"
+            "fp8,fp8+compile,fp8+compile+cudnn",
+            request=PRESETS["flux-1024"].request,
+        ),
+        Preset(
+            "z_image_1024",
+            "Z-Image-Turbo, 9 steps without guidance, 1024x1024; step caches are for models with many steps",
+            families=("zimage",),
+            compare="compile,cudnn,compile+cudnn,compile-graphs,fp8,fp8+compile,fp8+compile+cudnn,int8,int8+compile,"
+            "uint4,uint4+compile",
+            request=(("steps", 9), ("guidance", 0.0), ("width", 1024), ("height", 1024)),
+        ),
+        Preset(
+            "qwen_image_1024",
+            "Qwen-Image, 50 steps, true guidance 4, so that every step runs the model twice, 1024x1024",
+            families=("qwenimage",),
+            compare="compile,compile+cudnn,cache-balanced,cache-fast,fp8,fp8+compile,fp8+compile+cudnn",
+            request=(("steps", 50), ("guidance", 4.0), ("width", 1024), ("height", 1024)),
+        ),
+        Preset(
+            # Others publish seconds per step for this size; one step of each expert is enough to time them.
+            "wan22_i2v_480p",
+            "Wan 2.2 image to video, 81 frames of 832x480 with guidance, 2 steps",
+            families=("wan-i2v",),
+            compare="compile,cudnn,compile+cudnn,fused,fused+compile,fp8+compile+cudnn",
+            request=(
+                ("steps", 2),
+                ("guidance", 3.5),
+                ("guidance_2", 3.5),
+                ("width", 832),
+                ("height", 480),
+                ("num_frames", 81),
+            ),
+        ),
+        Preset(
+            # Plain was the fastest here on a card with 32 GiB: compiled code took the memory that the weights needed.
+            "wan22_i2v",
+            "Wan 2.2 image to video: the work of the preset wan22-4step",
+            families=("wan-i2v",),
+            compare="cudnn,compile+cudnn",  # a run takes long
+            request=PRESETS["wan22-4step"].request,
+        ),
+    )
+}
+"""What `benchmarks/compare_settings.py` measures in full size; a quantization may stand in front of a choice."""
 
 
 def preset(name: str) -> Preset:

@@ -1,13 +1,15 @@
 """The doors of the house: who may import whom, checked on the syntax trees of all source files.
 
 `nodes -> comparison -> pipelines -> optimizations`, `nodes -> vae`, `pipelines -> vae`, never backwards; only `nodes/`
-knows ComfyUI.
+knows ComfyUI. Within a room, the wings (its subfolders) have doors of their own, and no imports go in a circle.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,31 @@ MAY_IMPORT = {
     "benchmarks": LEAVES | {"comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
     "scripts": LEAVES | {"comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
 }
+OWN_ROOM = {
+    "pipelines/tiny": set(),
+    "pipelines/loading": {"families", "tiny", "types", "variants"},
+    "pipelines/decoding": {"families", "latents", "normalized_latents", "types"},
+    "optimizations": {"caching", "quantization"},
+    "optimizations/tuning": {"apply", "compile", "compile_cost", "components", "offload", "settings"},
+    "optimizations/caching": {"components", "settings"},
+    "optimizations/quantization": {"components", "settings"},
+    "vae/network": {"config", "kernels", "settings"},
+    "vae/kernels": set(),
+    "nodes/host": {"vae_choices"},
+}
+"""What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
+
+So the tiny pipelines and the kernels stand alone, nothing that decodes loads, the network knows nothing of the planner
+and the engine that run it, and no optimization knows that it is measured."""
+MOST_MODULES = 18
+MOST_LINES = 300
+LONG_TABLES = {"pipelines/families.py"}
+STILL_TOO_LONG = {"nodes/host/core_vae.py", "pipelines/decoding/exactness.py", "pipelines/tiny/pipelines.py"}
+STILL_CIRCLES = [
+    {("pipelines", "families"), ("pipelines", "variants")},
+    {("vae", "network", "execution"), ("vae", "network", "sources")},
+]
+"""What is older than these rules, and no excuse for more of it; both for the type checker alone."""
 COMFYUI = {
     "comfy",
     "comfy_api",
@@ -83,6 +110,55 @@ def imports(tree: ast.AST, path: Path) -> Iterator[tuple[str, str, int]]:
                 yield "pack", alias.name if exists else "__init__", node.lineno
         elif isinstance(node, ast.ImportFrom):
             yield "outside", "beyond the pack's root", node.lineno
+
+
+def module_of(path: Path) -> tuple[str, ...]:
+    """("pipelines", "tiny", "flux"); of a package its folder."""
+    parts = path.relative_to(PACK).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def modules_imported(tree: ast.AST, path: Path) -> Iterator[tuple[tuple[str, ...], int]]:
+    """(module of the pack, line) of each relative import, those for the type checker alone included."""
+    folder = path.relative_to(PACK).parts[:-1]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not 0 < node.level <= len(folder) + 1:
+            continue
+        base = (*folder[: len(folder) + 1 - node.level], *(node.module.split(".") if node.module else ()))
+        for alias in node.names:
+            inside = PACK.joinpath(*base, alias.name)
+            is_module = inside.is_dir() or inside.with_suffix(".py").is_file()
+            yield ((*base, alias.name) if is_module else base), node.lineno
+
+
+def wing_violations(source: str, path: Path) -> list[str]:
+    """Every door between the wings of a room that a file breaks, one line each."""
+    *folder, _ = path.relative_to(PACK).parts
+    allowed = OWN_ROOM.get("/".join(folder))
+    found = []
+    for module, line in modules_imported(ast.parse(source), path) if allowed is not None else ():
+        is_own = list(module[: len(folder)]) == folder
+        if module[0] != folder[0] or (is_own and len(folder) > 1) or len(module) < 2:
+            continue
+        into_a_wing = "/".join(module[:2]) in OWN_ROOM
+        if module[1] not in allowed and (into_a_wing or len(folder) > 1):
+            found.append(f"{line}: {'/'.join(folder)} may not import {'.'.join(module)}")
+    return found
+
+
+def circles(graph: Mapping[tuple[str, ...], set[tuple[str, ...]]]) -> list[set[tuple[str, ...]]]:
+    """The groups of modules that reach each other."""
+    reached: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for start in graph:
+        seen: set[tuple[str, ...]] = set()
+        waiting = [start]
+        while waiting:
+            new = graph.get(waiting.pop(), set()) - seen
+            seen |= new
+            waiting += new
+        reached[start] = seen
+    groups = [{other for other in seen if start in reached.get(other, ())} for start, seen in reached.items()]
+    return [group for number, group in enumerate(groups) if group and group not in groups[:number]]
 
 
 def without_type_checking(tree: ast.Module) -> ast.Module:
@@ -139,6 +215,93 @@ def call_violations(node: ast.Call, room: str) -> list[str]:
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACK)))
 def test_a_file_keeps_the_rules(path: Path) -> None:
     assert violations(path.read_text(encoding="utf-8"), path) == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACK)))
+def test_a_file_keeps_to_the_doors_of_its_wing(path: Path) -> None:
+    assert wing_violations(path.read_text(encoding="utf-8"), path) == []
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    graph = {}
+    for path in sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        graph[module_of(path)] = {module for module, _ in modules_imported(tree, path)} - {module_of(path)}
+    assert [circle for circle in circles(graph) if circle not in STILL_CIRCLES] == []
+
+
+def test_a_circle_is_noticed() -> None:
+    a, b, c, d = (("room", name) for name in "abcd")
+    assert circles({a: {b}, b: {c}, c: {d}, d: {b}}) == [{b, c, d}]
+    assert circles({a: {b, c}, b: {d}, c: {d}, d: set()}) == []
+
+
+def test_no_folder_holds_too_many_modules() -> None:
+    counts = Counter(path.parent for path in sources() if path.stem != "__init__")
+    counted = {str(folder.relative_to(PACK)): count for folder, count in counts.items()}
+    counted.pop("benchmarks")
+    assert {name: count for name, count in counted.items() if count > MOST_MODULES} == {}
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {
+        str(path.relative_to(PACK)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in sources()
+        if str(path.relative_to(PACK)) not in LONG_TABLES | STILL_TOO_LONG
+    }
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("pipelines/tiny/x.py", "from ..decoding.streaming import refuse_streaming"),
+        ("pipelines/tiny/x.py", "from ..families import family_of"),
+        ("pipelines/tiny/x.py", "from .. import loading"),
+        ("pipelines/decoding/x.py", "def f():\n    from ..loading import loader"),
+        ("pipelines/decoding/x.py", "from ..generate import generate"),
+        ("vae/network/x.py", "from ..planner import plan"),
+        ("vae/network/x.py", "if TYPE_CHECKING:\n    from ..engine import Engine"),
+        ("vae/kernels/x.py", "from ..network.model import VideoVAE"),
+        ("optimizations/x.py", "from .tuning.store import default_store"),
+        ("optimizations/caching/x.py", "from ..tuning import decide"),
+        ("optimizations/tuning/x.py", "from ..attention import use"),
+        ("nodes/host/x.py", "from ..sampler import Sampler"),
+    ],
+)
+def test_a_breach_between_wings_is_noticed(file: str, source: str) -> None:
+    assert len(wing_violations(source, PACK / file)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("pipelines/tiny/x.py", "from .components import WIDTH\nfrom ...errors import InputError"),
+        ("pipelines/loading/x.py", "from ..tiny import build\nfrom ...optimizations.settings import Workload"),
+        ("pipelines/x.py", "from .decoding import pipeline_vae\nfrom .loading import loader\nfrom . import types"),
+        ("optimizations/x.py", "from .settings import Workload\nfrom .quantization.sdnq import sdnq_limits"),
+        ("vae/network/x.py", "from ..kernels import Kernels\nfrom .strips import Span\nfrom . import padding"),
+    ],
+)
+def test_what_is_allowed_between_wings_passes(file: str, source: str) -> None:
+    assert wing_violations(source, PACK / file) == []
+
+
+def test_the_map_is_the_real_tree() -> None:
+    text = (PACK / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    house = text.split("## The house")[1].split("```")[1]
+    drawn, room = set(), ""
+    for line in filter(str.strip, house.splitlines()):
+        indent, names = re.findall(r"^( *)(\S+(?: \S+/| +\S+\.py)*)", line)[0]
+        for name in names.split():
+            room = name if name.endswith("/") and not indent else room
+            drawn.add(f"{room if indent else ''}{name}".rstrip("/"))
+    there = {path.relative_to(PACK).parts for path in sources()}
+    folders = {"/".join(parts[:-1]) for parts in there if 1 < len(parts) < 4}
+    modules = {parts[0] for parts in there if len(parts) == 1}
+    assert drawn - {"tests", "locales", "web", "example_workflows"} == folders | modules
+    named = re.findall(r"`([\w/]+/\w+\.(?:py|json))`", text)
+    assert [name for name in named if not (PACK / name).is_file()] == []
 
 
 def test_all_rooms_are_looked_at() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,9 +12,10 @@ from typing import Any
 import pytest
 
 from fastdiffusers.benchmarks import cold_start, compare_settings, gpu_all, quantized
-from fastdiffusers.benchmarks.architectures import Z_IMAGE
+from fastdiffusers.benchmarks.architectures import ARCHITECTURES
 from fastdiffusers.benchmarks.quantized import OwnMemory, parse_names, quantization_of
 from fastdiffusers.comparison.choices import PLAIN
+from fastdiffusers.comparison.presets import MODEL_BENCHMARKS
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.compile import CACHE_VARIABLES
 from fastdiffusers.optimizations.quantization.schemes import SCHEMES
@@ -25,11 +25,21 @@ from fastdiffusers.pipelines.types import LoadKey, SampleRequest
 
 @pytest.mark.parametrize("name", gpu_all.MODELS)
 def test_every_list_can_be_compared(name: str) -> None:
-    script = importlib.import_module(f"fastdiffusers.benchmarks.{name}")
-    names = parse_names(script.COMPARE)
+    benchmark, request = MODEL_BENCHMARKS[name], SampleRequest("a fox")
+    names = parse_names(benchmark.compare)
     assert names[0] == PLAIN
-    assert len(names) == script.COMPARE.count(",") + 2
-    assert script.FULL.steps >= script.SMALL.steps >= 2
+    assert len(names) == benchmark.compare.count(",") + 2
+    full, small = benchmark.apply(request), benchmark.small(request)
+    assert full.steps is not None
+    assert small.steps is not None
+    assert full.steps >= small.steps >= 2
+    assert (small.width, small.height) == (64, 64)
+    assert (full.num_frames, small.num_frames) in ((None, None), (81, 5))
+    assert ARCHITECTURES[benchmark.families[0]]
+
+
+def test_a_card_measures_every_model() -> None:
+    assert set(gpu_all.MODELS) == set(MODEL_BENCHMARKS)
 
 
 def test_quantized_names_come_last_and_are_checked_like_the_others() -> None:
@@ -55,12 +65,11 @@ def test_plain_and_quantized_rows_and_the_reasons_of_those_that_cannot_be(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("torchao")
-    request = SampleRequest("a fox", steps=4, guidance=0.0, width=64, height=64)
     names = "tiling,flash,fp8,int8-torchao,int8-torchao+tiling"
     options = ["--device", "cpu", "--runs", "1", "--steps", "2", "--compare", names, "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["benchmark", *options])
-    compare_settings.main("try", Z_IMAGE, request, request, "compile")
-    (path,) = tmp_path.glob("try_*.json")
+    monkeypatch.setattr(sys, "argv", ["benchmark", "z_image_1024", *options])
+    compare_settings.main()
+    (path,) = tmp_path.glob("z_image_1024_*.json")
     data = json.loads(path.read_text())
     rows = {row["name"]: row for row in data["rows"]}
     assert list(rows) == [PLAIN, "tiling", "flash", "fp8", "int8-torchao", "int8-torchao+tiling"]
