@@ -67,7 +67,6 @@ def run_loaded(
 ) -> SampleResult:
     """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be."""
     from ..optimizations.tuning.auto import AutoRun
-    from ..optimizations.vae_memory import decode_that_shrinks
     from .situations import situation_of
 
     check_request(loaded.family, request)
@@ -79,9 +78,7 @@ def run_loaded(
         auto.watching(report, callbacks) as watched,
     ):
         decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
-        # A pipeline that is not known decodes by itself, inside its own call.
-        with nullcontext() if loaded.family.known else decode_that_shrinks(loaded.pipeline, report):
-            result = sampling.run(loaded, request, watched, report, decode)
+        result = sampling.run(loaded, request, watched, report, decode)
     auto.finish(report)
     return result
 
@@ -147,6 +144,7 @@ def _optimized(
 ) -> Iterator[OptimizationReport]:
     """Put the pipeline into the state that the settings describe, and keep torch's switches so while the block runs."""
     from ..optimizations.apply import active, apply, revert
+    from ..optimizations.vae_memory import decode_that_shrinks
 
     pipeline = loaded.pipeline
     if handle.memory_mode != "auto":
@@ -158,7 +156,9 @@ def _optimized(
     for record in lora_records:
         report.set(record)
     report.facts.update(loaded.facts)
-    with active(pipeline, settings, report):
+    # A pipeline that is not known decodes by itself, inside its own call.
+    guard = nullcontext() if loaded.family.known else decode_that_shrinks(pipeline, report)
+    with active(pipeline, settings, report), guard:
         yield report
 
 
