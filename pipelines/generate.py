@@ -124,13 +124,21 @@ def encode(
     *,
     memory: MemoryProbe | None = None,
 ) -> tuple[torch.Tensor, OptimizationReport]:
-    """Encode images [B, H, W, 3] or clips [B, T, H, W, 3] in 0..1 to a ComfyUI latent with a pipeline's VAE."""
+    """Encode images [B, H, W, 3] or clips [B, T, H, W, 3] in 0..1 to a ComfyUI latent with a pipeline's VAE.
+
+    Out of memory, it is done again in tiles, and in smaller ones. A clip whose length the VAE does not take is filled
+    up with copies of its last frame, and the report says so.
+    """
+    from ..optimizations.vae_memory import shrink_until_it_fits
+
     with CACHE.use(handle.key, callbacks) as loaded:
         height, width = pixels.shape[-3:-1]
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
         workload = Workload(width, height, frames, pixels.shape[0])
         with _optimized_vae(loaded, handle, settings, workload, callbacks, memory) as report:
-            return pipeline_vae.encode(loaded, pixels, callbacks), report
+            run = lambda: pipeline_vae.encode(loaded, pixels, callbacks, report)
+            vae, edge = loaded.pipeline.vae, max(width, height)
+            return shrink_until_it_fits(vae, run, report, edge=edge, stage="encode"), report
 
 
 @contextmanager
