@@ -112,7 +112,7 @@ def encode(
         clips are filled up with copies of their last frame, which a decode gives back behind the clip.
 
     Raises:
-        InputError: unknown family, or a size that does not divide.
+        InputError: unknown family, a size that does not divide, or pixels without three colours.
     """
     import torch
 
@@ -124,6 +124,8 @@ def encode(
     if height % family.latent_stride or width % family.latent_stride:
         cure = f"crop or scale to multiples of {family.latent_stride}"
         raise InputError("pixels", f"{width}x{height}", f"{family.name} encodes multiples of its stride only", cure)
+    if clips.shape[-1] < 3:
+        raise InputError("pixels", f"{clips.shape[-1]} channel(s)", "a pipeline's VAE encodes RGB", "convert it to RGB")
     missing = (1 - clips.shape[1]) % temporal_factor(vae) if has_time_axis(vae) else 0
     if missing:
         clips = torch.cat((clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
@@ -134,9 +136,8 @@ def encode(
         if not has_time_axis(vae):
             pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
         encoded = vae.encode(pixels)
-        latent = (
-            encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        )  # AutoencoderTiny, others
+        # AutoencoderTiny gives no distribution.
+        latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         if family.layout in latents.NORMALIZED_LAYOUTS:
             latent = latents.normalize(latent, family, vae)
         callbacks.tick("encode", 1, 1)

@@ -123,6 +123,13 @@ def test_pixels_that_do_not_divide_are_refused():
         )
 
 
+def test_grey_pixels_are_refused_and_alpha_is_left_out_as_comfyui_does():
+    loaded, picture = load("flux"), torch.rand(1, 32, 32, 4)
+    assert torch.equal(pipeline_vae.encode(loaded, picture), pipeline_vae.encode(loaded, picture[..., :3]))
+    with pytest.raises(InputError, match="RGB"):
+        pipeline_vae.encode(loaded, picture[..., :1])
+
+
 def test_statistics_of_image_vaes_follow_diffusers():
     """SDXL derivatives (Playground 2.5) state per-channel means and deviations beside the scaling factor."""
     loaded = load("sdxl")
