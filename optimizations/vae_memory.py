@@ -1,4 +1,4 @@
-"""Tiling and slicing of a pipeline's VAE: when they are needed, and what a decode that runs out of memory does.
+"""Tiling and slicing of a pipeline's VAE: when they are needed, and what a run that is out of memory does.
 
 Both are the VAE's own, switched by attribute (`vae_tiles.py`), with every value put back when they are off.
 """
@@ -21,7 +21,19 @@ from ..report import OptimizationRecord, OptimizationReport
 from .components import device_and_dtype, is_cast_to_decode, vae_of
 from .decode_memory import decode_cost
 from .settings import TilingSettings, Workload
-from .vae_tiles import SquareTiles, possible_tiles, ratio_of, set_value, tile_in_use, turn_on, values_of, write_values
+from .vae_tiles import (
+    TILES_ONLY,
+    SquareTiles,
+    can_choose_tiles,
+    possible_tiles,
+    ratio_of,
+    refuse_tiling,
+    set_value,
+    tile_in_use,
+    turn_on,
+    values_of,
+    write_values,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +77,16 @@ def shrink_until_it_fits(
     run: Callable[[], T],
     report: OptimizationReport | None = None,
     edge: int = 0,
+    stage: str = "decode",
 ) -> T:
-    """Run a decode; when it runs out of memory, run it again with tiles, ever smaller ones, down to the floor.
+    """Run a decode or encode; out of memory, run it again with tiles, ever smaller ones, down to the floor.
 
     Args:
-        vae: the VAE that `run` decodes with.
-        run: the decode; it is called again from the start, so it must not keep what it made.
+        vae: the VAE that `run` decodes or encodes with.
+        run: what to run; it is called again from the start, so it must not keep what it made.
         report: its "vae_tiling" record learns about every retry.
         edge: longer edge of the picture in pixels, 0 when not known: tiles begin below it.
+        stage: "decode" or "encode", for the report.
 
     Returns:
         What `run` returns. The VAE's tiling is as before, whatever happened.
@@ -83,14 +97,15 @@ def shrink_until_it_fits(
     before = values_of(vae)
     in_use = tile_in_use(vae) if getattr(vae, "use_tiling", False) else 0
     largest = min((size for size in (in_use, edge) if size), default=TILE_SIZES[0] + 1)
-    smaller = [size for size in TILE_SIZES if size < largest]
+    can_shrink = not refuse_tiling(vae) and can_choose_tiles(vae)
+    smaller = [size for size in TILE_SIZES if size < largest] if can_shrink else []
     failure: str
     try:
         while True:
             try:
                 return run()
             except Exception as error:
-                if not is_out_of_memory(error) or not smaller or not can_tile(vae):
+                if not is_out_of_memory(error) or not smaller:
                     raise
                 failure = describe(error, limit=80)
             # Outside the except block: the error holds the frames of the failed decode, and they hold its tensors.
@@ -99,7 +114,7 @@ def shrink_until_it_fits(
             turn_on(vae, tiles)
             if hasattr(vae, "use_slicing"):
                 set_value(vae, "use_slicing", True)
-            _note_retry(report, tiles, failure)
+            _note_retry(report, tiles, failure, stage)
     finally:
         write_values(vae, before)
 
@@ -108,7 +123,7 @@ def shrink_until_it_fits(
 def decode_that_shrinks(pipeline: Any, report: OptimizationReport) -> Iterator[None]:
     """While the block runs, the pipeline's own calls of `vae.decode` go through `shrink_until_it_fits`."""
     vae: Any = vae_of(pipeline)
-    if vae is None or not can_tile(vae):
+    if vae is None or refuse_tiling(vae):
         yield
         return
     decode = vae.decode
@@ -124,10 +139,6 @@ def decode_that_shrinks(pipeline: Any, report: OptimizationReport) -> Iterator[N
         del vae.decode
 
 
-def can_tile(vae: Any) -> bool:
-    return hasattr(vae, "use_tiling")
-
-
 def estimate(vae: nn.Module, workload: Workload, slicing: bool = False) -> int | None:
     """Bytes that decoding the workload in one piece takes beside the weights; None for a VAE of which it is not known.
 
@@ -140,12 +151,19 @@ def estimate(vae: nn.Module, workload: Workload, slicing: bool = False) -> int |
 
 
 def _use_tiling(vae: Any, settings: TilingSettings, workload: Workload, memory: MemoryState) -> OptimizationRecord:
-    choice = settings.mode
+    choice, name = settings.mode, type(vae).__name__
+    refusal = refuse_tiling(vae)
+    if refusal:
+        reason = "" if choice == "off" else refusal
+        return OptimizationRecord(TILING, choice, "off", reason, failed=choice == "on")
+    if name in TILES_ONLY:
+        _remember(vae)
+        turn_on(vae)
+    if choice != "on" and vae.use_tiling:  # MiniMax H3's frames are the blended ones
+        reason = f"{name} {'decodes in tiles only' if name in TILES_ONLY else 'tiles by itself'}"
+        return OptimizationRecord(TILING, choice, _tiles_in_words(vae), reason)
     if choice == "off":
         return OptimizationRecord(TILING, choice, "off")
-    if not can_tile(vae):
-        reason = f"{type(vae).__name__} has no tiled decode"
-        return OptimizationRecord(TILING, choice, "off", reason, failed=choice == "on")
     size, reason = settings.tile_size, ""
     if choice == "auto":
         needed, reason, fitting = _auto(vae, settings, workload, memory)
@@ -154,11 +172,15 @@ def _use_tiling(vae: Any, settings: TilingSettings, workload: Workload, memory: 
         size = size or fitting
     _remember(vae)
     notes = [reason] if reason else []
-    if size or settings.overlap:
+    if not can_choose_tiles(vae):
+        turn_on(vae)
+        notes += [f"{name} tiles in its own size only"] if size or settings.overlap else []
+    elif size or settings.overlap:
         tiles = possible_tiles(vae, size or tile_in_use(vae) or 512, settings.overlap)
         turn_on(vae, tiles)
         if settings.overlap and tiles.overlap != settings.overlap:
-            rule = f"it is a multiple of {tiles.ratio} and at most half of {tiles.size}"
+            least = f", at least {tiles.overlap}" if tiles.overlap > settings.overlap + tiles.ratio - 1 else ""
+            rule = f"it is a multiple of {tiles.ratio}{least} and at most half of {tiles.size}"
             notes.append(f"overlap {settings.overlap} became {tiles.overlap}: {rule}")
         if size and tiles.size != size:
             notes.append(f"tile size {size} became {tiles.size}: a multiple of {tiles.ratio} is needed")
@@ -167,8 +189,12 @@ def _use_tiling(vae: Any, settings: TilingSettings, workload: Workload, memory: 
     edge = tile_in_use(vae)
     if edge and 0 < max(workload.width, workload.height) <= edge:
         notes.append("one tile holds the whole picture")
-    shown = f"tiles of {edge} px" if edge else "the VAE's own tiles"
-    return OptimizationRecord(TILING, choice, shown, "; ".join(notes))
+    return OptimizationRecord(TILING, choice, _tiles_in_words(vae), "; ".join(notes))
+
+
+def _tiles_in_words(vae: Any) -> str:
+    edge = tile_in_use(vae)
+    return f"tiles of {edge} px" if edge else "the VAE's own tiles"
 
 
 def _auto(vae: Any, settings: TilingSettings, workload: Workload, memory: MemoryState) -> tuple[bool, str, int]:
@@ -225,9 +251,9 @@ def _decode_dtype(vae: nn.Module) -> torch.dtype:
     return torch.float32 if is_cast_to_decode(vae) else device_and_dtype(vae)[1]
 
 
-def _note_retry(report: OptimizationReport | None, tiles: SquareTiles, failure: str) -> None:
-    text = f"out of memory, decoded again in tiles of {tiles.size} px ({failure})"
-    logger.warning("VAE decode: %s", text)
+def _note_retry(report: OptimizationReport | None, tiles: SquareTiles, failure: str, stage: str) -> None:
+    text = f"out of memory, {stage}d again in tiles of {tiles.size} px ({failure})"
+    logger.warning("VAE %s: %s", stage, text)
     if report is None:
         return
     if TILING not in report:

@@ -30,6 +30,27 @@ _VALUES: dict[str, Callable[[SquareTiles], float]] = {
 """What a VAE's attribute of this name means; it may end in `_size`, `_height`, `_width` or stand alone."""
 _ATTRIBUTES = {name + ending: value for name, value in _VALUES.items() for ending in ("", "_size", "_height", "_width")}
 _SWITCHES = ("use_tiling", "use_slicing", "use_framewise_decoding")
+_SWITCH_ONLY = frozenset({"AutoencoderKLCosmos", "AutoencoderKLKVAEVideo", "ConsistencyDecoderVAE"})
+"""Classes with a switch for tiles that their decode does not look at."""
+TILES_ONLY = frozenset({"AutoencoderKLAllegro"})
+"""Classes that raise NotImplementedError when they are to decode or encode the whole."""
+_LEAST_OVERLAP = {"AutoencoderTiny": 2}
+"""Latent elements that tiles of a class must share; with a single one this class divides zero by zero."""
+
+
+def refuse_tiling(vae: Any) -> str:
+    """Why this VAE cannot work in tiles, as one phrase, or ""."""
+    name = type(vae).__name__
+    if not hasattr(vae, "use_tiling") or name in _SWITCH_ONLY:
+        return f"{name} has no tiled decode"
+    if name == "AutoencoderTiny" and vae.config.latent_channels != 4:
+        return f"{name} encodes to 4 channels in tiles, and here there are {vae.config.latent_channels}"
+    return ""
+
+
+def can_choose_tiles(vae: Any) -> bool:
+    """Whether the VAE takes another size of tiles than its own."""
+    return any(name in _ATTRIBUTES for name in values_of(vae))
 
 
 def possible_tiles(vae: Any, size: int, overlap: int) -> SquareTiles:
@@ -38,23 +59,23 @@ def possible_tiles(vae: Any, size: int, overlap: int) -> SquareTiles:
     Everything is a whole number of latent elements, the overlap at most half a tile (a quarter where none was asked
     for), because beyond that three tiles would lie over each other.
     """
-    ratio = ratio_of(vae)
-    latent = max(2, size // ratio)
+    ratio, least = ratio_of(vae), _LEAST_OVERLAP.get(type(vae).__name__, 0)
+    latent = max(2, 2 * least, size // ratio)
     most = latent // 2
     wanted = -(-overlap // ratio) if overlap else max(1, latent // 4)
-    latent_overlap = min(wanted, most)
+    latent_overlap = min(max(wanted, least), most)
     if any(name.startswith("tile_overlap_factor") for name in values_of(vae)):
-        latent_overlap = expressible_overlap(latent, ratio, latent_overlap)
+        latent_overlap = expressible_overlap(latent, ratio, latent_overlap, least)
     return SquareTiles(latent * ratio, latent_overlap * ratio, ratio)
 
 
-def expressible_overlap(latent: int, ratio: int, overlap: int) -> int:
-    """The overlap nearest to `overlap` that survives diffusers' arithmetic, in latent elements.
+def expressible_overlap(latent: int, ratio: int, overlap: int, least: int = 0) -> int:
+    """The overlap nearest to `overlap`, of `least` or more, that survives diffusers' arithmetic, in latent elements.
 
     VAEs with an overlap *factor* cut tiles every int(latent * (1 - factor)) elements and blend int(size * factor)
     pixels: where rounding makes the two disagree, the picture comes out in the wrong size.
     """
-    for candidate in sorted(range(latent // 2 + 1), key=lambda o: (abs(o - overlap), -o)):
+    for candidate in sorted(range(least, latent // 2 + 1), key=lambda o: (abs(o - overlap), -o)):
         factor = candidate / latent
         if int(latent * (1 - factor)) == latent - candidate and int(latent * ratio * factor) == candidate * ratio:
             return candidate

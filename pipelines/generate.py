@@ -67,7 +67,6 @@ def run_loaded(
 ) -> SampleResult:
     """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be."""
     from ..optimizations.tuning.auto import AutoRun
-    from ..optimizations.vae_memory import decode_that_shrinks
     from .tuning_key import tuning_key
 
     request, settings = ready(loaded.family, request), handle.placing(settings)
@@ -79,9 +78,7 @@ def run_loaded(
         auto.watching(report, callbacks) as watched,
     ):
         decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
-        # A pipeline that is not known decodes by itself, inside its own call.
-        with nullcontext() if loaded.family.known else decode_that_shrinks(loaded.pipeline, report):
-            result = sampling.run(loaded, request, watched, report, decode)
+        result = sampling.run(loaded, request, watched, report, decode)
     auto.finish(report)
     return result
 
@@ -127,13 +124,21 @@ def encode(
     *,
     memory: MemoryProbe | None = None,
 ) -> tuple[torch.Tensor, OptimizationReport]:
-    """Encode images [B, H, W, 3] or clips [B, T, H, W, 3] in 0..1 to a ComfyUI latent with a pipeline's VAE."""
+    """Encode images [B, H, W, 3] or clips [B, T, H, W, 3] in 0..1 to a ComfyUI latent with a pipeline's VAE.
+
+    Out of memory, it is done again in tiles, and in smaller ones. A clip whose length the VAE does not take is filled
+    up with copies of its last frame, and the report says so.
+    """
+    from ..optimizations.vae_memory import shrink_until_it_fits
+
     with CACHE.use(handle.key, callbacks) as loaded:
         height, width = pixels.shape[-3:-1]
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
         workload = Workload(width, height, frames, pixels.shape[0])
         with _optimized_vae(loaded, handle.placing(settings), workload, callbacks, memory) as report:
-            return pipeline_vae.encode(loaded, pixels, callbacks), report
+            run = lambda: pipeline_vae.encode(loaded, pixels, callbacks, report)
+            vae, edge = loaded.pipeline.vae, max(width, height)
+            return shrink_until_it_fits(vae, run, report, edge=edge, stage="encode"), report
 
 
 @contextmanager
@@ -147,6 +152,7 @@ def _optimized(
 ) -> Iterator[OptimizationReport]:
     """Put the pipeline into the state that the settings describe, and keep torch's switches so while the block runs."""
     from ..optimizations.apply import active, apply, revert
+    from ..optimizations.vae_memory import decode_that_shrinks
 
     pipeline = loaded.pipeline
     lora_records = []
@@ -156,7 +162,9 @@ def _optimized(
     for record in lora_records:
         report.set(record)
     report.facts.update(loaded.facts)
-    with active(pipeline, settings, report):
+    # A pipeline that is not known decodes by itself, inside its own call.
+    guard = nullcontext() if loaded.family.known else decode_that_shrinks(pipeline, report)
+    with active(pipeline, settings, report), guard:
         yield report
 
 

@@ -14,7 +14,7 @@ from .. import latents
 from ..types import LoadedPipeline
 from .exactness import BIT_IDENTICAL, FAST, RECORD, decode_bit_identical, decode_fast, not_fast, whole_is_exact_and_fits
 from .mirrored_edges import decode_at_any_size
-from .streaming import refuse_streaming
+from .streaming import refuse_streaming, temporal_factor
 from .tiles import can_stream_tiles, decode_tiles_streaming
 
 if TYPE_CHECKING:
@@ -93,18 +93,26 @@ def _decode_pixels(
     return pixels, OptimizationRecord(RECORD, exactness, BIT_IDENTICAL, "diffusers' own decode") if clip else None
 
 
-def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = SILENT) -> torch.Tensor:
+def encode(
+    loaded: LoadedPipeline,
+    frames: torch.Tensor,
+    callbacks: Callbacks = SILENT,
+    report: OptimizationReport | None = None,
+) -> torch.Tensor:
     """Encode frames with the pipeline's VAE; the mode of the distribution, so without a seed.
 
     Args:
         loaded: of a known family.
         frames: [B, H, W, 3] images or [B, T, H, W, 3] clips in 0..1; H and W multiples of the family's stride.
+        callbacks: ticked as stage "encode".
+        report: told when a clip was filled up.
 
     Returns:
-        ComfyUI latent, float32 on the CPU.
+        ComfyUI latent, float32 on the CPU. A video VAE takes clips of 1 + a multiple of its temporal factor: other
+        clips are filled up with copies of their last frame, which a decode gives back behind the clip.
 
     Raises:
-        InputError: unknown family, or a size that does not divide.
+        InputError: unknown family, a size that does not divide, or pixels without three colours.
     """
     import torch
 
@@ -116,16 +124,26 @@ def encode(loaded: LoadedPipeline, frames: torch.Tensor, callbacks: Callbacks = 
     if height % family.latent_stride or width % family.latent_stride:
         cure = f"crop or scale to multiples of {family.latent_stride}"
         raise InputError("pixels", f"{width}x{height}", f"{family.name} encodes multiples of its stride only", cure)
+    if clips.shape[-1] < 3:
+        raise InputError("pixels", f"{clips.shape[-1]} channel(s)", "a pipeline's VAE encodes RGB", "convert it to RGB")
+    missing = (1 - clips.shape[1]) % temporal_factor(vae) if has_time_axis(vae) else 0
+    if missing:
+        clips = torch.cat((clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
     with torch.no_grad(), _upcast(vae):
         callbacks.tick("encode", 0, 1)
         pixels = (clips[..., :3].permute(0, 4, 1, 2, 3).float() * 2.0 - 1.0).contiguous()
         pixels = pixels.to(execution_device(vae, loaded.device), decode_dtype(vae))
         if not has_time_axis(vae):
             pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
-        latent = vae.encode(pixels).latent_dist.mode()
+        encoded = vae.encode(pixels)
+        # AutoencoderTiny gives no distribution.
+        latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         if family.layout in latents.NORMALIZED_LAYOUTS:
             latent = latents.normalize(latent, family, vae)
         callbacks.tick("encode", 1, 1)
+        if missing and report is not None:
+            length = clips.shape[1] - missing
+            report.note(f"the clip of {length} frames was filled up with {missing} copies of its last frame")
         return latent.float().cpu()
 
 

@@ -254,6 +254,58 @@ def test_what_a_vae_cannot_is_said():
     assert tiling.reason == "the pipeline has no VAE"
 
 
+@pytest.mark.parametrize("name", ["AutoencoderKLCosmos", "AutoencoderKLKVAEVideo", "ConsistencyDecoderVAE"])
+def test_a_switch_that_the_decode_does_not_look_at_is_no_tiling(name):
+    with torch.device("meta"):
+        vae = getattr(diffusers, name)()
+    record, _ = vae_memory.use(pipeline_with(vae), TilingSettings("on"), Workload(512, 512), PLENTY)
+    assert record.failed
+    assert f"{name} has no tiled decode" in record.reason
+    assert not vae.use_tiling
+    calls = []
+    with pytest.raises(torch.OutOfMemoryError):
+        vae_memory.shrink_until_it_fits(vae, lambda: calls.append(1) or out_of_memory(), edge=512)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mode", ["on", "off", "auto"])
+def test_vaes_that_tile_by_themselves_are_said_to(mode):
+    with torch.device("meta"):
+        allegro, minimax = diffusers.AutoencoderKLAllegro(), diffusers.AutoencoderKLMiniMaxH3()
+    record, _ = vae_memory.use(pipeline_with(allegro), TilingSettings(mode, 128), Workload(512, 512), PLENTY)
+    assert allegro.use_tiling
+    assert record.applied == "the VAE's own tiles"
+    assert ("own size only" if mode == "on" else "in tiles only") in record.reason
+    vae_memory.restore(pipeline_with(allegro))
+    assert not allegro.use_tiling
+    record, _ = vae_memory.use(pipeline_with(minimax), TilingSettings(mode), Workload(512, 512), PLENTY)
+    assert minimax.use_tiling
+    assert record.applied == "tiles of 256 px"
+
+
+def tiny_vae(channels):
+    blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    return diffusers.AutoencoderTiny(**blocks, latent_channels=channels).eval()
+
+
+def test_a_tiny_vae_encodes_in_tiles_without_dividing_by_zero_or_not_at_all():
+    vae, picture = tiny_vae(4), torch.rand(1, 3, 192, 160)
+    record, _ = vae_memory.use(pipeline_with(vae), TilingSettings("on", 64, 8), Workload(160, 192), PLENTY)
+    assert "overlap 8 became 16: it is a multiple of 8, at least 16 and at most half of 64" in record.reason
+    with torch.no_grad():
+        assert vae.encode(picture).latents.isfinite().all()
+    vae = tiny_vae(16)
+    record, _ = vae_memory.use(pipeline_with(vae), TilingSettings("on", 64), Workload(160, 192), PLENTY)
+    assert record.failed
+    assert "AutoencoderTiny encodes to 4 channels in tiles, and here there are 16" in record.reason
+    with torch.no_grad():
+        assert vae.encode(picture).latents.shape == (1, 16, 24, 20)
+
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 class TestAuto:
     def decide(self, width, height, free, vae=None, **workload):
         vae = vae or make("AutoencoderKL")

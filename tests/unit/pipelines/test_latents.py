@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.video_processor import VideoProcessor
 
@@ -122,6 +123,13 @@ def test_pixels_that_do_not_divide_are_refused():
         )
 
 
+def test_grey_pixels_are_refused_and_alpha_is_left_out_as_comfyui_does():
+    loaded, picture = load("flux"), torch.rand(1, 32, 32, 4)
+    assert torch.equal(pipeline_vae.encode(loaded, picture), pipeline_vae.encode(loaded, picture[..., :3]))
+    with pytest.raises(InputError, match="RGB"):
+        pipeline_vae.encode(loaded, picture[..., :1])
+
+
 def test_statistics_of_image_vaes_follow_diffusers():
     """SDXL derivatives (Playground 2.5) state per-channel means and deviations beside the scaling factor."""
     loaded = load("sdxl")
@@ -159,6 +167,57 @@ def test_a_pipeline_that_decodes_by_itself_decodes_again_in_tiles_when_memory_ru
     assert "out of memory, decoded again" in result.report["vae_tiling"].reason
     assert not vae.use_tiling
     assert "decode" not in vars(vae)
+
+
+@pytest.mark.parametrize(("name", "error"), [("flux", torch.OutOfMemoryError), ("sdxl", RuntimeError)])
+def test_an_encode_that_runs_out_of_memory_is_done_again_in_tiles(name, error):
+    handle = PipelineHandle(loader.resolve("tiny:" + name))
+    pixels = torch.rand(1, 256, 256, 3, generator=torch.Generator().manual_seed(0))
+    whole, _ = encode(handle, pixels, OptimizationSettings.plain())
+    edges = []
+
+    def too_large(module, arguments):
+        edges.append(max(arguments[0].shape[-2:]))
+        if edges[-1] > 200:
+            raise error("CUDA out of memory")
+
+    with CACHE.use(handle.key) as loaded:
+        vae = loaded.pipeline.vae
+    hook = vae.encoder.register_forward_pre_hook(too_large)
+    latent, report = encode(handle, pixels, OptimizationSettings.plain())
+    hook.remove()
+    assert latent.shape == whole.shape
+    assert (edges[0], max(edges[1:])) == (256, 192)
+    assert report["vae_tiling"].applied == "tiles of 192 px"
+    assert "out of memory, encoded again in tiles of 192 px" in report["vae_tiling"].reason
+    assert torch.equal(encode(handle, pixels, OptimizationSettings.plain())[0], whole)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("wan22-t2v", 4), ("ltx2-t2v", 8)])
+@pytest.mark.parametrize("length", [1, 2, 6, 9])
+def test_a_clip_of_any_length_comes_back_whole(name, factor, length):
+    handle = PipelineHandle(loader.resolve("tiny:" + name))
+    clip = torch.rand(1, length, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    latent, report = encode(handle, clip, OptimizationSettings.plain())
+    groups = -(-(length - 1) // factor)
+    missing = groups * factor + 1 - length
+    assert latent.shape[2] == 1 + groups
+    assert any(f"filled up with {missing} copies" in note for note in report.notes) == bool(missing)
+    frames, _ = decode(handle, latent, OptimizationSettings.plain())
+    assert frames.shape[1] == length + missing
+    filled = torch.cat((clip, clip[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
+    assert torch.equal(latent, encode(handle, filled, OptimizationSettings.plain())[0])
+
+
+def test_a_tiny_autoencoder_in_place_of_the_vae_encodes_and_decodes():
+    loaded = load("sdxl")
+    blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    vae = loaded.pipeline.vae = AutoencoderTiny(**blocks).eval()
+    picture = torch.rand(1, 64, 64, 3)
+    latent = pipeline_vae.encode(loaded, picture)
+    with torch.no_grad():
+        assert torch.equal(latent, vae.encode((picture.permute(0, 3, 1, 2) * 2 - 1).contiguous()).latents)
+    assert pipeline_vae.decode(loaded, latent).shape == (1, 1, 64, 64, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
