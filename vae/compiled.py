@@ -87,16 +87,23 @@ class _Checked:
         self._compiled = compiled
         self._eager = eager
         self._trusted: set[object] = set()
+        self._failed: dict[object, str] = {}
 
     def __call__(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         continued = {name: tuple(frames.shape) for name, frames in run.state.frames.items()}
         here = (tuple(x.shape), x.dtype, x.device, *continued.items())
         kind = (here, run.carry, run.layout)
-        if kind in self._trusted:
-            return self._run(x, run)
-        expected = self._eager(x, replace(run, state=run.state.copy()))
-        made = self._run(x, run)
-        _check(made, expected)
+        if kind in self._failed:  # in a decode before: compiling again would take its time and fail again
+            raise CompiledCodeError(self._failed[kind])
+        try:
+            if kind in self._trusted:
+                return self._run(x, run)
+            expected = self._eager(x, replace(run, state=run.state.copy()))
+            made = self._run(x, run)
+            _check(made, expected)
+        except CompiledCodeError as error:
+            self._failed[kind] = str(error)
+            raise
         self._trusted.add(kind)
         return made
 

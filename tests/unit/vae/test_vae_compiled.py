@@ -190,6 +190,22 @@ def test_a_failing_compiler_costs_the_compilation_not_the_frames(
     assert "is broken" in record.reason or "is off by" in record.reason
 
 
+def test_what_failed_to_compile_is_not_tried_again_at_the_next_decode(shallow: VideoVAE, latents: Latents) -> None:
+    tries = 0
+
+    def failing(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        nonlocal tries
+        tries += 1
+        raise ValueError("this compiler is broken")
+
+    chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": failing})
+    _, first = decode_raw(shallow, latents(3, 4, 4), chosen)
+    assert tries == 1
+    _, second = decode_raw(shallow, latents(3, 4, 4), chosen)
+    assert tries == 1
+    assert second["torch_compile"] == first["torch_compile"]
+
+
 def test_memory_that_runs_out_in_compiled_code_is_no_fault_of_the_compiler(shallow: VideoVAE, latents: Latents) -> None:
     """So that the decode is tried again with less, which `test_vae_robustness` shows."""
 
