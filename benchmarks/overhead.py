@@ -107,9 +107,7 @@ def measure_size(size: str, device: str, runs: int, clock: Stopwatch) -> dict[st
 
         candidates = [Candidate("bare diffusers", by_hand), Candidate("fastdiffusers", through_the_pack)]
         kind = torch.device(device)
-        measurement = PairedMeasurement(
-            candidates, Plan(runs=runs, precision=0), stopwatch(kind), DeviceMemoryMeter(kind)
-        )
+        measurement = PairedMeasurement(candidates, Plan(runs=runs, precision=0), clock, DeviceMemoryMeter(kind))
         measurement.run()
         plain, pack = measurement.measured
         if plain.run is None or pack.run is None or pack.quality is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from ..optimizations.settings import COMPILE_BACKENDS, CompileSettings, Optimiza
 from .files import check_writable, replacing, write_text
 from .libraries import prepare_libraries
 from .media import read_picture
-from .options import MODEL_HELP, add_model_options, pipeline_handle
+from .options import MODEL_HELP, add_model_options, pipeline_handle, work_options
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -124,19 +123,8 @@ def _working(names: Iterable[str], handle: PipelineHandle) -> list[str]:
 def _request(args: argparse.Namespace) -> SampleRequest:
     from ..pipelines.types import SampleRequest
 
-    request = SampleRequest(
-        prompt=args.prompt,
-        steps=args.steps,
-        guidance=args.guidance,
-        guidance_2=args.guidance_2,
-        width=args.width,
-        height=args.height,
-        num_frames=args.num_frames,
-        batch=args.batch,
-        seed=args.seed,
-    )
-    if args.image is not None:
-        request = replace(request, images=(read_picture(args.image),))
+    images = () if args.image is None else (read_picture(args.image),)
+    request = SampleRequest(**work_options(args), images=images)
     return preset(args.preset).apply(request) if args.preset else request
 
 

@@ -12,7 +12,14 @@ from .files import check_file_target, write_text
 from .latent_file import write_latent
 from .libraries import prepare_libraries
 from .media import check_output, read_picture, write_frames
-from .options import MODEL_HELP, add_model_options, add_optimization_options, optimization_settings, pipeline_handle
+from .options import (
+    MODEL_HELP,
+    add_model_options,
+    add_optimization_options,
+    optimization_settings,
+    pipeline_handle,
+    work_options,
+)
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -110,17 +117,9 @@ def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
     from ..pipelines.types import SampleRequest
 
     return SampleRequest(
-        prompt=args.prompt,
+        **work_options(args),
         negative_prompt=args.negative_prompt,
-        steps=args.steps,
-        guidance=args.guidance,
-        guidance_2=args.guidance_2,
-        width=args.width,
-        height=args.height,
-        num_frames=args.num_frames,
         frame_rate=args.frame_rate,
-        seed=args.seed,
-        batch=args.batch,
         scheduler=args.scheduler,
         images=tuple(read_picture(path) for path in args.image),
         last_image=None if args.last_image is None else read_picture(args.last_image, "last_image"),

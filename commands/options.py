@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callbacks
 from ..optimizations.settings import (
@@ -114,6 +114,12 @@ def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
         quantized_matmul=args.quantized_matmul,
         fused_projections=args.fused_projections,
     )
+
+
+def work_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those fields of `SampleRequest` that options of the same names describe, wherever a pipeline runs."""
+    names = ("prompt", "steps", "guidance", "guidance_2", "width", "height", "num_frames", "batch", "seed")
+    return {name: getattr(args, name) for name in names}
 
 
 def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineHandle:

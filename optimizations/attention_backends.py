@@ -19,7 +19,6 @@ import torch.nn.functional as F
 
 from ..fallback import describe, is_out_of_memory, largest_difference
 
-MASK_KINDS = ("none", "bool", "additive")
 _TOLERANCE = 0.1
 """Largest difference from exact attention over normal noise that a probe lets pass; outputs there are about 0.3. The
 coarsest backend (int8 and fp8 matmuls) stays far below it, a wrong mask or layout far above."""

@@ -32,7 +32,7 @@ class RunHistory:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._trials: dict[object, CompileTrial] = {}
-        self._plain_steps: Counter[TuningKey] = Counter()
+        self._eager_steps: Counter[TuningKey] = Counter()
 
     def trial(self, key: object, make: Callable[[], CompileTrial]) -> CompileTrial:
         """The open trial of `key`, or a new one."""
@@ -41,19 +41,19 @@ class RunHistory:
                 self._trials[key] = make()
             return self._trials[key]
 
-    def plain_steps(self, key: TuningKey) -> int:
+    def eager_steps(self, key: TuningKey) -> int:
         """Steps made without compiled code."""
-        return self._plain_steps[key]
+        return self._eager_steps[key]
 
-    def add_plain_steps(self, key: TuningKey, steps: int) -> None:
+    def add_eager_steps(self, key: TuningKey, steps: int) -> None:
         with self._guard:
-            self._plain_steps[key] += steps
+            self._eager_steps[key] += steps
 
     def forget(self) -> None:
         """Begin anew."""
         with self._guard:
             self._trials.clear()
-            self._plain_steps.clear()
+            self._eager_steps.clear()
 
 
 RUN_HISTORY = RunHistory()
@@ -152,12 +152,12 @@ class AutoRun:
         if self._asked.torch_compile == "auto" and compile.NAME in report:
             self._report_compile(report)
         if not compile.is_compiled(self._pipeline):
-            self._history.add_plain_steps(self._key, self.workload.steps)
+            self._history.add_eager_steps(self._key, self.workload.steps)
 
     def _decide(self, rows: list[Row], steps: int) -> Decision:
         if not _anything_auto(self._asked):
             return Decision(self._asked)
-        made = self._history.plain_steps(self._key)
+        made = self._history.eager_steps(self._key)
         return decide(self._asked, self._key, rows, steps, made, compile.is_compiled(self._pipeline))
 
     def _on(self) -> OptimizationSettings:
@@ -188,7 +188,7 @@ class AutoRun:
         return record.reason or "it was declined" if record.applied == "off" else ""
 
     def _broken(self) -> str:
-        """Why the compiled code went back to plain by itself, or ""."""
+        """Why the compiled code was given up for eager code, or ""."""
         if compile.is_compiled(self._pipeline):
             return ""
         record = OptimizationRecord(compile.NAME, "auto", "on")
@@ -244,15 +244,15 @@ class AutoRun:
         report.set(replace(seen, reason=known or trial.reason, failed=False))
 
     def _remember(self, trial: CompileTrial) -> None:
-        """Keep a verdict that this run has brought, and what a plain step takes."""
+        """Keep a verdict that this run has brought, and what an eager step takes."""
         if not trial.settled or trial.remembered:
             return
         trial.remembered = True
-        here, plain = self._key, settings_label(replace(self._on(), torch_compile="off"))
+        here, eager = self._key, settings_label(replace(self._on(), torch_compile="off"))
         known = {row.settings for row in self._store.find(here)}
-        if trial.plain and plain not in known:
-            seconds = median(trial.plain)
-            self._store.add(Row(here, plain, "plain", step_seconds=seconds, runs=len(trial.plain), source="probation"))
+        if trial.eager and eager not in known:
+            seconds = median(trial.eager)
+            self._store.add(Row(here, eager, "plain", step_seconds=seconds, runs=len(trial.eager), source="probation"))
         self._store.add(
             Row(
                 here,

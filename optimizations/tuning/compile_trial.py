@@ -1,4 +1,4 @@
-"""A trial of compiled code: plain steps first, then compiled ones, and whatever is not faster is undone in place.
+"""A trial of compiled code: eager steps first, then compiled ones, and whatever is not faster is undone in place.
 
 A trial belongs to one key and one choice of settings and lives as long as the process: few-step models have too few
 steps in one run to compare, so the comparison goes on in the next. It never sees a pipeline: it is told how long each
@@ -26,7 +26,7 @@ ENOUGH = 3
 AT_MOST = 6
 """Compiled steps after which "no difference" is final."""
 CLEARLY = 1.1
-"""Two compiled steps above every plain one by this factor end the trial at once."""
+"""Two compiled steps above every eager one by this factor end the trial at once."""
 _NEARLY_ALL = 0.99
 """Of the weights: buffers that are made lazily, or a LoRA, are no offloading."""
 
@@ -70,7 +70,7 @@ class Controls:
 
 
 class CompileTrial:
-    """Compares compiled steps with plain ones and says which stay.
+    """Compares compiled steps with eager ones and says which stay.
 
     Args:
         expected: what compiling is expected to cost and bring, for the decision to begin.
@@ -79,8 +79,8 @@ class CompileTrial:
         state: where it stands. `KEPT`, `REVERTED` are final; `DECLINED` holds for the current run only.
         verdict: "faster", "slower", "noise", "failed" once it is final, or "".
         reason: how it came to the state, for a person.
-        plain, compiled: seconds of the counted steps.
-        compile_seconds: time that first compiled steps took beyond plain ones.
+        eager, compiled: seconds of the counted steps; to a person, eager ones are called plain.
+        compile_seconds: time that first compiled steps took beyond eager ones.
         remembered: set by whoever has kept the verdict.
     """
 
@@ -88,7 +88,7 @@ class CompileTrial:
         self.state = State.WATCHING
         self.verdict = ""
         self.reason = ""
-        self.plain: list[float] = []
+        self.eager: list[float] = []
         self.compiled: list[float] = []
         self.compile_seconds = 0.0
         self.remembered = False
@@ -160,13 +160,13 @@ class CompileTrial:
         if resident is not None:
             self._resident_before = max(resident, self._resident_before or 0)
         if not first:
-            self.plain.append(seconds)
-            del self.plain[: -2 * AT_MOST]  # the newest: the machine of an hour ago is another one
+            self.eager.append(seconds)
+            del self.eager[: -2 * AT_MOST]  # the newest: the machine of an hour ago is another one
         if self.state is State.WATCHING:
             self._consider()
 
     def failed(self, reason: str) -> None:
-        """The compiled code failed, and the plain path took over."""
+        """The compiled code failed, and eager code took over."""
         self._finish(State.REVERTED, "failed", reason)
 
     def watch(self, callbacks: Callbacks, phase: Callable[[int], str] = _no_phase) -> Callbacks:
@@ -192,10 +192,10 @@ class CompileTrial:
 
     @property
     def gain(self) -> float:
-        """Fraction of a plain step that is saved; 0 while unknown."""
-        if not self.plain or not self.compiled:
+        """Fraction of an eager step that is saved; 0 while unknown."""
+        if not self.eager or not self.compiled:
             return 0.0
-        return 1 - median(self.compiled) / median(self.plain)
+        return 1 - median(self.compiled) / median(self.eager)
 
     @property
     def settled(self) -> bool:
@@ -204,11 +204,11 @@ class CompileTrial:
 
     def _consider(self) -> None:
         """Begin the trial, or say why not yet."""
-        if len(self.plain) < ENOUGH:
-            self.reason = f"watching plain steps first ({len(self.plain)} of {ENOUGH})"
+        if len(self.eager) < ENOUGH:
+            self.reason = f"watching plain steps first ({len(self.eager)} of {ENOUGH})"
             return
         left = self._steps - self._done
-        sum_ = PayBack(self._expected, median(self.plain), left, self._session_steps)
+        sum_ = PayBack(self._expected, median(self.eager), left, self._session_steps)
         if left < 1 or not sum_.pays:
             if not self._explained:  # the first sum of a run is the one with all its steps ahead
                 self.reason, self._explained = str(sum_), True
@@ -231,8 +231,8 @@ class CompileTrial:
         if broken or self._left_the_device():
             return
         if first:
-            if self.state is State.TRIAL and self.plain:
-                self.compile_seconds += max(0.0, seconds - median(self.plain))
+            if self.state is State.TRIAL and self.eager:
+                self.compile_seconds += max(0.0, seconds - median(self.eager))
             return
         self.compiled.append(seconds)
         del self.compiled[: -2 * AT_MOST]
@@ -240,14 +240,14 @@ class CompileTrial:
             self._judge()
 
     def _judge(self) -> None:
-        plain, compiled = self.plain, self.compiled
-        figures = f"{median(plain):.3g} -> {median(compiled):.3g} s per step ({-self.gain:+.0%})"
-        if len(compiled) >= 2 and min(compiled) > CLEARLY * max(plain):
+        eager, compiled = self.eager, self.compiled
+        figures = f"{median(eager):.3g} -> {median(compiled):.3g} s per step ({-self.gain:+.0%})"
+        if len(compiled) >= 2 and min(compiled) > CLEARLY * max(eager):
             self._finish(State.REVERTED, "slower", f"compiled steps were slower: {figures}")
             return
         if len(compiled) < ENOUGH:
             return
-        verdict = separated(plain, compiled)
+        verdict = separated(eager, compiled)
         if verdict == "faster":
             self._finish(State.KEPT, verdict, f"compiled steps were faster: {figures}")
         elif verdict == "slower":
@@ -256,7 +256,7 @@ class CompileTrial:
             self._finish(State.REVERTED, verdict, f"compiling made no difference beyond the noise: {figures}")
 
     def _left_the_device(self) -> bool:
-        """Whether weights have left the device since the plain steps: the cause is then turned off."""
+        """Whether weights have left the device since the eager steps: the cause is then turned off."""
         gone = left_the_device(self._resident_before, self._controls.resident())
         if gone:
             self._finish(State.REVERTED, "slower", gone)

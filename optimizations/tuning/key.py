@@ -50,9 +50,6 @@ def _quarter_octave(value: float) -> float:
     return 2 ** (round(4 * math.log2(value)) / 4)
 
 
-PLAIN: tuple[tuple[str, str], ...] = ()
-
-
 def label(settings: OptimizationSettings) -> tuple[tuple[str, str], ...]:
     """What `settings` change against plain, as sorted (name, value) pairs; () is plain.
 

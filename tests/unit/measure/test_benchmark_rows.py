@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fastdiffusers.benchmarks import cold_start, compare_settings, gpu_all, quantized
+from fastdiffusers.benchmarks import cold_start, compare_settings, gpu_all, overhead, quantized
 from fastdiffusers.benchmarks.architectures import ARCHITECTURES
 from fastdiffusers.benchmarks.quantized import OwnMemory, parse_names, quantization_of
 from fastdiffusers.comparison.choices import PLAIN
@@ -81,6 +82,13 @@ def test_plain_and_quantized_rows_and_the_reasons_of_those_that_cannot_be(
     assert rows["tiling"]["quality"]["identical"]  # one tile: the plain pipeline was not quantized
     assert "int8 in" in data["quantized"]["int8-torchao"]["layers"]["transformer"]
     assert data["facts"]["work"] == "64x64, 2 steps"
+
+
+def test_what_the_pack_costs_is_read_from_the_clock_that_was_chosen() -> None:
+    ticks = itertools.count()
+    clock: Any = SimpleNamespace(mark=lambda: next(ticks), between=lambda start, end: float(end - start))
+    row = overhead.measure_size("tiny", "cpu", 1, clock)
+    assert (row["bare_s"], row["pack_s"], row["overhead_ms"]) == (1.0, 1.0, 0.0)
 
 
 def test_a_first_compiled_picture_and_a_warm_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_the_first_step_of_each_expert_never_counts() -> None:
     trial.begin(6, Controls(start=lambda: "not now"))
     for seconds, phase in ((9.0, "high"), (1.0, "high"), (1.0, "high"), (9.0, "low"), (1.0, "low")):
         trial.on_step(seconds, phase)
-    assert trial.plain == [1.0, 1.0, 1.0]
+    assert trial.eager == [1.0, 1.0, 1.0]
 
 
 def test_when_memory_forbids_it_nothing_is_compiled_and_the_next_run_asks_again() -> None:
@@ -220,7 +220,7 @@ def test_time_spent_in_the_callers_own_functions_is_not_the_models() -> None:
     for _ in range(4):
         clock.now += 2
         run.step()
-    assert trial.plain == [2, 2, 2]
+    assert trial.eager == [2, 2, 2]
 
 
 class Run:
@@ -266,7 +266,7 @@ def test_no_step_waits_for_the_card_to_be_judged() -> None:
     assert card.waits == 0
     # Three plain steps are counted after the first, and judged when the fifth is there, which is plain as well.
     assert compiled == [False] * 4 + [True] * 7
-    assert len(trial.plain) == 3
+    assert len(trial.eager) == 3
     run.step()
     assert not trial.verdict or len(trial.compiled) >= 3
     assert card.waits == 1, "the last one is judged at once: the decode is next"
@@ -279,7 +279,7 @@ def test_steps_from_before_a_change_are_not_counted_for_what_came_after() -> Non
         trial.on_step(1.0, compiled=False)
     assert model.is_compiled
     trial.on_step(1.0, compiled=False)
-    assert len(trial.plain) == 3
+    assert len(trial.eager) == 3
     trial.on_step(9.0, compiled=True)  # the first compiled one: it compiles
     assert trial.compiled == []
     assert trial.compile_seconds == 8.0

@@ -9,9 +9,10 @@ import pytest
 from fastdiffusers.optimizations.compile_cost import ASSUMED, Expectation, PayBack
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from fastdiffusers.optimizations.tuning.decide import decide, expectation
-from fastdiffusers.optimizations.tuning.key import PLAIN, TuningKey
+from fastdiffusers.optimizations.tuning.key import TuningKey
 from fastdiffusers.optimizations.tuning.store import Row
 
+PLAIN: tuple[tuple[str, str], ...] = ()
 HERE = TuningKey("card", "torch 2.13", "flux@1", "bfloat16", "none", "gpu", "1.05 Mpx")
 COMPILED = ("torch_compile", "blocks inductor default")
 AUTO = OptimizationSettings(torch_compile="auto")

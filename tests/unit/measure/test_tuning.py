@@ -24,9 +24,10 @@ from fastdiffusers.optimizations.settings import (
     Workload,
 )
 from fastdiffusers.optimizations.tuning import store as store_module
-from fastdiffusers.optimizations.tuning.key import PLAIN, TuningKey, label, shape_bucket
+from fastdiffusers.optimizations.tuning.key import TuningKey, label, shape_bucket
 from fastdiffusers.optimizations.tuning.store import Row, Store, default_store
 
+PLAIN: tuple[tuple[str, str], ...] = ()
 HERE = TuningKey("card", "torch 2.13", "tiny@1", "bfloat16", "none", "gpu", "1.05 Mpx")
 
 
