@@ -40,18 +40,12 @@ class BenchmarkOptimizations(io.ComfyNode):
             node_id="FastDiffusersBenchmark",
             display_name="Benchmark Optimizations",
             category=types.CATEGORY,
-            description="Runs the pipeline plainly and with each optimization in turn, several times, and compares "
-            "time, memory and picture. What it finds is remembered for this card, these versions, this model and size: "
-            "from then on 'auto' uses it. Cancel keeps what was measured until then.",
             search_aliases=["benchmark", "speed test", "compare settings", "tune", "fastest"],
             inputs=[*_what_to_compare(), *_the_work()],
             outputs=[
-                types.OptimizationSettings.Output(
-                    display_name="settings",
-                    tooltip="The fastest settings with the same picture, for Diffusers Sampler.",
-                ),
-                io.Image.Output(display_name="chart", tooltip="Time by stage, memory and quality of every setting."),
-                io.String.Output(display_name="table", tooltip="The same as text, with device, versions and spread."),
+                types.OptimizationSettings.Output(display_name="settings"),
+                io.Image.Output(display_name="chart"),
+                io.String.Output(display_name="table"),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -117,7 +111,7 @@ class BenchmarkOptimizations(io.ComfyNode):
 
 def _what_to_compare() -> list[io.Input]:
     return [
-        types.Pipeline.Input("pipeline", tooltip="From Load Diffusers Pipeline."),
+        types.Pipeline.Input("pipeline"),
         io.String.Input(
             "compare",
             default=ALL,
@@ -125,68 +119,23 @@ def _what_to_compare() -> list[io.Input]:
             f"separated by commas and joined with + to combine, such as 'compile,compile+xformers'. The names: "
             f"{', '.join(CHOICES)}.",
         ),
-        io.Int.Input(
-            "runs",
-            default=5,
-            min=1,
-            max=100,
-            tooltip="Counted runs of each setting, beside one to warm up. More find smaller differences; it stops "
-            "earlier when the result is certain.",
-        ),
-        io.Float.Input(
-            "time_limit",
-            default=0.0,
-            min=0.0,
-            max=86400.0,
-            step=10.0,
-            tooltip="Seconds for all measurements, after the model is loaded; 0 is no limit. What was measured until "
-            "then counts.",
-        ),
+        io.Int.Input("runs", default=5, min=1, max=100),
+        io.Float.Input("time_limit", default=0.0, min=0.0, max=86400.0, step=10.0),
     ]
 
 
 def _the_work() -> list[io.Input]:
     return [
-        io.String.Input("prompt", default=PROMPT, multiline=True, tooltip="It hardly matters for the time."),
-        io.Int.Input(
-            "steps",
-            default=0,
-            min=0,
-            max=1000,
-            tooltip="Denoising steps of one run; 0 is the model's default. Measure with as many as you work with: the "
-            "fewer there are, the less an optimization of the steps is worth.",
-        ),
-        io.Int.Input("width", default=0, min=0, max=16384, step=8, tooltip="Pixels; 0 is the model's default."),
-        io.Int.Input("height", default=0, min=0, max=16384, step=8, tooltip="Pixels; 0 is the model's default."),
-        io.Int.Input("num_frames", default=0, min=0, max=100000, tooltip="Of a video; 0 is the model's default."),
-        io.Float.Input(
-            "guidance",
-            default=-1.0,
-            min=-1.0,
-            max=100.0,
-            step=0.1,
-            round=0.001,
-            tooltip="-1 is the model's default. Guidance that needs a second pass of the model doubles every step.",
-        ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate="fixed",  # else the editor draws a new one, and every Run measures all over again
-            tooltip="The same for every run.",
-        ),
-        types.CompileSettings.Input(
-            "compile_settings", optional=True, tooltip="How the choices that compile do it; without it, the defaults."
-        ),
-        io.Image.Input("image", optional=True, tooltip="For models that need one; without it, a drawn picture."),
-        io.Boolean.Input(
-            "remember",
-            default=True,
-            optional=True,
-            tooltip="Keep what is found, so that 'auto' uses it from now on.",
-            **ADVANCED,
-        ),
+        io.String.Input("prompt", default=PROMPT, multiline=True),
+        io.Int.Input("steps", default=0, min=0, max=1000),
+        io.Int.Input("width", default=0, min=0, max=16384, step=8),
+        io.Int.Input("height", default=0, min=0, max=16384, step=8),
+        io.Int.Input("num_frames", default=0, min=0, max=100000),
+        io.Float.Input("guidance", default=-1.0, min=-1.0, max=100.0, step=0.1, round=0.001),
+        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate="fixed"),
+        types.CompileSettings.Input("compile_settings", optional=True),
+        io.Image.Input("image", optional=True),
+        io.Boolean.Input("remember", default=True, optional=True, **ADVANCED),
     ]
 
 

@@ -24,8 +24,6 @@ class LoadPipeline(io.ComfyNode):
             node_id="FastDiffusersLoadPipeline",
             display_name="Load Diffusers Pipeline",
             category=types.CATEGORY,
-            description="Chooses a diffusers pipeline. Its weights are read when a node first needs them and shared by "
-            "every node that uses the same model with the same settings.",
             search_aliases=["diffusers", "load model", "flux", "qwen image", "wan", "sdxl", "sd3", "z-image", "hub"],
             inputs=[
                 io.Combo.Input(
@@ -43,49 +41,13 @@ class LoadPipeline(io.ComfyNode):
                     "Hugging Face Hub id such as owner/name, which is downloaded on the first run, into the first "
                     "'diffusers' path. What is there, or in the Hub's own cache, is not fetched again.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(loader.DTYPES),
-                    default="auto",
-                    tooltip="Precision of the weights. 'auto' is bfloat16 where the device can, else float16, and "
-                    "float32 on a CPU. float32 doubles the memory. float16 can overflow to black images in models "
-                    "trained in bfloat16. Changing it reloads the model.",
-                ),
-                io.Combo.Input(
-                    "memory_mode",
-                    options=list(MEMORY_MODES),
-                    default="auto",
-                    tooltip="Where the weights live. 'gpu' keeps all of them on the card: fastest, needs room for all. "
-                    "'model_offload' keeps one component at a time there, 'group_offload_block' a few blocks, "
-                    "'group_offload_leaf' and 'sequential' single layers: each needs less memory and moves more. "
-                    "'auto' takes the fastest that fits.",
-                ),
-                io.Combo.Input(
-                    "quantization",
-                    options=list(loader.QUANTIZATION_CHOICES),
-                    default="none",
-                    tooltip="'none' loads what the checkpoint holds, a quantized one as it is. The others quantize "
-                    "while loading: less memory, some loss of quality, a longer load.",
-                    **ADVANCED,
-                ),
-                io.Combo.Input(
-                    "device",
-                    options=comfy_bridge.device_choices(),
-                    default="auto",
-                    tooltip="'auto' is the device that ComfyUI itself uses.",
-                    **ADVANCED,
-                ),
-                io.String.Input(
-                    "revision",
-                    default="",
-                    tooltip="For a Hub id: branch, tag or commit. Empty is the newest. The commit that was used is in "
-                    "the report.",
-                    **ADVANCED,
-                ),
+                io.Combo.Input("dtype", options=list(loader.DTYPES), default="auto"),
+                io.Combo.Input("memory_mode", options=list(MEMORY_MODES), default="auto"),
+                io.Combo.Input("quantization", options=list(loader.QUANTIZATION_CHOICES), default="none", **ADVANCED),
+                io.Combo.Input("device", options=comfy_bridge.device_choices(), default="auto", **ADVANCED),
+                io.String.Input("revision", default="", **ADVANCED),
             ],
-            outputs=[
-                types.Pipeline.Output(display_name="pipeline", tooltip="Which model: the weights stay in the cache.")
-            ],
+            outputs=[types.Pipeline.Output(display_name="pipeline")],
             hidden=[io.Hidden.unique_id],
         )
 

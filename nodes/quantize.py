@@ -24,9 +24,6 @@ class QuantizeModel(io.ComfyNode):
             node_id="FastDiffusersQuantize",
             display_name="Quantize Model",
             category=types.CATEGORY,
-            description="Writes a quantized copy of a diffusers pipeline beside the other models, with SDNQ. The copy "
-            "takes less disk and memory, loads without quantizing again, and loses some quality. Press R afterwards to "
-            "find it in Load Diffusers Pipeline.",
             search_aliases=["quantize", "sdnq", "int8", "uint4", "4 bit", "8 bit", "smaller model", "save model"],
             inputs=[
                 io.Combo.Input(
@@ -41,37 +38,12 @@ class QuantizeModel(io.ComfyNode):
                     default="",
                     tooltip=f"Used when model is {CUSTOM}: the path of a diffusers folder, or a Hugging Face Hub id.",
                 ),
-                io.Combo.Input(
-                    "weights_dtype",
-                    options=list(WEIGHTS_DTYPES),
-                    default="int8",
-                    tooltip="How the weights of the denoiser and the large text encoders are stored. Fewer bits need "
-                    "less memory and lose more: 'int8' loses least, 'uint4' takes half of it.",
-                ),
-                io.String.Input(
-                    "name",
-                    default="",
-                    tooltip="Name of the new folder under the first 'diffusers' path. Empty: the model's name with the "
-                    "type added. A folder that is there already is never overwritten.",
-                ),
-                io.Int.Input(
-                    "svd_rank",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    tooltip="Rank of a correction in full precision that is kept beside the quantized weights: closer "
-                    "to the original, a little larger, and it takes longer to make. 0 is none, 32 is usual.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "quantized_matmul",
-                    default=False,
-                    tooltip="The copy multiplies in the quantized type unless a sampler says otherwise (Optimization "
-                    "Settings).",
-                    **ADVANCED,
-                ),
+                io.Combo.Input("weights_dtype", options=list(WEIGHTS_DTYPES), default="int8"),
+                io.String.Input("name", default=""),
+                io.Int.Input("svd_rank", default=0, min=0, max=1024, **ADVANCED),
+                io.Boolean.Input("quantized_matmul", default=False, **ADVANCED),
             ],
-            outputs=[io.String.Output(display_name="folder", tooltip="Path of the new diffusers folder.")],
+            outputs=[io.String.Output(display_name="folder")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )

@@ -23,19 +23,12 @@ class ShowReport(io.ComfyNode):
             node_id="FastDiffusersShowReport",
             display_name="Show Report",
             category=types.CATEGORY,
-            description="Shows what a run really used: every optimization as asked for and as applied, why they "
-            "differ, what it cost, and how long each stage took.",
             search_aliases=["report", "optimization report", "timing", "what is active"],
             inputs=[
-                types.Report.Input("report", tooltip="The report of a sampler, a decode or an encode."),
-                io.Combo.Input(
-                    "format",
-                    options=["table", "json"],
-                    default="table",
-                    tooltip="'table' to read, 'json' to keep or to hand to another program.",
-                ),
+                types.Report.Input("report"),
+                io.Combo.Input("format", options=["table", "json"], default="table"),
             ],
-            outputs=[io.String.Output(display_name="text", tooltip="The report in the chosen format.")],
+            outputs=[io.String.Output(display_name="text")],
             is_output_node=True,
         )
 

@@ -30,9 +30,6 @@ class Sampler(io.ComfyNode):
             node_id="FastDiffusersSampler",
             display_name="Diffusers Sampler",
             category=types.CATEGORY,
-            description="Runs a diffusers pipeline: text, and images where the model takes them, to images or video, "
-            "with sound where the model makes it. An optimization that cannot be had is left out, the result is still "
-            "made, and the report says why.",
             search_aliases=["diffusers", "ksampler", "generate", "text to image", "text to video", "image edit"],
             inputs=sampler_inputs.inputs(),
             outputs=sampler_outputs.outputs(),

@@ -24,21 +24,12 @@ SILENT_MODEL = "Diffusers Sampler: this model makes no sound, so there is none t
 def outputs() -> list[Any]:
     """The outputs in the node's schema. New ones go last: saved graphs know them by their place."""
     return [
-        io.Image.Output(display_name="images", tooltip="Images, or the frames of all videos in a row."),
-        io.Latent.Output(
-            display_name="latent",
-            tooltip="In ComfyUI's own convention: VAE Decode with the model's VAE gives the same images.",
-        ),
-        io.Float.Output(display_name="frame_rate", tooltip="For Create Video; 1 for still images."),
-        types.Report.Output(display_name="report", tooltip="For Show Report."),
-        io.Video.Output(
-            display_name="video",
-            tooltip="For Save Video: the frames at their rate, with the sound of models that make one.",
-        ),
-        io.Audio.Output(
-            display_name="audio",
-            tooltip="The sound of models that make one with the video, as a batch like the videos.",
-        ),
+        io.Image.Output(display_name="images"),
+        io.Latent.Output(display_name="latent"),
+        io.Float.Output(display_name="frame_rate"),
+        types.Report.Output(display_name="report"),
+        io.Video.Output(display_name="video"),
+        io.Audio.Output(display_name="audio"),
     ]
 
 

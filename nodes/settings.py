@@ -33,88 +33,21 @@ class TorchCompileSettings(io.ComfyNode):
             node_id="FastDiffusersTorchCompileSettings",
             display_name="Torch Compile Settings",
             category=types.CATEGORY,
-            description="How the sampler uses torch.compile. Connect it only to change something: without it the "
-            "sampler uses these same defaults.",
             search_aliases=["compile", "inductor", "torch.compile", "cudagraphs", "max-autotune"],
             inputs=[
-                io.Combo.Input(
-                    "mode",
-                    options=list(COMPILE_MODES),
-                    default=DEFAULT.mode,
-                    tooltip="How hard inductor searches for fast kernels. 'default' compiles soonest. The "
-                    "'max-autotune' modes try many kernels first, so the first run takes much longer. "
-                    "'reduce-overhead' and 'max-autotune' replay CUDA graphs, which costs memory for every resolution.",
-                ),
-                io.Combo.Input(
-                    "scope",
-                    options=list(COMPILE_SCOPES),
-                    default=DEFAULT.scope,
-                    tooltip="'blocks' compiles the block that repeats through the model, once for all its repetitions: "
-                    "a short first run. 'model' compiles the whole denoiser as one: a long first run, and the "
-                    "compiler may fuse across blocks.",
-                ),
-                io.Combo.Input(
-                    "dynamic",
-                    options=list(TRISTATE),
-                    default=DEFAULT.dynamic,
-                    tooltip="Code that serves every resolution. 'auto' compiles for the first resolution and once "
-                    "more, for all, when a second one comes. 'on' starts with code for all. 'off' compiles again for "
-                    "every new resolution.",
-                ),
-                io.Boolean.Input(
-                    "compile_vae",
-                    default=DEFAULT.compile_vae,
-                    tooltip="Compile the VAE decoder too. Worth it for many decodes of one size; it lengthens the "
-                    "first run and needs memory.",
-                ),
+                io.Combo.Input("mode", options=list(COMPILE_MODES), default=DEFAULT.mode),
+                io.Combo.Input("scope", options=list(COMPILE_SCOPES), default=DEFAULT.scope),
+                io.Combo.Input("dynamic", options=list(TRISTATE), default=DEFAULT.dynamic),
+                io.Boolean.Input("compile_vae", default=DEFAULT.compile_vae),
                 io.Float.Input(
-                    "headroom_gib",
-                    default=DEFAULT.headroom_gib,
-                    min=0.0,
-                    max=1023.0,
-                    step=0.25,
-                    round=0.01,
-                    tooltip="Memory in GiB that has to stay free beyond what compiling is expected to take. Where less "
-                    "would be left, compile is declined and the report says so: a model pushed out of memory "
-                    "loses more than compile gains.",
+                    "headroom_gib", default=DEFAULT.headroom_gib, min=0.0, max=1023.0, step=0.25, round=0.01
                 ),
-                io.Combo.Input(
-                    "backend",
-                    options=list(COMPILE_BACKENDS),
-                    default=DEFAULT.backend,
-                    tooltip="'inductor' generates code. 'cudagraphs' records the plain run and replays it. 'aot_eager' "
-                    "and 'eager' only trace: they find out what breaks and gain nothing.",
-                    **ADVANCED,
-                ),
-                io.Combo.Input(
-                    "fullgraph",
-                    options=list(TRISTATE),
-                    default=DEFAULT.fullgraph,
-                    tooltip="Insist on one graph without breaks. 'auto' insists wherever nothing that is active breaks "
-                    "it. 'on' makes a break fail, and the run falls back to plain.",
-                    **ADVANCED,
-                ),
-                io.Int.Input(
-                    "recompile_limit",
-                    default=DEFAULT.recompile_limit,
-                    min=1,
-                    max=4096,
-                    tooltip="Variants of one block that may be compiled before torch runs the next one plainly.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "keep_artifacts",
-                    default=DEFAULT.keep_artifacts,
-                    tooltip="Keep compiled code on disk, so that the next start of ComfyUI need not compile again.",
-                    **ADVANCED,
-                ),
+                io.Combo.Input("backend", options=list(COMPILE_BACKENDS), default=DEFAULT.backend, **ADVANCED),
+                io.Combo.Input("fullgraph", options=list(TRISTATE), default=DEFAULT.fullgraph, **ADVANCED),
+                io.Int.Input("recompile_limit", default=DEFAULT.recompile_limit, min=1, max=4096, **ADVANCED),
+                io.Boolean.Input("keep_artifacts", default=DEFAULT.keep_artifacts, **ADVANCED),
             ],
-            outputs=[
-                types.CompileSettings.Output(
-                    display_name="compile_settings",
-                    tooltip="For Diffusers Sampler, VAE Decode (Fast) and VAE Encode (Fast).",
-                )
-            ],
+            outputs=[types.CompileSettings.Output(display_name="compile_settings")],
         )
 
     @classmethod
@@ -154,8 +87,6 @@ class OptimizationSettingsNode(io.ComfyNode):
             node_id="FastDiffusersOptimizationSettings",
             display_name="Optimization Settings",
             category=types.CATEGORY,
-            description="The rarer optimizations: how the VAE tiles, how SDNQ models multiply, and precision switches "
-            "that are global in PyTorch and here hold only while a sampler runs.",
             search_aliases=[
                 "tf32",
                 "channels last",
@@ -167,70 +98,16 @@ class OptimizationSettingsNode(io.ComfyNode):
                 "fuse qkv",
             ],
             inputs=[
-                io.Int.Input(
-                    "vae_tile_size",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=32,
-                    tooltip="Edge of a VAE tile in pixels; 0 is the VAE's own. Smaller tiles need less memory and show "
-                    "more seams.",
-                ),
-                io.Int.Input(
-                    "vae_tile_overlap",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    tooltip="Pixels that neighbouring tiles share; 0 is the VAE's own. More hides seams better and "
-                    "takes longer.",
-                ),
-                io.Combo.Input(
-                    "vae_slicing",
-                    options=list(TRISTATE),
-                    default="auto",
-                    tooltip="Decode a batch one item at a time: less memory. 'auto' does so when the batch holds more "
-                    "than one.",
-                ),
-                io.Combo.Input(
-                    "tf32",
-                    options=list(TRISTATE),
-                    default="off",
-                    tooltip="TF32 for the float32 parts of a model on NVIDIA cards: faster and less exact.",
-                ),
-                io.Combo.Input(
-                    "cudnn_benchmark",
-                    options=list(TRISTATE),
-                    default="off",
-                    tooltip="Let cuDNN try its convolutions once for every size: the first run of a size is slower.",
-                ),
-                io.Combo.Input(
-                    "channels_last",
-                    options=list(TRISTATE),
-                    default="off",
-                    tooltip="Channels-last weights for convolutional models and VAEs. 'auto' uses them where they pay.",
-                ),
-                io.Combo.Input(
-                    "quantized_matmul",
-                    options=list(TRISTATE),
-                    default="auto",
-                    tooltip="Models quantized with SDNQ: 'on' multiplies in the quantized type instead of turning the "
-                    "weights back first, which loses a little more. 'auto' does what the checkpoint says. Other "
-                    "models are not touched.",
-                ),
-                io.Combo.Input(
-                    "fused_projections",
-                    options=list(TRISTATE),
-                    default="off",
-                    optional=True,
-                    tooltip="Query, key and value of an attention layer as one matrix product (Flux, Flux.2, Wan). It "
-                    "takes no more memory; rounding differs slightly. What is quantized, has a LoRA on it or moves by "
-                    "group offloading stays separate, and the report says so. 'auto' is off until it was measured to "
-                    "pay.",
-                    **ADVANCED,
-                ),
+                io.Int.Input("vae_tile_size", default=0, min=0, max=8192, step=32),
+                io.Int.Input("vae_tile_overlap", default=0, min=0, max=4096, step=8),
+                io.Combo.Input("vae_slicing", options=list(TRISTATE), default="auto"),
+                io.Combo.Input("tf32", options=list(TRISTATE), default="off"),
+                io.Combo.Input("cudnn_benchmark", options=list(TRISTATE), default="off"),
+                io.Combo.Input("channels_last", options=list(TRISTATE), default="off"),
+                io.Combo.Input("quantized_matmul", options=list(TRISTATE), default="auto"),
+                io.Combo.Input("fused_projections", options=list(TRISTATE), default="off", optional=True, **ADVANCED),
             ],
-            outputs=[types.OptimizationSettings.Output(display_name="settings", tooltip="For Diffusers Sampler.")],
+            outputs=[types.OptimizationSettings.Output(display_name="settings")],
         )
 
     @classmethod

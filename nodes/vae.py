@@ -41,59 +41,16 @@ class LoadVideoVAE(io.ComfyNode):
             node_id="FastDiffusersLoadVideoVAE",
             display_name="Load Video VAE",
             category=types.CATEGORY,
-            description="Chooses a causal 3D video VAE (the ema_vae_fp16.safetensors of SeedVR2) for VAE Decode (Fast) "
-            "and VAE Encode (Fast). For every other VAE use ComfyUI's own Load VAE: the fast nodes take it too.",
             search_aliases=["seedvr2", "video vae", "ema_vae_fp16", "3d vae"],
             inputs=[
-                io.Combo.Input(
-                    "vae_name",
-                    options=video_vae_choices(),
-                    tooltip="Files under the 'vae' paths and in models/SEEDVR2.",
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=["auto", "float16", "bfloat16", "float32"],
-                    default="auto",
-                    tooltip="'auto' is float16 on a card, as the file is stored, and float32 on a CPU. bfloat16 is "
-                    "less exact, float32 takes twice the memory.",
-                ),
-                io.Combo.Input(
-                    "kernels",
-                    options=list(KERNEL_CHOICES),
-                    default="auto",
-                    optional=True,
-                    tooltip="'auto' takes fused kernels (Triton, comfy-kitchen) where they work and agree with plain "
-                    "code, 'eager' only PyTorch's operations, 'plain' the textbook's: slow, to compare with.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "cuda_graphs",
-                    default=False,
-                    optional=True,
-                    tooltip="Record the steady slices of a clip once and replay them: less work for the processor, "
-                    "more memory on the card. Off until it was measured to pay.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "overlap_tiles",
-                    default=False,
-                    optional=True,
-                    tooltip="With tiles: work on two at a time where the card's memory holds both. Off until it was "
-                    "measured to pay.",
-                    **ADVANCED,
-                ),
-                io.Boolean.Input(
-                    "fp16_accumulation",
-                    default=False,
-                    optional=True,
-                    tooltip="Let float16 convolutions also sum in float16 where comfy-kitchen has a kernel for it. "
-                    "Made for GeForce cards; less exact, and not measured yet.",
-                    **ADVANCED,
-                ),
+                io.Combo.Input("vae_name", options=video_vae_choices()),
+                io.Combo.Input("dtype", options=["auto", "float16", "bfloat16", "float32"], default="auto"),
+                io.Combo.Input("kernels", options=list(KERNEL_CHOICES), default="auto", optional=True, **ADVANCED),
+                io.Boolean.Input("cuda_graphs", default=False, optional=True, **ADVANCED),
+                io.Boolean.Input("overlap_tiles", default=False, optional=True, **ADVANCED),
+                io.Boolean.Input("fp16_accumulation", default=False, optional=True, **ADVANCED),
             ],
-            outputs=[
-                types.VideoVae.Output(display_name="video_vae", tooltip="For VAE Decode (Fast) and VAE Encode (Fast).")
-            ],
+            outputs=[types.VideoVae.Output(display_name="video_vae")],
         )
 
     @classmethod
@@ -124,17 +81,15 @@ class VAEDecode(io.ComfyNode):
             node_id="FastDiffusersVAEDecode",
             display_name="VAE Decode (Fast)",
             category=types.CATEGORY,
-            description="Decodes a latent to images or video frames: with progress, a Cancel that works between tiles "
-            "and slices, smaller tiles when memory runs out, and the frames gathered off the card.",
             search_aliases=["decode", "vae decode", "tiled decode", "latent to image", "latent to video"],
             inputs=[
-                io.Latent.Input("samples", tooltip="The latent to decode."),
+                io.Latent.Input("samples"),
                 *shared_inputs("decode"),
                 exactness_input(),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="Images, or the frames of all videos in a row."),
-                types.Report.Output(display_name="report", tooltip="For Show Report."),
+                io.Image.Output(display_name="images"),
+                types.Report.Output(display_name="report"),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -170,16 +125,14 @@ class VAEEncode(io.ComfyNode):
             node_id="FastDiffusersVAEEncode",
             display_name="VAE Encode (Fast)",
             category=types.CATEGORY,
-            description="Encodes images or the frames of a video to a latent: with progress, a Cancel that works "
-            "between tiles and slices, and smaller tiles when memory runs out.",
             search_aliases=["encode", "vae encode", "tiled encode", "image to latent", "video to latent"],
             inputs=[
-                io.Image.Input("pixels", tooltip="Images; a video VAE takes them as the frames of one video."),
+                io.Image.Input("pixels"),
                 *shared_inputs("encode"),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="In ComfyUI's own convention."),
-                types.Report.Output(display_name="report", tooltip="For Show Report."),
+                io.Latent.Output(display_name="latent"),
+                types.Report.Output(display_name="report"),
             ],
             hidden=[io.Hidden.unique_id],
         )

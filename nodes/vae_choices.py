@@ -93,11 +93,7 @@ class VaeChoices:
 def shared_inputs(verb: str) -> list[Any]:
     """The inputs that decoding and encoding share."""
     return [
-        io.MultiType.Input(
-            "vae",
-            types=[io.Vae, types.VideoVae, types.Pipeline],
-            tooltip="ComfyUI's own VAE (Load VAE, a checkpoint), this pack's Load Video VAE, or a pipeline.",
-        ),
+        io.MultiType.Input("vae", types=[io.Vae, types.VideoVae, types.Pipeline]),
         io.Combo.Input(
             "tiling",
             options=list(TILINGS),
@@ -106,66 +102,18 @@ def shared_inputs(verb: str) -> list[Any]:
             "time, and tiles can differ slightly where they meet. 'exact' (video VAE) works in strips that share their "
             "statistics: little memory, no seams. 'auto' takes the whole where it fits, else the best that does.",
         ),
-        io.Int.Input(
-            "tile_size",
-            default=0,
-            min=0,
-            max=8192,
-            step=16,
-            optional=True,
-            tooltip="Edge of a tile in pixels; 0 is the largest that fits. Smaller tiles need less memory and show "
-            "more seams.",
-            **ADVANCED,
-        ),
-        io.Int.Input(
-            "overlap",
-            default=0,
-            min=0,
-            max=4096,
-            step=8,
-            optional=True,
-            tooltip="Pixels that neighbouring tiles share; 0 is a quarter of the tile. More hides seams better and "
-            "takes longer.",
-            **ADVANCED,
-        ),
-        io.Int.Input(
-            "temporal_slice",
-            default=0,
-            min=0,
-            max=100000,
-            optional=True,
-            tooltip="Frames of a video that are worked on at a time; 0 chooses. Smaller slices need less memory.",
-            **ADVANCED,
-        ),
+        io.Int.Input("tile_size", default=0, min=0, max=8192, step=16, optional=True, **ADVANCED),
+        io.Int.Input("overlap", default=0, min=0, max=4096, step=8, optional=True, **ADVANCED),
+        io.Int.Input("temporal_slice", default=0, min=0, max=100000, optional=True, **ADVANCED),
         io.Float.Input(
-            "memory_budget_gib",
-            default=0.0,
-            min=0.0,
-            max=1024.0,
-            step=0.25,
-            round=0.01,
-            optional=True,
-            tooltip="Memory in GiB that a video VAE may use beside its weights; 0 goes by what is free.",
-            **ADVANCED,
+            "memory_budget_gib", default=0.0, min=0.0, max=1024.0, step=0.25, round=0.01, optional=True, **ADVANCED
         ),
-        types.CompileSettings.Input(
-            "compile_settings",
-            optional=True,
-            tooltip="From Torch Compile Settings, to compile a video VAE or a pipeline's VAE. The first run takes "
-            "longer, so it is for many clips of one size. Without it, plain code runs.",
-        ),
+        types.CompileSettings.Input("compile_settings", optional=True),
     ]
 
 
 def exactness_input() -> Any:
     """For decoding alone."""
     return io.Combo.Input(
-        "exactness",
-        options=list(EXACTNESS_CHOICES),
-        default=BIT_IDENTICAL,
-        optional=True,
-        tooltip="For clips and the VAE of a pipeline. 'bit-identical' repeats diffusers' arithmetic. 'fast' decodes "
-        "several latent frames at a time with fused operations: on first use both ways decode a few frames, and it is "
-        "used only where it is faster and close enough. The report tells the difference.",
-        **ADVANCED,
+        "exactness", options=list(EXACTNESS_CHOICES), default=BIT_IDENTICAL, optional=True, **ADVANCED
     )

@@ -1,8 +1,7 @@
-"""Writes the nodes' English texts, as their schemas have them, to `locales/en/nodeDefs.json`, and the lists of inputs
-into the help pages of every language.
+"""Writes the lists of inputs into the help pages of every language, from `locales/<language>/nodeDefs.json`.
 
-Run it after a tooltip has changed: `python -m fastdiffusers.scripts.node_texts`. The other languages' texts are written
-by hand beside the English ones; a test says which they lack.
+Run it after a text has changed: `python -m fastdiffusers.scripts.node_texts`. The texts themselves are written by hand,
+but for those that a schema computes: these it writes to the English file. A test says what a file lacks.
 """
 
 from __future__ import annotations
