@@ -216,14 +216,8 @@ class DryRun:
         cells = height * width * (vae.config.spatial_factor // task.crop) ** 2
         frame = 4 * cells * max(vae.config.block_out_channels[:2])
         self.statistics_bytes = 2 * min(chunk_bytes(vae.device), frame)
-        self.case = _Case(
-            vae.config,
-            vae.dtype,
-            task,
-            (channels, height, width),
-            tuple(stop - start for start, stop in parts[:2]),
-            len(parts) > 2,
-        )
+        lengths = tuple(stop - start for start, stop in parts[:2])
+        self.case = _Case(vae.config, vae.dtype, task, (channels, height, width), lengths, more=len(parts) > 2)
 
     def peak(self, layout: Layout, offloaded: bool = False) -> int:
         """Return the bytes alive at once with this layout."""

@@ -71,15 +71,8 @@ class Activated:
 
     def write(self, rows: Span, columns: Span, out: Padded) -> None:
         norm = self.norm
-        self.kernels.group_norm_silu(
-            region(self.x, rows, columns),
-            norm.weight,
-            norm.bias,
-            norm.num_groups,
-            norm.eps,
-            statistics=self.statistics,
-            out=out,
-        )
+        affine = norm.weight, norm.bias, norm.num_groups, norm.eps
+        self.kernels.group_norm_silu(region(self.x, rows, columns), *affine, statistics=self.statistics, out=out)
 
 
 class Upscaled:
