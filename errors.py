@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+SHOWN_AS = "builtins"
+"""`__module__` of the errors. Python and ComfyUI show an error as `module.Class: text`, and ComfyUI's editor cuts that
+to a line: the path that ComfyUI loads the pack by would fill it. Of built-in errors both show the class alone."""
+
 
 class FastDiffusersError(Exception):
     """Base class of every error this pack raises on purpose."""
+
+    __module__ = SHOWN_AS
+
+    def __reduce__(self) -> Any:
+        """Pickle the name of the class: pickle would look for the class itself where `__module__` says that it is."""
+        if type(self) is globals().get(type(self).__name__):
+            return _restore, (type(self).__name__, self._arguments())
+        return type(self), self._arguments()
+
+    def _arguments(self) -> tuple[object, ...]:
+        """What the class has to be called with to make the same error."""
+        return self.args
 
 
 class InputError(FastDiffusersError, ValueError):
@@ -13,6 +31,8 @@ class InputError(FastDiffusersError, ValueError):
     >>> str(InputError("width", 0, "it must be a multiple of 16, at least 16", "set it to 1024"))
     'width = 0: it must be a multiple of 16, at least 16. Set it to 1024.'
     """
+
+    __module__ = SHOWN_AS
 
     def __init__(self, name: str, value: object, reason: str, cure: str = "") -> None:
         self.name, self.value, self.reason, self.cure = name, value, reason, cure
@@ -23,22 +43,35 @@ class InputError(FastDiffusersError, ValueError):
         text = f"{name} = {shown}: {reason.rstrip('.')}."
         super().__init__(f"{text} {cure.rstrip('.')}." if cure else text)
 
-    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str, str]]:
-        return type(self), (self.name, self.value, self.reason, self.cure)
+    def _arguments(self) -> tuple[object, ...]:
+        return self.name, self.value, self.reason, self.cure
 
 
 class ModelFileError(InputError):
     """A model folder or file that cannot be used: missing, half-downloaded, corrupt, or of the wrong kind."""
 
+    __module__ = SHOWN_AS
+
 
 class MissingDependencyError(FastDiffusersError, ImportError):
     """An optional package that a chosen setting needs is not installed."""
 
+    __module__ = SHOWN_AS
+
     def __init__(self, package: str, needed_for: str, install: str | None = None) -> None:
-        self.package = package
+        self.package, self.needed_for, self.install = package, needed_for, install
         super().__init__(
             f"{needed_for} needs the package {package!r}. Install it with: {install or f'pip install {package}'}"
         )
+
+    def _arguments(self) -> tuple[object, ...]:
+        return self.package, self.needed_for, self.install
+
+
+def _restore(name: str, arguments: tuple[Any, ...]) -> FastDiffusersError:
+    """The error of that class of this module: what pickle calls."""
+    error: FastDiffusersError = globals()[name](*arguments)
+    return error
 
 
 def first_line(error: BaseException) -> str:

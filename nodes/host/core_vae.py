@@ -18,11 +18,11 @@ import torch
 
 from ...callbacks import Callbacks
 from ...errors import InputError
+from ...fallback import is_out_of_memory
 from ...pipelines.decoding.exactness import BIT_IDENTICAL, FAST, RECORD
 from ...report import OptimizationRecord, OptimizationReport
 from ..vae_choices import VaeChoices
 from . import core_streaming
-from .comfy_bridge import is_out_of_memory
 from .core_tiles import TILE_EDGES, Tiles, plan_tiles
 
 
