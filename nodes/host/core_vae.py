@@ -90,15 +90,29 @@ def encode(
         return _as_it_is(vae, "encode", pixels, callbacks)
     _check_kind(vae, "encode")
     channels, taken = pixels.shape[-1], vae.output_channels
-    if channels < taken and vae.pad_channel_value is None:
-        reason = f"this VAE encodes pictures of {taken} channels, not {channels}"
-        raise InputError("pixels", list(pixels.shape), reason, f"give the picture {taken} channels")
+    if vae.pad_channel_value is None:
+        check_channels(pixels, taken)
     latent, report = _run(Encode(vae, pixels, callbacks), choices)
     if channels > taken:
-        report.note(f"{channels - taken} of {channels} channels (alpha) left out: this VAE encodes {taken}")
+        report.note(alpha_left_out(channels, taken))
+    elif channels < min(taken, 3):
+        report.note(f"{taken - channels} of {taken} channels filled up as ComfyUI's VAE Encode does: they were missing")
     if pixels.ndim == 5 and latent.shape[0] != pixels.shape[0]:
         report.note("the frames of the clips were encoded one by one: this VAE encodes pictures")
     return latent, report
+
+
+def check_channels(pixels: torch.Tensor, taken: int) -> None:
+    """Raise InputError for pictures [..., C] with fewer channels than are encoded."""
+    channels = pixels.shape[-1]
+    if channels < taken:
+        reason = f"this VAE encodes pictures of {taken} channels, not {channels}"
+        raise InputError("pixels", list(pixels.shape), reason, f"give the picture {taken} channels")
+
+
+def alpha_left_out(channels: int, taken: int) -> str:
+    """A note for the report."""
+    return f"{channels - taken} of {channels} channels (alpha) left out: this VAE encodes {taken}"
 
 
 def as_clip(samples: torch.Tensor, channels: int) -> torch.Tensor:
