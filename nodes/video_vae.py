@@ -17,7 +17,7 @@ from ..errors import ModelFileError
 from ..optimizations.tuning.store import cache_folder
 from .host import core_changes
 from .host.core_vae import alpha_left_out, as_clip, check_channels
-from .host.memory_management import Tenant, make_room
+from .host.memory_management import ExternalModelPatcher, make_room
 from .types import VideoVaeFile, VideoVaeHandle
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_loaded: WeakKeyDictionary[VideoVaeFile, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
+_loaded: WeakKeyDictionary[VideoVaeFile, tuple[VideoVAE, ExternalModelPatcher]] = WeakKeyDictionary()
 """The weights live as long as handles name their file: as long as ComfyUI keeps a loader node's output."""
-_borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
+_borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, ExternalModelPatcher]] = WeakKeyDictionary()
 """The same for ComfyUI's own VAEs: this pack's networks with a copy of their weights, as long as ComfyUI keeps them."""
 _lock = threading.Lock()
 
@@ -69,18 +69,18 @@ def borrow(vae: Any) -> VideoVAE | None:
     with _lock:
         if network not in _borrowed:
             weights = network.state_dict()
-            tenant = Tenant(vae.device, sum(tensor.nbytes for tensor in weights.values()))
-            make_room(tenant)
+            patcher = ExternalModelPatcher(vae.device, sum(tensor.nbytes for tensor in weights.values()))
+            make_room(patcher)
             engine.remember_in(cache_folder())
             try:
                 own = engine.from_state_dict(weights, dtype=vae.vae_dtype, device=vae.device, name="ComfyUI's VAE")
             except ModelFileError as error:
                 log.info("ComfyUI's own networks decode this VAE: %s", error)
                 return None
-            tenant.follow([own])
-            _borrowed[network] = own, tenant
-        own, tenant = _borrowed[network]
-    make_room(tenant)
+            patcher.follow([own])
+            _borrowed[network] = own, patcher
+        own, patcher = _borrowed[network]
+    make_room(patcher)
     return own.to(vae.device)
 
 
@@ -116,12 +116,12 @@ def load(handle: VideoVaeHandle) -> VideoVAE:
     with _lock:
         file = handle.file
         if file not in _loaded:
-            tenant = Tenant(device, Path(file.path).stat().st_size)
-            make_room(tenant)
+            patcher = ExternalModelPatcher(device, Path(file.path).stat().st_size)
+            make_room(patcher)
             engine.remember_in(cache_folder())
             vae = engine.load_video_vae(file.path, file.dtype, str(device))
-            tenant.follow([vae])
-            _loaded[file] = vae, tenant
-        vae, tenant = _loaded[file]
-    make_room(tenant)
+            patcher.follow([vae])
+            _loaded[file] = vae, patcher
+        vae, patcher = _loaded[file]
+    make_room(patcher)
     return vae.to(device)
