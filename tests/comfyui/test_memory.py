@@ -185,11 +185,11 @@ def test_another_way_to_run_a_video_vae_loads_nothing_anew(core: Any, models: Pa
         return types.VideoVaeHandle(types.video_vae_file(str(path), video_vae.identity(path)), **how)
 
     first, second = handle(), handle(kernels="eager", overlap_tiles=True)
-    loaded = weakref.ref(video_vae._on_card(first))
-    assert video_vae._on_card(second) is loaded()
+    loaded = weakref.ref(video_vae.load(first))
+    assert video_vae.load(second) is loaded()
     del first
     gc.collect()
-    assert video_vae._on_card(second) is loaded()
+    assert video_vae.load(second) is loaded()
     del second
     gc.collect()
     assert loaded() is None, "the weights go with the last handle"
