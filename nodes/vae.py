@@ -91,7 +91,7 @@ class LoadVideoVAE(io.ComfyNode):
         try:
             video_vae.check_file(video_vae_path(vae_name))
         except FastDiffusersError as error:
-            return str(error)
+            return error.in_short()
         return True
 
     @classmethod

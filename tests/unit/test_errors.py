@@ -33,6 +33,19 @@ def test_an_error_travels_to_another_process(error: FastDiffusersError) -> None:
     assert vars(again) == vars(error)
 
 
+def test_in_short_the_cure_comes_first() -> None:
+    error = InputError("width", 72, "the model takes multiples of 16.", "use 64 or 80")
+    assert error.in_short() == "width = 72: Use 64 or 80. Reason: the model takes multiples of 16."
+    assert InputError("width", 72, "it is odd").in_short() == "width = 72: it is odd."
+    path = "/models/" + "long-" * 30 + "name"
+    short = ModelFileError("model", path, "there is no such file", "choose another").in_short()
+    assert short.startswith("model = '/models/lon...")
+    assert "name': Choose another. Reason: there is no such file." in short
+    assert short.index("Choose") < 60
+    assert short.endswith(f"The value is {path!r}.")
+    assert MissingDependencyError("sdnq", "it").in_short() == str(MissingDependencyError("sdnq", "it"))
+
+
 def test_an_error_class_of_another_module_travels_too() -> None:
     from fastdiffusers.vae.engine import HalfPrecisionOverflowError
 
