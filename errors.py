@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+SHOWN_AS = "builtins"
+"""`__module__` of the errors. Python and ComfyUI show an error as `module.Class: text`, and ComfyUI's editor cuts that
+to a line: the path that ComfyUI loads the pack by would fill it. Of built-in errors both show the class alone."""
+
+
+LONG_VALUE, SHORT_VALUE = 200, 40
+"""The most characters of a value in an error's text, and before the cure in `InputError.in_short`."""
+
 
 class FastDiffusersError(Exception):
     """Base class of every error this pack raises on purpose."""
+
+    __module__ = SHOWN_AS
+
+    def __reduce__(self) -> Any:
+        """Pickle the name of the class: pickle would look for the class itself where `__module__` says that it is."""
+        if type(self) is globals().get(type(self).__name__):
+            return _restore, (type(self).__name__, self._arguments())
+        return type(self), self._arguments()
+
+    def in_short(self) -> str:
+        """The text for where there is room for its beginning only."""
+        return str(self)
+
+    def _arguments(self) -> tuple[object, ...]:
+        """What the class has to be called with to make the same error."""
+        return self.args
 
 
 class InputError(FastDiffusersError, ValueError):
@@ -14,31 +40,67 @@ class InputError(FastDiffusersError, ValueError):
     'width = 0: it must be a multiple of 16, at least 16. Set it to 1024.'
     """
 
+    __module__ = SHOWN_AS
+
     def __init__(self, name: str, value: object, reason: str, cure: str = "") -> None:
         self.name, self.value, self.reason, self.cure = name, value, reason, cure
-        shown = repr(value) if not isinstance(value, str) else f"{value!r}"
-        if len(shown) > 200:
-            shown = shown[:197] + "..."
-        cure = cure[:1].upper() + cure[1:]
+        shown = _shown(value, LONG_VALUE)
         text = f"{name} = {shown}: {reason.rstrip('.')}."
-        super().__init__(f"{text} {cure.rstrip('.')}." if cure else text)
+        super().__init__(f"{text} {_sentence(cure)}" if cure else text)
 
-    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str, str]]:
-        return type(self), (self.name, self.value, self.reason, self.cure)
+    def in_short(self) -> str:
+        """The same with the cure first, and a long value behind it.
+
+        >>> InputError("width", 0, "it must be a multiple of 16", "set it to 1024").in_short()
+        'width = 0: Set it to 1024. Reason: it must be a multiple of 16.'
+        """
+        if not self.cure:
+            return str(self)
+        value, short = _shown(self.value, LONG_VALUE), _shown(self.value, SHORT_VALUE)
+        rest = "" if short == value else f" The value is {value}."
+        return f"{self.name} = {short}: {_sentence(self.cure)} Reason: {self.reason.rstrip('.')}.{rest}"
+
+    def _arguments(self) -> tuple[object, ...]:
+        return self.name, self.value, self.reason, self.cure
 
 
 class ModelFileError(InputError):
     """A model folder or file that cannot be used: missing, half-downloaded, corrupt, or of the wrong kind."""
 
+    __module__ = SHOWN_AS
+
 
 class MissingDependencyError(FastDiffusersError, ImportError):
     """An optional package that a chosen setting needs is not installed."""
 
+    __module__ = SHOWN_AS
+
     def __init__(self, package: str, needed_for: str, install: str | None = None) -> None:
-        self.package = package
+        self.package, self.needed_for, self.install = package, needed_for, install
         super().__init__(
             f"{needed_for} needs the package {package!r}. Install it with: {install or f'pip install {package}'}"
         )
+
+    def _arguments(self) -> tuple[object, ...]:
+        return self.package, self.needed_for, self.install
+
+
+def _shown(value: object, limit: int) -> str:
+    """A value in at most so many characters. Of a text cut short there is the end too: it is what a path ends with."""
+    shown = repr(value)
+    if len(shown) <= limit:
+        return shown
+    return f"{shown[: limit - 3]}..." if limit >= LONG_VALUE else f"{shown[:12]}...{shown[15 - limit :]}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _restore(name: str, arguments: tuple[Any, ...]) -> FastDiffusersError:
+    """The error of that class of this module: what pickle calls."""
+    error: FastDiffusersError = globals()[name](*arguments)
+    return error
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

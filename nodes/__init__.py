@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .benchmark import BenchmarkOptimizations
 from .host.comfy_bridge import keep_measurements_with_the_user
+from .host.shown_errors import with_cures_first
 from .lora import LoadLora
 from .pipeline import LoadPipeline
 from .quantize import QuantizeModel
@@ -21,7 +22,7 @@ class FastDiffusersExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack, in the order of its menu."""
         keep_measurements_with_the_user()
-        return [
+        nodes: list[type[io.ComfyNode]] = [
             LoadPipeline,
             LoadLora,
             Sampler,
@@ -34,3 +35,4 @@ class FastDiffusersExtension(ComfyExtension):
             QuantizeModel,
             ShowReport,
         ]
+        return [with_cures_first(node) for node in nodes]

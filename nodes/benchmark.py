@@ -56,7 +56,7 @@ class BenchmarkOptimizations(io.ComfyNode):
         try:
             parse(compare)
         except FastDiffusersError as error:
-            return str(error)
+            return error.in_short()
         return True
 
     @classmethod

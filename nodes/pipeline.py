@@ -59,7 +59,7 @@ class LoadPipeline(io.ComfyNode):
             if loader.is_local(source):
                 loader.resolve(source)
         except FastDiffusersError as error:
-            return str(error)
+            return error.in_short()
         return True
 
     @classmethod

@@ -53,7 +53,7 @@ class QuantizeModel(io.ComfyNode):
         try:
             _target(pipeline_source(model, custom_model), "int8", name)
         except FastDiffusersError as error:
-            return str(error)
+            return error.in_short()
         return True
 
     @classmethod

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..pipelines.generate import generate
+from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle, SampleRequest
-from . import sampler_inputs, sampler_outputs, types
+from . import latent_input, sampler_inputs, sampler_outputs, types
 from .host import comfy_bridge, memory_management
 from .host.compat import schema
 from .settings import with_widgets
@@ -79,12 +80,14 @@ class Sampler(io.ComfyNode):
             batch=batch_size,
             scheduler=scheduler,
             images=_image_list(images),
-            last_image=None if last_image is None else last_image[0, ..., :3],
-            latent=None if latent is None else latent["samples"],
+            last_image=None if last_image is None else _rgb(last_image)[0],
             strength=strength,
             max_sequence_length=max_sequence_length or None,
             decode=decode,
         )
+        notes: list[str] = []
+        if latent is not None:
+            request, notes = latent_input.start_from(latent, loader.family_of_key(pipeline.key), request)
         optimizations = with_widgets(
             settings,
             attention=attention,
@@ -97,11 +100,19 @@ class Sampler(io.ComfyNode):
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         with memory_management.on_card(pipeline):
             result = generate(pipeline, request, optimizations, progress.callbacks, memory=comfy_bridge.memory_state)
+        for note in notes:
+            result.report.note(note)
         progress.show_report(result.report)
         return io.NodeOutput(*sampler_outputs.values(result), ui=ui.PreviewText(result.report.as_table()))
 
 
 def _image_list(images: Mapping[str, torch.Tensor | None] | None) -> tuple[torch.Tensor, ...]:
-    """Every image of every connected batch, as RGB [H, W, 3]."""
+    """Every picture of every connected batch, as RGB [H, W, 3]."""
     batches = [batch for batch in (images or {}).values() if batch is not None]
-    return tuple(image[..., :3] for batch in batches for image in batch)
+    return tuple(image for batch in batches for image in _rgb(batch))
+
+
+def _rgb(images: torch.Tensor) -> torch.Tensor:
+    """[B, H, W, C] pictures or [B, T, H, W, C] clips as [B, H, W, 3], without alpha; a grey one in each colour."""
+    pictures = images.flatten(0, 1) if images.ndim == 5 else images
+    return pictures.expand(*pictures.shape[:-1], 3) if pictures.shape[-1] == 1 else pictures[..., :3]

@@ -41,7 +41,8 @@ def values(result: SampleResult) -> tuple[Any, ...]:
     if result.frames is not None:
         images = result.frames.flatten(0, 1)
         sound = None if result.audio is None else in_a_row(result.audio, result.frames.shape[1] / rate)
-        components = Types.VideoComponents(images=images, audio=sound, frame_rate=Fraction(rate))
+        # A video has no place for alpha, and ComfyUI's encoder takes three channels.
+        components = Types.VideoComponents(images=images[..., :3], audio=sound, frame_rate=Fraction(rate))
         video = InputImpl.VideoFromComponents(components)
     audio = ExecutionBlocker(SILENT_MODEL) if result.audio is None else result.audio
     return images, {"samples": result.latent}, rate, result.report, video, audio

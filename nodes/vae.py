@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..errors import FastDiffusersError
-from ..pipelines import generate
 from ..pipelines.decoding.exactness import BIT_IDENTICAL
-from ..pipelines.loading import loader
-from ..pipelines.types import PipelineHandle
-from ..report import OptimizationRecord
 from ..vae.settings import KERNEL_CHOICES
-from . import types, video_vae
-from .host import comfy_bridge, core_vae, memory_management
+from . import types, vae_engines, video_vae
+from .host import comfy_bridge
 from .host.compat import ADVANCED, schema
 from .host.model_files import video_vae_choices, video_vae_path
 from .vae_choices import VaeChoices, exactness_input, shared_inputs
@@ -23,13 +19,7 @@ from .vae_choices import VaeChoices, exactness_input, shared_inputs
 if TYPE_CHECKING:
     import torch
 
-    from ..callbacks import Callbacks
     from ..optimizations.settings import CompileSettings
-    from ..report import OptimizationReport
-
-CLIP_LENGTH = "clip_length"
-"""Key in a LATENT: frames of the clip before it was filled up to 4n + 1, so that the decode cuts the rest off."""
-NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
 
 
 class LoadVideoVAE(io.ComfyNode):
@@ -58,7 +48,7 @@ class LoadVideoVAE(io.ComfyNode):
         try:
             video_vae.check_file(video_vae_path(vae_name))
         except FastDiffusersError as error:
-            return str(error)
+            return error.in_short()
         return True
 
     @classmethod
@@ -109,7 +99,7 @@ class VAEDecode(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib, compile_settings, exactness)
-        frames, report = _decode(vae, samples, choices, progress.callbacks)
+        frames, report = vae_engines.decode(vae, samples, choices, progress.callbacks)
         progress.show_report(report)
         if frames.ndim == 5:
             frames = frames.flatten(0, 1)
@@ -151,74 +141,6 @@ class VAEEncode(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib, compile_settings)
-        latent, report = _encode(vae, pixels, choices, progress.callbacks)
+        latent, report = vae_engines.encode(vae, pixels, choices, progress.callbacks)
         progress.show_report(report)
         return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_table()))
-
-
-def _decode(
-    vae: Any, samples: dict[str, Any], choices: VaeChoices, callbacks: Callbacks
-) -> tuple[torch.Tensor, OptimizationReport]:
-    """Decode with the engine that belongs to what is connected."""
-    latent = samples["samples"]
-    if getattr(latent, "is_nested", False):
-        latent = latent.unbind()[0]  # the video of a latent that holds video and sound
-    if isinstance(vae, types.VideoVaeHandle):
-        with choices.compiling():
-            frames, report = video_vae.decode(
-                vae, latent, choices.for_video_vae(vae), callbacks, samples.get(CLIP_LENGTH)
-            )
-        return frames, _with_own_arithmetic(report, choices)
-    if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
-        with choices.compiling():
-            frames, report = video_vae.decode_borrowed(own, latent, choices.for_video_vae(), callbacks)
-        return frames, _with_own_arithmetic(report, choices)
-    if isinstance(vae, PipelineHandle):
-        settings = choices.for_pipeline(vae)
-        with memory_management.on_card(vae):
-            frames, report = generate.decode(
-                vae, latent, settings, callbacks, exactness=choices.exactness, memory=comfy_bridge.memory_state
-            )
-    else:
-        frames, report = core_vae.decode(vae, latent, choices, callbacks)
-        _say_not_compiled(report, choices)
-    if choices.tiling == "exact":
-        report.note(NO_EXACT)
-    return frames, report
-
-
-def _encode(
-    vae: Any, pixels: torch.Tensor, choices: VaeChoices, callbacks: Callbacks
-) -> tuple[dict[str, Any], OptimizationReport]:
-    """Encode with the engine that belongs to what is connected."""
-    if isinstance(vae, types.VideoVaeHandle):
-        with choices.compiling():
-            latent, report = video_vae.encode(vae, pixels, choices.for_video_vae(vae), callbacks)
-        return {"samples": latent, CLIP_LENGTH: pixels.shape[0]}, report
-    if not isinstance(vae, PipelineHandle) and (own := video_vae.borrow(vae)) is not None:
-        with choices.compiling():
-            latent, report = video_vae.encode_borrowed(own, pixels, choices.for_video_vae(), callbacks)
-        return {"samples": latent}, report
-    if isinstance(vae, PipelineHandle):
-        settings = choices.for_pipeline(vae)
-        images = pixels[None] if loader.family_of_key(vae.key).video else pixels
-        with memory_management.on_card(vae):
-            latent, report = generate.encode(vae, images, settings, callbacks, memory=comfy_bridge.memory_state)
-    else:
-        latent, report = core_vae.encode(vae, pixels, choices, callbacks)
-        _say_not_compiled(report, choices)
-    if choices.tiling == "exact":
-        report.note(NO_EXACT)
-    return {"samples": latent}, report
-
-
-def _say_not_compiled(report: OptimizationReport, choices: VaeChoices) -> None:
-    if choices.compile is not None:
-        reason = "this is one of ComfyUI's own VAEs, whose object this pack does not touch"
-        report.set(OptimizationRecord("torch_compile", "on", "off", reason))
-
-
-def _with_own_arithmetic(report: OptimizationReport, choices: VaeChoices) -> OptimizationReport:
-    if choices.exactness != BIT_IDENTICAL:
-        report.note("exactness is for the clips of a pipeline's VAE; the video VAE always runs this pack's own code")
-    return report

@@ -15,7 +15,9 @@ import comfy.model_management as mm
 from .. import vae as engine
 from ..cache_folder import cache_folder
 from ..errors import ModelFileError
-from .host.memory_management import Tenant, make_room
+from .host import core_changes
+from .host.core_vae import alpha_left_out, as_clip, check_channels
+from .host.memory_management import ExternalModelPatcher, make_room
 from .types import VideoVaeFile, VideoVaeHandle
 
 if TYPE_CHECKING:
@@ -28,11 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
-
-_loaded: WeakKeyDictionary[VideoVaeFile, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
+_loaded: WeakKeyDictionary[VideoVaeFile, tuple[VideoVAE, ExternalModelPatcher]] = WeakKeyDictionary()
 """The weights live as long as handles name their file: as long as ComfyUI keeps a loader node's output."""
-_borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, Tenant]] = WeakKeyDictionary()
+_borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, ExternalModelPatcher]] = WeakKeyDictionary()
 """The same for ComfyUI's own VAEs: this pack's networks with a copy of their weights, as long as ComfyUI keeps them."""
 _lock = threading.Lock()
 
@@ -53,84 +53,75 @@ def identity(path: Path) -> str:
     return f"{path}:{state.st_size}:{state.st_mtime_ns}"
 
 
-def decode(
-    handle: VideoVaeHandle,
-    latent: torch.Tensor,
-    settings: VaeSettings,
-    callbacks: Callbacks,
-    num_frames: int | None = None,
-) -> tuple[torch.Tensor, OptimizationReport]:
-    """[B, 16, T', h, w] to frames [B, T, H, W, 3] in 0..1 on the CPU. `num_frames` cuts the encoder's padding off."""
-    return engine.decode(_on_card(handle), latent, settings, callbacks, num_frames=num_frames)
-
-
-def encode(
-    handle: VideoVaeHandle, pixels: torch.Tensor, settings: VaeSettings, callbacks: Callbacks
-) -> tuple[torch.Tensor, OptimizationReport]:
-    """The frames [T, H, W, 3] of one clip to a latent [1, 16, T', h, w] on the CPU."""
-    return engine.encode(_on_card(handle), pixels[None, ..., :3], settings, callbacks)
-
-
 def borrow(vae: Any) -> VideoVAE | None:
-    """This pack's networks with the weights of one of ComfyUI's VAE objects, on its device; None for another kind.
+    """This pack's networks with the weights of one of ComfyUI's VAE objects, on its device.
 
-    ComfyUI scales this VAE's latents as `vae.decode` and `vae.encode` here do, so a LATENT means the same to both.
+    None for another kind of VAE, and for one in which another node has changed more than the weights.
+
+    ComfyUI scales this VAE's latents as `decode` and `encode` here do, so a LATENT means the same to both.
 
     Args:
         vae: `comfy.sd.VAE`. It and its network are only read.
     """
     network = getattr(vae, "first_stage_model", None)
-    if network is None or not engine.is_video_vae(network.state_dict().keys()):
+    if network is None or not engine.is_video_vae(network.state_dict().keys()) or not core_changes.as_loaded(vae):
         return None
     with _lock:
         if network not in _borrowed:
             weights = network.state_dict()
-            tenant = Tenant(vae.device, sum(tensor.nbytes for tensor in weights.values()))
-            make_room(tenant)
+            patcher = ExternalModelPatcher(vae.device, sum(tensor.nbytes for tensor in weights.values()))
+            make_room(patcher)
             engine.remember_in(cache_folder())
             try:
                 own = engine.from_state_dict(weights, dtype=vae.vae_dtype, device=vae.device, name="ComfyUI's VAE")
             except ModelFileError as error:
                 log.info("ComfyUI's own networks decode this VAE: %s", error)
                 return None
-            tenant.follow([own])
-            _borrowed[network] = own, tenant
-        own, tenant = _borrowed[network]
-    make_room(tenant)
+            patcher.follow([own])
+            _borrowed[network] = own, patcher
+        own, patcher = _borrowed[network]
+    make_room(patcher)
     return own.to(vae.device)
 
 
-def decode_borrowed(
+def decode(
     vae: VideoVAE, latent: torch.Tensor, settings: VaeSettings, callbacks: Callbacks
 ) -> tuple[torch.Tensor, OptimizationReport]:
-    """A LATENT of ComfyUI's, [B, 16, T', h, w] or [B, 16, h, w], to frames [B, T, H, W, 3] in 0..1 on the CPU."""
-    clip = latent if latent.ndim == 5 else latent.unsqueeze(2)
-    frames, report = engine.decode(vae, clip, settings, callbacks)
-    report.note(RECOGNISED)
-    return frames, report
+    """A latent [B, 16, T', h, w] to frames [B, T, H, W, 3] in 0..1 on the CPU; one of a single frame may lack T'."""
+    if latent.ndim == 4:
+        latent = as_clip(latent, vae.config.latent_channels)
+    return engine.decode(vae, latent, settings, callbacks)
 
 
-def encode_borrowed(
+def encode(
     vae: VideoVAE, pixels: torch.Tensor, settings: VaeSettings, callbacks: Callbacks
 ) -> tuple[torch.Tensor, OptimizationReport]:
-    """The frames [T, H, W, 3] of one clip to a latent [1, 16, T', h, w] on the CPU, scaled as ComfyUI scales it."""
-    latent, report = engine.encode(vae, pixels[None, ..., :3], settings, callbacks)
-    report.note(RECOGNISED)
+    """The frames [T, H, W, C] of one clip, or clips [B, T, H, W, C], to a latent [B, 16, T', h, w] on the CPU.
+
+    Raises:
+        InputError: fewer than three channels.
+    """
+    channels, taken = pixels.shape[-1], vae.config.in_channels
+    check_channels(pixels, taken)
+    clips = pixels if pixels.ndim == 5 else pixels[None]
+    latent, report = engine.encode(vae, clips[..., :taken], settings, callbacks)
+    if channels > taken:
+        report.note(alpha_left_out(channels, taken))
     return latent, report
 
 
-def _on_card(handle: VideoVaeHandle) -> VideoVAE:
-    """The weights on ComfyUI's device, with ComfyUI's other models gone as far as need be."""
+def load(handle: VideoVaeHandle) -> VideoVAE:
+    """The networks with the weights of a handle's file on ComfyUI's device; its other models go as far as need be."""
     device = mm.get_torch_device()
     with _lock:
         file = handle.file
         if file not in _loaded:
-            tenant = Tenant(device, Path(file.path).stat().st_size)
-            make_room(tenant)
+            patcher = ExternalModelPatcher(device, Path(file.path).stat().st_size)
+            make_room(patcher)
             engine.remember_in(cache_folder())
             vae = engine.load_video_vae(file.path, file.dtype, str(device))
-            tenant.follow([vae])
-            _loaded[file] = vae, tenant
-        vae, tenant = _loaded[file]
-    make_room(tenant)
+            patcher.follow([vae])
+            _loaded[file] = vae, patcher
+        vae, patcher = _loaded[file]
+    make_room(patcher)
     return vae.to(device)

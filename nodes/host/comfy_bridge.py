@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +24,9 @@ from ...callbacks import Callbacks, Progress
 from ...memory import MemoryState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ...report import OptimizationReport
+
+log = logging.getLogger(__name__)
 
 LINE_BREAK = "  \n"
 """The editor takes a node's text as it is, or, with its newer nodes, as Markdown: two spaces keep the break there."""
@@ -61,8 +64,16 @@ def check_interrupted() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def is_cancel(error: BaseException) -> bool:
+    """Whether an error stops a run on purpose: ComfyUI's interrupt, or one that is no `Exception` at all."""
+    return not isinstance(error, Exception) or isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
 class NodeProgress:
     """Shows one execution of one node: its bar, its latent preview and one line of text under its widgets.
+
+    What cannot be shown costs nothing but the display: a preview, a bar or a text that raises is logged once and left
+    out. A cancel travels: ComfyUI raises it from its progress bar too.
 
     Args:
         node_id: the node's `hidden.unique_id`; None shows no text (a node that runs without a graph).
@@ -75,6 +86,7 @@ class NodeProgress:
         self._text_time = 0.0
         self._preview_format: Any = None
         self._previewer: Any = None
+        self._failed: set[str] = set()
 
     @property
     def callbacks(self) -> Callbacks:
@@ -84,20 +96,39 @@ class NodeProgress:
 
     def show_report(self, report: OptimizationReport) -> None:
         """Leave on the node, in short, what was really active."""
-        self.show_text(LINE_BREAK.join(summary_lines(report)))
+        with self._display("report"):
+            self.show_text(LINE_BREAK.join(summary_lines(report)))
 
     def show_text(self, text: str) -> None:
         """Put `text` under the node's widgets in the browser."""
-        server = getattr(PromptServer, "instance", None)
-        if server is not None and self._node_id is not None:
-            server.send_progress_text(text, self._node_id)
+        with self._display("text"):
+            server = getattr(PromptServer, "instance", None)
+            if server is not None and self._node_id is not None:
+                server.send_progress_text(text, self._node_id)
+
+    @contextmanager
+    def _display(self, what: str) -> Iterator[None]:
+        """Around code that shows `what`: an error in it is logged, the first time with its traceback, and dropped."""
+        try:
+            yield
+        except Exception as error:
+            if is_cancel(error):
+                raise
+            if what not in self._failed:
+                log.warning("the %s of this node cannot be shown: %s", what, error, exc_info=True)
+            self._failed.add(what)
 
     def _show(self, progress: Progress) -> None:
         new_stage = progress.stage != self._stage
-        if new_stage or self._bar is None:
-            self._stage = progress.stage
-            self._bar = comfy.utils.ProgressBar(progress.total)
-        self._bar.update_absolute(progress.done, progress.total, self._preview(progress))
+        self._stage = progress.stage
+        preview = None
+        if "preview" not in self._failed:
+            with self._display("preview"):
+                preview = self._preview(progress)
+        with self._display("progress bar"):
+            if new_stage or self._bar is None:
+                self._bar = comfy.utils.ProgressBar(progress.total)
+            self._bar.update_absolute(progress.done, progress.total, preview)
         now = time.monotonic()
         if new_stage or now - self._text_time >= TEXT_INTERVAL:
             self._text_time = now

@@ -1,8 +1,8 @@
-"""Weights of this pack as ComfyUI's memory management sees them: they make others go, and go when they are asked to.
+"""This pack's weights in ComfyUI's memory management.
 
-ComfyUI moves its own models through patchers. The pipelines and video VAEs here are moved by diffusers' hooks and by
-this pack; a `Tenant` stands for them in ComfyUI's list of loaded models, tells how many bytes are on the card, and
-takes them off it when another model needs the room, on "unload models" and on `/free`.
+ComfyUI moves its own models through patchers. Pipelines and video VAEs are moved by diffusers' hooks and by this pack.
+An `ExternalModelPatcher` represents them in ComfyUI's list of loaded models: it tells how many bytes are on the card,
+and takes them off it when another model needs the room, on "unload models" and on `/free`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ WORKING_MEMORY = 2 << 30
 
 
 class FastDiffusersModel(nn.Module):
-    """The name under which ComfyUI's log speaks of a tenant. It holds no weights."""
+    """The model of every `ExternalModelPatcher`: its class name is what ComfyUI's log shows. It holds no weights."""
 
 
-class Tenant(ModelPatcher):
-    """Weights on a device that somebody else puts there.
+class ExternalModelPatcher(ModelPatcher):
+    """A patcher for weights that ComfyUI does not move to the device itself.
 
     Args:
         device: where they compute.
-        size: their bytes, estimated until `follow` knows them.
+        size: their bytes, estimated until `follow` counts them.
     """
 
     def __init__(self, device: torch.device, size: int) -> None:
@@ -50,7 +50,7 @@ class Tenant(ModelPatcher):
         self._followed: list[weakref.ref[nn.Module]] = []
 
     def follow(self, modules: Iterable[nn.Module]) -> None:
-        """Stand for these modules from now on, without keeping them alive."""
+        """Represent these modules from now on, without keeping them alive."""
         modules = list(modules)
         self._followed = [weakref.ref(module) for module in modules]
         self.size = max(1, resident_bytes(modules, self.load_device)[1])
@@ -79,7 +79,7 @@ class Tenant(ModelPatcher):
         return 0, 0
 
     def leave(self) -> None:
-        """Take every module off the device. Modules with offload hooks go as their hooks let them."""
+        """Move every module off the device, except those that offload hooks move."""
         for module in self._modules():
             if self.load_device.type != "cpu" and not _hooked(module):
                 module.to(self.offload_device)
@@ -92,18 +92,18 @@ def _hooked(module: nn.Module) -> bool:
     return any(hasattr(part, "_diffusers_hook") or hasattr(part, "_hf_hook") for part in module.modules())
 
 
-def make_room(tenant: Tenant, working: int = WORKING_MEMORY) -> None:
-    """Have ComfyUI free the card of its own models as far as the tenant needs it, and list the tenant as loaded."""
-    mm.load_models_gpu([tenant], memory_required=working)
+def make_room(patcher: ExternalModelPatcher, working: int = WORKING_MEMORY) -> None:
+    """Have ComfyUI unload other models until the patcher's weights fit, and list the patcher as loaded."""
+    mm.load_models_gpu([patcher], memory_required=working)
 
 
-_tenants: dict[LoadKey, Tenant] = {}
+_patchers: dict[LoadKey, ExternalModelPatcher] = {}
 _handles: Counter[LoadKey] = Counter()
 _lock = threading.RLock()  # a handle may be collected, and so released, while this thread holds it
 
 
 def keep_while_alive(handle: PipelineHandle) -> PipelineHandle:
-    """Bind a pipeline's weights to the life of the handles that travel through the graph.
+    """Keep a pipeline's weights for as long as a handle to it exists, and return the handle.
 
     ComfyUI drops a node's outputs when the graph changes and on `/free`. With the last handle goes the pipeline, from
     the card and from main memory, as a checkpoint of ComfyUI's own goes with the last MODEL.
@@ -120,25 +120,25 @@ def _release(key: LoadKey) -> None:
         if _handles[key] > 0:
             return
         del _handles[key]
-        _tenants.pop(key, None)
+        _patchers.pop(key, None)
     CACHE.discard(key)
 
 
 @contextmanager
 def on_card(handle: PipelineHandle) -> Iterator[None]:
-    """Around a run of a pipeline: ComfyUI has made room for it, and afterwards knows what is there."""
+    """Make room in ComfyUI's memory for a run of the pipeline, and tell ComfyUI afterwards what is loaded."""
     key = handle.key
     with _lock:
-        tenant = _tenants.get(key)
-        if tenant is None:
-            tenant = _tenants[key] = Tenant(torch.device(key.device), _estimate(key))
-    make_room(tenant)
+        patcher = _patchers.get(key)
+        if patcher is None:
+            patcher = _patchers[key] = ExternalModelPatcher(torch.device(key.device), _estimate(key))
+    make_room(patcher)
     try:
         yield
     finally:
         loaded = CACHE.peek(key)
         if loaded is not None:
-            tenant.follow(part for part in loaded.pipeline.components.values() if isinstance(part, nn.Module))
+            patcher.follow(part for part in loaded.pipeline.components.values() if isinstance(part, nn.Module))
 
 
 def _estimate(key: LoadKey) -> int:

@@ -69,7 +69,9 @@ def pipeline_source(model: str, custom_model: str) -> str:
                 return str(folder / model)
     searched = ", ".join(str(folder) for folder in _diffusers_folders())
     reason = f"no such model under the diffusers paths ({searched})"
-    raise ModelFileError("model", model, reason, f"put it there, or choose {CUSTOM} and enter its path or Hub id")
+    raise ModelFileError(
+        "model", model, reason, f"put it into models/diffusers, or choose {CUSTOM} and enter its path or Hub id"
+    )
 
 
 def download_folder() -> Path:

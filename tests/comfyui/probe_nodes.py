@@ -15,7 +15,7 @@ import torch
 from aiohttp import web
 from server import PromptServer
 
-WATCHED = ("DiffusionPipeline", "BaseModel", "VAE", "Tenant")
+WATCHED = ("DiffusionPipeline", "BaseModel", "VAE", "ExternalModelPatcher")
 """Classes, with all that derive from them, whose living objects are counted: what this pack and ComfyUI load."""
 
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import core_vaes
 import pytest
 import torch
+from core_vaes import LocalModel, decode, encode, with_network
 
 from fastdiffusers.callbacks import SILENT, Callbacks
 from fastdiffusers.errors import InputError
@@ -20,92 +22,25 @@ def _as_comfyui_runs_nodes() -> Iterator[None]:
         yield
 
 
-class LocalModel(torch.nn.Module):
-    """A VAE network that looks at one latent cell at a time, so that tiles, however blended, must give the whole."""
-
-    def __init__(self, most_cells: int = 1 << 30) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.most_cells = most_cells
-        self.calls: list[tuple[int, ...]] = []
-
-    def _check(self, cells: int, shape: torch.Size) -> None:
-        self.calls.append(tuple(shape))
-        if cells > self.most_cells:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        self._check(z[0, 0].numel(), z.shape)
-        if z.ndim == 5:
-            z = z.repeat_interleave(4, dim=2)[:, :, 3:]
-        return z[:, :3].repeat_interleave(8, dim=-1).repeat_interleave(8, dim=-2)
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        self._check(x[0, 0].numel() // 64, x.shape)
-        x = torch.cat((x, x[:, :1]), dim=1)
-        if x.ndim == 5:
-            return torch.nn.functional.avg_pool3d(x, (1, 8, 8))[:, :, ::4]
-        return torch.nn.functional.avg_pool2d(x, 8)
-
-
 @pytest.fixture(scope="module")
 def image_vae(core: Any) -> Any:
-    """ComfyUI's VAE object around a full-size, randomly initialised SDXL autoencoder."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    levels = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return core.sd.VAE(sd=AutoencoderKL(**levels, **kinds).state_dict())
+    return core_vaes.image_vae(core)
 
 
 @pytest.fixture(scope="module")
 def video_vae(core: Any) -> Any:
-    """ComfyUI's VAE object around a full-size, randomly initialised Wan autoencoder."""
-    import comfy.ldm.wan.vae
+    return core_vaes.video_vae(core)
 
-    torch.manual_seed(0)
-    network = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True])
-    for name, parameter in network.named_parameters():  # ComfyUI leaves the weights of a new network unset
-        if name.endswith("gamma"):
-            parameter.data.fill_(1)
-        elif parameter.ndim > 1:
-            parameter.data.normal_(std=parameter[0].numel() ** -0.5)
-        else:
-            parameter.data.zero_()
-    return core.sd.VAE(sd=network.state_dict())
+
+@pytest.fixture(scope="module", params=["wan 2.1", "wan 2.2"])
+def small_wan(request: pytest.FixtureRequest, video_vae: Any) -> Any:
+    return core_vaes.small_wan(video_vae, request.param)
 
 
 @pytest.fixture
 def local_vae(image_vae: Any, core: Any) -> Any:
     """The image VAE's object with a network that is local and counts its calls."""
-    return _with_network(image_vae, LocalModel(), core)
-
-
-def _with_network(vae: Any, model: LocalModel, core: Any) -> Any:
-    import copy
-
-    import comfy.model_patcher
-
-    fake = copy.copy(vae)
-    fake.first_stage_model = model
-    fake.latent_channels = 4
-    fake.patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-    return fake
-
-
-def decode(vae: Any, samples: torch.Tensor, callbacks: Callbacks = SILENT, **choices: Any) -> tuple[Any, Any]:
-    from fastdiffusers.nodes.host import core_vae
-    from fastdiffusers.nodes.vae_choices import VaeChoices
-
-    return core_vae.decode(vae, samples, VaeChoices(**choices), callbacks)
-
-
-def encode(vae: Any, pixels: torch.Tensor, callbacks: Callbacks = SILENT, **choices: Any) -> tuple[Any, Any]:
-    from fastdiffusers.nodes.host import core_vae
-    from fastdiffusers.nodes.vae_choices import VaeChoices
-
-    return core_vae.encode(vae, pixels, VaeChoices(**choices), callbacks)
+    return with_network(image_vae, LocalModel())
 
 
 def test_whole_image_decode_is_vae_decode(image_vae: Any) -> None:
@@ -121,23 +56,6 @@ def test_whole_video_decode_is_vae_decode(video_vae: Any) -> None:
     frames, _ = decode(video_vae, samples)
     assert frames.shape == (1, 9, 48, 32, 3)
     assert torch.equal(frames, video_vae.decode(samples))
-
-
-@pytest.fixture(scope="module", params=["wan 2.1", "wan 2.2"])
-def small_wan(request: pytest.FixtureRequest, video_vae: Any, core: Any) -> Any:
-    """ComfyUI's VAE object around a small Wan network of either generation."""
-    import comfy.ldm.wan.vae
-    import comfy.ldm.wan.vae2_2
-
-    torch.manual_seed(0)
-    shape = {"dim": 8, "z_dim": 4, "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
-    if request.param == "wan 2.1":
-        network = comfy.ldm.wan.vae.WanVAE(**shape)
-    else:
-        network = comfy.ldm.wan.vae2_2.WanVAE(**shape, dec_dim=8)
-    for parameter in network.parameters():
-        parameter.data.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
-    return _with_network(video_vae, network.eval(), core)
 
 
 @pytest.mark.parametrize("frames", [2, 3, 4, 7])
@@ -236,7 +154,7 @@ def test_tiles_blend_to_the_whole(local_vae: Any, tile_size: int, overlap: int) 
 
 
 def test_tiles_of_a_video_blend_to_the_whole(video_vae: Any, core: Any) -> None:
-    vae = _with_network(video_vae, LocalModel(), core)
+    vae = with_network(video_vae, LocalModel())
     samples = torch.rand(1, 4, 3, 20, 14) * 2 - 1
     whole, _ = decode(vae, samples, tiling="whole")
     frames, _ = decode(vae, samples, tiling="tiles", tile_size=64)
@@ -250,7 +168,7 @@ def test_tiled_encode_blends_to_the_whole(local_vae: Any, video_vae: Any, core: 
     whole, _ = encode(local_vae, pixels, tiling="whole")
     tiled, _ = encode(local_vae, pixels, tiling="tiles", tile_size=64)
     assert torch.allclose(tiled, whole, atol=1e-5)
-    vae = _with_network(video_vae, LocalModel(), core)
+    vae = with_network(video_vae, LocalModel())
     clip = torch.rand(9, 160, 112, 3)
     whole, _ = encode(vae, clip, tiling="whole")
     tiled, _ = encode(vae, clip, tiling="tiles", tile_size=64)
@@ -258,7 +176,7 @@ def test_tiled_encode_blends_to_the_whole(local_vae: Any, video_vae: Any, core: 
 
 
 def test_out_of_memory_is_retried_with_smaller_tiles(image_vae: Any, core: Any) -> None:
-    vae = _with_network(image_vae, LocalModel(most_cells=16 * 16), core)
+    vae = with_network(image_vae, LocalModel(most_cells=16 * 16))
     before = dict(vars(vae))
     samples = torch.rand(1, 4, 40, 40) * 2 - 1
     frames, report = decode(vae, samples)
@@ -272,7 +190,7 @@ def test_out_of_memory_is_retried_with_smaller_tiles(image_vae: Any, core: Any) 
 
 
 def test_no_tile_fits(image_vae: Any, core: Any) -> None:
-    vae = _with_network(image_vae, LocalModel(most_cells=1), core)
+    vae = with_network(image_vae, LocalModel(most_cells=1))
     with pytest.raises(torch.OutOfMemoryError, match="out of memory with whole, then"):
         decode(vae, torch.rand(1, 4, 40, 40))
     vae.first_stage_model.most_cells = 1 << 30
@@ -345,26 +263,26 @@ class TestVideoVaeLoadedByComfyUI:
 
     def test_decodes_and_encodes_through_this_packs_networks(self, vae: Any) -> None:
         from fastdiffusers import vae as engine
-        from fastdiffusers.nodes import vae as node
+        from fastdiffusers.nodes import vae_engines as node
 
         weights = {key: tensor.clone() for key, tensor in vae.first_stage_model.state_dict().items()}
         latent = torch.randn(1, 16, 2, 3, 4, generator=torch.Generator().manual_seed(1))
         own = engine.from_state_dict(weights)
         expected, _ = engine.decode(own, latent)
 
-        frames, report = node._decode(vae, {"samples": latent}, self.choices(), SILENT)
+        frames, report = node.decode(vae, {"samples": latent}, self.choices(), SILENT)
         assert torch.equal(frames, expected)
         assert any("recognised" in note for note in report.notes)
 
-        again, _ = node._encode(vae, frames[0], self.choices(), SILENT)
+        again, _ = node.encode(vae, frames[0], self.choices(), SILENT)
         assert torch.equal(again["samples"], engine.encode(own, frames)[0])
         for key, tensor in vae.first_stage_model.state_dict().items():
             assert torch.equal(tensor, weights[key])
 
     def test_a_single_image_latent_has_one_frame(self, vae: Any) -> None:
-        from fastdiffusers.nodes import vae as node
+        from fastdiffusers.nodes import vae_engines as node
 
-        frames, _ = node._decode(vae, {"samples": torch.zeros(2, 16, 3, 4)}, self.choices(), SILENT)
+        frames, _ = node.decode(vae, {"samples": torch.zeros(2, 16, 3, 4)}, self.choices(), SILENT)
         assert frames.shape == (2, 1, 24, 32, 3)
 
     def test_the_copy_goes_with_the_vae(self, vae: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +26,25 @@ REPORT = """
            textHeight: e.scrollHeight, colours: [getComputedStyle(e).color, getComputedStyle(e).backgroundColor] };
 })()
 """
+SHOWN = """
+(start => {
+  const leaves = [...document.querySelectorAll('body *')].filter(e => !e.children.length);
+  return leaves.filter(e => e.innerText?.startsWith(start)).map(e => {
+    const bottom = e.getBoundingClientRect().bottom, range = document.createRange(), text = e.firstChild;
+    let length = 0;
+    while (length < text.length) {
+      range.setStart(text, length);
+      range.setEnd(text, length + 1);
+      if (range.getBoundingClientRect().bottom > bottom + 1) break;
+      length += 1;
+    }
+    return text.data.slice(0, length);
+  });
+})(%s)
+"""
+"""What can be read of the texts that begin so: their first lines, where they are cut."""
+ASK = "window.app.queuePrompt(0).catch(() => null)"
+OPEN_ERRORS = "[...document.querySelectorAll('button')].find(b => b.innerText.includes('See Errors')).click()"
 HELP_WIDTHS = f"(() => {{ const e = document.querySelector('{HELP_TEXT}'); return [e.scrollWidth, e.clientWidth]; }})()"
 
 
@@ -68,3 +89,40 @@ def test_help_of_every_node(server: Client, page: Browser) -> None:
         assert "Inputs" in text
         width, room = page.evaluate(HELP_WIDTHS)
         assert width <= room, f"the help of {name} is wider than its panel"
+
+
+def _set(page: Browser, node: str, widget: str, value: str) -> None:
+    found = f"window.app.graph.nodes.find(n => n.type === '{node}').widgets.find(w => w.name === '{widget}')"
+    page.evaluate(f"{found}.value = '{value}'")
+
+
+def _shown(page: Browser, start: str) -> list[str]:
+    """What can be read of the texts that begin so, as soon as there are any."""
+    deadline = time.monotonic() + 30
+    while not (texts := page.evaluate(SHOWN % json.dumps(start))) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    return list(texts)
+
+
+def test_of_an_error_the_cure_can_be_read(server: Client, page: Browser) -> None:
+    """In the few lines that the editor shows beside the Run button, in a window of the usual width."""
+    page.open(server.server.url, **CLASSIC, **DARK)
+    page.load(read("tiny_text_to_image"))
+    _set(page, "FastDiffusersSampler", "scheduler", "PNDMScheduler")
+    page.evaluate(ASK)
+    (shown,) = _shown(page, "InputError")
+    assert shown.startswith("InputError: scheduler = 'PNDMScheduler': Use 'model default' or one of")
+
+
+def test_of_a_refused_input_the_cure_can_be_read_and_it_is_said_once(server: Client, page: Browser) -> None:
+    page.open(server.server.url, **CLASSIC, **DARK)
+    page.load(read("tiny_text_to_image"))
+    _set(page, "FastDiffusersLoadPipeline", "model", "no-such-model")
+    page.evaluate(ASK)
+    (shown,) = _shown(page, "model = ")
+    assert shown.startswith("model = 'no-such-model': Put it into models/diffusers, or choose [custom]")
+    page.evaluate(OPEN_ERRORS)
+    assert len(_shown(page, "model = ")) == 1
+    text = page.evaluate("document.body.innerText")
+    assert text.count("no-such-model': Put it") == 1
+    assert "Custom validation failed" not in text

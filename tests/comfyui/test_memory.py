@@ -67,7 +67,7 @@ def test_nothing_of_any_graph_before_lives_on(server: Client) -> None:
     assert alive["DiffusionPipeline"] == 1
     server.succeed(core_graph(server, seed=99))
     alive = server.server.get("/probe")["alive"]
-    assert alive.keys() <= {"Tenant"}, alive
+    assert alive.keys() <= {"ExternalModelPatcher"}, alive
 
 
 def test_free_gives_the_pipeline_back_and_the_next_run_equals_the_first(server: Client) -> None:
@@ -116,20 +116,20 @@ def test_comfyui_lists_the_pipeline_and_asks_it_to_leave(
     mm.unload_all_models()
     with memory_management.on_card(handle), CACHE.use(handle.key) as loaded:
         total = sum(p.numel() * p.element_size() for p in loaded.pipeline.unet.parameters())
-    (tenant,) = [model for model in mm.loaded_models() if isinstance(model, memory_management.Tenant)]
-    assert tenant.loaded_size() > total, "all components count"
-    assert tenant.model_size() == tenant.loaded_size()
+    (patcher,) = [model for model in mm.loaded_models() if isinstance(model, memory_management.ExternalModelPatcher)]
+    assert patcher.loaded_size() > total, "all components count"
+    assert patcher.model_size() == patcher.loaded_size()
     left = []
-    monkeypatch.setattr(tenant, "leave", lambda: left.append(True))
+    monkeypatch.setattr(patcher, "leave", lambda: left.append(True))
     mm.unload_all_models()
     assert left == [True]
-    assert tenant not in mm.loaded_models()
+    assert patcher not in mm.loaded_models()
     with memory_management.on_card(handle):
-        assert tenant in mm.loaded_models(), "the next run lists it again"
+        assert patcher in mm.loaded_models(), "the next run lists it again"
 
 
 def test_the_weights_stay_where_they_are_from_run_to_run(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdiffusers.nodes.host.memory_management import Tenant, make_room
+    from fastdiffusers.nodes.host.memory_management import ExternalModelPatcher, make_room
 
     def plenty(device: torch.device, torch_free_too: bool = False) -> Any:
         return (1 << 40, 1 << 40) if torch_free_too else 1 << 40
@@ -143,17 +143,17 @@ def test_the_weights_stay_where_they_are_from_run_to_run(core: Any, monkeypatch:
             return self
 
     weights = Weights(4, 4, device="meta")
-    tenant = Tenant(torch.device("meta"), 0)
-    tenant.follow([weights])
+    patcher = ExternalModelPatcher(torch.device("meta"), 0)
+    patcher.follow([weights])
     for _ in range(3):
-        make_room(tenant, 0)
+        make_room(patcher, 0)
     assert moves == []
     core.model_management.free_memory(1e30, torch.device("meta"))
     assert moves == ["cpu"]
 
 
-def test_a_tenant_moves_only_what_no_hook_moves(core: Any) -> None:
-    from fastdiffusers.nodes.host.memory_management import Tenant
+def test_a_patcher_moves_only_what_no_hook_moves(core: Any) -> None:
+    from fastdiffusers.nodes.host.memory_management import ExternalModelPatcher
 
     class Weights(torch.nn.Linear):
         moved = ""
@@ -164,16 +164,16 @@ def test_a_tenant_moves_only_what_no_hook_moves(core: Any) -> None:
 
     plain, hooked = Weights(4, 4, device="meta"), Weights(4, 4, device="meta")
     hooked._hf_hook = object()
-    tenant = Tenant(torch.device("meta"), 0)
-    tenant.follow([plain, hooked])
-    assert tenant.loaded_size() == tenant.model_size() == 2 * 20 * 4
-    assert tenant.current_loaded_device() == torch.device("meta")
-    tenant.detach()
+    patcher = ExternalModelPatcher(torch.device("meta"), 0)
+    patcher.follow([plain, hooked])
+    assert patcher.loaded_size() == patcher.model_size() == 2 * 20 * 4
+    assert patcher.current_loaded_device() == torch.device("meta")
+    patcher.detach()
     assert (plain.moved, hooked.moved) == ("cpu", "")
     gone = weakref.ref(plain)
     del plain
-    assert gone() is None, "a tenant keeps nothing alive"
-    assert tenant.loaded_size() == 20 * 4
+    assert gone() is None, "a patcher keeps nothing alive"
+    assert patcher.loaded_size() == 20 * 4
 
 
 def test_another_way_to_run_a_video_vae_loads_nothing_anew(core: Any, models: Path) -> None:
@@ -185,11 +185,11 @@ def test_another_way_to_run_a_video_vae_loads_nothing_anew(core: Any, models: Pa
         return types.VideoVaeHandle(types.video_vae_file(str(path), video_vae.identity(path)), **how)
 
     first, second = handle(), handle(kernels="eager", overlap_tiles=True)
-    loaded = weakref.ref(video_vae._on_card(first))
-    assert video_vae._on_card(second) is loaded()
+    loaded = weakref.ref(video_vae.load(first))
+    assert video_vae.load(second) is loaded()
     del first
     gc.collect()
-    assert video_vae._on_card(second) is loaded()
+    assert video_vae.load(second) is loaded()
     del second
     gc.collect()
     assert loaded() is None, "the weights go with the last handle"

@@ -1,0 +1,148 @@
+"""What a LATENT carries, and what this pack's nodes make of it.
+
+Beside `samples` ComfyUI's nodes write: `noise_mask`, `batch_index`, `downscale_ratio_spacial` and `_temporal`, `type`
+and `sample_rate` for sound and shapes, `coords` and the like for shapes. Each is honoured, refused, or said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .host.core_vae import first_frame
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipelines.families import Family
+    from ..pipelines.types import SampleRequest
+
+CLIP_LENGTH = "clip_length"
+"""Key in a LATENT: frames of the clip before it was filled up to what its VAE encodes, for the decode to cut off."""
+OTHER_KINDS = {"audio": "sound", "hunyuan3dv2": "a 3D shape", "trellis2": "a 3D shape"}
+"""`type` of the latents that hold neither pictures nor clips."""
+FOR_SAMPLING = ("noise_mask", "batch_index", "downscale_ratio_spacial", "downscale_ratio_temporal")
+"""Keys that speak to a sampler; ComfyUI's own decode has no use for them either."""
+SEEDS = 1 << 64
+
+
+@dataclass
+class LatentInput:
+    """The samples of a LATENT, and what is to be said about the rest of it.
+
+    Attributes:
+        samples: [B, C, h, w] or [B, C, T, h, w].
+        notes: for the report.
+        unused: keys that had no use here.
+    """
+
+    samples: torch.Tensor
+    notes: list[str]
+    unused: list[str]
+
+
+def read(latent: Mapping[str, Any]) -> LatentInput:
+    """The pictures or clips of a LATENT.
+
+    Raises:
+        InputError: it holds sound or a shape.
+    """
+    kind = OTHER_KINDS.get(latent.get("type", ""))
+    if kind is None and "coords" in latent:
+        kind = "a 3D shape"
+    if kind is not None:
+        cure = "connect the LATENT of an image or a video model"
+        raise InputError("samples", latent.get("type", "coords"), f"this latent holds {kind}", cure)
+    samples, notes = latent["samples"], []
+    if getattr(samples, "is_nested", False):
+        parts = samples.unbind()
+        samples = parts[0]
+        if len(parts) > 1:
+            notes.append("the latent holds sound too, which was left out: only its video was used")
+    return LatentInput(samples, notes, sorted(set(latent) - {"samples", CLIP_LENGTH, "type"}))
+
+
+def start_from(latent: Mapping[str, Any], family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str]]:
+    """A request that starts from a LATENT as ComfyUI's KSampler would.
+
+    Args:
+        family: as it is known before the model is loaded.
+        request: what the sampler's widgets say.
+
+    Returns:
+        The request with the latent, and what the latent says about batch, seed and size; and notes for the report.
+
+    Raises:
+        InputError: it holds sound or a shape, or a mask that cannot be kept to.
+    """
+    given = read(latent)
+    samples, notes = given.samples, given.notes
+    if samples.ndim in (4, 5) and 0 not in samples.shape:  # the engine says what is wrong with others
+        if samples.ndim == 5 and not family.video:
+            samples, note = first_frame(samples, f"{family.name} makes pictures")
+            notes += [note] if note else []
+        elif samples.ndim == 4 and family.video:
+            samples = samples.unsqueeze(2)
+        if family.known and not samples.any():
+            samples, request = _fill_empty(samples, latent, family, request)
+        if family.video and not request.num_frames and samples.shape[2] > 1:
+            frames = 1 + (samples.shape[2] - 1) * family.temporal_stride
+            request = replace(request, num_frames=frames)
+            notes.append(f"num_frames: {frames}, as the latent has them")
+        request = _count(samples.shape[0], latent.get("batch_index"), request, notes)
+    _check_mask(latent.get("noise_mask"), request, notes)
+    others = [name for name in given.unused if name not in FOR_SAMPLING]
+    if others:
+        notes.append(f"of the latent, {', '.join(others)} had no use here")
+    return replace(request, latent=samples), notes
+
+
+def _fill_empty(
+    samples: torch.Tensor, latent: Mapping[str, Any], family: Family, request: SampleRequest
+) -> tuple[torch.Tensor, SampleRequest]:
+    """An empty latent, of whatever kind of model, with the channels and in the size that it stands for."""
+    shape = list(samples.shape)
+    shape[1] = family.latent_channels or shape[1]
+    stride = latent.get("downscale_ratio_spacial")
+    if stride:
+        # In pixels too: only the loaded model knows its stride for certain (Wan 2.2 has two).
+        multiple = family.size_multiple
+        height, width = (max(1, edge * stride // multiple) * multiple for edge in samples.shape[-2:])
+        request = replace(request, width=request.width or width, height=request.height or height)
+        shape[-2:] = (max(1, round(edge * stride / family.latent_stride)) for edge in shape[-2:])
+    if family.video:
+        frames = latent.get("downscale_ratio_temporal") or family.temporal_stride
+        shape[2] = max(1, round(shape[2] * frames / family.temporal_stride))
+    return samples.new_zeros(shape), request
+
+
+def _count(items: int, index: Sequence[int] | None, request: SampleRequest, notes: list[str]) -> SampleRequest:
+    """The request for a latent of so many items, which were taken out of a batch at the places `index`."""
+    if items > 1 and request.batch == 1:
+        request = replace(request, batch=items)
+        notes.append(f"batch_size: {items}, as many as the latent holds")
+    elif request.strength < 1 and 1 < items != request.batch:
+        used = f"only the first {request.batch} were used" if request.batch < items else "some were used repeatedly"
+        notes.append(f"of the latent's {items} items, {used}: batch_size = {request.batch}")
+    if not index:
+        return request
+    first = int(index[0])
+    if [int(number) for number in index] != list(range(first, first + len(index))):
+        notes.append(f"batch_index {list(index)} ignored: item i starts from seed + i")
+    elif first:
+        request = replace(request, seed=(request.seed + first) % SEEDS)
+        notes.append(f"batch_index: the latent begins with item {first}, which starts from seed + {first}")
+    return request
+
+
+def _check_mask(mask: Any, request: SampleRequest, notes: list[str]) -> None:
+    """Raise InputError for a mask that would have an effect."""
+    masks = [] if mask is None else mask.unbind() if getattr(mask, "is_nested", False) else [mask]
+    if not any(bool((part < 1).any()) for part in masks):
+        return
+    if request.strength < 1:
+        reason = "this sampler makes the whole picture anew and cannot keep to a mask"
+        raise InputError("latent", "with a noise_mask", reason, "leave Set Latent Noise Mask out")
+    notes.append("noise_mask ignored: strength = 1 makes the whole picture anew")

@@ -1,0 +1,181 @@
+"""Which engine decodes and encodes with what is connected to `vae`: a pipeline, this pack's video VAE, or ComfyUI's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..pipelines import generate
+from ..pipelines.decoding.exactness import BIT_IDENTICAL
+from ..pipelines.loading import loader
+from ..pipelines.types import PipelineHandle
+from ..report import OptimizationRecord
+from . import latent_input, types, video_vae
+from .host import comfy_bridge, core_vae, memory_management
+from .latent_input import CLIP_LENGTH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from ..callbacks import Callbacks
+    from ..pipelines.families import Family
+    from ..report import OptimizationReport
+    from ..vae import VaeSettings, VideoVAE
+    from .vae_choices import VaeChoices
+
+NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
+RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
+OWN_ARITHMETIC = "exactness is for the clips of a pipeline's VAE; the video VAE always runs this pack's own code"
+MOST_PADDING = 17
+"""Frames at a time in which a VAE takes a clip: more than that is not filled up (MiniMax H3 takes 17 at a time)."""
+
+
+def decode(
+    vae: Any, latent: Mapping[str, Any], choices: VaeChoices, callbacks: Callbacks
+) -> tuple[torch.Tensor, OptimizationReport]:
+    """Decode a LATENT.
+
+    Args:
+        vae: `comfy.sd.VAE`, `VideoVaeHandle` or `PipelineHandle`.
+
+    Returns:
+        Frames [B, H, W, C] or [B, T, H, W, C] in 0..1 on the CPU, without those that the clip was filled up with, and
+        the report.
+
+    Raises:
+        InputError: a latent that this VAE cannot take, or a VAE that gives no pictures.
+        torch.OutOfMemoryError: even the smallest tiles do not fit.
+    """
+    given = latent_input.read(latent)
+    frames, report = _decode_samples(vae, given.samples, choices, callbacks)
+    for note in given.notes:
+        report.note(note)
+    if given.unused:
+        report.facts["not needed of the latent"] = ", ".join(given.unused)
+    length = latent.get(CLIP_LENGTH)
+    made = frames.shape[1] if frames.ndim == 5 else 0
+    # Other nodes may have cut or joined the latent since: then its clip is not the one whose length was remembered.
+    if length is not None and 0 < length < made < length + MOST_PADDING:
+        report.note(f"{made - length} padding frames cut off behind frame {length}")
+        frames = frames[:, :length]
+    return frames, report
+
+
+def _decode_samples(
+    vae: Any, samples: torch.Tensor, choices: VaeChoices, callbacks: Callbacks
+) -> tuple[torch.Tensor, OptimizationReport]:
+    if (own := _own_networks(vae)) is not None:
+        with choices.compiling():
+            frames, report = video_vae.decode(own, samples, _settings(vae, choices), callbacks)
+        if choices.exactness != BIT_IDENTICAL:
+            report.note(OWN_ARITHMETIC)
+        return frames, _say_recognised(report, vae)
+    if isinstance(vae, PipelineHandle):
+        settings, note = choices.for_pipeline(vae), ""
+        family = loader.family_of_key(vae.key)
+        if samples.ndim == 5 and not _takes_clips(family):
+            samples, note = core_vae.first_frame(samples, f"the VAE of {family.name} decodes pictures")
+        with memory_management.on_card(vae):
+            frames, report = generate.decode(
+                vae, samples, settings, callbacks, exactness=choices.exactness, memory=comfy_bridge.memory_state
+            )
+        if note:
+            report.note(note)
+    else:
+        frames, report = core_vae.decode(vae, samples, choices, callbacks)
+        _say_not_compiled(report, choices)
+    if choices.tiling == "exact":
+        report.note(NO_EXACT)
+    return frames, report
+
+
+def encode(
+    vae: Any, pixels: torch.Tensor, choices: VaeChoices, callbacks: Callbacks
+) -> tuple[dict[str, Any], OptimizationReport]:
+    """Encode an IMAGE.
+
+    Args:
+        vae: `comfy.sd.VAE`, `VideoVaeHandle` or `PipelineHandle`.
+        pixels: [B, H, W, C] in 0..1, for a video VAE the frames of one clip; or clips [B, T, H, W, C].
+
+    Returns:
+        A LATENT, with the clip's length where it was filled up, and the report, which tells of dropped frames.
+
+    Raises:
+        InputError: pixels that this VAE cannot take, or a VAE that takes no pictures.
+        torch.OutOfMemoryError: even the smallest tiles do not fit.
+    """
+    if pixels.ndim not in (4, 5) or 0 in pixels.shape:
+        reason = "an image is [batch, height, width, channels], clips are [batch, frames, height, width, channels]"
+        raise InputError("pixels", list(pixels.shape), reason, "connect an IMAGE output")
+    length = pixels.shape[-4]
+    if (own := _own_networks(vae)) is not None:
+        with choices.compiling():
+            samples, report = video_vae.encode(own, pixels, _settings(vae, choices), callbacks)
+        latent = _remember_length(samples, report, length, own.config.frames(samples.shape[2]))
+        return latent, _say_recognised(report, vae)
+    if isinstance(vae, PipelineHandle):
+        settings = choices.for_pipeline(vae)
+        family = loader.family_of_key(vae.key)
+        clips = pixels if pixels.ndim == 5 else pixels[None]
+        with memory_management.on_card(vae):
+            samples, report = generate.encode(
+                vae,
+                clips if family.video else clips.flatten(0, 1),
+                settings,
+                callbacks,
+                memory=comfy_bridge.memory_state,
+            )
+        made = 1 + (samples.shape[2] - 1) * family.temporal_stride if family.video else 0
+    else:
+        samples, report = core_vae.encode(vae, pixels, choices, callbacks)
+        _say_not_compiled(report, choices)
+        made = core_vae.frames_of(vae, samples)
+    if choices.tiling == "exact":
+        report.note(NO_EXACT)
+    return _remember_length(samples, report, length, made), report
+
+
+def _own_networks(vae: Any) -> VideoVAE | None:
+    """This pack's video VAE where one is connected, or one of ComfyUI's objects holds its weights."""
+    if isinstance(vae, types.VideoVaeHandle):
+        return video_vae.load(vae)
+    return None if isinstance(vae, PipelineHandle) else video_vae.borrow(vae)
+
+
+def _settings(vae: Any, choices: VaeChoices) -> VaeSettings:
+    return choices.for_video_vae(vae if isinstance(vae, types.VideoVaeHandle) else None)
+
+
+def _say_recognised(report: OptimizationReport, vae: Any) -> OptimizationReport:
+    if not isinstance(vae, types.VideoVaeHandle):
+        report.note(RECOGNISED)
+    return report
+
+
+def _takes_clips(family: Family) -> bool:
+    """Whether the family's VAE has a time axis. Qwen-Image's is Wan's."""
+    return family.video or family.comfy_format == "Wan21"
+
+
+def _remember_length(samples: torch.Tensor, report: OptimizationReport, length: int, made: int) -> dict[str, Any]:
+    """The LATENT of a clip.
+
+    Args:
+        length: frames that were given.
+        made: frames that a decode will give; 0 for pictures.
+    """
+    latent: dict[str, Any] = {"samples": samples}
+    if made > length:
+        latent[CLIP_LENGTH] = length
+    elif 0 < made < length:
+        report.note(f"the last {length - made} of {length} frames were dropped: this VAE encodes {made} of them")
+    return latent
+
+
+def _say_not_compiled(report: OptimizationReport, choices: VaeChoices) -> None:
+    if choices.compile is not None:
+        reason = "this is one of ComfyUI's own VAEs, whose object this pack does not touch"
+        report.set(OptimizationRecord("torch_compile", "on", "off", reason))

@@ -1,0 +1,321 @@
+"""Every key and every shape of LATENT that ComfyUI's nodes give: honoured, refused, or said."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import core_vaes
+import pytest
+import torch
+
+from fastdiffusers.callbacks import SILENT
+from fastdiffusers.errors import InputError
+from fastdiffusers.pipelines.families import FAMILIES
+from fastdiffusers.pipelines.types import SampleRequest
+
+if TYPE_CHECKING:
+    from fastdiffusers.pipelines.families import Family
+
+torch.set_num_threads(1)
+
+IMAGE, VIDEO, FLUX2 = "sdxl", "wan-t2v", "flux2-klein"
+
+
+def family(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+@pytest.fixture
+def read(core: Any) -> Any:
+    """`(family name, latent, **request)` to the request that comes of it, and the notes."""
+    from fastdiffusers.nodes import latent_input
+
+    def run(name: str, latent: dict[str, Any], **request: Any) -> tuple[SampleRequest, list[str]]:
+        return latent_input.start_from(latent, family(name), replace(SampleRequest("a fox", seed=5), **request))
+
+    return run
+
+
+def filled(*shape: int) -> torch.Tensor:
+    return torch.rand(shape) + 0.5
+
+
+class TestSampler:
+    def test_a_plain_latent_is_taken_as_it_is(self, read: Any) -> None:
+        samples = filled(1, 4, 8, 8)
+        request, notes = read(IMAGE, {"samples": samples}, strength=0.5)
+        assert request == replace(SampleRequest("a fox", seed=5, strength=0.5), latent=request.latent)
+        assert torch.equal(request.latent, samples)
+        assert notes == []
+
+    def test_a_clip_in_an_image_model_is_its_first_frame(self, read: Any) -> None:
+        samples = filled(1, 4, 3, 8, 8)
+        request, notes = read(IMAGE, {"samples": samples}, strength=0.5)
+        assert torch.equal(request.latent, samples[:, :, 0])
+        assert notes == ["the first of the latent's 3 frames was used: sdxl makes pictures"]
+
+    def test_a_picture_in_a_video_model_is_one_frame(self, read: Any) -> None:
+        request, notes = read(VIDEO, {"samples": filled(1, 16, 8, 8)})
+        assert request.latent.shape == (1, 16, 1, 8, 8)
+        assert request.num_frames is None
+        assert notes == []
+
+    def test_a_clip_s_length_is_the_latent_s(self, read: Any) -> None:
+        latent = {"samples": torch.zeros(1, 16, 3, 8, 8)}
+        request, notes = read(VIDEO, latent)
+        assert (request.num_frames, notes) == (9, ["num_frames: 9, as the latent has them"])
+        assert read(VIDEO, latent, num_frames=5)[0].num_frames == 5
+
+    def test_a_nested_latent_is_its_video(self, read: Any) -> None:
+        from comfy.nested_tensor import NestedTensor
+
+        video, sound = filled(1, 16, 3, 8, 8), filled(1, 8, 16, 4)
+        request, notes = read(VIDEO, {"samples": NestedTensor([video, sound])}, num_frames=9)
+        assert torch.equal(request.latent, video)
+        assert notes == ["the latent holds sound too, which was left out: only its video was used"]
+
+    @pytest.mark.parametrize(
+        ("items", "asked", "strength", "batch", "said"),
+        [
+            (1, 3, 0.5, 3, ""),
+            (3, 1, 0.5, 3, "batch_size: 3, as many as the latent holds"),
+            (3, 1, 1.0, 3, "batch_size: 3, as many as the latent holds"),
+            (3, 3, 0.5, 3, ""),
+            (3, 2, 0.5, 2, "of the latent's 3 items, only the first 2 were used: batch_size = 2"),
+            (2, 3, 0.5, 3, "of the latent's 2 items, some were used repeatedly: batch_size = 3"),
+            (2, 3, 1.0, 3, ""),
+        ],
+    )
+    def test_the_latent_s_batch_and_batch_size(
+        self, read: Any, items: int, asked: int, strength: float, batch: int, said: str
+    ) -> None:
+        request, notes = read(IMAGE, {"samples": filled(items, 4, 8, 8)}, batch=asked, strength=strength)
+        assert request.batch == batch
+        assert notes == ([said] if said else [])
+
+    def test_items_that_comfyui_took_out_of_a_batch_keep_their_seeds(self, read: Any, core: Any) -> None:
+        whole = {"samples": filled(4, 4, 8, 8)}
+        (taken,) = sys.modules["nodes"].LatentFromBatch().frombatch(whole, 2, 2)
+        request, notes = read(IMAGE, taken, strength=0.5)
+        assert (request.seed, request.batch) == (7, 2)
+        assert "batch_index: the latent begins with item 2, which starts from seed + 2" in notes
+        assert read(IMAGE, taken, seed=2**64 - 1)[0].seed == 1
+
+    def test_other_batch_indices_are_said(self, read: Any) -> None:
+        request, notes = read(IMAGE, {"samples": filled(2, 4, 8, 8), "batch_index": [0, 0]}, batch=2)
+        assert request.seed == 5
+        assert notes == ["batch_index [0, 0] ignored: item i starts from seed + i"]
+
+    def test_a_mask_is_refused_where_it_would_count_and_said_elsewhere(self, read: Any) -> None:
+        mask = torch.ones(1, 1, 64, 64)
+        latent = {"samples": filled(1, 4, 8, 8), "noise_mask": mask}
+        assert read(IMAGE, latent, strength=0.5)[1] == []
+        mask[..., :32] = 0
+        assert read(IMAGE, latent)[1] == ["noise_mask ignored: strength = 1 makes the whole picture anew"]
+        with pytest.raises(InputError, match=r"noise_mask.*cannot keep to a mask\. Leave Set Latent Noise Mask out"):
+            read(IMAGE, latent, strength=0.5)
+
+    def test_an_empty_latent_of_another_kind_of_model(self, read: Any) -> None:
+        """Empty Latent Image is 4 channels at an eighth; Flux.2 has 128 at a sixteenth."""
+        (latent,) = sys.modules["nodes"].EmptyLatentImage().generate(512, 256, 1)
+        latent = {"downscale_ratio_spacial": 8, **latent}
+        request, _ = read(FLUX2, latent)
+        assert (request.width, request.height) == (512, 256)
+        assert request.latent.shape == (1, 128, 16, 32)
+        asked, _ = read(FLUX2, latent, width=1024)
+        assert (asked.width, asked.height) == (1024, 256)
+
+    def test_an_empty_latent_is_resized_as_comfyui_resizes_it(self, read: Any) -> None:
+        import comfy.latent_formats
+        import comfy.sample
+
+        empty = torch.zeros(2, 4, 32, 64)
+        model = SimpleNamespace(get_model_object=lambda name: comfy.latent_formats.Flux2())
+        expected = comfy.sample.fix_empty_latent_channels(model, empty, 8)
+        request, _ = read(FLUX2, {"samples": empty, "downscale_ratio_spacial": 8})
+        assert request.latent.shape == expected.shape
+
+    @pytest.mark.parametrize(
+        ("more", "what"),
+        [
+            ({"type": "audio", "sample_rate": 44100}, "sound"),
+            ({"type": "hunyuan3dv2"}, "a 3D shape"),
+            ({"type": "trellis2"}, "a 3D shape"),
+            ({"coords": torch.zeros(1)}, "a 3D shape"),
+        ],
+    )
+    def test_sound_and_shapes_are_refused(self, read: Any, more: dict[str, Any], what: str) -> None:
+        with pytest.raises(InputError, match=f"this latent holds {what}"):
+            read(IMAGE, {"samples": filled(1, 4, 8, 8), **more})
+
+    def test_what_is_unknown_is_said(self, read: Any) -> None:
+        _, notes = read(IMAGE, {"samples": filled(1, 4, 8, 8), "somebody_s_key": 1})
+        assert notes == ["of the latent, somebody_s_key had no use here"]
+
+
+class TestDecodeAndEncode:
+    @pytest.fixture(scope="class")
+    def wan(self, core: Any) -> Any:
+        with torch.inference_mode():
+            return core_vaes.small_wan(core_vaes.video_vae(core), "wan 2.1")
+
+    @pytest.fixture(params=["ComfyUI's", "Load Video VAE", "borrowed"])
+    def vae(self, request: pytest.FixtureRequest, core: Any, wan: Any, tmp_path: Any) -> tuple[Any, int]:
+        """A video VAE of each kind that the nodes take, and the channels of its latents."""
+        from safetensors.torch import save_file
+
+        from fastdiffusers.nodes import types, video_vae
+        from fastdiffusers.vae import VaeConfig, VideoVAE
+
+        if request.param == "ComfyUI's":
+            return wan, 4
+        torch.manual_seed(0)
+        network = VideoVAE(VaeConfig(block_out_channels=(32, 32, 32, 32)))
+        if request.param == "borrowed":
+            parts = {"vae_dtype": torch.float32, "device": torch.device("cpu"), "latent_channels": 16}
+            return SimpleNamespace(first_stage_model=network, **parts), 16
+        path = tmp_path / "vae.safetensors"
+        save_file(network.state_dict(), path)
+        return types.VideoVaeHandle(types.video_vae_file(str(path), video_vae.identity(path))), 16
+
+    def decode(self, vae: Any, latent: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        from fastdiffusers.nodes import vae_engines
+        from fastdiffusers.nodes.vae_choices import VaeChoices
+
+        with torch.inference_mode():
+            return vae_engines.decode(vae, latent, VaeChoices(), SILENT)
+
+    def encode(self, vae: Any, pixels: torch.Tensor) -> tuple[dict[str, Any], Any]:
+        from fastdiffusers.nodes import vae_engines
+        from fastdiffusers.nodes.vae_choices import VaeChoices
+
+        with torch.inference_mode():
+            return vae_engines.encode(vae, pixels, VaeChoices(), SILENT)
+
+    @pytest.mark.parametrize("length", [1, 2, 4, 5, 7, 8])
+    @pytest.mark.parametrize("axes", [4, 5])
+    def test_a_clip_of_any_length_comes_back_or_the_report_says_what_was_dropped(
+        self, vae: tuple[Any, int], length: int, axes: int
+    ) -> None:
+        pixels = torch.rand(length, 32, 48, 3)
+        latent, report = self.encode(vae[0], pixels if axes == 4 else pixels[None])
+        frames, _ = self.decode(vae[0], latent)
+        assert frames.shape[0] == 1
+        dropped = length - frames.shape[1]
+        said = [note for note in report.notes if "dropped" in note]
+        assert dropped >= 0
+        assert said == (
+            [f"the last {dropped} of {length} frames were dropped: this VAE encodes {length - dropped} of them"]
+            if dropped
+            else []
+        )
+        if vae[1] == 16:
+            assert not dropped, "this pack's own networks fill the clip up and cut it"
+
+    def test_a_latent_that_was_cut_since_is_decoded_whole(self, vae: tuple[Any, int]) -> None:
+        latent, _ = self.encode(vae[0], torch.rand(8, 32, 48, 3))
+        for part, made in ((slice(0, 1), 1), (slice(0, 2), 5)):
+            frames, _ = self.decode(vae[0], latent | {"samples": latent["samples"][:, :, part]})
+            assert frames.shape[1] == made
+
+    def test_axes_and_keys(self, vae: tuple[Any, int]) -> None:
+        from comfy.nested_tensor import NestedTensor
+
+        clip = torch.randn(1, vae[1], 2, 4, 6)
+        expected, report = self.decode(vae[0], {"samples": clip})
+        assert expected.shape[:2] == (1, 5)
+        assert "not needed of the latent" not in report.facts
+        latent = {"samples": NestedTensor([clip, torch.zeros(1, 8, 4)]), "noise_mask": 1, "batch_index": [0]}
+        frames, report = self.decode(vae[0], latent)
+        assert torch.equal(frames, expected)
+        assert any("sound too" in note for note in report.notes)
+        assert report.facts["not needed of the latent"] == "batch_index, noise_mask"
+        single, _ = self.decode(vae[0], {"samples": clip[:, :, 0]})
+        assert torch.equal(single, self.decode(vae[0], {"samples": clip[:, :, :1]})[0])
+        with pytest.raises(InputError, match="this latent holds sound"):
+            self.decode(vae[0], {"samples": torch.zeros(1, 8, 4), "type": "audio"})
+
+    def test_channels(self, vae: tuple[Any, int]) -> None:
+        pixels = torch.rand(5, 32, 48, 4)
+        latent, report = self.encode(vae[0], pixels)
+        assert torch.equal(latent["samples"], self.encode(vae[0], pixels[..., :3])[0]["samples"])
+        assert "1 of 4 channels (alpha) left out: this VAE encodes 3" in report.notes
+        if vae[1] == 4:
+            latent, report = self.encode(vae[0], pixels[..., :1])
+            with torch.inference_mode():
+                assert torch.equal(latent["samples"], vae[0].encode(pixels[..., :1]))
+            assert any("2 of 3 channels filled up" in note for note in report.notes)
+            return
+        with pytest.raises(InputError, match="this VAE encodes pictures of 3 channels, not 1"):
+            self.encode(vae[0], pixels[..., :1])
+
+    @pytest.mark.parametrize("shape", [(32, 48, 3), (0, 32, 48, 3)])
+    def test_no_image(self, vae: tuple[Any, int], shape: tuple[int, ...]) -> None:
+        with pytest.raises(InputError, match=r"an image is \[batch, height, width, channels\]"):
+            self.encode(vae[0], torch.rand(shape))
+
+
+class TestBorrowing:
+    """ComfyUI's objects that hold this pack's networks, as other nodes leave them: then ComfyUI's node decides."""
+
+    def test_what_another_node_has_changed_is_not_borrowed(self, core: Any) -> None:
+        import comfy.model_patcher
+
+        from fastdiffusers.nodes import video_vae
+        from fastdiffusers.vae import VaeConfig, VideoVAE
+
+        def fresh() -> Any:
+            network = VideoVAE(VaeConfig(block_out_channels=(32, 32, 32, 32)))
+            device = torch.device("cpu")
+            patcher = comfy.model_patcher.ModelPatcher(network, device, device)
+            parts = {"vae_dtype": torch.float32, "device": device, "latent_channels": 16}
+            return SimpleNamespace(first_stage_model=network, patcher=patcher, **parts)
+
+        assert video_vae.borrow(fresh()) is not None
+        changes = {
+            "decode of the object": lambda vae: setattr(vae, "decode", print),
+            "decode of the network": lambda vae: vae.first_stage_model.__dict__.update(decode=print),
+            "compiled": lambda vae: vae.first_stage_model.decoder.compile(backend="eager"),
+            "hooked": lambda vae: vae.first_stage_model.decoder.register_forward_hook(lambda *_: None),
+            "forward": lambda vae: setattr(vae.first_stage_model.decoder, "forward", print),
+            "exchanged": lambda vae: setattr(
+                vae.first_stage_model.decoder, "conv_in", _Other(vae.first_stage_model.decoder.conv_in)
+            ),
+            "patched": lambda vae: vae.patcher.add_object_patch("decoder", torch.nn.Identity()),
+        }
+        for name, change in changes.items():
+            vae = fresh()
+            change(vae)
+            assert video_vae.borrow(vae) is None, name
+
+
+class _Other(torch.nn.Module):
+    """A module of somebody else's, with another's weights."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_parameters"] = module._parameters
+        self.__dict__["_modules"] = module._modules
+
+
+def test_alpha_is_kept_in_pictures_and_left_out_of_videos(core: Any) -> None:
+    from fastdiffusers.nodes import sampler_outputs
+
+    frames = torch.rand(2, 3, 16, 16, 4)
+    result = SimpleNamespace(frames=frames, audio=None, frame_rate=8.0, latent=None, report=None)
+    images, _, _, _, video, _ = sampler_outputs.values(result)
+    assert torch.equal(images, frames.flatten(0, 1))
+    assert torch.equal(video.get_components().images, images[..., :3])
+
+
+def test_pictures_of_clips_and_grey_ones_reach_the_sampler(core: Any) -> None:
+    from fastdiffusers.nodes.sampler import _image_list
+
+    clips, grey = torch.rand(1, 2, 8, 8, 4), torch.rand(1, 8, 8, 1)
+    images = _image_list({"image_1": clips, "image_2": grey, "image_3": None})
+    assert [tuple(image.shape) for image in images] == [(8, 8, 3)] * 3
+    assert torch.equal(images[1], clips[0, 1, ..., :3])
+    assert torch.equal(images[2], grey[0].repeat(1, 1, 3))
