@@ -53,12 +53,7 @@ def measure_family(family: str, device: str, runs: int) -> dict[str, Any]:
         known = Store(Path(folder) / "measurements.jsonl")
         started = time.perf_counter()
         probing = ComparisonRun(
-            handle,
-            request,
-            [PLAIN, *kernels, "tiling"],
-            Plan(time_limit=TIME_LIMIT),
-            store=known,
-            combine_winners=True,
+            handle, request, [PLAIN, *kernels, "tiling"], Plan(time_limit=TIME_LIMIT), store=known, combine_winners=True
         )
         probing.run()
         seconds = time.perf_counter() - started

@@ -106,9 +106,7 @@ def _work(run: Callable[[], object], stages: Stages) -> list[Stage]:
 
 @contextmanager
 def _around(
-    stages: Stages,
-    passing: Callable[[str], None],
-    moved: Callable[[str, nn.Module, object], None] | None = None,
+    stages: Stages, passing: Callable[[str], None], moved: Callable[[str, nn.Module, object], None] | None = None
 ) -> Iterator[None]:
     """While the block runs: `passing` is called before and after every call of a stage's module, `moved` after it."""
 

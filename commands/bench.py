@@ -187,10 +187,7 @@ def store_text(store: Store) -> str:
     blocks = []
     for rows in measured.values():
         here = rows[0].key
-        lines = [
-            f"{here.model}, {here.shape}, {here.dtype}, {here.memory_mode} on {here.device}",
-            f"  {here.software}",
-        ]
+        lines = [f"{here.model}, {here.shape}, {here.dtype}, {here.memory_mode} on {here.device}", f"  {here.software}"]
         lines += [f"  {_row_text(row)}" for row in sorted(rows, key=lambda row: -row.gain)]
         blocks.append("\n".join(lines))
     return "\n\n".join([*blocks, f"{sum(map(len, measured.values()))} measurements in {store.path}"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..errors import FastDiffusersError
@@ -63,30 +65,14 @@ class LoadPipeline(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(
-        cls,
-        model: str,
-        custom_model: str,
-        dtype: str,
-        memory_mode: str,
-        quantization: str,
-        device: str,
-        revision: str,
-    ) -> str:
+    def fingerprint_inputs(cls, model: str, custom_model: str, **how: Any) -> str:
         # The identity of local files is part of it, so that an edited model folder runs again.
         source = pipeline_source(model, custom_model)
         return loader.resolve(source).identity if loader.is_local(source) else source
 
     @classmethod
     def execute(
-        cls,
-        model: str,
-        custom_model: str,
-        dtype: str,
-        memory_mode: str,
-        quantization: str,
-        device: str,
-        revision: str,
+        cls, model: str, custom_model: str, dtype: str, memory_mode: str, quantization: str, device: str, revision: str
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         key = loader.resolve(

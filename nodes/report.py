@@ -24,10 +24,7 @@ class ShowReport(io.ComfyNode):
             display_name="Show Report",
             category=types.CATEGORY,
             search_aliases=["report", "optimization report", "timing", "what is active"],
-            inputs=[
-                types.Report.Input("report"),
-                io.Combo.Input("format", options=["table", "json"], default="table"),
-            ],
+            inputs=[types.Report.Input("report"), io.Combo.Input("format", options=["table", "json"], default="table")],
             outputs=[io.String.Output(display_name="text")],
             is_output_node=True,
         )

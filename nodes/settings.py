@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -51,31 +52,8 @@ class TorchCompileSettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        mode: str,
-        scope: str,
-        dynamic: str,
-        compile_vae: bool,
-        headroom_gib: float,
-        backend: str,
-        fullgraph: str,
-        recompile_limit: int,
-        keep_artifacts: bool,
-    ) -> io.NodeOutput:
-        return io.NodeOutput(
-            CompileSettings(
-                backend=backend,
-                mode=mode,
-                scope=scope,
-                fullgraph=fullgraph,
-                dynamic=dynamic,
-                compile_vae=compile_vae,
-                recompile_limit=recompile_limit,
-                headroom_gib=headroom_gib,
-                keep_artifacts=keep_artifacts,
-            )
-        )
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        return io.NodeOutput(CompileSettings(**widgets))
 
 
 class OptimizationSettingsNode(io.ComfyNode):

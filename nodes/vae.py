@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..errors import FastDiffusersError
-from ..pipelines.decoding.exactness import BIT_IDENTICAL
 from ..vae.settings import KERNEL_CHOICES
 from . import types, vae_engines, video_vae
 from .host import comfy_bridge
@@ -72,33 +71,17 @@ class VAEDecode(io.ComfyNode):
             display_name="VAE Decode (Fast)",
             category=types.CATEGORY,
             search_aliases=["decode", "vae decode", "tiled decode", "latent to image", "latent to video"],
-            inputs=[
-                io.Latent.Input("samples"),
-                *shared_inputs("decode"),
-                exactness_input(),
-            ],
-            outputs=[
-                io.Image.Output(display_name="images"),
-                types.Report.Output(display_name="report"),
-            ],
+            inputs=[io.Latent.Input("samples"), *shared_inputs("decode"), exactness_input()],
+            outputs=[io.Image.Output(display_name="images"), types.Report.Output(display_name="report")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls,
-        samples: dict[str, Any],
-        vae: Any,
-        tiling: str,
-        tile_size: int = 0,
-        overlap: int = 0,
-        temporal_slice: int = 0,
-        memory_budget_gib: float = 0.0,
-        compile_settings: CompileSettings | None = None,
-        exactness: str = BIT_IDENTICAL,
+        cls, samples: dict[str, Any], vae: Any, compile_settings: CompileSettings | None = None, **widgets: Any
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib, compile_settings, exactness)
+        choices = VaeChoices(compile=compile_settings, **widgets)
         frames, report = vae_engines.decode(vae, samples, choices, progress.callbacks)
         progress.show_report(report)
         if frames.ndim == 5:
@@ -116,31 +99,17 @@ class VAEEncode(io.ComfyNode):
             display_name="VAE Encode (Fast)",
             category=types.CATEGORY,
             search_aliases=["encode", "vae encode", "tiled encode", "image to latent", "video to latent"],
-            inputs=[
-                io.Image.Input("pixels"),
-                *shared_inputs("encode"),
-            ],
-            outputs=[
-                io.Latent.Output(display_name="latent"),
-                types.Report.Output(display_name="report"),
-            ],
+            inputs=[io.Image.Input("pixels"), *shared_inputs("encode")],
+            outputs=[io.Latent.Output(display_name="latent"), types.Report.Output(display_name="report")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls,
-        pixels: torch.Tensor,
-        vae: Any,
-        tiling: str,
-        tile_size: int = 0,
-        overlap: int = 0,
-        temporal_slice: int = 0,
-        memory_budget_gib: float = 0.0,
-        compile_settings: CompileSettings | None = None,
+        cls, pixels: torch.Tensor, vae: Any, compile_settings: CompileSettings | None = None, **widgets: Any
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        choices = VaeChoices(tiling, tile_size, overlap, temporal_slice, memory_budget_gib, compile_settings)
+        choices = VaeChoices(compile=compile_settings, **widgets)
         latent, report = vae_engines.encode(vae, pixels, choices, progress.callbacks)
         progress.show_report(report)
         return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_table()))

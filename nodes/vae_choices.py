@@ -11,7 +11,6 @@ from comfy_api.latest import io
 
 from ..optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
-from ..pipelines.types import PipelineHandle
 from ..vae.settings import VaeSettings
 from . import types
 from .host.compat import ADVANCED
@@ -43,7 +42,7 @@ class VaeChoices:
     compile: CompileSettings | None = None
     exactness: str = BIT_IDENTICAL
 
-    def for_pipeline(self, pipeline: PipelineHandle) -> OptimizationSettings:
+    def for_pipeline(self) -> OptimizationSettings:
         """The same choices for the VAE of a diffusers pipeline, which has no exact strips."""
         mode = {"whole": "off", "tiles": "on"}.get(self.tiling, "auto")
         tiling = TilingSettings(mode, self.tile_size, self.overlap)

@@ -73,7 +73,7 @@ def _decode_samples(
             report.note(OWN_ARITHMETIC)
         return frames, _say_recognised(report, vae)
     if isinstance(vae, PipelineHandle):
-        settings, note = choices.for_pipeline(vae), ""
+        settings, note = choices.for_pipeline(), ""
         family = loader.family_of_key(vae.key)
         if samples.ndim == 5 and not _takes_clips(family):
             samples, note = core_vae.first_frame(samples, f"the VAE of {family.name} decodes pictures")
@@ -117,7 +117,7 @@ def encode(
         latent = _remember_length(samples, report, length, own.config.frames(samples.shape[2]))
         return latent, _say_recognised(report, vae)
     if isinstance(vae, PipelineHandle):
-        settings = choices.for_pipeline(vae)
+        settings = choices.for_pipeline()
         family = loader.family_of_key(vae.key)
         clips = pixels if pixels.ndim == 5 else pixels[None]
         with memory_management.on_card(vae):

@@ -73,11 +73,7 @@ def restore(pipeline: Any) -> None:
 
 
 def shrink_until_it_fits(
-    vae: Any,
-    run: Callable[[], T],
-    report: OptimizationReport | None = None,
-    edge: int = 0,
-    stage: str = "decode",
+    vae: Any, run: Callable[[], T], report: OptimizationReport | None = None, edge: int = 0, stage: str = "decode"
 ) -> T:
     """Run a decode or encode; out of memory, run it again with tiles, ever smaller ones, down to the floor.
 

@@ -122,11 +122,7 @@ def _check_experts(specs: tuple[LoraSpec, ...], state: _State, pipeline: Any) ->
 
 
 def _read_files(
-    specs: tuple[LoraSpec, ...],
-    stamps: dict[str, tuple[int, int]],
-    state: _State,
-    pipeline: Any,
-    callbacks: Callbacks,
+    specs: tuple[LoraSpec, ...], stamps: dict[str, tuple[int, int]], state: _State, pipeline: Any, callbacks: Callbacks
 ) -> dict[str, tuple[tuple[int, int], lora_files.LoraFile]]:
     """The files of `specs`, taken from the state where they are still the same on disk."""
     files = {path: state.files[path] for path in stamps if path in state.files and state.files[path][0] == stamps[path]}
@@ -159,11 +155,7 @@ def _targets(part: str, expert: str, state: _State) -> list[str]:
 
 
 def _change(
-    state: _State,
-    updates: _Updates,
-    pipeline: Any,
-    minimum_rank: int,
-    before_rebuild: Callable[[Any], None] | None,
+    state: _State, updates: _Updates, pipeline: Any, minimum_rank: int, before_rebuild: Callable[[Any], None] | None
 ) -> str:
     """Bring the branches to `updates`; whatever goes wrong, they end up as they were. Says how it was done."""
     branches = state.branches

@@ -132,7 +132,7 @@ def first_frame(samples: torch.Tensor, why: str) -> tuple[torch.Tensor, str]:
 
 def frames_of(vae: Any, latent: torch.Tensor) -> int:
     """Frames that a decode gives for the latent of one of ComfyUI's video VAEs; 0 where it cannot be known."""
-    ratio = getattr(vae, "upscale_ratio", 1)
+    ratio: Any = getattr(vae, "upscale_ratio", 1)
     counted = latent.ndim == 5 and isinstance(ratio, tuple) and callable(ratio[0])
     return int(ratio[0](latent.shape[2])) if counted else 0
 

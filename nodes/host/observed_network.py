@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import core_streaming
 
 if TYPE_CHECKING:
     import torch
 
-    from .core_jobs import Job
+    from ...callbacks import Callbacks
+
+
+class Observer(Protocol):
+    """The run that is told. Attributes: data, all of its batch; stage, its name in progress."""
+
+    data: torch.Tensor
+    stage: str
+    callbacks: Callbacks
+
+    def streamed_frames(self, batch: torch.Tensor) -> int:
+        """Frames of the clip if it is to leave the card run by run, else 0."""
 
 
 class ObservedNetwork:
     """A VAE's network that asks for a cancel before each batch and reports it afterwards; all else is the network's."""
 
-    def __init__(self, network: Any, job: Job) -> None:
+    def __init__(self, network: Any, job: Observer) -> None:
         self._network, self._job, self._done = network, job, 0
 
     def __getattr__(self, name: str) -> Any:

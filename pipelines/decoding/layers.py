@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ...optimizations.components import is_group_offloaded
-
 if TYPE_CHECKING:
     import torch
 
@@ -69,4 +67,6 @@ def unpatchify(pixels: torch.Tensor, patch: int) -> torch.Tensor:
 
 def moved_in_parts(decoder: Any) -> str:
     """Why the layers of a decoder cannot be called one by one: something acts when a whole block is called, or ""."""
+    from ...optimizations.components import is_group_offloaded
+
     return "group offload is active on it" if any(map(is_group_offloaded, decoder.modules())) else ""

@@ -26,11 +26,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def fetch(
-    repository: str,
-    revision: str,
-    callbacks: Callbacks,
-    library: Path | None = None,
-    client: HubClient | None = None,
+    repository: str, revision: str, callbacks: Callbacks, library: Path | None = None, client: HubClient | None = None
 ) -> tuple[str, Path]:
     """Bring a pipeline's files to this machine and return (commit, folder).
 
@@ -137,12 +133,7 @@ def _check_room(
 
 
 def _download_all(
-    client: HubClient,
-    repository: str,
-    commit: str,
-    files: list[RemoteFile],
-    folder: Path | None,
-    callbacks: Callbacks,
+    client: HubClient, repository: str, commit: str, files: list[RemoteFile], folder: Path | None, callbacks: Callbacks
 ) -> None:
     total = max(1, sum(file.size for file in files) // MEGABYTE)
     arrived = 0

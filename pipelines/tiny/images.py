@@ -95,11 +95,7 @@ def sdxl() -> Any:
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
     )
     scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        steps_offset=1,
-        timestep_spacing="leading",
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     )
     return StableDiffusionXLPipeline(
         vae=image_vae(4, SDXL_SCALING, quant=True),

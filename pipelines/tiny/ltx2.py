@@ -150,10 +150,7 @@ def _vocoder() -> Any:
     from diffusers.pipelines.ltx2 import LTX2Vocoder
 
     vocoder: Any = LTX2Vocoder(
-        in_channels=2 * MEL_BINS,
-        hidden_channels=64,
-        resnet_kernel_sizes=[3],
-        resnet_dilations=[[1, 3, 5]],
+        in_channels=2 * MEL_BINS, hidden_channels=64, resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]]
     )
     _make_audible(vocoder)
     vocoder.conv_out.weight.data.mul_(0.1)  # the last of them ends in a tanh

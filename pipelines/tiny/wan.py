@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .components import (
-    WIDTH,
-    umt5_encoder,
-    wan_scheduler,
-    wan_vae,
-)
+from .components import WIDTH, umt5_encoder, wan_scheduler, wan_vae
 from .tokenizers import t5_tokenizer
 
 

@@ -103,7 +103,7 @@ def test_bad_widgets_are_refused_before_anything_runs(
 def test_a_quantized_copy_can_be_loaded(server: Client, models: Path) -> None:
     pytest.importorskip("sdnq")
     prompt = {
-        "quantize": server.node("FastDiffusersQuantize", model=TINY + "qwenimage", weights_dtype="uint4", name="small"),
+        "quantize": server.node("FastDiffusersQuantize", model=TINY + "qwenimage", weights_dtype="uint4", name="small")
     }
     entry = server.succeed(prompt)
     shown = json.dumps(entry["outputs"]["quantize"])

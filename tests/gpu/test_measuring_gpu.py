@@ -16,12 +16,7 @@ from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSe
 from fastdiffusers.optimizations.tuning import auto
 from fastdiffusers.optimizations.tuning.auto import RUN_HISTORY
 from fastdiffusers.optimizations.tuning.candidates import Plan
-from fastdiffusers.optimizations.tuning.meters import (
-    CudaStopwatch,
-    DeviceMemoryMeter,
-    stopwatch,
-    synchronize,
-)
+from fastdiffusers.optimizations.tuning.meters import CudaStopwatch, DeviceMemoryMeter, stopwatch, synchronize
 from fastdiffusers.optimizations.tuning.store import default_store
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.generate import generate

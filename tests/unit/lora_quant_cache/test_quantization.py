@@ -285,10 +285,7 @@ def test_what_is_quantized_and_what_is_not() -> None:
         "vae": ["diffusers", "AutoencoderKL"],
         "boundary_ratio": 0.9,
     }
-    assert schemes.quantizable(index, "sdnq-int8") == {
-        "transformer": "diffusers",
-        "text_encoder_2": "transformers",
-    }
+    assert schemes.quantizable(index, "sdnq-int8") == {"transformer": "diffusers", "text_encoder_2": "transformers"}
     assert schemes.quantizable(index, "torchao-fp8-dynamic") == {"transformer": "diffusers"}
 
 

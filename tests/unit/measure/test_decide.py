@@ -69,10 +69,7 @@ def test_without_measurements_attention_and_tiling_stay_auto_and_compile_gets_a_
 @pytest.mark.parametrize("changed", ["software", "device", "model", "shape", "dtype"])
 def test_measurements_of_another_situation_decide_nothing(changed: str) -> None:
     elsewhere = replace(HERE, **{changed: "other"})
-    rows = [
-        row("plain", 10.0, key=elsewhere),
-        row("faster", 5.0, ("attention", "flash"), key=elsewhere),
-    ]
+    rows = [row("plain", 10.0, key=elsewhere), row("faster", 5.0, ("attention", "flash"), key=elsewhere)]
     assert decide(AUTO, HERE, rows, steps=20).settings.attention == "auto"
 
 

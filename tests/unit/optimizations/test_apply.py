@@ -43,9 +43,7 @@ SETTINGS = {
     "xformers in blocks": OptimizationSettings.plain(attention="xformers", memory_mode="group_offload_block"),
     "tiles": OptimizationSettings.plain(vae_tiling=TILES),
     "everything": OptimizationSettings(
-        attention="flash",
-        vae_tiling=TilingSettings("on", 80),
-        memory_mode="group_offload_leaf",
+        attention="flash", vae_tiling=TilingSettings("on", 80), memory_mode="group_offload_leaf"
     ),
 }
 COMPILED = {

@@ -106,8 +106,7 @@ def test_tiling_on_is_applied_reported_and_undone():
 
 
 @pytest.mark.parametrize(
-    "latent",
-    [torch.zeros(1, 4, 8, 8), torch.zeros(16, 8, 8), torch.zeros(1, 16, 0, 8), torch.zeros(1, 128, 8, 8)],
+    "latent", [torch.zeros(1, 4, 8, 8), torch.zeros(16, 8, 8), torch.zeros(1, 16, 0, 8), torch.zeros(1, 128, 8, 8)]
 )
 def test_a_latent_of_another_model_is_refused_before_anything_loads(latent):
     CACHE.clear()
