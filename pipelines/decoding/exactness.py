@@ -82,6 +82,8 @@ def decode_fast(
     """
     import torch
 
+    from ...fallback import is_out_of_memory
+
     reason = _refuse(vae, latents, step)
     if reason:
         return _decode_exactly(vae, latents, callbacks, whole, reason)
@@ -94,7 +96,9 @@ def decode_fast(
         if not torch.isnan(pixels).any() or torch.isnan(latents).any():
             return pixels, _fast_record(comparison, step)
         failure = "it gave numbers that are not finite"
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         failure = f"out of memory with {step} latent frames at a time"
     # Outside the except block: the error holds the frames of the failed decode, and they hold its tensors.
     return _decode_exactly(vae, latents, callbacks, whole, failure, comparison.cost)

@@ -105,6 +105,7 @@ def _compare(vae: Any, latents: torch.Tensor, callbacks: Callbacks, whole: bool,
     """Decode a few frames with diffusers' arithmetic and with each fast one; the fastest that is close enough wins."""
     import torch
 
+    from ...fallback import is_out_of_memory
     from ...vae.kernels import Kernels
     from .fast_arithmetic import FastArithmetic
 
@@ -121,7 +122,9 @@ def _compare(vae: Any, latents: torch.Tensor, callbacks: Callbacks, whole: bool,
             fast_stream = partial(stream_frames, vae, latent_frames_per_step=step, fast=fast)
             try:
                 seconds, actual = _timed(fast_stream, latents, short, callbacks, clock)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 refusals.append(f"out of memory with {step} latent frames at a time")
                 continue
             difference = _pixel_difference(actual, expected)
