@@ -11,8 +11,8 @@ from ...errors import FastDiffusersError
 
 
 def with_cures_first(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The same node class, whose `execute` raises this pack's errors with the text of `in_short`, all else the same."""
-    run: Any = node.execute.__func__  # type: ignore[attr-defined]
+    """Make `execute` of a node class raise this pack's errors with the text of `in_short`, and return the class."""
+    run: Any = node.execute.__func__
     if hasattr(run, "__wrapped__"):
         return node
 
@@ -24,5 +24,5 @@ def with_cures_first(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
             error.args = (error.in_short(),)
             raise
 
-    node.execute = classmethod(execute)  # type: ignore[assignment, method-assign]
+    node.execute = classmethod(execute)
     return node
