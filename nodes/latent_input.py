@@ -1,4 +1,4 @@
-"""What a LATENT carries, and what this pack's nodes make of it.
+"""A LATENT as this pack's nodes read it.
 
 Beside `samples` ComfyUI's nodes write: `noise_mask`, `batch_index`, `downscale_ratio_spacial` and `_temporal`, `type`
 and `sample_rate` for sound and shapes, `coords` and the like for shapes. Each is honoured, refused, or said.
@@ -44,7 +44,7 @@ class LatentInput:
 
 
 def read(latent: Mapping[str, Any]) -> LatentInput:
-    """The pictures or clips of a LATENT.
+    """Return the pictures or clips of a LATENT.
 
     Raises:
         InputError: it holds sound or a shape.
@@ -65,7 +65,7 @@ def read(latent: Mapping[str, Any]) -> LatentInput:
 
 
 def start_from(latent: Mapping[str, Any], family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str]]:
-    """A request that starts from a LATENT as ComfyUI's KSampler would.
+    """Return a request that starts from a LATENT as ComfyUI's KSampler would.
 
     Args:
         family: as it is known before the model is loaded.
@@ -102,7 +102,7 @@ def start_from(latent: Mapping[str, Any], family: Family, request: SampleRequest
 def _fill_empty(
     samples: torch.Tensor, latent: Mapping[str, Any], family: Family, request: SampleRequest
 ) -> tuple[torch.Tensor, SampleRequest]:
-    """An empty latent, of whatever kind of model, with the channels and in the size that it stands for."""
+    """Return an empty latent of any model with the family's channels, in the size in pixels that it had."""
     shape = list(samples.shape)
     shape[1] = family.latent_channels or shape[1]
     stride = latent.get("downscale_ratio_spacial")
@@ -119,7 +119,7 @@ def _fill_empty(
 
 
 def _count(items: int, index: Sequence[int] | None, request: SampleRequest, notes: list[str]) -> SampleRequest:
-    """The request for a latent of so many items, which were taken out of a batch at the places `index`."""
+    """Return the request for a latent of so many items, whose places in their original batch are `index`."""
     if items > 1 and request.batch == 1:
         request = replace(request, batch=items)
         notes.append(f"batch_size: {items}, as many as the latent holds")
@@ -138,7 +138,7 @@ def _count(items: int, index: Sequence[int] | None, request: SampleRequest, note
 
 
 def _check_mask(mask: Any, request: SampleRequest, notes: list[str]) -> None:
-    """Raise InputError for a mask that would have an effect."""
+    """Raise InputError for a mask that would have an effect, or note that it has none."""
     masks = [] if mask is None else mask.unbind() if getattr(mask, "is_nested", False) else [mask]
     if not any(bool((part < 1).any()) for part in masks):
         return

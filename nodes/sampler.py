@@ -107,12 +107,12 @@ class Sampler(io.ComfyNode):
 
 
 def _image_list(images: Mapping[str, torch.Tensor | None] | None) -> tuple[torch.Tensor, ...]:
-    """Every picture of every connected batch, as RGB [H, W, 3]."""
+    """Return every picture of every connected batch, as RGB [H, W, 3]."""
     batches = [batch for batch in (images or {}).values() if batch is not None]
     return tuple(image for batch in batches for image in _rgb(batch))
 
 
 def _rgb(images: torch.Tensor) -> torch.Tensor:
-    """[B, H, W, C] pictures or [B, T, H, W, C] clips as [B, H, W, 3], without alpha; a grey one in each colour."""
+    """Return pictures [B, H, W, C] or clips [B, T, H, W, C] as RGB [B, H, W, 3], without alpha."""
     pictures = images.flatten(0, 1) if images.ndim == 5 else images
     return pictures.expand(*pictures.shape[:-1], 3) if pictures.shape[-1] == 1 else pictures[..., :3]

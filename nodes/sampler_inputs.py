@@ -1,4 +1,4 @@
-"""What Diffusers Sampler asks for: its widgets and sockets."""
+"""The widgets and sockets of Diffusers Sampler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IMAGE_SOCKETS = ("image_1", "image_2", "image_3", "image_4")
 
 
 def inputs() -> list[Any]:
-    """All inputs, in the order in which a saved workflow lists their values: new ones go to the end."""
+    """Return all inputs, in the order in which a saved workflow lists their values. New ones go to the end."""
     return [*_what_to_make(), *_how_to_run(), *_optional_inputs(), *_advanced_inputs()]
 
 

@@ -1,4 +1,4 @@
-"""What Diffusers Sampler puts out: a result as ComfyUI's images, latent, video and sound."""
+"""The outputs of Diffusers Sampler: a result as ComfyUI's images, latent, video and sound."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def outputs() -> list[Any]:
 
 
 def values(result: SampleResult) -> tuple[Any, ...]:
-    """One result in the order of `outputs`; what there is not blocks whatever is connected to it, and says why."""
+    """Return one result in the order of `outputs`; a missing one is an `ExecutionBlocker` that says why."""
     rate = result.frame_rate or STILL_FRAME_RATE
     images: Any = ExecutionBlocker(UNDECODED)
     video: Any = ExecutionBlocker(UNDECODED)
@@ -49,7 +49,7 @@ def values(result: SampleResult) -> tuple[Any, ...]:
 
 
 def in_a_row(sound: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The sounds of a batch one after the other, as its frames are.
+    """Join the sounds of a batch one after the other, as its frames are.
 
     Args:
         sound: {"waveform": [B, channels, samples], "sample_rate": int}.

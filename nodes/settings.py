@@ -120,7 +120,7 @@ def with_widgets(
     step_cache: str,
     memory_mode: str,
 ) -> OptimizationSettings:
-    """What a sampler runs with: its widgets and sockets on top of what came in through `settings`.
+    """Return the settings of a sampler: its widgets and sockets on top of what came in through `settings`.
 
     A widget that says `FOLLOW` leaves the decision to `settings`; any other value of it wins. Where nothing came in,
     `OptimizationSettings` has its own "auto" for attention, compile and tiling, and no step cache.

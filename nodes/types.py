@@ -29,7 +29,7 @@ Report = io.Custom("FASTDIFFUSERS_REPORT")
 
 @dataclass(frozen=True, eq=False)
 class VideoVaeFile:
-    """A checkpoint as it is loaded. There is one object for all who name the same, and weights live as long as it does.
+    """A checkpoint as it is loaded. Equal ones are one object, and the loaded weights live as long as it does.
 
     Attributes:
         path: absolute.
@@ -47,7 +47,7 @@ _guard = threading.Lock()
 
 
 def video_vae_file(path: str, identity: str, dtype: str = "auto") -> VideoVaeFile:
-    """The one `VideoVaeFile` with these attributes."""
+    """Return the one `VideoVaeFile` with these attributes."""
     with _guard:
         return _files.setdefault((path, identity, dtype), VideoVaeFile(path, identity, dtype))
 
@@ -68,6 +68,6 @@ class VideoVaeHandle:
     fp16_accumulation: bool = False
 
     def settings(self) -> dict[str, Any]:
-        """What it says about every decode and encode, as keyword arguments of `vae.VaeSettings`."""
+        """Return the settings for every decode and encode, as keyword arguments of `vae.VaeSettings`."""
         names = ("kernels", "cuda_graphs", "overlap_tiles", "fp16_accumulation")
         return {name: getattr(self, name) for name in names}

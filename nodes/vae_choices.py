@@ -1,4 +1,4 @@
-"""The widgets that VAE Decode (Fast) and VAE Encode (Fast) share, and what they mean to each kind of VAE."""
+"""The widgets that VAE Decode (Fast) and VAE Encode (Fast) share, and the settings of each kind of VAE from them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class VaeChoices:
     exactness: str = BIT_IDENTICAL
 
     def for_pipeline(self) -> OptimizationSettings:
-        """The same choices for the VAE of a diffusers pipeline, which has no exact strips."""
+        """Return the settings for the VAE of a diffusers pipeline, which has no exact strips."""
         mode = {"whole": "off", "tiles": "on"}.get(self.tiling, "auto")
         tiling = TilingSettings(mode, self.tile_size, self.overlap)
         settings = OptimizationSettings(vae_tiling=tiling)
@@ -52,7 +52,7 @@ class VaeChoices:
         return replace(settings, torch_compile="on", compile=replace(self.compile, compile_vae=True))
 
     def for_video_vae(self, handle: types.VideoVaeHandle | None = None) -> VaeSettings:
-        """The same choices for this pack's video VAE, whose time is counted in latent frames.
+        """Return the settings for this pack's video VAE, whose time is counted in latent frames.
 
         Args:
             handle: says how the VAE runs; None for one of ComfyUI's own VAEs, which runs by the defaults.
@@ -72,7 +72,7 @@ class VaeChoices:
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
-        """Hold this around a run of a video VAE: what compiling asks of torch as a whole."""
+        """Set torch's global compiler options for the run of a video VAE inside."""
         if self.compile is None:
             yield
             return
@@ -90,7 +90,7 @@ class VaeChoices:
 
 
 def shared_inputs(verb: str) -> list[Any]:
-    """The inputs that decoding and encoding share."""
+    """Return the inputs that decoding and encoding share."""
     return [
         io.MultiType.Input("vae", types=[io.Vae, types.VideoVae, types.Pipeline]),
         io.Combo.Input(
@@ -112,7 +112,7 @@ def shared_inputs(verb: str) -> list[Any]:
 
 
 def exactness_input() -> Any:
-    """For decoding alone."""
+    """Return the input that only decoding has."""
     return io.Combo.Input(
         "exactness", options=list(EXACTNESS_CHOICES), default=BIT_IDENTICAL, optional=True, **ADVANCED
     )

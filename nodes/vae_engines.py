@@ -139,7 +139,7 @@ def encode(
 
 
 def _own_networks(vae: Any) -> VideoVAE | None:
-    """This pack's video VAE where one is connected, or one of ComfyUI's objects holds its weights."""
+    """Return this pack's networks for a video VAE handle or for a VAE of ComfyUI's with such weights, else None."""
     if isinstance(vae, types.VideoVaeHandle):
         return video_vae.load(vae)
     return None if isinstance(vae, PipelineHandle) else video_vae.borrow(vae)
@@ -156,12 +156,12 @@ def _say_recognised(report: OptimizationReport, vae: Any) -> OptimizationReport:
 
 
 def _takes_clips(family: Family) -> bool:
-    """Whether the family's VAE has a time axis. Qwen-Image's is Wan's."""
+    """Return whether the family's VAE has a time axis. Qwen-Image's is Wan's."""
     return family.video or family.comfy_format == "Wan21"
 
 
 def _remember_length(samples: torch.Tensor, report: OptimizationReport, length: int, made: int) -> dict[str, Any]:
-    """The LATENT of a clip.
+    """Return the LATENT of pictures or of a clip, and note frames that were dropped.
 
     Args:
         length: frames that were given.

@@ -48,13 +48,13 @@ def check_file(path: str) -> None:
 
 
 def identity(path: Path) -> str:
-    """What changes when the file does."""
+    """Return a text that changes when the file does."""
     state = path.stat()
     return f"{path}:{state.st_size}:{state.st_mtime_ns}"
 
 
 def borrow(vae: Any) -> VideoVAE | None:
-    """This pack's networks with the weights of one of ComfyUI's VAE objects, on its device.
+    """Return this pack's networks with the weights of one of ComfyUI's VAE objects, on its device.
 
     None for another kind of VAE, and for one in which another node has changed more than the weights.
 
@@ -87,7 +87,7 @@ def borrow(vae: Any) -> VideoVAE | None:
 def decode(
     vae: VideoVAE, latent: torch.Tensor, settings: VaeSettings, callbacks: Callbacks
 ) -> tuple[torch.Tensor, OptimizationReport]:
-    """A latent [B, 16, T', h, w] to frames [B, T, H, W, 3] in 0..1 on the CPU; one of a single frame may lack T'."""
+    """Decode a latent [B, 16, T', h, w] or [B, 16, h, w] to frames [B, T, H, W, 3] in 0..1 on the CPU."""
     if latent.ndim == 4:
         latent = as_clip(latent, vae.config.latent_channels)
     return engine.decode(vae, latent, settings, callbacks)
@@ -96,7 +96,7 @@ def decode(
 def encode(
     vae: VideoVAE, pixels: torch.Tensor, settings: VaeSettings, callbacks: Callbacks
 ) -> tuple[torch.Tensor, OptimizationReport]:
-    """The frames [T, H, W, C] of one clip, or clips [B, T, H, W, C], to a latent [B, 16, T', h, w] on the CPU.
+    """Encode the frames [T, H, W, C] of one clip, or clips [B, T, H, W, C], to a latent [B, 16, T', h, w] on the CPU.
 
     Raises:
         InputError: fewer than three channels.
@@ -111,7 +111,7 @@ def encode(
 
 
 def load(handle: VideoVaeHandle) -> VideoVAE:
-    """The networks with the weights of a handle's file on ComfyUI's device; its other models go as far as need be."""
+    """Return the loaded networks of a handle on ComfyUI's device, after ComfyUI has made room for them."""
     device = mm.get_torch_device()
     with _lock:
         file = handle.file

@@ -44,17 +44,17 @@ def device_choices() -> list[str]:
 
 
 def device_name(choice: str) -> str:
-    """The device to load on: "auto" is ComfyUI's own, so that `--cpu` and `--cuda-device` hold for this pack too."""
+    """Return the device to load on. "auto" is ComfyUI's own, as `--cpu` and `--cuda-device` set it."""
     return str(comfy.model_management.get_torch_device()) if choice == "auto" else choice
 
 
 def keep_measurements_with_the_user() -> None:
-    """What is measured is kept in ComfyUI's user folder, beside workflows and settings."""
+    """Keep measurements in ComfyUI's user folder, beside workflows and settings."""
     use_folder(Path(folder_paths.get_user_directory()) / "fastdiffusers")
 
 
 def memory_state(device: torch.device) -> MemoryState:
-    """Free and total bytes as ComfyUI counts them (blocks that torch holds but does not use are free)."""
+    """Return free and total bytes as ComfyUI counts them (blocks that torch holds but does not use are free)."""
     free = int(comfy.model_management.get_free_memory(device))
     return MemoryState(free=free, total=int(comfy.model_management.get_total_memory(device)))
 
@@ -65,7 +65,7 @@ def check_interrupted() -> None:
 
 
 def is_cancel(error: BaseException) -> bool:
-    """Whether an error stops a run on purpose: ComfyUI's interrupt, or one that is no `Exception` at all."""
+    """Return whether an error is a cancel: ComfyUI's interrupt, or one that is not an `Exception` (Ctrl-C)."""
     return not isinstance(error, Exception) or isinstance(error, comfy.model_management.InterruptProcessingException)
 
 
@@ -90,12 +90,12 @@ class NodeProgress:
 
     @property
     def callbacks(self) -> Callbacks:
-        """What the engine is given."""
+        """Return the callbacks for the engine."""
         shown = latent_preview.args.preview_method != LatentPreviewMethod.NoPreviews
         return Callbacks(on_progress=self._show, check_cancel=check_interrupted, previews=shown)
 
     def show_report(self, report: OptimizationReport) -> None:
-        """Leave on the node, in short, what was really active."""
+        """Show a summary of what was active on the node."""
         with self._display("report"):
             self.show_text(LINE_BREAK.join(summary_lines(report)))
 
@@ -108,7 +108,7 @@ class NodeProgress:
 
     @contextmanager
     def _display(self, what: str) -> Iterator[None]:
-        """Around code that shows `what`: an error in it is logged, the first time with its traceback, and dropped."""
+        """Drop errors of the code inside, which shows `what`; log the first with its traceback."""
         try:
             yield
         except Exception as error:
@@ -136,7 +136,7 @@ class NodeProgress:
             self.show_text(f"{progress.stage} {progress.done}/{progress.total}{detail}")
 
     def _preview(self, progress: Progress) -> tuple[str, Any, int] | None:
-        """The denoised estimate as ComfyUI's previewer of that latent format sees it, where there is one."""
+        """Return the denoised estimate as an image of ComfyUI's previewer for that latent format, None without one."""
         if progress.preview_latent is None:
             return None
         if self._preview_format is None:
@@ -151,7 +151,7 @@ class NodeProgress:
 
 
 def summary_lines(report: OptimizationReport) -> Iterator[str]:
-    """The report in the few words that fit on a node: what was on, how long it took, what failed, what to know."""
+    """Yield the lines of a report that fit on a node: what was on, the seconds, what failed, the notes."""
     active = [f"{record.name} {record.applied}" for record in report if record.applied != "off"]
     yield " · ".join(active) or "everything off"
     seconds = report.facts.get("seconds")

@@ -1,4 +1,4 @@
-"""Lets the same node files load in older ComfyUI versions: what those do not know is left out."""
+"""Compatibility with older ComfyUI versions: options that they do not know are left out."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl")
 
 
 def replaced(vae: Any, *names: str) -> bool:
-    """Whether a method of `comfy.sd.VAE` by one of these names is another one here, on the object or in its class."""
+    """Return whether one of these methods of `comfy.sd.VAE` is replaced, on the object or in a subclass."""
     return any(name in vars(vae) or _other(type(vae), name) for name in names)
 
 
@@ -26,16 +26,16 @@ def _other(own: type, name: str) -> bool:
 
 
 def network_replaced(network: Any, name: str) -> bool:
-    """Whether `network.decode` (or another method) is not the one that its class was written with."""
+    """Return whether `network.decode` (or another method) is replaced, on the object or in its class."""
     method = getattr(type(network), name, None)
     return name in vars(network) or getattr(method, "__module__", None) != type(network).__module__
 
 
 def as_loaded(vae: Any) -> bool:
-    """Whether the weights and the classes in the network say all that a decode or an encode of this VAE does.
+    """Return whether the VAE is as ComfyUI loaded it, so that its weights define what a decode or an encode gives.
 
-    Not so where a method was replaced or wrapped, a module compiled, hooked or exchanged for another kind, or where the
-    patcher holds patches.
+    False where a method was replaced or wrapped, a module compiled, hooked or exchanged for one of another pack, or
+    where the patcher holds patches.
     """
     if replaced(vae, "decode", "encode", "decode_tiled", "encode_tiled"):
         return False

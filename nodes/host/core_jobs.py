@@ -63,15 +63,15 @@ class Job:
         raise NotImplementedError
 
     def run_whole(self, worker: Any) -> torch.Tensor:
-        """Everything through `worker`, a copy of the VAE."""
+        """Run all of `data` through `worker`, a copy of the VAE."""
         raise NotImplementedError
 
     def run_tiles(self, tiles: Tiles) -> torch.Tensor:
-        """Everything through the VAE's network, tile by tile."""
+        """Run all of `data` through the VAE's network, tile by tile."""
         raise NotImplementedError
 
     def run_own_tiles(self, worker: Any, edge: int, overlap: int, frames: int) -> torch.Tensor:
-        """Everything through the tiled method of `worker`, with what ComfyUI's tiled node would hand to it.
+        """Run all of `data` through the tiled method of `worker`, with the arguments of ComfyUI's tiled node.
 
         Args:
             edge, overlap: of tiles, in pixels.
@@ -80,7 +80,7 @@ class Job:
         raise NotImplementedError
 
     def plan(self, edge: int, overlap: int, frames: int) -> Tiles:
-        """Tiles of at most `edge` pixels that share `overlap` (0 = a quarter), of at most `frames` (0 = all)."""
+        """Return tiles of at most `edge` pixels that share `overlap` (0 = a quarter), of at most `frames` (0 = all)."""
         tiles = plan_tiles(
             self.data.shape[2:],
             edge,
@@ -97,7 +97,7 @@ class Job:
         return tiles
 
     def whole(self) -> torch.Tensor:
-        """As ComfyUI does it, in batches of its choice, except that an OOM does not start its own tiles."""
+        """Run in ComfyUI's own batches. Out of memory is raised and does not start ComfyUI's own tiles."""
         worker = self._worker()
         for name in dir(type(worker)):
             if "code_tiled" in name:  # decode_tiled_, decode_tiled_1d, _encode_tiled_owned, ... of every version
@@ -105,7 +105,7 @@ class Job:
         return self.run_whole(worker)
 
     def tiled(self, tiles: Tiles) -> torch.Tensor:
-        """In tiles that `plan` gave."""
+        """Run in tiles that `plan` gave."""
         self.load(tiles.shape(self.data))
         if not isinstance(tiles, OwnTiles):
             return self.run_tiles(tiles)
@@ -115,11 +115,11 @@ class Job:
         return result
 
     def streamed_frames(self, batch: torch.Tensor) -> int:
-        """Frames of a clip that is decoded with its frames leaving the device one by one; 0 for everything else."""
+        """Return the frames of a clip that is streamed off the device; 0 for everything else."""
         return 0
 
     def free(self) -> int:
-        """Free bytes, with those that ComfyUI's allocator would give up for this VAE where it can tell."""
+        """Return the free bytes, with those that ComfyUI's allocator can evict for this VAE where its patcher tells."""
         device = self.vae.device
         by_patcher = getattr(self.vae.patcher, "get_free_memory", None)
         return int(by_patcher(device) if by_patcher else mm.get_free_memory(device))
@@ -131,7 +131,7 @@ class Job:
         return self.free()
 
     def ticking(self, run: Callable[[torch.Tensor], torch.Tensor], tiles: Tiles) -> Callable[..., torch.Tensor]:
-        """`run` on the device for one tile: asks for a cancel before it, brings the result back, reports it."""
+        """Return `run` for one tile on the device, with a check for a cancel before and progress after it."""
         total, done = tiles.count * self.data.shape[0], 0
 
         def run_tile(tile: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ class Job:
         return run_tile
 
     def _worker(self) -> Any:
-        """A copy of the VAE whose results are gathered on the CPU and whose network is observed."""
+        """Return a copy of the VAE that gathers results on the CPU and whose network is an `ObservedNetwork`."""
         worker = copy.copy(self.vae)
         worker.output_device = torch.device("cpu")
         worker.first_stage_model = ObservedNetwork(self.vae.first_stage_model, self)
@@ -233,7 +233,7 @@ class Encode(Job):
         return self._each_clip(worker.encode)
 
     def _each_clip(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """ComfyUI 0.19 takes one clip at a time, and later ones crop the time of several to a multiple of 8."""
+        """Encode clip by clip: ComfyUI 0.19 takes one only, later ones crop the time axis of several."""
         return torch.cat([encode(clip) for clip in self.pixels]) if self.pixels.ndim == 5 else encode(self.pixels)
 
     def run_tiles(self, tiles: Tiles) -> torch.Tensor:

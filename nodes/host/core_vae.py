@@ -111,30 +111,33 @@ def check_channels(pixels: torch.Tensor, taken: int) -> None:
 
 
 def alpha_left_out(channels: int, taken: int) -> str:
-    """A note for the report."""
+    """Return the note for the report."""
     return f"{channels - taken} of {channels} channels (alpha) left out: this VAE encodes {taken}"
 
 
 def as_clip(samples: torch.Tensor, channels: int) -> torch.Tensor:
-    """A latent [B, C, h, w] for a video VAE: [B, C, 1, h, w], or [B, C, T, h, w] where it holds T times the channels,
-    as ComfyUI's SeedVR2 takes it."""
+    """Return a latent [B, C, h, w] as [B, C, 1, h, w], or one of T times the channels as [B, C, T, h, w].
+
+    ComfyUI's SeedVR2 VAE takes both.
+    """
     if samples.shape[1] % channels:
         return samples.unsqueeze(2)
     return samples.unflatten(1, (channels, -1))
 
 
 def first_frame(samples: torch.Tensor, why: str) -> tuple[torch.Tensor, str]:
-    """A latent [B, C, T, h, w] for pictures, [B, C, h, w], as ComfyUI's VAE Decode takes it; and a note on the rest."""
+    """Return the first frame of a latent [B, C, T, h, w], as ComfyUI's VAE Decode takes it, and a note on the rest."""
     frames = samples.shape[2]
     note = f"the first of the latent's {frames} frames was used: {why}" if frames > 1 else ""
     return samples[:, :, 0], note
 
 
 def frames_of(vae: Any, latent: torch.Tensor) -> int:
-    """Frames that a decode gives for the latent of one of ComfyUI's video VAEs; 0 where it cannot be known."""
+    """Return how many frames one of ComfyUI's video VAEs decodes a latent to; 0 where it cannot be known."""
     ratio: Any = getattr(vae, "upscale_ratio", 1)
-    counted = latent.ndim == 5 and isinstance(ratio, tuple) and callable(ratio[0])
-    return int(ratio[0](latent.shape[2])) if counted else 0
+    if latent.ndim != 5 or not isinstance(ratio, tuple) or not callable(ratio[0]):
+        return 0
+    return int(ratio[0](latent.shape[2]))
 
 
 def _check_kind(vae: Any, verb: str) -> None:
@@ -153,7 +156,7 @@ def _check_kind(vae: Any, verb: str) -> None:
 def _as_it_is(
     vae: Any, method: str, data: torch.Tensor, callbacks: Callbacks
 ) -> tuple[torch.Tensor, OptimizationReport]:
-    """What ComfyUI's own node would do with an object that is none of ComfyUI's VAEs: call its method."""
+    """Call the method of an object that is not a `comfy.sd.VAE`, as ComfyUI's own node does."""
     callbacks.check_cancel()
     result = getattr(vae, method)(data).cpu()
     callbacks.tick(method, 1, 1)
@@ -202,7 +205,7 @@ def _run(job: Job, choices: VaeChoices) -> tuple[torch.Tensor, OptimizationRepor
 
 
 def _attempts(job: Job, choices: VaeChoices) -> Iterator[Tiles | None]:
-    """What to try, in this order; None is the whole."""
+    """Yield what to try, in this order; None is the whole."""
     item = (1, *job.data.shape[1:])
     tiles_first = choices.tiling == "tiles"
     if choices.tiling == "whole" or (not tiles_first and (job.replaced or job.memory(item) <= job.load(item))):

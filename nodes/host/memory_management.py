@@ -142,7 +142,7 @@ def on_card(handle: PipelineHandle) -> Iterator[None]:
 
 
 def _estimate(key: LoadKey) -> int:
-    """Bytes of the weight files, before they are loaded."""
+    """Return the bytes of the weight files, before they are loaded."""
     place = loader.folder_of(key)
     if place is None:
         return 0

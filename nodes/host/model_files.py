@@ -1,4 +1,4 @@
-"""Which pipelines, LoRAs and video VAEs there are to choose from, and what a choice means."""
+"""The pipelines, LoRAs and video VAEs that the loaders offer, and the file behind each choice."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pipeline_choices() -> list[str]:
 
 
 def default_pipeline(choices: list[str]) -> str:
-    """The first real model; the smallest embedded one where there is none, so that a new graph can run."""
+    """Return the first real model, or the smallest embedded one where there is none, so that a new graph can run."""
     first = choices[0]
     return TINY_PREFIX + TINY_FAMILIES[0] if first == CUSTOM else first
 
@@ -75,7 +75,7 @@ def pipeline_source(model: str, custom_model: str) -> str:
 
 
 def download_folder() -> Path:
-    """Where models from the Hub are kept: the first `diffusers` path."""
+    """Return the folder for models from the Hub: the first `diffusers` path."""
     return _diffusers_folders()[0]
 
 
@@ -86,7 +86,7 @@ def video_vae_choices() -> list[str]:
 
 
 def video_vae_path(name: str) -> str:
-    """Absolute path of a chosen video VAE. Raises ModelFileError when it is not there (any more)."""
+    """Return the absolute path of a chosen video VAE. Raises ModelFileError when the file is missing."""
     for file in _seedvr2_files():
         if name == SEEDVR2 + file.name:
             return str(file)
@@ -104,7 +104,7 @@ def lora_choices() -> list[str]:
 
 
 def lora_path(name: str) -> str:
-    """Absolute path of a chosen LoRA. Raises ModelFileError when it is not there (any more)."""
+    """Return the absolute path of a chosen LoRA. Raises ModelFileError when the file is missing."""
     found = folder_paths.get_full_path("loras", name)
     if found:
         return str(found)

@@ -11,7 +11,7 @@ from ...errors import FastDiffusersError
 
 
 def with_cures_first(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The same node class, whose `execute` raises this pack's errors with the text of `in_short`, all else the same."""
+    """Make `execute` of a node class raise this pack's errors with the text of `in_short`, and return the class."""
     run: Any = node.execute.__func__
     if hasattr(run, "__wrapped__"):
         return node

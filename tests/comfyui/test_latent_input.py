@@ -319,3 +319,46 @@ def test_pictures_of_clips_and_grey_ones_reach_the_sampler(core: Any) -> None:
     assert [tuple(image.shape) for image in images] == [(8, 8, 3)] * 3
     assert torch.equal(images[1], clips[0, 1, ..., :3])
     assert torch.equal(images[2], grey[0].repeat(1, 1, 3))
+
+
+class TestPipelines:
+    """The VAE of a pipeline, with latents and images in every number of axes."""
+
+    @pytest.fixture(scope="class")
+    def handle(self, core: Any) -> Any:
+        from fastdiffusers.pipelines.loading import loader
+        from fastdiffusers.pipelines.types import PipelineHandle
+
+        return lambda name: PipelineHandle(loader.resolve(f"tiny:{name}", device="cpu"))
+
+    def run(self, kind: str, *args: Any) -> Any:
+        from fastdiffusers.nodes import vae_engines
+        from fastdiffusers.nodes.vae_choices import VaeChoices
+
+        with torch.inference_mode():
+            return getattr(vae_engines, kind)(*args, VaeChoices(), SILENT)
+
+    def test_decode(self, handle: Any) -> None:
+        pictures = handle("sdxl")
+        clip = torch.randn(1, 4, 3, 8, 8)
+        frames, report = self.run("decode", pictures, {"samples": clip})
+        assert torch.equal(frames, self.run("decode", pictures, {"samples": clip[:, :, 0]})[0])
+        assert "the first of the latent's 3 frames was used: the VAE of sdxl decodes pictures" in report.notes
+        for name in ("wan22-t2v", "qwenimage"):  # whose VAEs have a time axis
+            samples = torch.randn(1, 16, 2, 8, 8)
+            assert self.run("decode", handle(name), {"samples": samples})[0].shape[1] == 5
+            single, _ = self.run("decode", handle(name), {"samples": samples[:, :, 0]})
+            assert torch.equal(single, self.run("decode", handle(name), {"samples": samples[:, :, :1]})[0])
+
+    @pytest.mark.parametrize("length", [4, 5])
+    def test_encode(self, handle: Any, length: int) -> None:
+        pixels = torch.rand(1, length, 64, 64, 3)
+        latent, report = self.run("encode", handle("wan22-t2v"), pixels)
+        assert torch.equal(latent["samples"], self.run("encode", handle("wan22-t2v"), pixels[0])[0]["samples"])
+        frames, _ = self.run("decode", handle("wan22-t2v"), latent)
+        dropped = [note for note in report.notes if "dropped" in note]
+        assert frames.shape[1] == length or dropped == [
+            "the last 3 of 4 frames were dropped: this VAE encodes 1 of them"
+        ]
+        latent, _ = self.run("encode", handle("sdxl"), pixels)
+        assert latent["samples"].shape[0] == length
