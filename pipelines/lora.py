@@ -19,7 +19,8 @@ from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
 from ..optimizations import projections
 from ..optimizations.components import modules
-from ..optimizations.lora_layers import Factors, LoraBranches
+from ..optimizations.lora_factors import Factors
+from ..optimizations.lora_layers import LoraBranches
 from ..report import OptimizationRecord
 from . import lora_files
 from .types import LoadedPipeline, LoraSpec

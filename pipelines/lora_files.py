@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelFileError
-from ..optimizations.lora_layers import Factors, LoraBranches, fit
+from ..optimizations.lora_factors import Factors, fit
+from ..optimizations.lora_layers import LoraBranches
 from .loading import checkpoints
 
 if TYPE_CHECKING:
