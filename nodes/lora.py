@@ -44,8 +44,8 @@ class LoadLora(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-100.0,
-                    max=100.0,
+                    min=-lora.MAX_STRENGTH,
+                    max=lora.MAX_STRENGTH,
                     step=0.05,
                     round=0.0001,
                     tooltip="How much of the LoRA is added: 1 as it was trained, 0 nothing, below 0 the opposite.",
@@ -64,7 +64,8 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora_name: str, strength: float) -> bool | str:
-        # Naming `lora_name` here replaces ComfyUI's own "value not in list" by the reason.
+        # Naming an input here switches ComfyUI's own check of it off, "value not in list" and the range: both are made
+        # by `check_loras`, which gives the reason.
         try:
             lora.check_loras((LoraSpec(lora_path(lora_name), strength),))
         except FastDiffusersError as error:
