@@ -174,7 +174,8 @@ def _assign(
         if wanted <= reached and sum(map(bool, targets.values())) >= sum(map(bool, own.values())):
             found = _fitted(translated, targets, branches, settings)
             if wanted == reached:  # so what the layers do not know was dropped on the way
-                found.unmatched += [stem for stem, several in own.items() if not several]
+                known = {*found.unmatched, *found.mismatch}
+                found.unmatched += [stem for stem, several in own.items() if not several and stem not in known]
             return found
     return _fitted(groups, own, branches, settings)
 

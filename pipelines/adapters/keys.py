@@ -81,14 +81,14 @@ def refused(groups: Mapping[str, Group]) -> tuple[str, str] | None:
 
 def missing(group: Group) -> str:
     """What a layer's parts lack to be an adapter, "" when they are one."""
-    if "lokr_w1" in group or "lokr_w2" in group or any(part.startswith("lokr_") for part in group):
+    if any(part.startswith("lokr_") for part in group):
         whole = all(f"lokr_{w}" in group or {f"lokr_{w}_a", f"lokr_{w}_b"} <= set(group) for w in ("w1", "w2"))
         return "" if whole else "a LoKr factor"
     if any(part.startswith("hada_") for part in group):
         return "" if set(group) >= LOHA else "a LoHa factor"
     if group.keys() & PAIR:
-        half = PAIR - set(group)
-        return f"the {half.copy().pop()} matrix" if half else ""
+        half = "".join(PAIR - set(group))
+        return f"the {half} matrix" if half else ""
     if group.keys() & {"magnitude", "mid"}:
         return "both matrices"
     return "" if group.keys() & {"diff", "diff_b", "diff_m", "bias"} else "its matrices"
