@@ -89,11 +89,12 @@ def read(path: str, pipeline: Any, branches: Mapping[str, LoraBranches]) -> Lora
             "lora", Path(path).name, f"it is malformed ({first_line(error)})", "use another file"
         ) from error
     shapes = {stem: tuple(group["down"].shape) if "down" in group else () for stem, group in groups.items()}
-    if found.mismatch or len(found.unmatched) >= max(found.matched, 1):
-        _refuse_architecture(path, pipeline, found, shapes)
+    architecture = architectures.architecture_of(shapes)
+    if found.mismatch or len(found.unmatched) >= max(found.matched, 1) or _is_foreign(architecture, found, pipeline):
+        _refuse_architecture(path, pipeline, found, list(shapes), architecture)
     remarks += found.remarks
     if found.unmatched:
-        remarks.append(f"{len(found.unmatched)} of its layers are not in this model: {_some(found.unmatched)}")
+        remarks.append(f"{_count(len(found.unmatched), 'layer')} not in this model: {_some(found.unmatched)}")
     return LoraFile(found.layers, "; ".join(remarks))
 
 
@@ -121,21 +122,22 @@ def _without_the_unusable(
     """What is left out, in words, and the rest. A file of which nothing is left is refused."""
     remarks = []
     if others:
-        remarks.append(f"{len(others)} of its keys are no part of a LoRA: {_some(others)}")
+        remarks.append(f"{_count(len(others), 'key')} no part of a LoRA: {_some(others)}")
     lacking = {stem: keys.missing(group) for stem, group in groups.items()}
-    lone = [f"{stem} (no {lack.removeprefix('the ')})" for stem, lack in lacking.items() if lack]
+    lone = [f"{stem} (lacks {lack})" for stem, lack in lacking.items() if lack]
     if lone:
-        remarks.append(f"{len(lone)} of its layers are incomplete and left out: {_some(lone)}")
+        remarks.append(f"{_count(len(lone), 'layer')} incomplete and left out: {_some(lone)}")
     modulations = [stem for stem, group in groups.items() if "diff_m" in group and bool(group["diff_m"].any())]
     if modulations:
-        text = f"{len(modulations)} differences of modulation tables (diff_m) are not applied: {_some(modulations)}"
-        remarks.append(text)
+        text = f"{_count(len(modulations), 'difference')} of modulation tables (diff_m) not applied"
+        remarks.append(f"{text}: {_some(modulations)}")
     kept = {stem: _meaningful(group) for stem, group in groups.items() if not lacking[stem]}
     kept = {stem: group for stem, group in kept.items() if group}
     if not kept:
         kind = architectures.kind_of(others, architectures.tensor_shapes(tensors)) if not groups else ""
         reason = f"it is no LoRA but {kind}" if kind else "there is no LoRA in it"
-        raise InputError("lora", Path(path).name, f"{reason}: {'; '.join(remarks)}", "choose a LoRA file")
+        of = "; ".join(remarks) or "all of it is zero"
+        raise InputError("lora", Path(path).name, f"{reason}: {of}", "choose a LoRA file")
     return remarks, kept
 
 
@@ -171,7 +173,7 @@ def _assign(
         targets = {stem: names.find(stem) for stem in translated}
         reached = {target for several in targets.values() for target in several}
         wanted = {Target(t.component, t.layer) for several in own.values() for t in several}
-        if wanted <= reached and sum(map(bool, targets.values())) >= sum(map(bool, own.values())):
+        if reached and wanted <= reached and sum(map(bool, targets.values())) >= sum(map(bool, own.values())):
             found = _fitted(translated, targets, branches, settings)
             if wanted == reached:  # so what the layers do not know was dropped on the way
                 known = {*found.unmatched, *found.mismatch}
@@ -201,6 +203,8 @@ def _fitted(
                 fit(parts.swap_halves(own) if target.swapped else own, layer)
                 for target, own, layer in zip(several, cut, layers, strict=True)
             ]
+        except parts.MalformedError as error:
+            raise parts.MalformedError(f"{stem}: {error}") from error
         except (TypeError, ValueError) as error:
             found.mismatch.append(f"{stem} ({first_line(error)})")
             continue
@@ -210,9 +214,11 @@ def _fitted(
 
 
 def _factors(group: keys.Group, target: Target, settings: Mapping[str, Any]) -> Factors:
-    alpha = None if "alpha" not in group else float(group["alpha"])
-    if alpha is not None and not abs(alpha) < float("inf"):
-        raise ValueError(f"its alpha is {alpha}")
+    alpha = None
+    if "alpha" in group:
+        if group["alpha"].numel() != 1 or not bool(group["alpha"].float().isfinite()):
+            raise parts.MalformedError(f"its alpha is {group['alpha'].flatten().tolist()[:_SHOWN_KEYS]}")
+        alpha = float(group["alpha"])
     scale = lokr = 1.0
     if group.keys() >= keys.PAIR and group["down"].ndim:
         scale = scales.pair_scale(alpha, int(group["down"].shape[0]), target.layer, settings)
@@ -221,10 +227,15 @@ def _factors(group: keys.Group, target: Target, settings: Mapping[str, Any]) -> 
     return parts.factors_of(group, scale, lokr)
 
 
-def _refuse_architecture(path: str, pipeline: Any, found: _Findings, shapes: Mapping[str, Sequence[int]]) -> NoReturn:
+def _is_foreign(architecture: str, found: _Findings, pipeline: Any) -> bool:
+    """Whether a file that fits in part is for another architecture: some have layers of the same names and sizes."""
+    family, kind = family_of(pipeline).name, type(pipeline).__name__
+    known = bool(architecture) and architectures.is_known(family, kind)
+    return known and bool(found.unmatched) and not architectures.is_for(architecture, family, kind)
+
+
+def _refuse_architecture(path: str, pipeline: Any, found: _Findings, stems: list[str], architecture: str) -> NoReturn:
     kind = type(pipeline).__name__
-    names = found.unmatched or list(shapes)
-    architecture = architectures.architecture_of(shapes)
     own = architectures.is_for(architecture, family_of(pipeline).name, kind)
     total = len(found.unmatched) + len(found.mismatch) + found.matched
     cure = "choose a LoRA that was trained for this model"
@@ -234,15 +245,20 @@ def _refuse_architecture(path: str, pipeline: Any, found: _Findings, shapes: Map
             cure = f"it is for {architecture}, but one of another size: choose one for the size of this model"
     else:
         of = f"{len(found.unmatched)} of its {total} layers" if found.matched else "its keys"
-        reason = f"{of} belong to no layer of {kind}: {_some(names)}"
+        reason = f"{of} belong to no layer of {kind}: {_some(found.unmatched or stems)}"
         if own:
             cure = (
                 f"it is for {architecture}, but its names are of no form that is known: convert it to diffusers' form"
             )
     if architecture and not own:
         reason = f"it is for {architecture}; {reason}"
-        cure = f"choose a LoRA that was trained for this model, or load {architecture}"
+        if " or " not in architecture:
+            cure += f", or load {architecture}"
     raise InputError("lora", Path(path).name, reason, cure)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -91,4 +91,4 @@ def missing(group: Group) -> str:
         return f"the {half} matrix" if half else ""
     if group.keys() & {"magnitude", "mid"}:
         return "both matrices"
-    return "" if group.keys() & {"diff", "diff_b", "diff_m", "bias"} else "its matrices"
+    return "" if group.keys() & {"diff", "diff_b", "diff_m", "bias"} else "both matrices"

@@ -57,7 +57,7 @@ class Names:
     """
 
     def __init__(self, branches: Mapping[str, LoraBranches], stems: Iterable[str] = ()) -> None:
-        self._layers = {component: frozenset(those.names()) for component, those in branches.items()}
+        self._layers = {component: {name: name for name in those.names()} for component, those in branches.items()}
         self._flat = {
             component: {name.replace(".", "_"): name for name in names} for component, names in self._layers.items()
         }
@@ -66,55 +66,60 @@ class Names:
 
     def find(self, stem: str) -> list[Target]:
         """The layers that a name means, [] when there is none; several share its rows in this order."""
-        for component, name in self._readings(stem):
-            targets = self._in_component(component, name)
+        for component, name, flat in self._readings(stem):
+            targets = self._in_component(component, name, flat)
             if targets:
                 return targets
         return []
 
-    def _readings(self, stem: str) -> Iterator[tuple[str, str]]:
-        """(component, rest) for every way of taking the beginning of a name away."""
+    def _readings(self, stem: str) -> Iterator[tuple[str, str, bool]]:
+        """(component, rest, whether "_" stands for every dot) for every way of taking a name's beginning away."""
         for beginning, component in _FLAT.items():
             if stem.startswith(beginning):
-                yield component or self._denoiser, stem.removeprefix(beginning)
-        yield self._denoiser, stem
+                yield component or self._denoiser, stem.removeprefix(beginning), True
+        yield self._denoiser, stem, False
         component, _, rest = stem.partition(".")
         if component in self._layers:
-            yield component, rest
+            yield component, rest, False
         for wrapper in _WRAPPERS:
             if stem.startswith(wrapper):
                 yield from self._readings(stem.removeprefix(wrapper))
 
-    def _in_component(self, component: str, name: str) -> list[Target]:
-        layers = self._layers.get(component, frozenset())
+    def _in_component(self, component: str, name: str, flat: bool) -> list[Target]:
+        names = self._flat.get(component, {}) if flat else self._layers.get(component, {})
         norm = _WAN_NORM.fullmatch(name) if self._original_wan else None
         if norm:
             name = norm[1] + SWAPPED_NORMS[norm[2]]
         # CLIP has lost a level over the versions.
-        bare = name.removeprefix("text_model.").removeprefix("text_model_")
-        for candidate in (name, bare, f"text_model.{bare}", f"text_model_{bare}"):
-            found = candidate if candidate in layers else self._flat.get(component, {}).get(candidate)
-            if found:
-                return [Target(component, found)]
-        return self._original(component, name, layers)
+        level = "text_model_" if flat else "text_model."
+        for candidate in (name, name.removeprefix(level), level + name):
+            if candidate in names:
+                return [Target(component, names[candidate])]
+        return self._original(component, name, names, flat)
 
-    def _original(self, component: str, name: str, layers: frozenset[str]) -> list[Target]:
-        for pattern, alternatives in _ORIGINAL:
+    def _original(self, component: str, name: str, names: Mapping[str, str], flat: bool) -> list[Target]:
+        layers = self._layers.get(component, {})
+        for pattern, alternatives in _FLAT_ORIGINAL if flat else _ORIGINAL:
             match = pattern.fullmatch(name)
             if match is None:
                 continue
             known = match.groupdict()
-            at = self._flat.get(component, {}).get(known.get("at") or "", known.get("at") or "")
+            at = known.get("at") or ""
             for alternative in alternatives:
-                names = [target.replace("#", known.get("number") or "").replace("@", at) for target in alternative]
-                if all(target.removeprefix("~") in layers for target in names):
-                    return [Target(component, target.removeprefix("~"), target.startswith("~")) for target in names]
+                number, place = known.get("number") or "", names.get(at, at)
+                found = [target.replace("#", number).replace("@", place) for target in alternative]
+                if all(target.removeprefix("~") in layers for target in found):
+                    return [Target(component, target.removeprefix("~"), target.startswith("~")) for target in found]
         return []
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    pattern = pattern.replace("/", "[._]").replace("#", r"(?P<number>\d+)")
-    return re.compile(pattern.replace("@", "(?P<at>.+)"))
+def _compiled(dot: str) -> list[tuple[re.Pattern[str], list[list[str]]]]:
+    """The table with the patterns for names in which `dot` stands between the levels."""
+    compiled = []
+    for pattern, alternatives in ORIGINAL_NAMES.items():
+        levels = pattern.replace("/", re.escape(dot)).replace("#", r"(?P<number>\d+)").replace("@", "(?P<at>.+)")
+        compiled.append((re.compile(levels), alternatives))
+    return compiled
 
 
-_ORIGINAL = [(_compiled(pattern), alternatives) for pattern, alternatives in ORIGINAL_NAMES.items()]
+_ORIGINAL, _FLAT_ORIGINAL = _compiled("."), _compiled("_")

@@ -11,6 +11,10 @@ from ...optimizations.lora_factors import Factors, Kronecker, no_factors
 from .keys import LOHA, PAIR, Group
 
 
+class MalformedError(ValueError):
+    """The tensors make no adapter, whatever the model is."""
+
+
 def loha_as_pair(group: Group, settings: Mapping[str, object]) -> Group:
     """A LoHa as the LoRA that it equals: (A B) * (C D), element by element, has the rank of both ranks' product.
 
@@ -21,7 +25,7 @@ def loha_as_pair(group: Group, settings: Mapping[str, object]) -> Group:
     a, b, c, d = (group[name].float() for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
     _check_matrices(a=a, b=b, c=c, d=d)
     if b.shape[1] != d.shape[1] or a.shape[0] != c.shape[0] or a.shape[1] != b.shape[0] or c.shape[1] != d.shape[0]:
-        raise ValueError("its four LoHa matrices do not fit each other")
+        raise MalformedError("its four LoHa matrices do not fit each other")
     rank = int(b.shape[0])
     scale = 1.0
     if "alpha" in group:
@@ -38,7 +42,7 @@ def with_mid(group: Group) -> Group:
     """A pair with a kernel between its matrices (LoCon in CP form) as a pair: the kernel goes into `down`."""
     mid, down = group["mid"].float(), group["down"].float().flatten(1)
     if mid.ndim < 3 or mid.shape[1] != down.shape[0]:
-        raise ValueError(f"its middle kernel {list(mid.shape)} does not fit its down matrix {list(down.shape)}")
+        raise MalformedError(f"its middle kernel {list(mid.shape)} does not fit its down matrix {list(down.shape)}")
     merged = torch.einsum("rs...,si->ri...", mid, down)
     return {**{part: tensor for part, tensor in group.items() if part != "mid"}, "down": merged}
 
@@ -64,6 +68,8 @@ def factors_of(group: Group, scale: float, lokr_scale: float) -> Factors:
         return no_factors(**parts)
     down, up = group["down"], group["up"]
     _check_matrices(down=down, up=up)
+    if down.shape[0] != up.shape[1]:
+        raise MalformedError(f"its matrices are {list(down.shape)} and {list(up.shape)}")
     return Factors(down, up, scale, **parts)
 
 
@@ -83,14 +89,14 @@ def _lokr_factor(group: Group, name: str) -> torch.Tensor:
     first, second = group[f"{name}_a"].float(), group[f"{name}_b"].float()
     _check_matrices(**{f"{name}_a": first, f"{name}_b": second})
     if first.shape[1] != second.shape[0]:
-        raise ValueError(f"{name}_a and {name}_b do not fit each other")
+        raise MalformedError(f"{name}_a and {name}_b do not fit each other")
     return first @ second.flatten(1)
 
 
 def _check_matrices(**tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.ndim < 2 or tensor.numel() == 0:
-            raise ValueError(f"its {name} matrix is {list(tensor.shape)}")
+            raise MalformedError(f"its {name} matrix is {list(tensor.shape)}")
 
 
 def split_rows(factors: Factors, rows: Sequence[int]) -> list[Factors]:

@@ -258,7 +258,7 @@ def test_differences_of_weights_biases_and_norms(tiny_pipeline: Callable, run: C
     entry = loaded(pipeline)
     (record,) = set_loras(entry, (LoraSpec(str(file), strength),))
     torch.testing.assert_close(run(pipeline), run(expected), rtol=1e-3, atol=1e-4)
-    assert "1 differences of modulation tables (diff_m) are not applied" in record.reason
+    assert "1 difference of modulation tables (diff_m) not applied" in record.reason
     assert "norm_k" not in record.reason
     (record,) = set_loras(entry, (LoraSpec(str(file), 0.1),))
     assert record.cost.startswith("exchanged in place")
@@ -274,9 +274,9 @@ def test_lone_halves_are_left_out_and_named(tiny_pipeline: Callable, tmp_path: P
     strange = {"logit_scale": torch.ones(1), "emb_params": torch.ones(2, 32)}
     record = apply(pipeline, write(tmp_path / "lone.safetensors", prefixed("transformer", tensors | lone) | strange))
     assert_same_layers(pipeline, reference)
-    assert "2 of its layers are incomplete" in record.reason
-    assert "transformer.proj_out (no down matrix)" in record.reason
-    assert "2 of its keys are no part of a LoRA" in record.reason
+    assert "2 layers incomplete and left out" in record.reason
+    assert "transformer.proj_out (lacks the down matrix)" in record.reason
+    assert "2 keys no part of a LoRA" in record.reason
 
 
 def test_layers_that_the_model_lacks_are_counted(tiny_pipeline: Callable, tmp_path: Path) -> None:
@@ -286,6 +286,6 @@ def test_layers_that_the_model_lacks_are_counted(tiny_pipeline: Callable, tmp_pa
         f"transformer_blocks.57.attn.to_q{end}": torch.randn(shape) for end, shape in ((A, (4, 32)), (B, (32, 4)))
     }
     record = apply(pipeline, write(tmp_path / "more.safetensors", FORMS["ComfyUI"](tensors)))
-    assert "1 of its layers are not in this model" in record.reason
+    assert "1 layer not in this model" in record.reason
     assert "transformer_blocks.57.attn.to_q" in record.reason
     assert any(isinstance(module, LoraLayer) for module in pipeline.transformer.modules())
