@@ -247,9 +247,7 @@ def _refuse_architecture(path: str, pipeline: Any, found: _Findings, stems: list
         of = f"{len(found.unmatched)} of its {total} layers" if found.matched else "its keys"
         reason = f"{of} belong to no layer of {kind}: {_some(found.unmatched or stems)}"
         if own:
-            cure = (
-                f"it is for {architecture}, but its names are of no form that is known: convert it to diffusers' form"
-            )
+            cure = f"it is for {architecture}, but for one with other layers: choose one for the size of this model"
     if architecture and not own:
         reason = f"it is for {architecture}; {reason}"
         if " or " not in architecture:
