@@ -129,9 +129,9 @@ def total_rank(several: Sequence[Factors]) -> int:
     return sum(factors.rank for factors in several)
 
 
-def no_factors(**parts: Any) -> Factors:
-    """Factors without a low-rank part; `fit` gives the empty matrices the layer's sizes."""
-    return Factors(torch.zeros(0, 0), torch.zeros(0, 0), **parts)
+def no_factors() -> Factors:
+    """Factors of rank 0; `fit` gives the empty matrices the layer's sizes."""
+    return Factors(torch.zeros(0, 0), torch.zeros(0, 0))
 
 
 def is_norm(layer: nn.Module) -> bool:

@@ -102,7 +102,7 @@ def _refuse_kinds(path: str, groups: Mapping[str, keys.Group], metadata: Mapping
     name = Path(path).name
     kind = keys.refused(groups)
     if kind is not None:
-        reason = f"it is a {kind[0]} adapter ({kind[1]}), which is not applied"
+        reason = f"it holds a kind of adapter that is not applied, {kind[0]} ({kind[1]})"
         raise InputError("lora", name, reason, "choose another file")
     dora = {stem.partition(".")[0] for stem, group in groups.items() if "magnitude" in group}
     pairs = [stem for stem, group in groups.items() if group.keys() >= keys.PAIR and "magnitude" not in group]
@@ -169,17 +169,19 @@ def _assign(
     names = Names(branches, groups)
     own = {stem: names.find(stem) for stem in groups}
     translated = converters.translate(groups, pipeline)
+    # diffusers lets FLUX.1's variants with more channels take the LoRAs of those with fewer.
+    expands = hasattr(pipeline, "_maybe_expand_lora_state_dict")
     if translated is not None:
         targets = {stem: names.find(stem) for stem in translated}
         reached = {target for several in targets.values() for target in several}
         wanted = {Target(t.component, t.layer) for several in own.values() for t in several}
         if reached and wanted <= reached and sum(map(bool, targets.values())) >= sum(map(bool, own.values())):
-            found = _fitted(translated, targets, branches, settings)
+            found = _fitted(translated, targets, branches, settings, expands)
             if wanted == reached:  # so what the layers do not know was dropped on the way
                 known = {*found.unmatched, *found.mismatch}
                 found.unmatched += [stem for stem, several in own.items() if not several and stem not in known]
             return found
-    return _fitted(groups, own, branches, settings)
+    return _fitted(groups, own, branches, settings, expands)
 
 
 def _fitted(
@@ -187,6 +189,7 @@ def _fitted(
     targets: Mapping[str, Sequence[Target]],
     branches: Mapping[str, LoraBranches],
     settings: Mapping[str, Mapping[str, Any]],
+    expands: bool,
 ) -> _Findings:
     found = _Findings()
     for stem, group in groups.items():
@@ -198,6 +201,8 @@ def _fitted(
             layers = [branches[target.component].original(target.layer) for target in several]
             factors = _factors(group, several[0], settings[several[0].component])
             rows = [0 if is_norm(layer) else layer_shape(layer)[1] for layer in layers]
+            if expands and len(layers) == 1 and rows[0]:
+                factors = parts.widened(factors, layer_shape(layers[0])[0])
             cut = parts.split_rows(factors, rows)
             fitted = [
                 fit(parts.swap_halves(own) if target.swapped else own, layer)

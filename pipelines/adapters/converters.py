@@ -78,8 +78,11 @@ def _tensors(groups: Mapping[str, keys.Group]) -> dict[str, torch.Tensor]:
     # Some converters multiply an alpha into the matrices in place.
     keep = any("alpha" in group for group in groups.values())
     for stem, group in groups.items():
-        kohya = stem.startswith(("lora_", "lycoris_"))
-        halves = (".lora_down.weight", ".lora_up.weight") if kohya else (".lora_A.weight", ".lora_B.weight")
+        halves = (".lora_A.weight", ".lora_B.weight")
+        if keys.is_processor(stem):
+            halves = (".down.weight", ".up.weight")
+        elif stem.startswith(("lora_", "lycoris_")):
+            halves = (".lora_down.weight", ".lora_up.weight")
         endings = {"down": halves[0], "up": halves[1], **_ENDINGS}
         for part, tensor in group.items():
             value = tensor.float() if part == "alpha" else tensor.clone() if keep else tensor

@@ -30,6 +30,8 @@ _ENDINGS = {
     "ia3": r"\.ia3_l(?:\.\w+)?",
     "boft": r"\.boft_\w+",
 }
+_PROCESSOR = re.compile(r"(?P<layer>.*processor\..+_lora\d?)\.(?P<half>down|up)\.weight", re.DOTALL)
+"""How attention processors were saved once: their own names, which diffusers' converters know."""
 _KEY = re.compile(
     "(?P<layer>.+?)(?:" + "|".join(f"(?P<{part}>{ending})" for part, ending in _ENDINGS.items()) + ")",
     re.DOTALL,
@@ -53,8 +55,16 @@ _REFUSED = {
 
 def split(key: str) -> tuple[str, str] | None:
     """(layer, part) of a key; None when it is no part of an adapter."""
+    processor = _PROCESSOR.fullmatch(key)
+    if processor:
+        return processor["layer"], processor["half"]
     found = _KEY.fullmatch(key)
     return (found["layer"], str(found.lastgroup)) if found else None
+
+
+def is_processor(stem: str) -> bool:
+    """Whether a name is that of a part of an attention processor."""
+    return _PROCESSOR.fullmatch(f"{stem}.up.weight") is not None
 
 
 def group(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Group], list[str]]:

@@ -63,14 +63,24 @@ def factors_of(group: Group, scale: float, lokr_scale: float) -> Factors:
     if "bias" in group:
         own = group["bias"].float() * scale
         bias = own if bias is None else own + bias.float()
-    parts = {"bias": bias, "difference": group.get("diff"), "kronecker": kronecker, "magnitude": group.get("magnitude")}
-    if not group.keys() >= PAIR:
-        return no_factors(**parts)
-    down, up = group["down"], group["up"]
-    _check_matrices(down=down, up=up)
-    if down.shape[0] != up.shape[1]:
-        raise MalformedError(f"its matrices are {list(down.shape)} and {list(up.shape)}")
-    return Factors(down, up, scale, **parts)
+    low_rank = no_factors()
+    if group.keys() >= PAIR:
+        down, up = group["down"], group["up"]
+        _check_matrices(down=down, up=up)
+        if down.shape[0] != up.shape[1]:
+            raise MalformedError(f"its matrices are {list(down.shape)} and {list(up.shape)}")
+        low_rank = Factors(down, up, scale)
+    return replace(
+        low_rank, bias=bias, difference=group.get("diff"), kronecker=kronecker, magnitude=group.get("magnitude")
+    )
+
+
+def widened(factors: Factors, inputs: int) -> Factors:
+    """Factors of a linear layer that had fewer inputs, for one with more: the update leaves these alone."""
+    missing = inputs - factors.down.shape[-1]
+    if factors.rank == 0 or factors.down.ndim != 2 or missing <= 0:
+        return factors
+    return replace(factors, down=torch.nn.functional.pad(factors.down, (0, missing)))
 
 
 def lokr_rank(group: Group) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,10 @@ from safetensors.torch import save_file
 
 from fastdiffusers.optimizations.lora_layers import LoraLayer, LoraNorm
 from fastdiffusers.pipelines.families import family_of
-from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey
+from fastdiffusers.pipelines.lora import set_loras
+from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, LoraSpec
+
+A, B = ".lora_A.weight", ".lora_B.weight"
 
 Tensors = dict[str, torch.Tensor]
 
@@ -102,4 +104,17 @@ def assert_same_layers(pipeline: Any, reference: Any, parts: tuple[str, ...] = (
     return count
 
 
-TinyPipeline = Callable[[str], Any]
+def apply(pipeline: Any, path: Path, strength: float = 1.0) -> Any:
+    """Set one file as the only LoRA; returns the record."""
+    (record,) = set_loras(loaded(pipeline), (LoraSpec(str(path), strength),))
+    return record
+
+
+def flat(name: str) -> str:
+    """A layer's name as kohya writes it."""
+    return "lora_unet_" + name.replace(".", "_")
+
+
+def random_pair(name: str, into: int, out: int, down: str = A, up: str = B) -> Tensors:
+    """A low-rank pair of rank 4 under one layer's name."""
+    return random_values({name + down: torch.zeros(4, into), name + up: torch.zeros(out, 4)})

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 from lora_kit import (
+    A,
+    B,
     Tensors,
     adapter_of,
+    apply,
     assert_same_layers,
     denoiser_of,
+    flat,
     input_for,
     loaded,
     prefixed,
@@ -25,7 +29,6 @@ from fastdiffusers.pipelines.lora import set_loras
 from fastdiffusers.pipelines.types import LoraSpec
 
 FAMILIES = ("flux", "sdxl", "qwenimage", "zimage", "wan22-t2v", "flux2-klein")
-A, B = ".lora_A.weight", ".lora_B.weight"
 
 
 def made(pipeline: Any, targets: Any = ("to_q", "to_v", "to_out.0"), part: str = "", **options: Any) -> Tensors:
@@ -35,11 +38,6 @@ def made(pipeline: Any, targets: Any = ("to_q", "to_v", "to_out.0"), part: str =
     return adapter_of(pipeline, part or denoiser_of(pipeline), config)[0]
 
 
-def apply(pipeline: Any, path: Path, strength: float = 1.0) -> Any:
-    (record,) = set_loras(loaded(pipeline), (LoraSpec(str(path), strength),))
-    return record
-
-
 def renamed(tensors: Tensors, rename: Callable[[str], str], down: str = A, up: str = B) -> Tensors:
     """Layer names through `rename`, and other endings for the two halves."""
     result = {}
@@ -47,10 +45,6 @@ def renamed(tensors: Tensors, rename: Callable[[str], str], down: str = A, up: s
         end = A if key.endswith(A) else B
         result[rename(key.removesuffix(end)) + (down if end == A else up)] = value
     return result
-
-
-def flat(name: str) -> str:
-    return "lora_unet_" + name.replace(".", "_")
 
 
 FORMS: dict[str, Callable[[Tensors], Tensors]] = {
