@@ -30,17 +30,40 @@ class LoadLora(io.ComfyNode):
             category=types.CATEGORY,
             search_aliases=["lora", "lora loader", "style", "adapter", "lightning", "high noise", "low noise"],
             inputs=[
-                types.Pipeline.Input("pipeline"),
-                io.Combo.Input("lora_name", options=lora_choices()),
-                io.Float.Input("strength", default=1.0, min=-100.0, max=100.0, step=0.05, round=0.0001),
-                io.Combo.Input("expert", options=list(lora.EXPERTS), default="both", **ADVANCED),
+                types.Pipeline.Input(
+                    "pipeline", tooltip="From Load Diffusers Pipeline, or from another Load LoRA (Diffusers)."
+                ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=lora_choices(),
+                    tooltip="The .safetensors files under the 'loras' paths. One for another architecture is refused "
+                    "when the sampler runs, with the layers that do not fit.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-lora.MAX_STRENGTH,
+                    max=lora.MAX_STRENGTH,
+                    step=0.05,
+                    round=0.0001,
+                    tooltip="How much of the LoRA is added: 1 as it was trained, 0 nothing, below 0 the opposite.",
+                ),
+                io.Combo.Input(
+                    "expert",
+                    options=list(lora.EXPERTS),
+                    default="both",
+                    tooltip="For models with two noise experts (Wan 2.2): 'high' is the one that starts, 'low' the one "
+                    "that finishes. Their LoRAs come in pairs of files: use two of these nodes. Other models: 'both'.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[types.Pipeline.Output(display_name="pipeline")],
         )
 
     @classmethod
     def validate_inputs(cls, lora_name: str, strength: float) -> bool | str:
-        # Naming `lora_name` here replaces ComfyUI's own "value not in list" by the reason.
+        # Naming an input here switches ComfyUI's own check of it off, "value not in list" and the range: both are made
+        # by `check_loras`, which gives the reason.
         try:
             lora.check_loras((LoraSpec(lora_path(lora_name), strength),))
         except FastDiffusersError as error:

@@ -1,19 +1,21 @@
-"""Low-rank updates beside a model's layers: all LoRAs of a model in one branch, exchanged in place.
+"""Adapters beside a model's layers: all LoRAs of a model in one branch per layer, exchanged in place.
 
 However many LoRAs are active, a layer has one extra branch: their `down` matrices stacked, their `up` matrices side by
 side with each strength multiplied in, because
 
     W x + sum_i s_i U_i (D_i x)  =  W x + [s_1 U_1 ... s_n U_n] ([D_1; ...; D_n] x).
 
-The branch has room for a fixed total rank. Changing a strength, exchanging a file or adding one that fits only writes
-into its two tensors: their addresses, shapes and types stay, so compiled code and CUDA graphs stay valid. The base
-layer, whatever its weights are stored as, is never touched, so taking the branch off restores the model exactly.
+The branch has room for a fixed total rank, and for the further parts (`Room`) that some adapter needs: an added bias,
+DoRA's factor per output, a full difference, Kronecker products. Changing a strength, exchanging a file or adding one
+that fits only writes into these tensors: their addresses, shapes and types stay, so compiled code and CUDA graphs stay
+valid. The base layer, whatever its weights are stored as, is never touched, so taking the branch off restores the model
+exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
 from typing import Any
 
 import torch
@@ -21,65 +23,28 @@ from torch import nn
 from torch.nn import functional
 
 from .components import device_and_dtype
+from .lora_factors import (
+    Factors,
+    Room,
+    dense_weight,
+    is_norm,
+    layer_shape,
+    room_for,
+    times_kronecker,
+    total_rank,
+)
 
 RANK_STEP = 16
 """Room is made in multiples of this rank: a slightly larger LoRA that comes later often still fits."""
 
-
-@dataclass(frozen=True)
-class Factors:
-    """What one LoRA adds to one layer: `scale * up @ down`.
-
-    Attributes:
-        down: [rank, in] for a linear layer, [rank, in, *kernel] for a convolution.
-        up: [out, rank], or [out, rank, 1, ...].
-        scale: the LoRA's own factor alpha / rank, times the strength it is used with.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-    scale: float = 1.0
-
-    @property
-    def rank(self) -> int:
-        return int(self.down.shape[0])
-
-    def scaled(self, strength: float) -> Factors:
-        return Factors(self.down, self.up, self.scale * strength)
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
-class LoraLayer(nn.Module):
-    """A linear or convolution layer with a low-rank branch beside it.
+class _Wrapper(nn.Module):
+    """A layer with something beside it. Models ask their layers for these: for the type to cast an input to, mostly."""
 
-    Args:
-        base: the layer as it is, quantized or not.
-        rank: the total rank that there is room for; unused rank is zero and adds nothing.
-        dtype: the type that the branch computes in.
-    """
+    base: nn.Module
 
-    def __init__(self, base: nn.Module, rank: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.base = base
-        into, out, kernel = layer_shape(base)
-        device = next(base.parameters()).device
-        ones = (1,) * len(kernel)
-        self.down = nn.Parameter(torch.zeros(rank, into, *kernel, device=device, dtype=dtype), requires_grad=False)
-        self.up = nn.Parameter(torch.zeros(out, rank, *ones, device=device, dtype=dtype), requires_grad=False)
-        self.train(base.training)
-
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        output = self.base(hidden, *args, **kwargs)
-        hidden = hidden.to(self.down.dtype)
-        if self.down.ndim == 2:
-            update = functional.linear(functional.linear(hidden, self.down), self.up)
-        else:
-            convolution = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[self.down.ndim]
-            base: Any = self.base
-            hidden = convolution(hidden, self.down, None, base.stride, base.padding, base.dilation)
-            update = convolution(hidden, self.up)
-        return output + update.to(output.dtype)
-
-    # Models ask their layers for these: for the type to cast an input to, mostly.
     @property
     def weight(self) -> torch.Tensor:
         return self.base.weight  # type: ignore[return-value]
@@ -97,47 +62,156 @@ class LoraLayer(nn.Module):
         return self.base.out_features  # type: ignore[return-value]
 
 
-def layer_shape(layer: nn.Module) -> tuple[int, int, tuple[int, ...]]:
-    """(inputs, outputs, kernel) of a layer that can take a LoRA; the kernel is () for a linear layer.
+class LoraLayer(_Wrapper):
+    """A linear or convolution layer with a branch beside it.
 
-    Raises:
-        TypeError: it is no linear or ungrouped convolution layer.
+    Args:
+        base: the layer as it is, quantized or not.
+        rank: the total rank that there is room for; unused rank is zero and adds nothing.
+        dtype: the type that the branch computes in.
+        room: what there is room for besides.
     """
-    any_layer: Any = layer
-    if isinstance(layer, LoraLayer):
-        return layer_shape(layer.base)
-    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
-        return int(any_layer.in_features), int(any_layer.out_features), ()
-    plain = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode == "zeros"
-    if plain and any_layer.groups == 1:
-        return int(any_layer.in_channels), int(any_layer.out_channels), tuple(any_layer.kernel_size)
-    raise TypeError(f"{type(layer).__name__} takes no LoRA")
+
+    def __init__(self, base: nn.Module, rank: int, dtype: torch.dtype, room: Room | None = None) -> None:
+        super().__init__()
+        self.base = base
+        self.rank = rank
+        self.room = room or Room()
+        into, out, kernel = layer_shape(base)
+        device = next(base.parameters()).device
+        self._dimensions = len(kernel)
+        self._per_output = (-1, *(1,) * len(kernel))
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype), requires_grad=False)
+
+        self.down = zeros(rank, into, *kernel)
+        self.up = zeros(out, rank, *(1,) * len(kernel))
+        self.added_bias = zeros(out) if self.room.bias else None
+        self.gain = zeros(out) if self.room.gain else None
+        self.difference = zeros(out, into, *kernel) if self.room.difference else None
+        self.lefts = nn.ParameterList([zeros(left, columns) for left, columns, *_ in self.room.kroneckers])
+        self.rights = nn.ParameterList([zeros(rows, columns) for _, _, rows, columns, *_ in self.room.kroneckers])
+        self.train(base.training)
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = self.base(hidden, *args, **kwargs)
+        hidden = hidden.to(self.down.dtype)
+        result = output
+        if self.rank:
+            result = result + self._low_rank(hidden).to(output.dtype)
+        if self.gain is not None:
+            bias = self.bias
+            product = output if bias is None else output - bias.view(self._per_output).to(output.dtype)
+            result = result + (product * self.gain.view(self._per_output)).to(output.dtype)
+        if self.difference is not None:
+            result = result + self._product(hidden, self.difference).to(output.dtype)
+        for form, left, right in zip(self.room.kroneckers, self.lefts, self.rights, strict=True):
+            result = result + times_kronecker(hidden, left, right, form).to(output.dtype)
+        if self.added_bias is not None:
+            result = result + self.added_bias.view(self._per_output).to(output.dtype)
+        return result
+
+    def _low_rank(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self._dimensions:
+            return functional.linear(functional.linear(hidden, self.down), self.up)
+        return _CONVOLUTIONS[self._dimensions](self._product(hidden, self.down), self.up)
+
+    def _product(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What the base layer would give with another weight and no bias."""
+        if not self._dimensions:
+            return functional.linear(hidden, weight)
+        base: Any = self.base
+        return _CONVOLUTIONS[self._dimensions](hidden, weight, None, base.stride, base.padding, base.dilation)
+
+    def takes(self, several: Sequence[Factors], rank: int) -> bool:
+        """Whether `write(several)` would do."""
+        needed = room_for(several)
+        # DoRA compares with the weight itself: that has to be there.
+        reachable = not needed.gain or not any(p.is_meta for p in self.base.parameters())
+        return rank <= self.rank and self.room.covers(needed) and reachable
+
+    def write(self, several: Sequence[Factors]) -> None:
+        """Hold these adapters one after the other, and zeros in the rest of the room."""
+        new = {name: torch.zeros_like(parameter) for name, parameter in self._own().items()}
+        down, up = new["down"], new["up"]
+        free = list(self.room.kroneckers)
+        start = 0
+        for factors in several:
+            gain = None if factors.magnitude is None else self._gain(factors, factors.magnitude)
+            end = start + factors.rank
+            down[start:end] = factors.down.to(down)
+            # The strength is multiplied in before rounding to the branch's type.
+            scaled = factors.up.to(up.device, torch.float32) * factors.scale
+            up[:, start:end] = (scaled if gain is None else scaled * gain.view(-1, *(1,) * (up.ndim - 1))).to(up.dtype)
+            start = end
+            if gain is not None:
+                new["gain"] += (gain - 1).to(up.dtype)
+            for name, tensor in (("added_bias", factors.bias), ("difference", factors.difference)):
+                if tensor is not None:
+                    new[name] += (tensor.to(up.device, torch.float32) * factors.strength).to(up.dtype)
+            if factors.kronecker is not None:
+                place = free.index(factors.kronecker.form)
+                free[place] = ()
+                left = factors.kronecker.left.to(up.device, torch.float32)
+                new[f"lefts.{place}"].copy_(left * factors.strength)
+                new[f"rights.{place}"].copy_(factors.kronecker.right)
+        for name, parameter in self._own().items():
+            parameter.copy_(new[name])
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("base.")}
+
+    def _gain(self, factors: Factors, magnitude: torch.Tensor) -> torch.Tensor:
+        """DoRA's factor per output [out]: the length that a row shall have, over the one that it has with the update.
+
+        https://arxiv.org/abs/2402.09353, equation 5.
+        """
+        weight = dense_weight(self.base, self.down.dtype)
+        up, down = factors.up.to(weight).flatten(1), factors.down.to(weight).flatten(1)
+        merged = weight.flatten(1) + factors.scale * (up @ down)
+        return magnitude.to(merged) / torch.linalg.vector_norm(merged, dim=1)
 
 
-def fit(factors: Factors, layer: nn.Module) -> Factors:
-    """The factors in the form that a layer needs.
+class LoraNorm(_Wrapper):
+    """A normalization layer beside a copy of it whose weight and bias are changed.
 
-    A LoRA of a 1x1 convolution and that of a linear layer are the same matrices; files hold either form.
-
-    Raises:
-        ValueError: the shapes do not fit the layer; the text names both.
+    Args:
+        base: the layer as it is.
     """
-    into, out, kernel = layer_shape(layer)
-    down, up = factors.down, factors.up
-    if not kernel and down.ndim > 2 and down.shape[2:].numel() == 1:
-        down = down.flatten(1)
-    if kernel and down.ndim == 2 and torch.Size(kernel).numel() == 1:
-        down = down.reshape(*down.shape, *kernel)
-    up = up.reshape(*up.shape[:2], *(1,) * len(kernel)) if up.ndim >= 2 and up.shape[2:].numel() == 1 else up
-    wanted_down, wanted_up = (factors.rank, into, *kernel), (out, factors.rank, *(1,) * len(kernel))
-    if tuple(down.shape) != wanted_down or tuple(up.shape) != wanted_up:
-        found = f"{list(factors.down.shape)} and {list(factors.up.shape)}"
-        raise ValueError(f"its matrices are {found}, the layer has {into} inputs and {out} outputs")
-    return Factors(down, up, factors.scale)
+
+    rank = 0
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.changed = copy(base)
+        # A shallow copy shares the dictionaries that hold these.
+        for kind in ("_parameters", "_buffers", "_modules"):
+            self.changed.__dict__[kind] = dict(getattr(base, kind))
+        for name, parameter in base.named_parameters(recurse=False):
+            setattr(self.changed, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.changed(hidden, *args, **kwargs)
+
+    def takes(self, several: Sequence[Factors], rank: int) -> bool:
+        return not any(parameter.is_meta for parameter in self.parameters())
+
+    def write(self, several: Sequence[Factors]) -> None:
+        """Change weight and bias by the sum of the differences."""
+        for name, parameter in self.changed.named_parameters(recurse=False):
+            own = self.base.get_parameter(name)
+            new = own.float()
+            for factors in several:
+                added = factors.difference if name == "weight" else factors.bias
+                if added is not None:
+                    new = new + added.to(new) * factors.strength
+            parameter.copy_(new)
 
 
 class LoraBranches:
-    """The low-rank branches of one model.
+    """The branches of one model.
 
     Args:
         model: a denoiser or text encoder.
@@ -145,7 +219,7 @@ class LoraBranches:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self.layers: dict[str, LoraLayer] = {}
+        self.layers: dict[str, LoraLayer | LoraNorm] = {}
         self._rank = 0
 
     @property
@@ -153,48 +227,60 @@ class LoraBranches:
         """Total rank that every branch has room for, 0 while there are none."""
         return self._rank
 
+    def names(self) -> list[str]:
+        """The names of all layers, as the model was built with them."""
+        inside = tuple(f"{name}." for name in self.layers)
+        names = [name for name, _ in self._model.named_modules() if name]
+        return [name for name in names if not name.startswith(inside)] if inside else names
+
     def original(self, name: str) -> nn.Module:
         """The layer of that name as the model was built with it. Raises AttributeError when there is none."""
         layer = self.layers.get(name)
         return layer.base if layer is not None else self._model.get_submodule(name)
 
     def has_room_for(self, updates: Mapping[str, Sequence[Factors]]) -> bool:
-        """Whether `write(updates)` would do, without new layers or a higher rank."""
-        return set(updates) <= set(self.layers) and _total_rank(updates) <= self._rank
+        """Whether `write(updates)` would do, without new layers or more room in them."""
+        rank = _highest_rank(updates)
+        known = set(updates) <= set(self.layers)
+        return (
+            known
+            and rank <= self._rank
+            and all(self.layers[name].takes(several, total_rank(several)) for name, several in updates.items())
+        )
 
     def make_room(self, updates: Mapping[str, Sequence[Factors]], minimum_rank: int = 0) -> None:
         """Give every layer in `updates` a branch with room for them; branches that are there are kept or widened.
 
         Everything is allocated before anything is attached: out of memory leaves the model as it was.
         """
-        rank = max(self._rank, -(-max(_total_rank(updates), minimum_rank) // RANK_STEP) * RANK_STEP)
-        names = set(updates) if rank == self._rank else set(updates) | set(self.layers)
-        new = {name for name in names if name not in self.layers or rank != self._rank}
+        rank = max(self._rank, -(-max(_highest_rank(updates), minimum_rank) // RANK_STEP) * RANK_STEP)
         _, dtype = device_and_dtype(self._model)
-        built = {name: LoraLayer(self.original(name), rank, dtype) for name in sorted(new)}
+        built: dict[str, LoraLayer | LoraNorm] = {}
+        for name in sorted(set(updates) | set(self.layers)):
+            there = self.layers.get(name)
+            several = updates.get(name, ())
+            if isinstance(there, LoraNorm):
+                continue
+            if is_norm(self.original(name)):
+                built[name] = LoraNorm(self.original(name))
+                continue
+            room = room_for(several) | (there.room if there is not None else Room())
+            if there is None or rank != there.rank or room != there.room:
+                built[name] = LoraLayer(self.original(name), rank, dtype, room)
         for name, layer in built.items():
             _replace(self._model, name, layer)
         self.layers.update(built)
         self._rank = rank
 
     def write(self, updates: Mapping[str, Sequence[Factors]]) -> None:
-        """Fill the branches: each with its LoRAs one after the other, the rest of its room with zeros.
+        """Fill the branches.
 
         Args:
             updates: factors by layer name, fitted to the layers (`fit`); layers that are not in it are emptied.
         """
         with torch.no_grad():
             for name, layer in self.layers.items():
-                down, up = torch.zeros_like(layer.down), torch.zeros_like(layer.up)
-                start = 0
-                for factors in updates.get(name, ()):
-                    end = start + factors.rank
-                    down[start:end] = factors.down.to(down)
-                    # The strength is multiplied in before rounding to the branch's type.
-                    up[:, start:end] = (factors.up.to(up.device, torch.float32) * factors.scale).to(up.dtype)
-                    start = end
-                layer.down.copy_(down)
-                layer.up.copy_(up)
+                layer.write(updates.get(name, ()))
 
     def remove(self) -> None:
         """Put every original layer back where it was."""
@@ -204,8 +290,8 @@ class LoraBranches:
         self._rank = 0
 
 
-def _total_rank(updates: Mapping[str, Sequence[Factors]]) -> int:
-    return max((sum(factors.rank for factors in several) for several in updates.values()), default=0)
+def _highest_rank(updates: Mapping[str, Sequence[Factors]]) -> int:
+    return max(map(total_rank, updates.values()), default=0)
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

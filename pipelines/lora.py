@@ -19,13 +19,17 @@ from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
 from ..optimizations import projections
 from ..optimizations.components import modules
-from ..optimizations.lora_layers import Factors, LoraBranches
+from ..optimizations.lora_factors import Factors
+from ..optimizations.lora_layers import LoraBranches
 from ..report import OptimizationRecord
 from . import lora_files
 from .types import LoadedPipeline, LoraSpec
 
 EXPERTS = ("both", "high", "low")
 """Which of two noise experts a LoRA is for: `high` is the one that starts, `low` the one that finishes."""
+
+MAX_STRENGTH = 100.0
+"""Largest strength in either direction."""
 
 _COMPONENTS = ("transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3")
 _Updates = dict[str, dict[str, list[Factors]]]
@@ -48,12 +52,15 @@ def check_loras(loras: Sequence[LoraSpec]) -> None:
     """Everything about LoRAs that can be checked without a pipeline, in milliseconds.
 
     Raises:
-        InputError: a strength that is no finite number, an unknown expert.
+        InputError: a strength that is no finite number or beyond `MAX_STRENGTH`, an unknown expert.
         ModelFileError: a file that is missing, damaged, or not .safetensors.
     """
     for spec in loras:
         if not math.isfinite(spec.strength):
             raise InputError("strength", spec.strength, "it must be a finite number", "use 1.0")
+        if abs(spec.strength) > MAX_STRENGTH:
+            reason = f"it must be between {-MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
+            raise InputError("strength", spec.strength, reason, "use 1.0")
         if spec.expert not in EXPERTS:
             cure = f"choose one of: {', '.join(EXPERTS)}"
             raise InputError("expert", spec.expert, "it is not one of the choices", cure)

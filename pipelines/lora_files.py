@@ -1,44 +1,32 @@
 """LoRA files: read one, whatever trainer wrote it, and say which layers of a pipeline it changes and by what.
 
-Only .safetensors files are read. The names that trainers give to layers are translated by diffusers' own converters,
-one for every family of pipelines.
+Only .safetensors files are read. diffusers' own converters, one for every family of pipelines, translate the names that
+trainers give to layers; where they know a file's form in part or not at all, the layers themselves are asked for.
+Whatever of a file is not applied is counted and named.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import InputError, ModelFileError
-from ..optimizations.lora_layers import Factors, LoraBranches, fit
-from .loading import checkpoints
+from ..errors import InputError, first_line
+from ..optimizations.lora_factors import Factors, fit, is_norm, layer_shape
+from ..optimizations.lora_layers import LoraBranches
+from .adapters import architectures, converters, keys, parts, scales
+from .adapters.file import MAX_RANK, check, stamp
+from .adapters.file import read as read_file
+from .adapters.names import Names, Target
+from .families import family_of
 
 if TYPE_CHECKING:
     import torch
 
-METADATA_KEY = "lora_adapter_metadata"
-"""Where PEFT and diffusers keep the adapter's configuration in a file's header."""
+__all__ = ["Layers", "LoraFile", "check", "read", "stamp"]
 
-_DOWN_UP = (
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora_A.default.weight", ".lora_B.default.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-)
-_OTHER_KINDS = {
-    "lokr_": "LoKr",
-    "hada_": "LoHa",
-    ".oft_": "OFT",
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "diff_b": "full difference",
-    "lora_B.bias": "LoRA with biases",
-}
-"""Part of a key -> the kind of adapter that it belongs to; none of them is a pair of low-rank matrices alone."""
 _SHOWN_KEYS = 4
 
 Layers = dict[str, Factors]
@@ -51,41 +39,25 @@ class LoraFile:
 
     Attributes:
         parts: component ("transformer", "text_encoder", ...) -> its layers; the matrices are on the CPU.
-        note: keys that this pipeline has no layer for, in one sentence; "" when there are none.
+        note: what of the file is not applied, in one sentence with counts; "" when all of it is.
     """
 
     parts: Mapping[str, Layers]
     note: str = ""
 
 
-def stamp(path: str) -> tuple[int, int]:
-    """Size and change time: tells whether a file is still the one that was read.
+@dataclass
+class _Findings:
+    """What reading a file found out."""
 
-    Raises:
-        ModelFileError: it is not there.
-    """
-    try:
-        status = Path(path).stat()
-    except OSError as error:
-        raise ModelFileError("lora", path, f"it cannot be read ({error.strerror})", "choose another file") from error
-    return status.st_size, status.st_mtime_ns
+    layers: dict[str, Layers] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)
+    mismatch: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
-
-def check(path: str) -> None:
-    """Check a LoRA file without reading its weights.
-
-    Raises:
-        ModelFileError: missing, not a .safetensors file, or damaged.
-    """
-    stamp(path)
-    if Path(path).suffix != ".safetensors":
-        pickle = Path(path).suffix in checkpoints.PICKLES
-        reason = "it is a pickle, and loading one can run any code it holds" if pickle else "it is no .safetensors file"
-        raise ModelFileError("lora", path, reason, checkpoints.CONVERT)
-    try:
-        checkpoints.read_header(Path(path))
-    except ModelFileError as error:
-        raise ModelFileError("lora", path, error.reason, "download the file again") from error
+    @property
+    def matched(self) -> int:
+        return sum(map(len, self.layers.values()))
 
 
 def read(path: str, pipeline: Any, branches: Mapping[str, LoraBranches]) -> LoraFile:
@@ -98,172 +70,200 @@ def read(path: str, pipeline: Any, branches: Mapping[str, LoraBranches]) -> Lora
 
     Raises:
         ModelFileError: the file is missing or damaged.
-        InputError: it is for another architecture, or no LoRA; the keys that do not match are named.
+        InputError: it is for another architecture, or no LoRA, or of a kind that is not applied.
     """
     check(path)
-    tensors, metadata = _contents(path)
-    _refuse_other_kinds(path, tensors)
-    state, alphas = _translate(path, dict(tensors), pipeline)
-    parts: dict[str, Layers] = {}
-    unmatched: list[str] = []
-    mismatch: list[str] = []
-    for component, layers in _pairs(state, alphas, metadata).items():
-        for name, factors in layers.items():
-            layer_name = _layer_name(name, branches.get(component))
-            if layer_name is None:
-                unmatched.append(f"{component}.{name}")
-                continue
-            try:
-                fitted = fit(factors, branches[component].original(layer_name))
-            except (TypeError, ValueError) as error:
-                mismatch.append(f"{component}.{name} ({error})")
-                continue
-            parts.setdefault(component, {})[layer_name] = fitted
-    matched = sum(len(layers) for layers in parts.values())
-    if mismatch or len(unmatched) >= max(matched, 1):
-        _refuse_architecture(path, pipeline, mismatch, unmatched or list(tensors), matched)
-    note = f"{len(unmatched)} of its layers are not in this model: {_some(unmatched)}" if unmatched else ""
-    return LoraFile(parts, note)
-
-
-def _contents(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of a file, and the adapter configuration in its header ({} when there is none)."""
-    from safetensors import SafetensorError, safe_open
-
+    tensors, metadata = read_file(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-            header = (file.metadata() or {}).get(METADATA_KEY)
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError("lora", path, f"it cannot be read ({error})", "download the file again") from error
-    try:
-        metadata = json.loads(header) if header else {}
-    except ValueError:
-        metadata = {}
-    return tensors, metadata if isinstance(metadata, dict) else {}
+        groups, others = keys.group(tensors)
+        _refuse_kinds(path, groups, metadata)
+        remarks, groups = _without_the_unusable(path, groups, others, tensors)
+        settings = {component: scales.settings_of(component, metadata) for component in branches}
+        groups = {stem: _as_pair(group, settings) for stem, group in groups.items()}
+        found = _assign(groups, pipeline, branches, settings)
+    except InputError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, re.error) as error:
+        converters.reraise_out_of_memory(error)
+        raise InputError(
+            "lora", Path(path).name, f"it is malformed ({first_line(error)})", "use another file"
+        ) from error
+    shapes = {stem: tuple(group["down"].shape) if "down" in group else () for stem, group in groups.items()}
+    architecture = architectures.architecture_of(shapes)
+    if found.mismatch or len(found.unmatched) >= max(found.matched, 1) or _is_foreign(architecture, found, pipeline):
+        _refuse_architecture(path, pipeline, found, list(shapes), architecture)
+    remarks += found.remarks
+    if found.unmatched:
+        remarks.append(f"{_count(len(found.unmatched), 'layer')} not in this model: {_some(found.unmatched)}")
+    return LoraFile(found.layers, "; ".join(remarks))
 
 
-def _refuse_other_kinds(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    for mark, kind in _OTHER_KINDS.items():
-        key = next((key for key in tensors if mark in key), None)
-        if key is not None:
-            reason = f"it is a {kind} adapter ({key}), and only plain LoRA files can be used"
-            raise InputError("lora", Path(path).name, reason, "choose another file")
+def _refuse_kinds(path: str, groups: Mapping[str, keys.Group], metadata: Mapping[str, Any]) -> None:
+    name = Path(path).name
+    kind = keys.refused(groups)
+    if kind is not None:
+        reason = f"it holds a kind of adapter that is not applied, {kind[0]} ({kind[1]})"
+        raise InputError("lora", name, reason, "choose another file")
+    dora = {stem.partition(".")[0] for stem, group in groups.items() if "magnitude" in group}
+    pairs = [stem for stem, group in groups.items() if group.keys() >= keys.PAIR and "magnitude" not in group]
+    pairs = [stem for stem in pairs if stem.partition(".")[0] in dora]
+    if pairs:
+        reason = f"it is a DoRA adapter, but {len(pairs)} of its layers have no magnitude: {_some(pairs)}"
+        raise InputError("lora", name, reason, "choose another file")
+    for component in dict.fromkeys(key.partition(".")[0] for key in metadata):
+        reason = scales.refused_settings(scales.settings_of(component, metadata))
+        if reason:
+            raise InputError("lora", name, reason, "choose another file")
 
 
-def _translate(
-    path: str, tensors: dict[str, torch.Tensor], pipeline: Any
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """The tensors under diffusers' names, and the alphas that the names came with."""
-    if not hasattr(pipeline, "lora_state_dict"):
-        kind = type(pipeline).__name__
-        raise InputError("lora", Path(path).name, f"{kind} takes no LoRAs", "remove it, or choose another model")
-    options: dict[str, Any] = {"return_alphas": True}
-    if getattr(pipeline, "unet", None) is not None:
-        options["unet_config"] = pipeline.unet.config
-    names = list(tensors)
-    try:
-        result = pipeline.lora_state_dict(tensors, **options)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        # The converters are written for files that are what they expect; what they say about others helps nobody.
-        _refuse_architecture(path, pipeline, [], names, 0)
-    state, alphas = (result[0], result[1] or {}) if isinstance(result, tuple) else (result, {})
-    return _modern_names(state, {key.removesuffix(".alpha"): float(value) for key, value in alphas.items()})
+def _without_the_unusable(
+    path: str, groups: dict[str, keys.Group], others: list[str], tensors: Mapping[str, torch.Tensor]
+) -> tuple[list[str], dict[str, keys.Group]]:
+    """What is left out, in words, and the rest. A file of which nothing is left is refused."""
+    remarks = []
+    if others:
+        remarks.append(f"{_count(len(others), 'key')} no part of a LoRA: {_some(others)}")
+    lacking = {stem: keys.missing(group) for stem, group in groups.items()}
+    lone = [f"{stem} (lacks {lack})" for stem, lack in lacking.items() if lack]
+    if lone:
+        remarks.append(f"{_count(len(lone), 'layer')} incomplete and left out: {_some(lone)}")
+    modulations = [stem for stem, group in groups.items() if "diff_m" in group and bool(group["diff_m"].any())]
+    if modulations:
+        text = f"{_count(len(modulations), 'difference')} of modulation tables (diff_m) not applied"
+        remarks.append(f"{text}: {_some(modulations)}")
+    kept = {stem: _meaningful(group) for stem, group in groups.items() if not lacking[stem]}
+    kept = {stem: group for stem, group in kept.items() if group}
+    if not kept:
+        kind = architectures.kind_of(others, architectures.tensor_shapes(tensors)) if not groups else ""
+        reason = f"it is no LoRA but {kind}" if kind else "there is no LoRA in it"
+        of = "; ".join(remarks) or "all of it is zero"
+        raise InputError("lora", Path(path).name, f"{reason}: {of}", "choose a LoRA file")
+    return remarks, kept
 
 
-def _modern_names(
-    state: dict[str, torch.Tensor], alphas: dict[str, float]
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """UNets and CLIP encoders come out of the converters under older names, with an alpha per matrix: both as PEFT's.
-
-    Args:
-        state: tensors by key.
-        alphas: alpha by the key of a matrix or by the name of a layer.
-
-    Returns:
-        The tensors, and alpha by the key of the `down` matrix or by the name of the layer.
-    """
-    from diffusers.utils import (
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_peft,
-        convert_unet_state_dict_to_peft,
-    )
-
-    by_tensor = {id(state[key]): alpha for key, alpha in alphas.items() if key in state}
-    renamed = {}
-    components: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
-        component, _, rest = key.partition(".")
-        components.setdefault(component, {})[rest] = tensor
-    for component, layers in components.items():
-        if component == "unet":
-            layers = convert_unet_state_dict_to_peft(layers)
-        elif component.startswith("text_encoder"):
-            layers = convert_state_dict_to_peft(convert_state_dict_to_diffusers(layers))
-        renamed.update({f"{component}.{name}": tensor for name, tensor in layers.items()})
-    found = {key: by_tensor[id(tensor)] for key, tensor in renamed.items() if id(tensor) in by_tensor}
-    return renamed, {**alphas, **found}
+def _meaningful(group: keys.Group) -> keys.Group:
+    """A layer's parts without differences that change nothing; an alpha alone is nothing either."""
+    kept = {
+        part: tensor
+        for part, tensor in group.items()
+        if part != "diff_m" and (part not in ("diff", "diff_b") or bool(tensor.any()))
+    }
+    return {} if set(kept) <= {"alpha"} else kept
 
 
-def _pairs(
-    state: Mapping[str, torch.Tensor], alphas: Mapping[str, float], metadata: Mapping[str, Any]
-) -> dict[str, Layers]:
-    """Component -> layer -> factors, from "component.layer.lora_A.weight" and its other half."""
-    found: dict[str, Layers] = {}
-    for key, down in state.items():
-        for down_end, up_end in _DOWN_UP:
-            stem = key.removesuffix(down_end)
-            if stem != key and stem + up_end in state:
-                component, _, layer = stem.removeprefix("base_model.model.").partition(".")
-                alpha = alphas.get(key, alphas.get(stem, _float(state.get(f"{stem}.alpha"))))
-                scale = _scale(alpha, int(down.shape[0]), layer, _settings_of(component, metadata))
-                found.setdefault(component, {})[layer] = Factors(down, state[stem + up_end], scale)
+def _as_pair(group: keys.Group, settings: Mapping[str, Mapping[str, Any]]) -> keys.Group:
+    if group.keys() >= keys.LOHA:
+        group = parts.loha_as_pair(group, next(iter(settings.values()), {}))
+        if group["down"].shape[0] > MAX_RANK:
+            raise ValueError(f"as a LoRA, its LoHa has rank {group['down'].shape[0]}, more than {MAX_RANK}")
+    return parts.with_mid(group) if "mid" in group else group
+
+
+def _assign(
+    groups: Mapping[str, keys.Group],
+    pipeline: Any,
+    branches: Mapping[str, LoraBranches],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> _Findings:
+    """The layers that a file's names mean, as diffusers has it where it can translate all that the layers know."""
+    names = Names(branches, groups)
+    own = {stem: names.find(stem) for stem in groups}
+    translated = converters.translate(groups, pipeline)
+    # diffusers lets FLUX.1's variants with more channels take the LoRAs of those with fewer.
+    expands = hasattr(pipeline, "_maybe_expand_lora_state_dict")
+    if translated is not None:
+        targets = {stem: names.find(stem) for stem in translated}
+        reached = {target for several in targets.values() for target in several}
+        wanted = {Target(t.component, t.layer) for several in own.values() for t in several}
+        if reached and wanted <= reached and sum(map(bool, targets.values())) >= sum(map(bool, own.values())):
+            found = _fitted(translated, targets, branches, settings, expands)
+            if wanted == reached:  # so what the layers do not know was dropped on the way
+                known = {*found.unmatched, *found.mismatch}
+                found.unmatched += [stem for stem, several in own.items() if not several and stem not in known]
+            return found
+    return _fitted(groups, own, branches, settings, expands)
+
+
+def _fitted(
+    groups: Mapping[str, keys.Group],
+    targets: Mapping[str, Sequence[Target]],
+    branches: Mapping[str, LoraBranches],
+    settings: Mapping[str, Mapping[str, Any]],
+    expands: bool,
+) -> _Findings:
+    found = _Findings()
+    for stem, group in groups.items():
+        several = targets[stem]
+        if not several:
+            found.unmatched.append(stem)
+            continue
+        try:
+            layers = [branches[target.component].original(target.layer) for target in several]
+            factors = _factors(group, several[0], settings[several[0].component])
+            rows = [0 if is_norm(layer) else layer_shape(layer)[1] for layer in layers]
+            if expands and len(layers) == 1 and rows[0]:
+                factors = parts.widened(factors, layer_shape(layers[0])[0])
+            cut = parts.split_rows(factors, rows)
+            fitted = [
+                fit(parts.swap_halves(own) if target.swapped else own, layer)
+                for target, own, layer in zip(several, cut, layers, strict=True)
+            ]
+        except parts.MalformedError as error:
+            raise parts.MalformedError(f"{stem}: {error}") from error
+        except (TypeError, ValueError) as error:
+            found.mismatch.append(f"{stem} ({first_line(error)})")
+            continue
+        for target, one in zip(several, fitted, strict=True):
+            found.layers.setdefault(target.component, {})[target.layer] = one
     return found
 
 
-def _float(value: torch.Tensor | None) -> float | None:
-    return None if value is None else float(value)
+def _factors(group: keys.Group, target: Target, settings: Mapping[str, Any]) -> Factors:
+    alpha = None
+    if "alpha" in group:
+        if group["alpha"].numel() != 1 or not bool(group["alpha"].float().isfinite()):
+            raise parts.MalformedError(f"its alpha is {group['alpha'].flatten().tolist()[:_SHOWN_KEYS]}")
+        alpha = float(group["alpha"])
+    scale = lokr = 1.0
+    if group.keys() >= keys.PAIR and group["down"].ndim:
+        scale = scales.pair_scale(alpha, int(group["down"].shape[0]), target.layer, settings)
+    if any(part.startswith("lokr_") for part in group):
+        lokr = scales.lokr_scale(alpha, parts.lokr_rank(group), target.layer, settings)
+    return parts.factors_of(group, scale, lokr)
 
 
-def _settings_of(component: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A component's adapter configuration: pipelines write it with the component's name before every key."""
-    own = {k.removeprefix(f"{component}."): v for k, v in metadata.items() if k.startswith(f"{component}.")}
-    return own or {key: value for key, value in metadata.items() if "." not in key}
+def _is_foreign(architecture: str, found: _Findings, pipeline: Any) -> bool:
+    """Whether a file that fits in part is for another architecture: some have layers of the same names and sizes."""
+    family, kind = family_of(pipeline).name, type(pipeline).__name__
+    known = bool(architecture) and architectures.is_known(family, kind)
+    return known and bool(found.unmatched) and not architectures.is_for(architecture, family, kind)
 
 
-def _scale(alpha: float | None, rank: int, layer: str, settings: Mapping[str, Any]) -> float:
-    """alpha / rank (alpha / sqrt(rank) for rank-stabilised LoRA); 1 when the file says nothing about alpha."""
-    if alpha is None:
-        patterns = settings.get("alpha_pattern") or {}
-        alpha = next((value for name, value in patterns.items() if layer.endswith(name)), settings.get("lora_alpha"))
-    if alpha is None:
-        return 1.0
-    return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
-
-
-def _layer_name(name: str, branches: LoraBranches | None) -> str | None:
-    """The model's name for a layer; None when there is no such layer. CLIP has lost a level over the versions."""
-    if branches is None:
-        return None
-    for candidate in (name, name.removeprefix("text_model."), f"text_model.{name}"):
-        try:
-            branches.original(candidate)
-        except AttributeError:
-            continue
-        return candidate
-    return None
-
-
-def _refuse_architecture(path: str, pipeline: Any, mismatch: list[str], unmatched: list[str], matched: int) -> None:
+def _refuse_architecture(path: str, pipeline: Any, found: _Findings, stems: list[str], architecture: str) -> NoReturn:
     kind = type(pipeline).__name__
-    if mismatch:
-        reason = f"its layers do not fit those of {kind}: {_some(mismatch)}"
+    own = architectures.is_for(architecture, family_of(pipeline).name, kind)
+    total = len(found.unmatched) + len(found.mismatch) + found.matched
+    cure = "choose a LoRA that was trained for this model"
+    if found.mismatch:
+        reason = f"{len(found.mismatch)} of its {total} layers do not fit those of {kind}: {_some(found.mismatch)}"
+        if own:
+            cure = f"it is for {architecture}, but one of another size: choose one for the size of this model"
     else:
-        of = f"{len(unmatched)} of its {len(unmatched) + matched} layers" if matched else "its keys"
-        reason = f"{of} belong to no layer of {kind}: {_some(unmatched)}"
-    raise InputError("lora", Path(path).name, reason, "choose a LoRA that was trained for this model")
+        of = f"{len(found.unmatched)} of its {total} layers" if found.matched else "its keys"
+        reason = f"{of} belong to no layer of {kind}: {_some(found.unmatched or stems)}"
+        if own:
+            cure = f"it is for {architecture}, but for one with other layers: choose one for the size of this model"
+    if architecture and not own:
+        reason = f"it is for {architecture}; {reason}"
+        if " or " not in architecture:
+            cure += f", or load {architecture}"
+    raise InputError("lora", Path(path).name, reason, cure)
 
 
-def _some(names: list[str]) -> str:
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
     return ", ".join(names[:_SHOWN_KEYS]) + more

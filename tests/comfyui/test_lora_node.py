@@ -91,6 +91,8 @@ def test_a_lora_for_another_model_is_one_line_and_the_next_run_works(server: Cli
         ({"lora_name": "gone.safetensors"}, "no such file"),
         ({"lora_name": "../../escape.safetensors"}, "no such file"),
         ({"lora_name": "flux.safetensors", "strength": float("nan")}, "finite"),
+        ({"lora_name": "flux.safetensors", "strength": 1e308}, "between -100 and 100"),
+        ({"lora_name": "flux.safetensors", "strength": -100.5}, "between -100 and 100"),
     ],
 )
 def test_bad_widgets_are_refused_before_anything_runs(

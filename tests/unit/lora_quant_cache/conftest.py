@@ -7,12 +7,15 @@ import os
 os.environ["SDNQ_USE_TORCH_COMPILE"] = "0"  # before sdnq is imported: its CPU kernels take minutes to compile
 
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for lora_kit
 
 Run = Callable[..., torch.Tensor]
 MakeLora = Callable[..., Path]

@@ -17,7 +17,8 @@ from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations import attention, offload, projections
 from fastdiffusers.optimizations.apply import active, apply, apply_to_vae, revert
 from fastdiffusers.optimizations.components import attention_layers, denoisers
-from fastdiffusers.optimizations.lora_layers import Factors, LoraBranches
+from fastdiffusers.optimizations.lora_factors import Factors
+from fastdiffusers.optimizations.lora_layers import LoraBranches
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.generate import generate

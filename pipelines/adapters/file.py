@@ -1,0 +1,118 @@
+"""The bytes of an adapter file: checked before anything of it is believed, and read within limits."""
+
+from __future__ import annotations
+
+import json
+import stat
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ModelFileError, first_line
+from ..loading import checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+METADATA_KEY = "lora_adapter_metadata"
+"""Where PEFT and diffusers keep the adapter's configuration in a file's header."""
+MAX_HEADER = 16 * 2**20
+MAX_KEYS = 100_000
+MAX_RANK = 4096
+
+_AGAIN = "download the file again"
+_DAMAGED = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+_NARROW = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Size and change time: tells whether a file is still the one that was read.
+
+    Raises:
+        ModelFileError: it is not there, or no file.
+    """
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ModelFileError("lora", path, f"it cannot be read ({reason})", "choose another file") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelFileError("lora", path, "it is no file", "choose a .safetensors file")
+    return status.st_size, status.st_mtime_ns
+
+
+def check(path: str) -> None:
+    """Check an adapter file without reading its weights.
+
+    Raises:
+        ModelFileError: missing, not a .safetensors file, damaged, or larger in some respect than any adapter.
+    """
+    stamp(path)
+    if Path(path).suffix != ".safetensors":
+        pickle = Path(path).suffix in checkpoints.PICKLES
+        reason = "it is a pickle, and loading one can run any code it holds" if pickle else "it is no .safetensors file"
+        raise ModelFileError("lora", path, reason, checkpoints.CONVERT)
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if MAX_HEADER < length <= Path(path).stat().st_size - 8:
+            reason = f"its header has {length / 2**20:.0f} MiB, more than any LoRA's ({MAX_HEADER // 2**20} MiB)"
+            raise ModelFileError("lora", path, reason, "choose another file")
+        entries = checkpoints.read_header(Path(path))
+        reason = _oversize(entries)
+    except ModelFileError as error:
+        raise ModelFileError("lora", path, error.reason, error.cure if error.name == "lora" else _AGAIN) from error
+    except _DAMAGED as error:
+        raise ModelFileError("lora", path, "its header is damaged", _AGAIN) from error
+    except OSError as error:
+        raise ModelFileError("lora", path, f"it cannot be read ({error.strerror})", "choose another file") from error
+    if reason:
+        raise ModelFileError("lora", path, reason, "choose another file")
+
+
+def _oversize(entries: dict[str, Any]) -> str:
+    """What about the tensors is more than any adapter has, or nothing that a weight can be; "" when all is well."""
+    if not entries:
+        return "it holds no tensors"
+    if len(entries) > MAX_KEYS:
+        return f"it has {len(entries)} tensors, more than any LoRA ({MAX_KEYS})"
+    for key, entry in entries.items():
+        shape = [int(size) for size in entry["shape"]]
+        down, up = key.endswith(("lora_A.weight", "down.weight")), key.endswith(("lora_B.weight", "up.weight"))
+        rank = shape[0] if down and shape else shape[1] if up and len(shape) > 1 else 0
+        if rank > MAX_RANK:
+            return f"{key} has rank {rank}, more than the {MAX_RANK} that there is room for"
+        if (down or up) and entry["dtype"] in _INTEGERS:
+            return f"{key} holds whole numbers ({entry['dtype']}), and nothing says what they stand for"
+    return ""
+
+
+def read(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a file, and the adapter configuration in its header ({} when there is none).
+
+    8-bit floats come as 32-bit ones: nothing can be computed with them.
+
+    Raises:
+        ModelFileError: it cannot be read.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            header = (file.metadata() or {}).get(METADATA_KEY)
+    except (OSError, SafetensorError, *_DAMAGED) as error:
+        reason = f"it cannot be read ({first_line(error)})"
+        raise ModelFileError("lora", path, reason, _AGAIN) from error
+    narrow = [getattr(torch, name) for name in _NARROW if hasattr(torch, name)]
+    tensors = {key: tensor.float() if tensor.dtype in narrow else tensor for key, tensor in tensors.items()}
+    try:
+        metadata = json.loads(header) if header else {}
+    except (ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ModelFileError("lora", path, f"the {METADATA_KEY} in its header is damaged", _AGAIN)
+    return tensors, metadata
