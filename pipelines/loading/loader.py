@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...callbacks import SILENT, Callbacks
 from ...errors import InputError, ModelFileError
+from ...fallback import Signals
 from ...optimizations.quantization import schemes
 from ...optimizations.quantization.layers import describe_model, describe_quantization
 from ...optimizations.quantization.quantize import pipeline_quantization_config, quantize_loaded
@@ -22,6 +23,7 @@ from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, hub, single_file
 from .devices import resolve_device, resolve_dtype
 from .progress import component_progress, reading_errors
+from .reading import plain_path
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +118,7 @@ def _locate(
 
 
 def _as_path(source: str) -> Path:
-    return Path(source).expanduser()
+    return plain_path("model", source, ModelFileError)
 
 
 def _check_path(path: Path, quantization: str) -> None:
@@ -214,7 +216,8 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
         return pipeline
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
-    with component_progress(callbacks), reading_errors(path):
+    signals = Signals(callbacks)
+    with component_progress(signals), reading_errors(path, signals):
         pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
     if path.is_file() or (key.quantization != "none" and schemes.SCHEMES[key.quantization].after_load):
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
