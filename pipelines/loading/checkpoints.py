@@ -31,7 +31,7 @@ _CONFIG_FILES = (
     "processor_config.json",
     "config.json",
 )
-_CLASS = re.compile(r"[A-Za-z]\w{0,199}", re.ASCII)
+_CLASS = re.compile(r"[A-Z]\w{0,199}", re.ASCII)
 """What the name of a class looks like."""
 _FILE = re.compile(r"[^\\/:\x00-\x1f]{1,200}\.safetensors")
 """The name of a weight file in an index: it lies beside the index, on any system."""

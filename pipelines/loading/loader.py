@@ -21,6 +21,7 @@ from .. import tiny
 from ..families import Family, family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, hub, single_file
+from .completeness import check_complete
 from .devices import resolve_device, resolve_dtype
 from .progress import component_progress, reading_errors
 from .reading import plain_path
@@ -228,6 +229,7 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     index = checkpoints.check_folder(folder)
+    check_complete(folder, index)
     held = schemes.checkpoint_quantization(folder)
     config = pipeline_quantization_config(key.quantization, index, dtype=dtype, device=key.device)
     sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())

@@ -14,6 +14,8 @@ _LAYERS = re.compile(r"(^|_)(layers?|blocks?|depths?|resnets|experts?)(_|$)")
 """Names of the settings that count parts of a network: num_layers, layers_per_block, num_hidden_layers, depth."""
 _FEW = 1000
 """Layers that any model may ask for: parts of a text encoder that it does not use have layers without weights."""
+_TIMESTEPS = 1_000_000
+"""Timesteps that a scheduler makes a table of."""
 _LONG = 10_000
 """Items in a list of a configuration; real ones are a few dozen."""
 
@@ -32,6 +34,9 @@ def check_config(path: Path, tensors: int) -> dict[str, Any]:
     for name, value in _settings(config):
         if isinstance(value, list) and len(value) > _LONG:
             raise ModelFileError("model", str(path), f"its {name} is a list of {len(value)}", DOWNLOAD_AGAIN)
+        if name == "num_train_timesteps" and isinstance(value, int | float) and value > _TIMESTEPS:
+            reason = f"its {name} is {value:g}, and no scheduler has more than {_TIMESTEPS}"
+            raise ModelFileError("model", str(path), reason, DOWNLOAD_AGAIN)
         if not _LAYERS.search(name):
             continue
         numbers = value if isinstance(value, list) else [value]
