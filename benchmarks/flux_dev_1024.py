@@ -1,4 +1,4 @@
-"""FLUX.1-dev, 28 steps, one picture of 1024x1024: `python -m fastdiffusers.benchmarks.flux_dev_1024`.
+"""FLUX.1-dev, 28 steps, one picture of 1024x1024: `python . benchmarks.flux_dev_1024`.
 
 Plain against compiled blocks, attention kernels, fused projections, step caches, fp8, and what goes together, in one
 process, interleaved. On a processor it runs a small model of the same shape, to try the script itself.

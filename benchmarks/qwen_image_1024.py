@@ -1,4 +1,4 @@
-"""Qwen-Image, 50 steps, one picture of 1024x1024: `python -m fastdiffusers.benchmarks.qwen_image_1024`.
+"""Qwen-Image, 50 steps, one picture of 1024x1024: `python . benchmarks.qwen_image_1024`.
 
 With true guidance 4, so that every step runs the model twice. Plain against compiled blocks, step caches and fp8, in
 one process, interleaved. On a processor it runs a small model of the same shape, to try the script itself.

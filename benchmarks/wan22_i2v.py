@@ -1,4 +1,4 @@
-"""Wan 2.2 image to video as the preset wan22-4step runs it: `python -m fastdiffusers.benchmarks.wan22_i2v`.
+"""Wan 2.2 image to video as the preset wan22-4step runs it: `python . benchmarks.wan22_i2v`.
 
 Two experts of 2 steps each, guidance 1, 81 frames of 832x1216: the case in which plain was the fastest on a card with
 32 GiB, because compiled code took the memory that the weights needed. A run takes long, so that few settings are

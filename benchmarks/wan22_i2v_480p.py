@@ -1,4 +1,4 @@
-"""Wan 2.2 image to video, 81 frames of 832x480 with guidance: `python -m fastdiffusers.benchmarks.wan22_i2v_480p`.
+"""Wan 2.2 image to video, 81 frames of 832x480 with guidance: `python . benchmarks.wan22_i2v_480p`.
 
 The size for which others publish seconds per step of a 14B model with guidance, that is with two runs of the model per
 step. Two steps, one for each expert, are enough to time one: "step" is the column to read. On a processor it runs a

@@ -1,4 +1,4 @@
-"""Z-Image-Turbo, 9 steps, one picture of 1024x1024: `python -m fastdiffusers.benchmarks.z_image_1024`.
+"""Z-Image-Turbo, 9 steps, one picture of 1024x1024: `python . benchmarks.z_image_1024`.
 
 Without guidance, as it is published. Plain against compiled blocks, also as CUDA graphs, and against quantized weights,
 in one process, interleaved. Step caches are for models with many steps, and left out. On a processor it runs a small

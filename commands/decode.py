@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..callbacks import Callbacks
@@ -19,6 +18,7 @@ from .options import (
     MODEL_HELP,
     add_model_options,
     add_tiling_options,
+    path_argument,
     pipeline_handle,
     tiling_settings,
     vae_compile_settings,
@@ -37,10 +37,16 @@ HELP = "turn a latent file into pictures or video"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
-    source.add_argument("--vae", type=Path, metavar="FILE", help="checkpoint of the 3D video VAE (.safetensors)")
-    parser.add_argument("--latents", required=True, type=Path, metavar="FILE.safetensors")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="picture.png, video.mp4 or a folder")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
+    source.add_argument(
+        "--vae", type=path_argument, metavar="FILE", help="checkpoint of the 3D video VAE (.safetensors)"
+    )
+    parser.add_argument("--latents", required=True, type=path_argument, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--output", required=True, type=path_argument, metavar="FILE", help="picture.png, video.mp4 or a folder"
+    )
+    parser.add_argument(
+        "--report", type=path_argument, metavar="FILE.json", help="write what was active, and the timings"
+    )
     parser.add_argument("--frame-rate", type=float, metavar="FPS", help="default: the latent file's, else 24")
     parser.add_argument(
         "--exactness",

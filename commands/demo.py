@@ -19,7 +19,7 @@ from ..optimizations.settings import CompileSettings, OptimizationSettings, Prec
 from .files import check_writable, write_text
 from .libraries import prepare_libraries
 from .media import write_png
-from .options import DTYPES
+from .options import add_dtype_option, path_argument
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ EVERYTHING = replace(LOSSLESS, vae_tiling=TilingSettings(mode="on", tile_size=64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", default="flux", metavar="NAME", help="tiny pipeline to build (default: flux)")
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="denoising steps (default: 8)")
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), metavar="FOLDER")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--output", type=path_argument, default=Path("demo_output"), metavar="FOLDER")
+    add_dtype_option(parser, default="float32")
     parser.add_argument("--device", default="auto", metavar="NAME")
 
 

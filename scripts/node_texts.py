@@ -1,7 +1,7 @@
 """Writes the nodes' English texts, as their schemas have them, to `locales/en/nodeDefs.json`, and the lists of inputs
 into the help pages of every language.
 
-Run it after a tooltip has changed: `python -m fastdiffusers.scripts.node_texts`. The other languages' texts are written
+Run it after a tooltip has changed: `python . scripts.node_texts`. The other languages' texts are written
 by hand beside the English ones; a test says which they lack.
 """
 

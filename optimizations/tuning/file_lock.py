@@ -18,7 +18,7 @@ def locked(path: Path) -> Iterator[None]:
     handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while not _try_lock(handle) and time.monotonic() < deadline:
+        while not try_lock(handle) and time.monotonic() < deadline:
             time.sleep(0.01)
         yield
     finally:
@@ -28,7 +28,8 @@ def locked(path: Path) -> Iterator[None]:
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(handle: int) -> bool:
+    def try_lock(handle: int) -> bool:
+        """Lock an open file if nobody else has; closing it gives the lock back."""
         try:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -38,7 +39,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(handle: int) -> bool:
+    def try_lock(handle: int) -> bool:
+        """Lock an open file if nobody else has; closing it gives the lock back."""
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

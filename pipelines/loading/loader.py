@@ -22,7 +22,7 @@ from ..families import Family, family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, hub, single_file
 from .completeness import check_complete
-from .devices import resolve_device, resolve_dtype
+from .devices import dtype_name, resolve_device, resolve_dtype
 from .progress import component_progress, reading_errors
 from .reading import plain_path
 
@@ -56,7 +56,8 @@ def resolve(
     Args:
         source: path of a diffusers folder or a .safetensors file, a Hub id "owner/name", or "tiny:<family>".
         revision: branch, tag or commit of a Hub id, "" for the newest.
-        dtype: "auto" is bfloat16 where the device can, else float16; float32 on a CPU.
+        dtype: one of `DTYPES`, or a short name ("bf16", "fp16", "fp32"); "auto" is bfloat16 where the device can, else
+            float16; float32 on a CPU.
         component_dtypes: exceptions, e.g. {"vae": "float32"}.
         device: "auto" is the first accelerator, else the CPU.
         quantization: one of `QUANTIZATION_CHOICES`.
@@ -72,7 +73,8 @@ def resolve(
         MissingDependencyError: the quantization needs a package that is not installed.
     """
     chosen_device = resolve_device(device)
-    overrides = tuple(sorted(dict(component_dtypes).items()))
+    dtype = dtype_name(dtype)
+    overrides = tuple(sorted((part, dtype_name(value)) for part, value in dict(component_dtypes).items()))
     for name, value in (("dtype", dtype), *((f"dtype of {part}", value) for part, value in overrides)):
         if value not in DTYPES:
             raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(DTYPES)}")
