@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import signal
 import sys
@@ -107,6 +108,11 @@ def _run(args: argparse.Namespace) -> int:
         return _complain(name, str(error), BAD_INPUT, args.verbose)
     except FastDiffusersError as error:
         return _complain(name, str(error), FAILURE, args.verbose)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f"{error.filename}: " if error.filename else ""
+        cure = ". Free some space and run again." if full else ""
+        return _complain(name, f"{where}{error.strerror or error}{cure}", FAILURE, args.verbose)
     except Exception as error:  # noqa: BLE001 - the outermost door: every failure becomes a status and one line
         return _complain(name, f"{type(error).__name__}: {error}", FAILURE, args.verbose)
 

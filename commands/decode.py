@@ -11,9 +11,10 @@ from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .files import check_file_target, write_text
+from .keeping import write_or_keep
 from .latent_file import read_latent, read_sound
 from .libraries import prepare_libraries
-from .media import check_output, write_frames
+from .media import check_output, frame_forms
 from .options import (
     MODEL_HELP,
     add_model_options,
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)
-    write_frames(frames, args.output, frame_rate if video else None, sound)
+    write_or_keep(args.output, frame_forms(frames, args.output, frame_rate if video else None, sound))
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:

@@ -18,7 +18,7 @@ from ..callbacks import Callbacks
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
 from .files import check_writable, write_text
 from .libraries import prepare_libraries
-from .media import write_png
+from .media import write_picture
 from .options import add_dtype_option, path_argument
 from .terminal import TerminalProgress
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     results = {name: second.result for name, (_, second) in runs.items()}
     args.output.mkdir(exist_ok=True)
     picture = args.output / f"{args.family}_plain_optimized_tiled.png"
-    write_png(side_by_side(list(results.values())), picture)
+    write_picture(side_by_side(list(results.values())), picture)
     for name, result in results.items():
         write_text(args.output / f"report_{name.replace(' ', '_')}.json", result.report.as_json())
     if not args.quiet:

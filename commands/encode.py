@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from .files import check_file_target, write_text
-from .latent_file import write_latent
+from .keeping import check_room, write_or_keep
+from .latent_file import latent_forms
 from .libraries import prepare_libraries
 from .media import read_frames
 from .options import add_device_options, path_argument
@@ -38,14 +40,21 @@ def run(args: argparse.Namespace) -> None:
         check_file_target("report", args.report, (".json",))
     settings = vae_settings(args)
     frames, frame_rate = read_frames(args.frames)
+    check_room("output", args.output, latent_bytes(*frames.shape[:3]))
     prepare_libraries(args.verbose)
 
     from ..vae import encode
 
     with TerminalProgress(args.quiet) as callbacks, compiling(args):
         latent, report = encode(load(args), frames[None], settings, callbacks)
-    write_latent(latent, args.output, {} if frame_rate is None else {"frame_rate": str(frame_rate)})
+    rate = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
+    write_or_keep(args.output, latent_forms(latent, rate))
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:
         print(report.as_table())
+
+
+def latent_bytes(frames: int, height: int, width: int) -> int:
+    """Bytes that the latent of a clip takes at least: 16 channels, 4x8x8 pixels to each, in float16."""
+    return 16 * math.ceil(frames / 4) * (height // 8) * (width // 8) * 2

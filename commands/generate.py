@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..pipelines.loading.reading import plain_path
 from .files import check_file_target, write_text
-from .latent_file import write_latent
+from .keeping import write_or_keep
+from .latent_file import latent_forms
 from .libraries import prepare_libraries
-from .media import check_output, read_picture, write_frames
+from .media import check_output, frame_forms, read_picture
 from .options import (
     MODEL_HELP,
     add_model_options,
@@ -148,9 +149,13 @@ def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
 
 
 def write_result(result: SampleResult, output: Path) -> None:
-    """Write the frames, or the latent when nothing was decoded, where `--output` says."""
+    """Write the frames, or the latent when nothing was decoded, where `--output` says.
+
+    Raises:
+        ResultMovedError: it cannot be written there, and is kept elsewhere.
+    """
     if result.frames is None:
         rate = {} if result.frame_rate is None else {"frame_rate": str(result.frame_rate)}
-        write_latent(result.latent, output, rate, result.audio)
+        write_or_keep(output, latent_forms(result.latent, rate, result.audio))
     else:
-        write_frames(result.frames, output, result.frame_rate, result.audio)
+        write_or_keep(output, frame_forms(result.frames, output, result.frame_rate, result.audio))
