@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn, Protocol
 
 from . import __version__
@@ -73,31 +78,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; `sys.argv[1:]` when None.
     """
-    parser = build_parser()
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")  # a terminal that knows no such letter shows its number
+    name = ""
     try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:  # --help, --version or a usage error: argparse has said what there is to say
-        return int(stop.code or OK)
+        with stopped_like_ctrl_c():
+            parser = build_parser()
+            try:
+                args = parser.parse_args(argv)
+            except SystemExit as stop:  # --help, --version or a usage error: argparse has said what there is to say
+                return int(stop.code or OK)
+            name = f" {args.command}"
+            return _run(args)
+    except KeyboardInterrupt:
+        return _complain(name, "cancelled", CANCELLED)
+
+
+def _run(args: argparse.Namespace) -> int:
+    name = f" {args.command}"
     logging.basicConfig(level=logging.INFO if args.verbose else logging.ERROR, format="%(name)s: %(message)s")
     try:
         COMMANDS[args.command].run(args)
         return OK
-    except KeyboardInterrupt:
-        return _complain(args, "cancelled", CANCELLED)
     except BrokenPipeError:  # `fastdiffusers doctor | head`: the reader has seen enough
         sys.stderr.close()
         return OK
     except InputError as error:
-        return _complain(args, str(error), BAD_INPUT)
+        return _complain(name, str(error), BAD_INPUT, args.verbose)
     except FastDiffusersError as error:
-        return _complain(args, str(error), FAILURE)
+        return _complain(name, str(error), FAILURE, args.verbose)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f"{error.filename}: " if error.filename else ""
+        cure = ". Free some space and run again." if full else ""
+        return _complain(name, f"{where}{error.strerror or error}{cure}", FAILURE, args.verbose)
     except Exception as error:  # noqa: BLE001 - the outermost door: every failure becomes a status and one line
-        return _complain(args, f"{type(error).__name__}: {error}", FAILURE)
+        return _complain(name, f"{type(error).__name__}: {error}", FAILURE, args.verbose)
 
 
-def _complain(args: argparse.Namespace, text: str, status: int) -> int:
-    if args.verbose and status != CANCELLED:
+def _complain(name: str, text: str, status: int, verbose: bool = False) -> int:
+    if verbose:
         traceback.print_exc()
     line = " ".join(text.split())
-    print(f"fastdiffusers {args.command}: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print(f"fastdiffusers{name}: {line}", file=sys.stderr)
     return status
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does: what is half written is removed.
+
+    A signal that is ignored (nohup) or handled already stays so. A second one does not disturb the cleaning up.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        for each in changed:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    changed: list[int] = []
+    if threading.current_thread() is threading.main_thread():  # signals can be handled nowhere else
+        wanted = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+        changed += [number for number in wanted if number is not None and signal.getsignal(number) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""How good is the choice that "auto" makes? `python -m fastdiffusers.benchmarks.auto_choice`.
+"""How good is the choice that "auto" makes? `python . benchmarks.auto_choice`.
 
 For each tiny family: first what a user does, a comparison of single choices with a time limit, from which "auto" then
 decides; then every combination, interleaved, with more runs. What "auto" chose is held against the best of those that

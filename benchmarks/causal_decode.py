@@ -1,4 +1,4 @@
-"""Long decodes of diffusers' VAEs, diffusers' own and streamed: `python -m fastdiffusers.benchmarks.causal_decode`.
+"""Long decodes of diffusers' VAEs, diffusers' own and streamed: `python . benchmarks.causal_decode`.
 
 Memory: full-size VAEs and full-size clips, decoded with tensors that have no data: every allocation is counted, nothing
 is computed, so no card is needed. What is reported is the peak of live activations on the decoding device, without

@@ -1,4 +1,4 @@
-"""How long the first picture takes when it has to be compiled for: `python -m fastdiffusers.benchmarks.cold_start`.
+"""How long the first picture takes when it has to be compiled for: `python . benchmarks.cold_start`.
 
 FLUX.1-dev's architecture, each case in a process of its own, as a user meets it: plain; compiled, with nothing kept
 from before; compiled, with what the process before has kept on disk (`CompileSettings.keep_artifacts`). A process
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from ..commands.libraries import prepare_libraries
+from ..commands.paths import PACK
 from ..comparison.choices import PLAIN, settings_of
 from ..comparison.presets import MODEL_BENCHMARKS
 from ..comparison.run import check_active
@@ -91,7 +92,7 @@ def in_a_process(name: str, artifacts: Path, options: list[str], limit: float | 
     """
     environment = {key: value for key, value in os.environ.items() if key not in CACHE_VARIABLES}
     environment["FASTDIFFUSERS_CACHE"] = str(artifacts)
-    command = [sys.executable, "-m", "fastdiffusers.benchmarks.cold_start", "--process", name, *options]
+    command = [sys.executable, str(PACK), "benchmarks.cold_start", "--process", name, *options]
     started = time.perf_counter()
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)

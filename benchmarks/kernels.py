@@ -1,4 +1,4 @@
-"""The kernels of the video VAE against the card's own ceilings: `python -m fastdiffusers.benchmarks.kernels`.
+"""The kernels of the video VAE against the card's own ceilings: `python . benchmarks.kernels`.
 
 First the ceilings: one large copy (bytes read and written) and one large bfloat16 matrix product, both on random data.
 Then each operation at the sizes of a full decode: the textbook formulation, the eager twin, the fused kernels, and for

@@ -1,4 +1,4 @@
-"""What the pack costs on top of a bare diffusers call: `python -m fastdiffusers.benchmarks.overhead`.
+"""What the pack costs on top of a bare diffusers call: `python . benchmarks.overhead`.
 
 Both sides in one process, on the same random weights, interleaved: (a) the diffusers pipeline called by hand, (b) the
 same request through `pipelines.generate` with every optimization off, its cache warm. Once on the tiny embedded model,
@@ -27,6 +27,7 @@ import torch
 
 from ..callbacks import SILENT, Callbacks
 from ..commands.libraries import prepare_libraries
+from ..commands.paths import PACK
 from ..optimizations.apply import apply
 from ..optimizations.settings import OptimizationSettings
 from ..optimizations.tuning.candidates import Candidate, Outcome, Plan
@@ -152,9 +153,15 @@ def measure_switch(device: str, runs: int) -> dict[str, float]:
 
 
 def measure_import(runs: int) -> float:
-    """Median seconds of `import fastdiffusers` in a fresh interpreter."""
-    code = "import time; t = time.perf_counter(); import fastdiffusers; print(time.perf_counter() - t)"
-    command = [sys.executable, "-c", code]
+    """Median seconds of importing the pack by its path, as ComfyUI does, in a fresh interpreter."""
+    program = """
+import importlib.util, sys, time
+start = time.perf_counter()
+spec = importlib.util.spec_from_file_location("fastdiffusers", sys.argv[1])
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+print(time.perf_counter() - start)
+"""
+    command = [sys.executable, "-c", program, str(PACK / "__init__.py")]
     return median(float(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(runs))
 
 

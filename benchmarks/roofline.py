@@ -1,4 +1,4 @@
-"""How near each stage comes to what the card can do: `python -m fastdiffusers.benchmarks.roofline`.
+"""How near each stage comes to what the card can do: `python . benchmarks.roofline`.
 
 The video VAE's decoder, in a steady slice of a clip of 1248x720, and FLUX.1-dev's transformer at 1024x1024, both in
 full size with random weights, both as they run by default. A row gives a stage's time, its share of the whole, its

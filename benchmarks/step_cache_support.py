@@ -1,4 +1,4 @@
-"""Which model families can cache steps, tried and not assumed: `python -m fastdiffusers.benchmarks.step_cache_support`.
+"""Which model families can cache steps, tried and not assumed: `python . benchmarks.step_cache_support`.
 
 Every family runs as its tiny embedded pipeline: plainly, with each engine and level, plainly again. An engine counts
 as working when it skipped steps, gave a finite result that another run repeats bit for bit, and left the plain run bit

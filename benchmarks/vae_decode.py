@@ -1,4 +1,4 @@
-"""The video VAE against a plain decoder of the same weights: `python -m fastdiffusers.benchmarks.vae_decode`.
+"""The video VAE against a plain decoder of the same weights: `python . benchmarks.vae_decode`.
 
 Full-size random weights, one process, everything interleaved: each round decodes once with the plain decoder and once
 with every row, so that a busy machine disturbs all alike; what counts is the median of the ratios within a round.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..callbacks import Callbacks
@@ -12,13 +11,15 @@ from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .files import check_file_target, write_text
+from .keeping import write_or_keep
 from .latent_file import read_latent, read_sound
 from .libraries import prepare_libraries
-from .media import check_output, write_frames
+from .media import check_output, frame_forms
 from .options import (
     MODEL_HELP,
     add_model_options,
     add_tiling_options,
+    path_argument,
     pipeline_handle,
     tiling_settings,
     vae_compile_settings,
@@ -37,10 +38,16 @@ HELP = "turn a latent file into pictures or video"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
-    source.add_argument("--vae", type=Path, metavar="FILE", help="checkpoint of the 3D video VAE (.safetensors)")
-    parser.add_argument("--latents", required=True, type=Path, metavar="FILE.safetensors")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="picture.png, video.mp4 or a folder")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
+    source.add_argument(
+        "--vae", type=path_argument, metavar="FILE", help="checkpoint of the 3D video VAE (.safetensors)"
+    )
+    parser.add_argument("--latents", required=True, type=path_argument, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--output", required=True, type=path_argument, metavar="FILE", help="picture.png, video.mp4 or a folder"
+    )
+    parser.add_argument(
+        "--report", type=path_argument, metavar="FILE.json", help="write what was active, and the timings"
+    )
     parser.add_argument("--frame-rate", type=float, metavar="FPS", help="default: the latent file's, else 24")
     parser.add_argument(
         "--exactness",
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)
-    write_frames(frames, args.output, frame_rate if video else None, sound)
+    write_or_keep(args.output, frame_forms(frames, args.output, frame_rate if video else None, sound))
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:

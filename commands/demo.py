@@ -18,8 +18,8 @@ from ..callbacks import Callbacks
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
 from .files import check_writable, write_text
 from .libraries import prepare_libraries
-from .media import write_png
-from .options import DTYPES
+from .media import write_picture
+from .options import add_dtype_option, path_argument
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ EVERYTHING = replace(LOSSLESS, vae_tiling=TilingSettings(mode="on", tile_size=64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", default="flux", metavar="NAME", help="tiny pipeline to build (default: flux)")
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="denoising steps (default: 8)")
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), metavar="FOLDER")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--output", type=path_argument, default=Path("demo_output"), metavar="FOLDER")
+    add_dtype_option(parser, default="float32")
     parser.add_argument("--device", default="auto", metavar="NAME")
 
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     results = {name: second.result for name, (_, second) in runs.items()}
     args.output.mkdir(exist_ok=True)
     picture = args.output / f"{args.family}_plain_optimized_tiled.png"
-    write_png(side_by_side(list(results.values())), picture)
+    write_picture(side_by_side(list(results.values())), picture)
     for name, result in results.items():
         write_text(args.output / f"report_{name.replace(' ', '_')}.json", result.report.as_json())
     if not args.quiet:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import math
 
 from .files import check_file_target, write_text
-from .latent_file import write_latent
+from .keeping import check_room, write_or_keep
+from .latent_file import latent_forms
 from .libraries import prepare_libraries
 from .media import read_frames
-from .options import add_device_options
+from .options import add_device_options, path_argument
 from .terminal import TerminalProgress
 from .video_vae import add_video_vae_options, compiling, load, vae_settings
 
@@ -17,10 +18,16 @@ HELP = "turn a video or pictures into a latent file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vae", required=True, type=Path, metavar="FILE", help="checkpoint of the 3D video VAE")
-    parser.add_argument("--frames", required=True, type=Path, metavar="PATH", help="video, picture, or folder of png")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
+    parser.add_argument(
+        "--vae", required=True, type=path_argument, metavar="FILE", help="checkpoint of the 3D video VAE"
+    )
+    parser.add_argument(
+        "--frames", required=True, type=path_argument, metavar="PATH", help="video, picture, or folder of png"
+    )
+    parser.add_argument("--output", required=True, type=path_argument, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--report", type=path_argument, metavar="FILE.json", help="write what was active, and the timings"
+    )
     add_video_vae_options(parser)
     parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="tile edge, 0: the default")
     parser.add_argument("--tile-overlap", type=int, default=0, metavar="PIXELS", help="overlap, 0: the default")
@@ -32,15 +39,22 @@ def run(args: argparse.Namespace) -> None:
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
     settings = vae_settings(args)
-    frames, frame_rate = read_frames(args.frames.expanduser())
+    frames, frame_rate = read_frames(args.frames)
+    check_room("output", args.output, latent_bytes(*frames.shape[:3]))
     prepare_libraries(args.verbose)
 
     from ..vae import encode
 
     with TerminalProgress(args.quiet) as callbacks, compiling(args):
         latent, report = encode(load(args), frames[None], settings, callbacks)
-    write_latent(latent, args.output, {} if frame_rate is None else {"frame_rate": str(frame_rate)})
+    rate = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
+    write_or_keep(args.output, latent_forms(latent, rate))
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:
         print(report.as_table())
+
+
+def latent_bytes(frames: int, height: int, width: int) -> int:
+    """Bytes that the latent of a clip takes at least: 16 channels, 4x8x8 pixels to each, in float16."""
+    return 16 * math.ceil(frames / 4) * (height // 8) * (width // 8) * 2

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from ..errors import InputError
 
+_LEAST = 64 * 1024
+"""Bytes that any result may take."""
+
 
 def check_writable(name: str, path: Path) -> None:
     """Find out before the run, not after it, whether `path` can be created. Nothing is left behind.
@@ -24,8 +27,9 @@ def check_writable(name: str, path: Path) -> None:
         raise InputError(name, str(path), reason, "create the folder first, or choose another")
     folder = path if path.is_dir() else parent
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_LEAST))  # on a full disk an empty file can be made
+            file.flush()
     except OSError as error:
         reason = f"no file can be written there ({error.strerror or error})"
         raise InputError(name, str(path), reason, "choose a folder you may write to") from None

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..pipelines.loading.reading import plain_path
 from .files import check_file_target, write_text
-from .latent_file import write_latent
+from .keeping import write_or_keep
+from .latent_file import latent_forms
 from .libraries import prepare_libraries
-from .media import check_output, read_picture, write_frames
+from .media import check_output, frame_forms, read_picture
 from .options import (
     MODEL_HELP,
     add_model_options,
     add_optimization_options,
     optimization_settings,
+    path_argument,
     pipeline_handle,
     work_options,
+    written_text,
 )
 from .terminal import TerminalProgress
 
@@ -35,12 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="picture.png, video.mp4 (with sound where the model makes it), a folder for png files, or "
         "latent.safetensors to skip the decode",
     )
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was active, and the timings")
+    parser.add_argument(
+        "--report", type=path_argument, metavar="FILE.json", help="write what was active, and the timings"
+    )
 
     group = parser.add_argument_group("sampling (left out: what the model's family recommends)")
     group.add_argument("--steps", type=int, metavar="N")
@@ -54,9 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, default=1, metavar="N", help="results to make, with seeds N, N+1, ...")
     group.add_argument("--scheduler", default="model default", metavar="NAME", help="a diffusers scheduler class")
     group.add_argument(
-        "--image", action="append", default=[], type=Path, metavar="FILE", help="reference image; repeat for several"
+        "--image",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="FILE",
+        help="reference image; repeat for several",
     )
-    group.add_argument("--last-image", type=Path, metavar="FILE", help="last frame, for first-and-last-frame video")
+    group.add_argument(
+        "--last-image", type=path_argument, metavar="FILE", help="last frame, for first-and-last-frame video"
+    )
     group.add_argument("--strength", type=float, default=1.0, help="below 1: start from --image, where possible")
     parser.add_argument(
         "--lora",
@@ -109,7 +122,7 @@ def lora_spec(file: str, strength: str = "1.0", expert: str = "both", *surplus: 
         value = float(strength)
     except ValueError:
         raise InputError("lora strength", strength, "it must be a number", "use 1.0") from None
-    return LoraSpec(str(Path(file).expanduser().absolute()), value, expert)
+    return LoraSpec(str(plain_path("lora", file).absolute()), value, expert)
 
 
 def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
@@ -118,7 +131,7 @@ def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
 
     return SampleRequest(
         **work_options(args),
-        negative_prompt=args.negative_prompt,
+        negative_prompt=written_text("negative_prompt", args.negative_prompt),
         frame_rate=args.frame_rate,
         scheduler=args.scheduler,
         images=tuple(read_picture(path) for path in args.image),
@@ -129,9 +142,13 @@ def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
 
 
 def write_result(result: SampleResult, output: Path) -> None:
-    """Write the frames, or the latent when nothing was decoded, where `--output` says."""
+    """Write the frames, or the latent when nothing was decoded, where `--output` says.
+
+    Raises:
+        ResultMovedError: it cannot be written there, and is kept elsewhere.
+    """
     if result.frames is None:
         rate = {} if result.frame_rate is None else {"frame_rate": str(result.frame_rate)}
-        write_latent(result.latent, output, rate, result.audio)
+        write_or_keep(output, latent_forms(result.latent, rate, result.audio))
     else:
-        write_frames(result.frames, output, result.frame_rate, result.audio)
+        write_or_keep(output, frame_forms(result.frames, output, result.frame_rate, result.audio))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .files import replacing
+from .keeping import Form
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,17 @@ def write_latent(
         metadata = {**metadata, SAMPLE_RATE: str(sound["sample_rate"])}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def latent_forms(latent: torch.Tensor, metadata: dict[str, str], sound: dict[str, Any] | None = None) -> list[Form]:
+    """How a latent can be written: as it is, and in float16 where it is wider."""
+    import torch
+
+    forms = [Form(".safetensors", lambda path: write_latent(latent, path, metadata, sound))]
+    if latent.element_size() > 2:
+        half = latent.to(torch.float16)
+        forms.append(Form(".safetensors", lambda path: write_latent(half, path, metadata, sound), "in float16"))
+    return forms
 
 
 def read_latent(path: Path) -> tuple[torch.Tensor, dict[str, str]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .files import check_file_target, check_writable, filling_folder, numbered, replacing
+from .keeping import Form
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +39,28 @@ def check_output(path: Path, video: bool) -> None:
         check_file_target("output", path, (".mp4",) if video else (".png",))
 
 
+def frame_forms(frames: torch.Tensor, path: Path, frame_rate: float | None, audio: dict[str, Any] | None) -> list[Form]:
+    """How frames can be written: as `path` asks for (see `write_frames`), and smaller."""
+    suffix = "" if path.is_dir() else path.suffix
+
+    def write(target: Path) -> None:
+        write_frames(frames, target, frame_rate, audio)
+
+    def write_smaller(target: Path) -> None:
+        write_frames(frames, target, frame_rate, audio, smaller=True)
+
+    if suffix.lower() == ".png":
+        return [Form(suffix, write), Form(".jpg", write_smaller, "as jpg")]
+    loss = "as jpg" if suffix == "" else "compressed more"
+    return [Form(suffix, write), Form(suffix, write_smaller, loss)]
+
+
 def write_frames(
-    frames: torch.Tensor, path: Path, frame_rate: float | None, audio: dict[str, Any] | None = None
+    frames: torch.Tensor,
+    path: Path,
+    frame_rate: float | None,
+    audio: dict[str, Any] | None = None,
+    smaller: bool = False,
 ) -> list[Path]:
     """Write a batch [B, T, H, W, 3] in the form that `path` asks for (see `check_output`).
 
@@ -48,20 +69,21 @@ def write_frames(
         path: `.png`, `.mp4` or a folder.
         frame_rate: frames per second; used for video.
         audio: {"waveform": float [B, channels, samples], "sample_rate": int} for video with sound.
+        smaller: pictures as jpg (`path` ends in .jpg then), video at visibly lower quality.
 
     Returns:
         The files (for a folder: the folder) that were written.
     """
     if path.suffix == "" or path.is_dir():
-        write_png_folder(frames.flatten(0, 1), path)
+        write_picture_folder(frames.flatten(0, 1), path, ".jpg" if smaller else ".png")
         return [path]
     targets = numbered(path, frames.shape[0])
     for index, target in enumerate(targets):
-        if path.suffix.lower() == ".png":
-            write_png(frames[index, 0], target)
+        if path.suffix.lower() in PICTURES:
+            write_picture(frames[index, 0], target)
         else:
             sound = None if audio is None else (audio["waveform"][index], int(audio["sample_rate"]))
-            write_mp4(frames[index], target, frame_rate or 24.0, sound)
+            write_mp4(frames[index], target, frame_rate or 24.0, sound, crf=30 if smaller else 14)
     return targets
 
 
@@ -72,25 +94,31 @@ def to_bytes(frame: torch.Tensor) -> Any:
     return (frame.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def write_png(frame: torch.Tensor, path: Path) -> None:
-    """Write one picture [H, W, 3]."""
-    from PIL import Image
-
+def write_picture(frame: torch.Tensor, path: Path) -> None:
+    """Write one picture [H, W, 3] as png, or as jpg where the name ends so."""
     with replacing(path) as temporary:
-        Image.fromarray(to_bytes(frame)).save(temporary, format="PNG")
+        _save_picture(frame, temporary)
 
 
-def write_png_folder(frames: torch.Tensor, folder: Path) -> None:
+def write_picture_folder(frames: torch.Tensor, folder: Path, suffix: str = ".png") -> None:
     """Write [T, H, W, 3] as frame_00000.png, frame_00001.png, ..."""
+    with filling_folder(folder, f"frame_*{suffix}") as temporary:
+        for index, frame in enumerate(frames):
+            _save_picture(frame, temporary / f"frame_{index:05d}{suffix}")
+
+
+def _save_picture(frame: torch.Tensor, path: Path) -> None:
     from PIL import Image
 
-    with filling_folder(folder, "frame_*.png") as temporary:
-        for index, frame in enumerate(frames):
-            Image.fromarray(to_bytes(frame)).save(temporary / f"frame_{index:05d}.png", format="PNG")
+    picture = Image.fromarray(to_bytes(frame))
+    if path.suffix.lower() == ".jpg":
+        picture.save(path, format="JPEG", quality=90)
+    else:
+        picture.save(path, format="PNG")
 
 
 def write_mp4(
-    frames: torch.Tensor, path: Path, frame_rate: float, sound: tuple[torch.Tensor, int] | None = None
+    frames: torch.Tensor, path: Path, frame_rate: float, sound: tuple[torch.Tensor, int] | None = None, crf: int = 14
 ) -> None:
     """Write [T, H, W, 3] as H.264 at near-lossless quality, with AAC sound if there is any.
 
@@ -99,6 +127,7 @@ def write_mp4(
         path: the `.mp4` file.
         frame_rate: frames per second, > 0.
         sound: (float [channels, samples] in -1..1, sample rate in Hz); what is longer than the frames is cut off.
+        crf: H.264's quality, 0 (lossless) to 51.
     """
     import av
 
@@ -107,7 +136,7 @@ def write_mp4(
         stream = container.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
-        stream.options = {"crf": "14", "preset": "medium"}
+        stream.options = {"crf": str(crf), "preset": "medium"}
         voice = None
         if sound is not None:
             layout = _sound_layout(sound[0])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callbacks
+from ..errors import InputError
 from ..optimizations.settings import (
     ATTENTION_CHOICES,
     COMPILE_BACKENDS,
@@ -21,9 +23,38 @@ from ..optimizations.settings import (
     OptimizationSettings,
     TilingSettings,
 )
+from ..pipelines.loading.devices import dtype_name
+from ..pipelines.loading.reading import plain_path
 
 if TYPE_CHECKING:
     from ..pipelines.types import PipelineHandle
+
+
+def path_argument(text: str) -> Path:
+    """A path on the command line, `~` replaced. What no file can be called is a usage error."""
+    try:
+        return plain_path("path", text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def written_text(name: str, text: str) -> str:
+    """A text from the command line as a person wrote it, whatever the locale is.
+
+    Where Python reads the command line in another encoding (`LC_ALL=C`), it keeps bytes that it cannot read as halves
+    of surrogate pairs. They are UTF-8, as a rule.
+
+    Raises:
+        InputError: it is no text.
+    """
+    try:
+        text = os.fsencode(text).decode("utf-8") if any("\ud800" <= sign <= "\udfff" for sign in text) else text
+    except UnicodeError:
+        raise InputError(name, text, "it holds bytes that are no text", "type it again, in UTF-8") from None
+    if "\0" in text:
+        raise InputError(name, text, "it holds a NUL character", "leave it out")
+    return text
+
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 MODEL_HELP = "diffusers folder, Hub id (owner/name), .safetensors file, or tiny:FAMILY for an embedded tiny pipeline"
@@ -42,15 +73,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("device")
-    group.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 where the device can")
+    add_dtype_option(group, default="auto", help="auto: bfloat16 where the device can; bf16, fp16, fp32 for short")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu")
+
+
+def add_dtype_option(parser: argparse._ActionsContainer, default: str, help: str | None = None) -> None:
+    parser.add_argument("--dtype", type=dtype_name, choices=DTYPES, default=default, help=help)
 
 
 def add_optimization_options(parser: argparse.ArgumentParser) -> None:
     """Everything that can be switched on a loaded pipeline. Whatever cannot be had falls back and is reported."""
     group = parser.add_argument_group("optimizations")
     group.add_argument(
-        "--recommended", type=Path, metavar="FILE.json", help="use what this results.json of bench recommends instead"
+        "--recommended",
+        type=path_argument,
+        metavar="FILE.json",
+        help="use what this results.json of bench recommends instead",
     )
     group.add_argument("--attention", choices=ATTENTION_CHOICES, default="auto", help="attention kernel")
     group.add_argument("--torch-compile", choices=COMPILE_CHOICES, default="auto", help="compile the denoiser")
@@ -119,7 +157,7 @@ def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
 def work_options(args: argparse.Namespace) -> dict[str, Any]:
     """Those fields of `SampleRequest` that options of the same names describe, wherever a pipeline runs."""
     names = ("prompt", "steps", "guidance", "guidance_2", "width", "height", "num_frames", "batch", "seed")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names} | {"prompt": written_text("prompt", args.prompt)}
 
 
 def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineHandle:

@@ -21,10 +21,11 @@ def find_comfyui() -> Path | None:
     """
     named = os.environ.get("COMFYUI_PATH")
     if named is not None:  # an explicit answer is final: COMFYUI_PATH= (empty) says "none"
-        folder = Path(named).expanduser()
+        folder = Path(os.path.expanduser(named))
         return folder.resolve() if named and is_comfyui(folder) else None
     around = Path(os.path.abspath(__file__)).parents[3]  # not resolved: the pack is often a link in custom_nodes
-    for folder in (around, Path.home() / "comfy" / "ComfyUI", Path.home() / "ComfyUI"):
+    home = Path(os.path.expanduser("~"))  # pathlib's own raises where there is none
+    for folder in (around, home / "comfy" / "ComfyUI", home / "ComfyUI"):
         if is_comfyui(folder):
             return folder.resolve()
     return None

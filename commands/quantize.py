@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from .libraries import prepare_libraries
-from .options import MODEL_HELP
+from .options import MODEL_HELP, path_argument
 from .terminal import TerminalProgress
 
 HELP = "write a quantized copy of a model"
@@ -15,9 +14,11 @@ HELP = "write a quantized copy of a model"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help=MODEL_HELP)
     parser.add_argument(
-        "--weights-dtype", required=True, metavar="TYPE", help="int8, uint4, or another type that SDNQ knows"
+        "--weights-dtype", required=True, metavar="TYPE", help="int8, uint4, fp8, or another type that SDNQ knows"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="a folder that does not exist yet")
+    parser.add_argument(
+        "--output", required=True, type=path_argument, metavar="FOLDER", help="a folder that does not exist yet"
+    )
     parser.add_argument(
         "--svd-rank", type=int, default=0, metavar="N", help="add a correction of this rank: closer, slower (e.g. 32)"
     )

@@ -71,4 +71,4 @@ def load(args: argparse.Namespace) -> VideoVAE:
     from ..vae import load_video_vae, remember_in
 
     remember_in(cache_folder())
-    return load_video_vae(str(args.vae.expanduser()), dtype=args.dtype, device=args.device)
+    return load_video_vae(str(args.vae), dtype=args.dtype, device=args.device)

@@ -30,32 +30,12 @@ class LoadLora(io.ComfyNode):
             category=types.CATEGORY,
             search_aliases=["lora", "lora loader", "style", "adapter", "lightning", "high noise", "low noise"],
             inputs=[
-                types.Pipeline.Input(
-                    "pipeline", tooltip="From Load Diffusers Pipeline, or from another Load LoRA (Diffusers)."
-                ),
-                io.Combo.Input(
-                    "lora_name",
-                    options=lora_choices(),
-                    tooltip="The .safetensors files under the 'loras' paths. One for another architecture is refused "
-                    "when the sampler runs, with the layers that do not fit.",
-                ),
+                types.Pipeline.Input("pipeline"),
+                io.Combo.Input("lora_name", options=lora_choices()),
                 io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-lora.MAX_STRENGTH,
-                    max=lora.MAX_STRENGTH,
-                    step=0.05,
-                    round=0.0001,
-                    tooltip="How much of the LoRA is added: 1 as it was trained, 0 nothing, below 0 the opposite.",
+                    "strength", default=1.0, min=-lora.MAX_STRENGTH, max=lora.MAX_STRENGTH, step=0.05, round=0.0001
                 ),
-                io.Combo.Input(
-                    "expert",
-                    options=list(lora.EXPERTS),
-                    default="both",
-                    tooltip="For models with two noise experts (Wan 2.2): 'high' is the one that starts, 'low' the one "
-                    "that finishes. Their LoRAs come in pairs of files: use two of these nodes. Other models: 'both'.",
-                    **ADVANCED,
-                ),
+                io.Combo.Input("expert", options=list(lora.EXPERTS), default="both", **ADVANCED),
             ],
             outputs=[types.Pipeline.Output(display_name="pipeline")],
         )

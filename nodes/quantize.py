@@ -6,8 +6,8 @@ from pathlib import Path
 
 from comfy_api.latest import io, ui
 
-from ..errors import FastDiffusersError, InputError
-from ..pipelines.loading.quantized_copy import WEIGHTS_DTYPES, quantize_folder
+from ..errors import FastDiffusersError
+from ..pipelines.loading.quantized_copy import WEIGHTS_DTYPES, copy_name, quantize_folder
 from . import types
 from .host import comfy_bridge
 from .host.compat import ADVANCED, schema
@@ -85,10 +85,7 @@ class QuantizeModel(io.ComfyNode):
 
 def _target(source: str, weights_dtype: str, name: str) -> Path:
     """The folder to write. Raises InputError for a name that is not a single folder's."""
-    name = name.strip() or f"{source.rstrip('/').replace(':', '-').split('/')[-1]}-sdnq-{weights_dtype}"
-    # A workflow from elsewhere must not be able to write anywhere else.
-    if Path(name).name != name or name.startswith(".") or any(sign in name for sign in '\\/:*?"<>|'):
-        raise InputError("name", name, "it must be the name of one folder", "use letters, digits, '-' and '_'")
+    name = copy_name(source, weights_dtype, name)
     parent = download_folder()
     parent.mkdir(parents=True, exist_ok=True)
     return parent / name

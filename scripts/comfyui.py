@@ -1,6 +1,6 @@
 """A ComfyUI with this pack in it, from the shell.
 
-`python -m fastdiffusers.scripts.comfyui serve` starts the one that is found, for a person to use: its models are
+`python . scripts.comfyui serve` starts the one that is found, for a person to use: its models are
 visible, its folder stays as it is. `... run WORKFLOW.json --output FOLDER` starts a private one, runs a saved workflow
 through its HTTP interface, and fetches what it saved.
 """

@@ -98,7 +98,7 @@ class ComfyServer:
             link.symlink_to(PACK, target_is_directory=True)
         port = self._port or free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "fastdiffusers.scripts.start_comfyui", str(self.comfyui)]
+        command = [sys.executable, str(PACK), "scripts.start_comfyui", str(self.comfyui)]
         command += ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"]
         command += ["--disable-auto-launch", "--disable-api-nodes"]

@@ -1,6 +1,6 @@
 """Writes the lists of inputs into the help pages of every language, from `locales/<language>/nodeDefs.json`.
 
-Run it after a text has changed: `python -m fastdiffusers.scripts.node_texts`. The texts themselves are written by hand,
+Run it after a text has changed: `python . scripts.node_texts`. The texts themselves are written by hand,
 but for those that a schema computes: these it writes to the English file. A test says what a file lacks.
 """
 

@@ -1,6 +1,6 @@
 """Pictures of every node of this pack in ComfyUI's editor, to look at.
 
-`python -m fastdiffusers.scripts.screenshots OUT` starts a private ComfyUI and a headless Chromium. Each node is shown
+`python . scripts.screenshots OUT` starts a private ComfyUI and a headless Chromium. Each node is shown
 as it is when it is new, in the dark and the light theme, drawn on the canvas ("classic") and as elements of the page
 ("nodes2"): OUT/dark-classic/<node>.png and so on. `graph.png` and `report.png` beside them show a graph after a run,
 and OUT/help/ the help page of each node in both themes, whole, at the width that its panel has.

@@ -1,4 +1,4 @@
-"""Runs a ComfyUI checkout's `main.py` in this process: `python -m fastdiffusers.scripts.start_comfyui FOLDER [ARGS]`.
+"""Runs a ComfyUI checkout's `main.py` in this process: `python . scripts.start_comfyui FOLDER [ARGS]`.
 
 The one thing it adds: with a CPU build of torch, torchvision's operators are declared before ComfyUI imports it.
 """
@@ -17,7 +17,7 @@ def main() -> None:
     folder = os.path.abspath(sys.argv[1])
     script = os.path.join(folder, "main.py")
     sys.argv = [script, *sys.argv[2:]]
-    sys.path[0] = folder
+    sys.path.insert(0, folder)
     declare_torchvision_ops()
     runpy.run_path(script, run_name="__main__")
 

@@ -11,17 +11,16 @@ import json
 import logging
 import math
 import os
-import sys
+import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ...cache_folder import default_folder
+from .file_lock import locked
 from .key import TuningKey
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,8 @@ FORMAT = 1
 FILE_NAME = "measurements.jsonl"
 VERDICTS = ("plain", "faster", "slower", "noise", "failed")
 _COMPACT_ABOVE = 4 * 2**20
-_LOCK_SECONDS = 5.0
+_READ_AT_MOST = 64 * 2**20
+"""Bytes. Compacting keeps the file far below; what is longer was not written by this pack."""
 
 
 def _now() -> str:
@@ -73,11 +73,13 @@ class Row:
     def as_json(self) -> str:
         values = asdict(self) | {"settings": dict(self.settings), "format": FORMAT}
         values["situation"] = values.pop("key")
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+        # Half a surrogate pair (an undecodable path, say) cannot be written as UTF-8; escaped it can.
+        return text if _is_text(text) else json.dumps(values, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Row:
-        """Raises ValueError, TypeError or KeyError for anything that `as_json` of this version did not write."""
+        """Read a line. Raises one of `UNREADABLE` for anything that `as_json` of this version did not write."""
         values: dict[str, Any] = json.loads(line)
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
@@ -91,11 +93,28 @@ class Row:
         row = cls(**values)
         if row.verdict not in VERDICTS:
             raise ValueError("unknown verdict")
-        for name in ("gain", "run_seconds", "step_seconds", "compile_seconds", "peak_bytes"):
+        for name in ("gain", "run_seconds", "step_seconds", "compile_seconds", "peak_bytes", "runs"):
             value = getattr(row, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} is not finite")
+            if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+                raise ValueError(f"{name} is no finite number")
+        if row.gain is None or type(row.runs) is not int or row.lossless not in (True, False, None):
+            raise TypeError("a figure is missing or of another type")
+        if not all(isinstance(text, str) for text in (row.source, row.reason, row.when)):
+            raise TypeError("source, reason and date are text")
+        datetime.fromisoformat(row.when)
         return row
+
+
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+"""What reading a line of any content can raise: a number that fits no float and nesting of any depth included."""
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Store:
@@ -111,6 +130,7 @@ class Store:
         self._unwritten: list[Row] = []
         self._cached: tuple[tuple[int, int, int] | None, list[Row]] = (None, [])
         self._complained = False
+        self._refused = False
 
     def rows(self) -> list[Row]:
         """The newest row of each key and settings, oldest first."""
@@ -131,7 +151,7 @@ class Store:
         with self._guard:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(self.path):
+                with locked(self.path):
                     self._append(line)
                     if self.path.stat().st_size > _COMPACT_ABOVE:
                         self._rewrite(self.rows())
@@ -153,7 +173,7 @@ class Store:
             before = self.rows()
             kept = [row for row in before if not which(row)]
             if self.path.exists():
-                with _locked(self.path):
+                with locked(self.path):
                     self._rewrite([row for row in self._read() if not which(row)])
             self._unwritten = [row for row in self._unwritten if not which(row)]
             return len(before) - len(kept)
@@ -167,7 +187,10 @@ class Store:
     def _append(self, line: bytes) -> None:
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            size = os.fstat(handle).st_size
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(f"{self.path} is no ordinary file")
+            size = status.st_size
             if size:  # a writer that was killed leaves half a line: end it, or it would take this one with it
                 os.lseek(handle, -1, os.SEEK_END)
                 if os.read(handle, 1) != b"\n":
@@ -188,6 +211,11 @@ class Store:
         try:
             status = self.path.stat()
             stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _READ_AT_MOST:  # reading a pipe would wait for ever
+                if not self._refused:
+                    logger.warning("%s is ignored: it is no ordinary file of measurements", self.path)
+                    self._refused = True
+                return []
             if self._cached[0] != stamp:
                 self._cached = (stamp, list(_parse(self.path.read_bytes())))
         except OSError:  # not there, or not readable: nothing is known
@@ -199,42 +227,8 @@ def _parse(content: bytes) -> Iterator[Row]:
     for line in content.splitlines():
         try:
             yield Row.from_json(line)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except UNREADABLE:
             continue
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file beside `path`. A lock that cannot be had within 5 s (a network drive, say) is done without."""
-    handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not _try_lock(handle) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        yield
-    finally:
-        os.close(handle)  # closing gives the lock back
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
 
 
 _stores: dict[Path, Store] = {}

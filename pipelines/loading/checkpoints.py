@@ -8,23 +8,20 @@ runs whatever code it holds.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import ModelFileError
+from ...errors import ModelFileError, first_line
+from .plausible import check_config
+from .reading import DOWNLOAD_AGAIN, MAX_INDEX, file_size, read_header, read_json
 
 INDEX = "model_index.json"
 COMMIT_NOTE = ".hub_commit"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-DOWNLOAD_AGAIN = "download the model again"
 CONVERT = "use a copy in .safetensors format"
 
-_MAX_HEADER = 100_000_000
-"""Longest header that the safetensors format allows, in bytes."""
 _NO_WEIGHTS = re.compile(r"(Tokenizer(Fast)?|Scheduler|Processor(Fast)?|Extractor)$")
 """Class names of components that are configuration only."""
 _CONFIG_FILES = (
@@ -34,6 +31,10 @@ _CONFIG_FILES = (
     "processor_config.json",
     "config.json",
 )
+_CLASS = re.compile(r"[A-Z]\w{0,199}", re.ASCII)
+"""What the name of a class looks like."""
+_FILE = re.compile(r"[^\\/:\x00-\x1f]{1,200}\.safetensors")
+"""The name of a weight file in an index: it lies beside the index, on any system."""
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
@@ -49,23 +50,26 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ModelFileError("model", str(folder), f"there is no {INDEX} in it", cure)
     index = read_json(path)
     name = index.get("_class_name")
-    if isinstance(name, list):
-        reason = f"its {INDEX} asks for code of its own ({name[0]}), and code in model folders is never run"
+    if isinstance(name, list) and name:
+        reason = f"its {INDEX} asks for code of its own ({str(name[0])[:80]}), and code in model folders is never run"
         raise ModelFileError("model", str(folder), reason, "use a model whose pipeline is part of diffusers")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not _CLASS.fullmatch(name):
         raise ModelFileError("model", str(folder), f"its {INDEX} names no pipeline class", DOWNLOAD_AGAIN)
+    for part, entry in index.items():
+        if not part.startswith("_") and isinstance(entry, list) and len(entry) == 2 and entry != [None, None]:
+            _check_component(folder, part, entry)
     return index
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ModelFileError when the file is unreadable, cut off, or holds something else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError("model", str(path), f"it cannot be read ({error})", DOWNLOAD_AGAIN) from error
-    if not isinstance(data, dict):
-        raise ModelFileError("model", str(path), "it holds no JSON object", DOWNLOAD_AGAIN)
-    return data
+def _check_component(folder: Path, name: str, entry: list[Any]) -> None:
+    """Refuse a component whose name would lead out of the folder, or whose library and class are no names."""
+    if all(isinstance(value, int | float) for value in entry):  # a setting, not a component
+        return
+    library, class_name = entry
+    plain = name.isidentifier() and isinstance(library, str) and isinstance(class_name, str)
+    if not plain or not library or not _CLASS.fullmatch(class_name):
+        reason = f"its {INDEX} lists the component {name[:80]!r} in no form that diffusers writes"
+        raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
 
 
 def note_commit(folder: Path, commit: str) -> None:
@@ -104,20 +108,33 @@ def check_folder(folder: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: it is no pipeline, a component is missing, half-downloaded, corrupt, or a pickle.
     """
-    index = read_index(folder)
-    for name, (_, class_name) in components(index).items():
-        part = folder / name
-        if not part.is_dir():
-            reason = f"its {INDEX} lists the component {name!r}, but that folder is missing"
-            raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
-        if not any((part / config).is_file() for config in _CONFIG_FILES):
-            raise ModelFileError("model", str(part), "its configuration file is missing", DOWNLOAD_AGAIN)
-        if has_weights(class_name):
-            _check_weights(part)
+    try:
+        index = read_index(folder)
+        for name, (_, class_name) in components(index).items():
+            part = folder / name
+            if not part.is_dir():
+                reason = f"its {INDEX} lists the component {name!r}, but that folder is missing"
+                raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
+            if not any((part / config).is_file() for config in _CONFIG_FILES):
+                raise ModelFileError("model", str(part), "its configuration file is missing", DOWNLOAD_AGAIN)
+            tensors = _check_weights(part) if has_weights(class_name) else 0
+            _check_configurations(part, tensors)
+    except OSError as error:  # no permission, a link in a circle, a disk that is gone
+        raise ModelFileError("model", str(folder), f"it cannot be read ({first_line(error)})", "check it") from error
     return index
 
 
-def _check_weights(folder: Path) -> None:
+def _check_configurations(folder: Path, tensors: int) -> None:
+    for file in folder.iterdir():
+        if not file.is_dir() and file.exists():
+            file_size(file)  # diffusers reads whatever bears a name that it knows
+    for name in _CONFIG_FILES:
+        if (folder / name).is_file():
+            check_config(folder / name, tensors)
+
+
+def _check_weights(folder: Path) -> int:
+    """Check the weight files of a component, and return how many tensors they hold."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
@@ -129,59 +146,35 @@ def _check_weights(folder: Path) -> None:
         indices = [path for path in indices if weight_variant(path.name) is None]
     indexed = set()
     for path in indices:
-        weight_map = read_json(path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelFileError("model", str(path), "it lists no weights", DOWNLOAD_AGAIN)
-        shards = set(weight_map.values())
+        shards = _shards(path)
         indexed |= shards
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             reason = f"{len(missing)} of {len(shards)} weight files are missing, the first is {missing[0]}"
             raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
+    tensors = 0
     for file in files:
         if _SHARD.search(file.name) and file.name not in indexed and weight_variant(file.name) is None:
             reason = "it is one part of several, but the index file that joins them is missing"
             raise ModelFileError("model", str(file), reason, DOWNLOAD_AGAIN)
-        read_header(file)
+        tensors += len(read_header(file))
+    return tensors
+
+
+def _shards(path: Path) -> set[str]:
+    """The files that an index names, all of them beside it."""
+    weight_map = read_json(path, MAX_INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelFileError("model", str(path), "it lists no weights", DOWNLOAD_AGAIN)
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or not _FILE.fullmatch(shard):
+            raise ModelFileError("model", str(path), f"{str(shard)[:80]!r} in it is no file name", DOWNLOAD_AGAIN)
+    return set(weight_map.values())
 
 
 def refuse_pickle(path: Path) -> None:
     """Raise the ModelFileError that says why a pickle is not loaded."""
     raise ModelFileError("model", str(path), "it is a pickle, and loading one can run any code it holds", CONVERT)
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a .safetensors file: tensor name -> {"dtype", "shape", "data_offsets"}.
-
-    Raises:
-        ModelFileError: the file cannot be read, is no safetensors file, or is shorter or longer than its header says.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(_MAX_HEADER, size - 8):
-                raise ModelFileError("model", str(path), _damage(size), DOWNLOAD_AGAIN)
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise ModelFileError("model", str(path), f"it cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        if isinstance(error, ModelFileError):
-            raise
-        raise ModelFileError("model", str(path), _damage(size), DOWNLOAD_AGAIN) from error
-    if not isinstance(header, dict):
-        raise ModelFileError("model", str(path), _damage(size), DOWNLOAD_AGAIN)
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    if size != 8 + length + end:
-        reason = f"it has {size} bytes, but its header describes {8 + length + end}: a broken or unfinished download"
-        raise ModelFileError("model", str(path), reason, DOWNLOAD_AGAIN)
-    return tensors
-
-
-def _damage(size: int) -> str:
-    return "it is empty" if size == 0 else "it is not a safetensors file, or its beginning is damaged"
 
 
 def variant(folder: Path, index: dict[str, Any]) -> str | None:
@@ -211,12 +204,18 @@ def fingerprint(path: Path) -> str:
     """Identity of a model folder or file: names, sizes and change times of everything that a load reads.
 
     Contents are not read, so it costs milliseconds. An edited, added, removed or replaced file changes it.
+
+    Raises:
+        ModelFileError: a file cannot be looked at.
     """
     digest = hashlib.sha256()
-    for file in _model_files(path):
-        status = file.stat()
-        name = file.relative_to(path).as_posix() if file != path else file.name
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    try:
+        for file in _model_files(path):
+            status = file.stat()
+            name = file.relative_to(path).as_posix() if file != path else file.name
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    except OSError as error:  # a link that leads nowhere, or a file that was removed meanwhile
+        raise ModelFileError("model", str(path), f"it cannot be read ({first_line(error)})", DOWNLOAD_AGAIN) from error
     return digest.hexdigest()[:16]
 
 

@@ -4,6 +4,30 @@ from __future__ import annotations
 
 from ...errors import InputError
 
+_SHORT = {
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3fn": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
+"""What people type -> torch's name."""
+
+
+def dtype_name(text: str) -> str:
+    """Torch's name for a dtype that may be named shortly; any other text unchanged.
+
+    >>> [dtype_name(text) for text in ("bf16", "FP16", "torch.float32", "auto")]
+    ['bfloat16', 'float16', 'float32', 'auto']
+    """
+    plain = text.strip().lower().removeprefix("torch.")
+    return _SHORT.get(plain, plain)
+
 
 def resolve_device(device: str) -> str:
     """The device to use: "auto" is the first accelerator that works here, else "cpu".

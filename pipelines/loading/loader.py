@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...callbacks import SILENT, Callbacks
 from ...errors import InputError, ModelFileError
+from ...fallback import Signals
 from ...optimizations.quantization import schemes
 from ...optimizations.quantization.layers import describe_model, describe_quantization
 from ...optimizations.quantization.quantize import pipeline_quantization_config, quantize_loaded
@@ -21,8 +22,10 @@ from ..families import Family
 from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, hub, single_file
-from .devices import resolve_device, resolve_dtype
+from .completeness import check_complete
+from .devices import dtype_name, resolve_device, resolve_dtype
 from .progress import component_progress, reading_errors
+from .reading import plain_path
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +57,8 @@ def resolve(
     Args:
         source: path of a diffusers folder or a .safetensors file, a Hub id "owner/name", or "tiny:<family>".
         revision: branch, tag or commit of a Hub id, "" for the newest.
-        dtype: "auto" is bfloat16 where the device can, else float16; float32 on a CPU.
+        dtype: one of `DTYPES`, or a short name ("bf16", "fp16", "fp32"); "auto" is bfloat16 where the device can, else
+            float16; float32 on a CPU.
         component_dtypes: exceptions, e.g. {"vae": "float32"}.
         device: "auto" is the first accelerator, else the CPU.
         quantization: one of `QUANTIZATION_CHOICES`.
@@ -70,7 +74,8 @@ def resolve(
         MissingDependencyError: the quantization needs a package that is not installed.
     """
     chosen_device = resolve_device(device)
-    overrides = tuple(sorted(dict(component_dtypes).items()))
+    dtype = dtype_name(dtype)
+    overrides = tuple(sorted((part, dtype_name(value)) for part, value in dict(component_dtypes).items()))
     for name, value in (("dtype", dtype), *((f"dtype of {part}", value) for part, value in overrides)):
         if value not in DTYPES:
             raise InputError(name, value, "it is not one of the choices", f"choose one of: {', '.join(DTYPES)}")
@@ -117,7 +122,7 @@ def _locate(
 
 
 def _as_path(source: str) -> Path:
-    return Path(source).expanduser()
+    return plain_path("model", source, ModelFileError)
 
 
 def _check_path(path: Path, quantization: str) -> None:
@@ -215,7 +220,8 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
         return pipeline
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
-    with component_progress(callbacks), reading_errors(path):
+    signals = Signals(callbacks)
+    with component_progress(signals), reading_errors(path, signals):
         pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
     if path.is_file() or (key.quantization != "none" and schemes.SCHEMES[key.quantization].after_load):
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
@@ -226,6 +232,7 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     index = checkpoints.check_folder(folder)
+    check_complete(folder, index)
     held = schemes.checkpoint_quantization(folder)
     config = pipeline_quantization_config(key.quantization, index, dtype=dtype, device=key.device)
     sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())

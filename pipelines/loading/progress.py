@@ -7,27 +7,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...callbacks import Callbacks
-from ...errors import FastDiffusersError, ModelFileError, first_line
+from ...errors import FastDiffusersError, ModelFileError
+from ...fallback import Signals, describe
 
 
 @contextmanager
-def reading_errors(path: Path) -> Iterator[None]:
-    """Name the file when a library cannot make sense of it; out of memory and cancels keep their type."""
+def reading_errors(path: Path, signals: Signals | None = None) -> Iterator[None]:
+    """Name the file when a library cannot make sense of it.
+
+    Out of memory, errors of this pack, and what a callback of `signals` raised travel unchanged. What the libraries
+    raise for a model that is none is of any type: a division by zero for a head size, their own types for settings.
+    """
+    signals = signals or Signals()
     try:
         yield
-    except (OSError, ImportError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        if isinstance(error, FastDiffusersError) or "out of memory" in str(error).lower():
+    except Exception as error:
+        if isinstance(error, FastDiffusersError) or signals.must_travel(error):
             raise
-        if type(error).__module__ not in ("builtins", "safetensors", "huggingface_hub.errors"):
-            raise  # a caller's own exception, or torch's out of memory
-        raise ModelFileError(
-            "model", str(path), f"it could not be loaded ({first_line(error)})", "see the log"
-        ) from error
+        reason = f"it could not be loaded ({describe(error)})"
+        raise ModelFileError("model", str(path), reason, "see the log") from error
 
 
 @contextmanager
-def component_progress(callbacks: Callbacks) -> Iterator[None]:
+def component_progress(signals: Signals) -> Iterator[None]:
     """Turn diffusers' own bars, over the components and over the parts of each, into progress and a way to cancel."""
     from diffusers.utils import logging
 
@@ -42,11 +44,11 @@ def component_progress(callbacks: Callbacks) -> Iterator[None]:
             if outermost:
                 component = (number, len(items), str(item[0] if isinstance(item, tuple) else item))
             part = "" if outermost else f", part {number + 1} of {len(items)}"
-            callbacks.tick("load", component[0], component[1], component[2] + part)
+            signals.tick("load", component[0], component[1], component[2] + part)
             yield item
         if outermost and items:
             component = (0, 1, "")
-            callbacks.tick("load", len(items), len(items))
+            signals.tick("load", len(items), len(items))
 
     logging.tqdm = watched  # type: ignore[assignment]
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ from ...optimizations.quantization.schemes import quantizable
 from ...optimizations.quantization.sdnq import import_sdnq_safely
 from .. import tiny
 from . import checkpoints, loader
+from .completeness import check_complete
+from .devices import dtype_name
+from .partial_folder import complete_or_absent, sweep
+from .progress import reading_errors
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +38,10 @@ WEIGHTS_DTYPES = ("int8", "uint4", "int6", "uint5", "uint3", "float8_e4m3fn")
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
 _TINY_MINIMUM = 1024
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that mean a device on Windows, with any suffix."""
+_LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems allow 255, and the folder has another name while it is written."""
 _NEEDED_FOR = "Writing a quantized folder"
 
 
@@ -89,11 +98,14 @@ def quantize_folder(
     """
     if not 0 <= svd_rank <= 1024:
         raise InputError("svd_rank", svd_rank, "it must be between 0 and 1024", "use 0 for none, or 32")
+    weights_dtype = dtype_name(weights_dtype)
     with import_sdnq_safely(_NEEDED_FOR):
         sdnq_config(weights_dtype)  # an unknown type is said before anything is downloaded
         with _source_folder(source, revision, device, library, callbacks) as (folder, target_device):
             _check_output(folder, output)
-            index = checkpoints.read_index(folder)
+            sweep(output.parent)
+            index = checkpoints.check_folder(folder)
+            check_complete(folder, index)
             minimum = _TINY_MINIMUM if source.startswith(loader.TINY) and minimum_numel is None else minimum_numel
             options: dict[str, Any] = {
                 "device": target_device,
@@ -108,7 +120,7 @@ def quantize_folder(
                 )
             _check_disk(folder, output, chosen, weights_dtype)
             described = {}
-            with _complete_or_absent(output) as partial:
+            with complete_or_absent(output) as partial:
                 names = list(checkpoints.components(index))
                 for number, name in enumerate(names):
                     callbacks.tick("quantize", number, len(names), name)
@@ -121,6 +133,27 @@ def quantize_folder(
                 _copy_files(folder, partial)
                 before, after = _weight_bytes(folder), _weight_bytes(partial)
     return QuantizedCopy(output, described, before, after)
+
+
+def copy_name(source: str, weights_dtype: str, name: str = "") -> str:
+    """The name of the folder that a copy is written to, below a folder of models.
+
+    Args:
+        source: what is quantized: a path of this or another system, a Hub id, or "tiny:<family>".
+        name: what a person chose; "" is the model's own name with the type added.
+
+    Raises:
+        InputError: it is not the name of one folder on every system.
+    """
+    name = name.strip()
+    if not name:
+        model = re.split(r"[\\/]", source.rstrip("\\/"))[-1].replace(":", "-").strip(". ")
+        name = f"{model[:100] or 'model'}-sdnq-{weights_dtype}"
+    # A workflow from elsewhere must not be able to write anywhere else.
+    odd = name.startswith(".") or name.endswith(".") or re.search(r'[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]', name)
+    if odd or _RESERVED.fullmatch(name) or len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
+        raise InputError("name", name, "it must be the name of one folder", "use letters, digits, '-' and '_'")
+    return name
 
 
 @contextmanager
@@ -165,24 +198,6 @@ def _check_disk(folder: Path, output: Path, chosen: dict[str, str], weights_dtyp
         raise InputError("output", str(output), reason, "choose another disk or free some space")
 
 
-@contextmanager
-def _complete_or_absent(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place when the block succeeds, and is removed when it does not."""
-    from safetensors import SafetensorError
-
-    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if output.is_dir():
-            output.rmdir()
-        partial.rename(output)
-    except (OSError, SafetensorError) as error:
-        raise InputError("output", str(output), f"it cannot be written ({error})", "free some space") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _quantize_component(folder: Path, partial: Path, name: str, index: dict[str, Any], config: Any) -> str:
     """Read one component quantized, write it, and forget it. Returns what was quantized in it."""
     import sdnq
@@ -190,7 +205,7 @@ def _quantize_component(folder: Path, partial: Path, name: str, index: dict[str,
     library, class_name = checkpoints.components(index)[name]
     dtype_argument = "dtype" if library == "transformers" else "torch_dtype"
     options = {dtype_argument: _stored_dtype(folder / name), "quantization_config": config}
-    try:
+    with reading_errors(folder / name):
         model = _component_class(library, class_name).from_pretrained(
             folder / name,
             use_safetensors=True,
@@ -198,8 +213,6 @@ def _quantize_component(folder: Path, partial: Path, name: str, index: dict[str,
             variant=checkpoints.variant(folder, index),
             **options,
         )
-    except OSError as error:
-        raise ModelFileError("model", str(folder / name), f"it cannot be read ({error})", "see the log") from error
     described = describe_model(model)
     sdnq.save_sdnq_model(model, str(partial / name))
     del model

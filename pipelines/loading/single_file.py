@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ModelFileError
 from . import checkpoints
+from .progress import reading_errors
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,10 @@ def pipeline_class_of(path: Path) -> str:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
     header = checkpoints.read_header(path)
-    shapes = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
-    has_vae = any(name.startswith(("first_stage_model.", "vae.")) for name in shapes)
-    kind = infer_diffusers_model_type(shapes)
+    has_vae = any(name.startswith(("first_stage_model.", "vae.")) for name in header)
+    with reading_errors(path):  # the shapes of a file that is no model need not have as many sizes as are looked at
+        shapes = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
+        kind = infer_diffusers_model_type(shapes)
     for beginning, pipeline_class in PIPELINE_CLASSES.items():
         if kind.startswith(beginning) and has_vae:
             return pipeline_class
