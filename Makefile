@@ -1,11 +1,12 @@
 # Each target installs what it needs into .venv first; a stamp per layer remembers what is there already.
 #
 #   make demo      the embedded tiny pipeline, plain and with everything on; through ComfyUI too where one is found
-#   make test      lint, types, unit tests with coverage, and the tests against a real ComfyUI where one is found
+#   make test      lint, types, unit tests with coverage, and the tests against each ComfyUI that is found
 #   make comfyui   the ComfyUI that is found, with this pack linked in, on http://127.0.0.1:8188
 #   make bench     what the pack costs on top of a bare diffusers call
 #
-# COMFYUI_PATH=folder    the ComfyUI to use (else: around this folder, ~/comfy/ComfyUI, ~/ComfyUI)
+# COMFYUI_PATH=folder    the ComfyUI to use, or several with ':' between them: the first for demo and comfyui, all for
+#                        the tests (else: around this folder, ~/comfy/ComfyUI, ~/ComfyUI, and ComfyUI-* beside these)
 # TORCH_INDEX=url        package index for torch, e.g. https://download.pytorch.org/whl/cpu
 # PYTHON=program         the Python that makes .venv, 3.10 or newer
 
@@ -13,13 +14,18 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check \
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check \
 	-c tests/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+INSTALL := $(PY) $(PIP_INSTALL)
 # Asked of the pack itself, so that make, the command line and the tests agree; an empty COMFYUI_PATH says "none".
 NAMED := $(if $(filter undefined,$(origin COMFYUI_PATH)),,COMFYUI_PATH='$(COMFYUI_PATH)')
-FIND := import runpy; print(runpy.run_path('commands/paths.py')['find_comfyui']() or '')
-COMFYUI := $(shell $(NAMED) $(PYTHON) -c "$(FIND)")
-export COMFYUI_PATH := $(COMFYUI)
+FIND := import runpy; print(*runpy.run_path('commands/paths.py')['find_comfyuis'](), sep=':')
+COMFYUIS := $(shell $(NAMED) $(PYTHON) -c "$(FIND)")
+COMFYUI := $(shell echo '$(COMFYUIS)' | cut -d: -f1)
+export COMFYUI_PATH := $(COMFYUIS)
+# Each ComfyUI pins versions of its own, so each set of requirements has a layer of its own on top of .venv.
+LAYER := $(if $(COMFYUI),$(VENV)/comfyui-$(shell cksum < '$(COMFYUI)/requirements.txt' | cut -d' ' -f1))
+COMFY_PY := $(if $(COMFYUI),$(LAYER)/bin/python,$(PY))
 ENGINE_TESTS := $(PY) -m pytest tests/unit -n 2 --dist worksteal -q --cov --cov-report=term:skip-covered
 
 # Tiny models gain nothing from threads, and two test workers would fight for the cores.
@@ -27,7 +33,7 @@ export OMP_NUM_THREADS ?= 1
 # Nothing that runs here may need the network.
 TEST_ENV := HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test lint types unit-tests comfyui-tests comfyui bench clean
+.PHONY: demo test lint types unit-tests comfyui-tests one-comfyui-tests comfyui bench clean
 .DELETE_ON_ERROR:
 
 # -- layers of .venv ----------------------------------------------------------------------------------------------
@@ -49,13 +55,24 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-pack
 	$(INSTALL) -e '.[standalone,test,sdnq,cache,torchao]'
 	@touch $@
 
-# ComfyUI's own requirements, less torch and its companions: those are there.
-$(VENV)/.stamp-comfyui: $(VENV)/.stamp-pack
+# ComfyUI's own requirements, less torch and torchvision: those are there. The .pth file shows the layer what .venv has,
+# editable installs included. torchaudio's ordinary wheel cannot load its compiled parts beside another build of torch,
+# and does without them where they are missing; ComfyUI's core imports it and uses none of them.
 ifneq ($(COMFYUI),)
-	grep -viE '^(torch|torchvision|torchaudio)([^a-z]|$$)' '$(COMFYUI)/requirements.txt' > $(VENV)/comfyui-requirements.txt
-	$(INSTALL) -r $(VENV)/comfyui-requirements.txt
-endif
+$(LAYER)/.stamp: $(VENV)/.stamp-pack
+	$(PY) -m venv $(LAYER)
+	$(PY) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(LAYER)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
+	grep -viE '^(torch|torchvision|torchaudio)([^a-z]|$$)' '$(COMFYUI)/requirements.txt' > $(LAYER)/requirements.txt
+	$(LAYER)/bin/python $(PIP_INSTALL) -r $(LAYER)/requirements.txt
+	if grep -qiE '^torchaudio([^a-z]|$$)' '$(COMFYUI)/requirements.txt'; then \
+		$(LAYER)/bin/python $(PIP_INSTALL) --no-deps torchaudio && \
+		{ $(LAYER)/bin/python -c 'import torchaudio' 2>/dev/null || \
+			rm -f $(LAYER)/lib/python*/site-packages/torchaudio/lib/*torchaudio*.so; } && \
+		$(LAYER)/bin/python -c 'import torchaudio'; \
+	fi
 	@touch $@
+endif
 
 # mypy wants the folder under the package's name.
 $(VENV)/lint/fastdiffusers: $(VENV)/.stamp-test
@@ -64,10 +81,10 @@ $(VENV)/lint/fastdiffusers: $(VENV)/.stamp-test
 
 # -- what people run ----------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.stamp-pack $(if $(COMFYUI),$(VENV)/.stamp-comfyui)
+demo: $(VENV)/.stamp-pack $(if $(COMFYUI),$(LAYER)/.stamp)
 	$(PY) -m fastdiffusers demo --output demo_output
 ifneq ($(COMFYUI),)
-	$(PY) -m fastdiffusers.scripts.comfyui run example_workflows/tiny_text_to_image.json --output demo_output
+	$(COMFY_PY) -m fastdiffusers.scripts.comfyui run example_workflows/tiny_text_to_image.json --output demo_output
 else
 	@echo "ComfyUI: none found, so the example workflow was not run (COMFYUI_PATH=folder names one)"
 endif
@@ -88,11 +105,17 @@ types: $(VENV)/lint/fastdiffusers
 unit-tests: $(VENV)/.stamp-test
 	$(TEST_ENV) $(ENGINE_TESTS)
 
-comfyui-tests: $(VENV)/.stamp-test $(VENV)/.stamp-comfyui
-	$(TEST_ENV) $(PY) -m pytest tests/comfyui -n 2 --dist loadfile -q
+comfyui-tests: $(VENV)/.stamp-test
+	@echo '$(COMFYUIS)' | tr : '\n' | while read -r folder; do \
+		$(MAKE) --no-print-directory one-comfyui-tests COMFYUI_PATH="$$folder" < /dev/null || exit 1; \
+	done
 
-comfyui: $(VENV)/.stamp-comfyui
-	$(PY) -m fastdiffusers.scripts.comfyui serve --port 8188
+one-comfyui-tests: $(VENV)/.stamp-test $(if $(COMFYUI),$(LAYER)/.stamp)
+	@echo "tests/comfyui: $(or $(COMFYUI),no ComfyUI found)"
+	$(TEST_ENV) $(COMFY_PY) -m pytest tests/comfyui -n 2 --dist loadfile -q
+
+comfyui: $(if $(COMFYUI),$(LAYER)/.stamp,$(VENV)/.stamp-pack)
+	$(COMFY_PY) -m fastdiffusers.scripts.comfyui serve --port 8188
 
 bench: $(VENV)/.stamp-test
 	$(PY) -m fastdiffusers.benchmarks.overhead

@@ -20,7 +20,7 @@ from .adapters import architectures, converters, keys, parts, scales
 from .adapters.file import MAX_RANK, check, stamp
 from .adapters.file import read as read_file
 from .adapters.names import Names, Target
-from .families import family_of
+from .recognize import family_of
 
 if TYPE_CHECKING:
     import torch

@@ -67,7 +67,7 @@ BOUNDS = """
 """
 LOOK = """
 (() => window.app.graph.nodes.map(n => ({
-  id: n.id, type: n.type, title: n.title, pos: [...n.pos], size: [...n.size],
+  id: String(n.id), type: n.type, title: n.title, pos: [...n.pos], size: [...n.size],
   minimum: [...n.computeSize()],
   missing: !(n.type in LiteGraph.registered_node_types),
   errors: !!n.has_errors,
@@ -247,9 +247,9 @@ class Browser:
         self.fit()
         return self.nodes()
 
-    def box(self, node_id: int) -> dict[str, float]:
+    def box(self, node_id: str) -> dict[str, float]:
         """Where a node is drawn, in pixels of the window: x, y, width, height."""
-        return dict(self.evaluate(BOX % node_id))
+        return dict(self.evaluate(BOX % json.dumps(node_id)))
 
     def show_help(self) -> str:
         """Open the help of the first node in the panel beside the canvas, as its button does, and return the text."""
@@ -269,7 +269,10 @@ class Browser:
         time.sleep(0.5)
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes on the canvas: type, place, size, widgets, and whether they are in error."""
+        """The nodes on the canvas: type, place, size, widgets, and whether they are in error.
+
+        Ids are strings, whichever the editor keeps: numbers up to frontend 1.42, strings from 1.49 on.
+        """
         return list(self.evaluate(LOOK))
 
     def fit(self, margin: float = 30) -> None:

@@ -41,7 +41,7 @@ def pack_nodes(server: ComfyServer) -> list[str]:
     return sorted(name for name, info in server.object_info().items() if info["category"] == CATEGORY)
 
 
-def around(page: Browser, node_id: int) -> dict[str, float]:
+def around(page: Browser, node_id: str) -> dict[str, float]:
     """The part of the window that shows a node and a little more."""
     box = page.box(node_id)
     left, top = max(0, box["x"] - MARGIN), max(0, box["y"] - MARGIN - BADGE)

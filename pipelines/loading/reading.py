@@ -157,7 +157,8 @@ def _is_entry(entry: Any) -> bool:
     """Whether a header's entry is {"dtype": str, "shape": sizes, "data_offsets": [begin, end]}, and they agree."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
         return False
     bits = _BITS.get(entry["dtype"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,32 @@ import numpy as np
 from PIL import Image
 
 from fastdiffusers.scripts.comfyui_server import ComfyServer
+from fastdiffusers.scripts.workflow import DYNAMIC_COMBO
 
 TINY = "embedded tiny: "
+
+
+def widget_defaults(
+    inputs: Mapping[str, Any], chosen: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield the name and default of every widget that `inputs` declares.
+
+    A dynamic combo brings the widgets of one option: of the one in `chosen`, else of its first.
+    """
+    for name, (io_type, *rest) in inputs.items():
+        options = rest[0] if rest else {}
+        if io_type == DYNAMIC_COMBO:
+            keys = [option["key"] for option in options["options"]]
+            key = chosen.get(prefix + name, options.get("default", keys[0]))
+            yield prefix + name, key
+            below = options["options"][keys.index(key)]["inputs"].get("required", {})
+            yield from widget_defaults(below, chosen, f"{prefix}{name}.")
+        elif "default" in options:
+            yield prefix + name, options["default"]
+        elif io_type == "COMBO" or isinstance(io_type, list):
+            yield prefix + name, (options.get("options") if io_type == "COMBO" else io_type)[0]
+        elif io_type == "STRING":
+            yield prefix + name, ""
 
 
 class Client:
@@ -26,20 +50,12 @@ class Client:
 
     def node(self, kind: str, **inputs: Any) -> dict[str, Any]:
         """A node of a prompt: the defaults of its widgets, and what is given."""
-        return {"class_type": kind, "inputs": {**self.defaults(kind), **inputs}}
+        required = self.info[kind]["input"].get("required", {})
+        return {"class_type": kind, "inputs": {**dict(widget_defaults(required, inputs)), **inputs}}
 
     def defaults(self, kind: str) -> dict[str, Any]:
         """Every required widget's default, as a new node in the editor has it."""
-        values = {}
-        for name, (io_type, *rest) in self.info[kind]["input"].get("required", {}).items():
-            options = rest[0] if rest else {}
-            if "default" in options:
-                values[name] = options["default"]
-            elif io_type == "COMBO" or isinstance(io_type, list):
-                values[name] = (options.get("options") if io_type == "COMBO" else io_type)[0]
-            elif io_type == "STRING":
-                values[name] = ""
-        return values
+        return dict(widget_defaults(self.info[kind]["input"].get("required", {}), {}))
 
     def sampling(self, model: str, save: bool = True, **widgets: Any) -> dict[str, Any]:
         """Load a pipeline, sample, show the report, and save the images and the latent."""

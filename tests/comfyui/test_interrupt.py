@@ -54,6 +54,8 @@ def test_cancel_shows_as_interrupted_and_leaves_the_pipeline_as_new(server: Clie
     assert not any(b"decode" in text for text in texts), "nothing is decoded after a cancel"
     assert any(isinstance(m, bytes) and m[:4] in PREVIEW_EVENTS for m in messages), "the node shows a preview"
 
-    # Another graph on the same pipeline, so that ComfyUI cannot answer from its cache of outputs.
+    # Another graph on the same pipeline, so that ComfyUI cannot answer from its cache of outputs. A batch of two takes
+    # other kernels than a single picture on some processors (4e-6 apart): rounding moves a value by one level at most.
     again = server.sampling(TINY + "sd3", **small, steps=3, batch_size=2)
-    assert np.array_equal(server.images(server.succeed(again))[:1], fresh)
+    first = server.images(server.succeed(again))[:1]
+    np.testing.assert_allclose(first.astype(int), fresh.astype(int), atol=1, rtol=0)

@@ -58,7 +58,10 @@ def test_a_saved_folder_generates_what_the_embedded_one_does(tmp_path: Path) -> 
     (tmp_path / "x").mkdir()
     assert generate(str(tmp_path / "x" / ".." / folder.name), tmp_path / "a.png") == 0
     assert generate("tiny:flux", tmp_path / "b.png") == 0
-    assert torch.equal(read_frames(tmp_path / "a.png")[0], read_frames(tmp_path / "b.png")[0])
+    # Weights mapped from a file lie at other addresses than built ones, and some kernels sum in another order there:
+    # rounding to 8 bits moves a value by one level at most.
+    saved, embedded = read_frames(tmp_path / "a.png")[0], read_frames(tmp_path / "b.png")[0]
+    torch.testing.assert_close(saved, embedded, atol=1.01 / 255, rtol=0)
 
 
 def test_a_kept_latent_decodes_to_the_same_picture(tmp_path: Path) -> None:

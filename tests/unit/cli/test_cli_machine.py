@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from fastdiffusers import cli
 from fastdiffusers.commands import doctor, environment
-from fastdiffusers.commands.paths import find_comfyui, is_comfyui, model_folders
+from fastdiffusers.commands.paths import find_comfyui, find_comfyuis, is_comfyui, model_folders
 
 
 def make_comfyui(folder: Path) -> Path:
@@ -32,6 +33,21 @@ def test_a_named_comfyui_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert find_comfyui() is None
     monkeypatch.delenv("COMFYUI_PATH")
     assert find_comfyui() in (at_home.resolve(), *filter(is_comfyui, Path(doctor.PACK).parents))
+
+
+def test_every_comfyui_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    old, new, own = (make_comfyui(home / name) for name in ("comfy/ComfyUI-019", "comfy/ComfyUI-033", "ComfyUI"))
+    (home / "comfy" / "ComfyUI").symlink_to(old)
+    (home / "ComfyUI-notes").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    around = [folder for folder in find_comfyuis() if not folder.is_relative_to(home.resolve())]
+    assert find_comfyuis() == [*around, old.resolve(), own.resolve(), new.resolve()]
+
+    monkeypatch.setenv("COMFYUI_PATH", os.pathsep.join(map(str, (new, tmp_path / "nowhere", old, new))))
+    assert find_comfyuis() == [new.resolve(), old.resolve()]
+    assert find_comfyui() == new.resolve()
 
 
 def test_only_existing_model_folders_are_named(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from fastdiffusers.optimizations.lora_layers import LoraLayer, LoraNorm
-from fastdiffusers.pipelines.families import family_of
 from fastdiffusers.pipelines.lora import set_loras
+from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, LoraSpec
 
 A, B = ".lora_A.weight", ".lora_B.weight"

@@ -26,6 +26,9 @@ from fastdiffusers.pipelines.loading.quantized_copy import quantize_folder
 needs_sdnq = pytest.mark.skipif(importlib.util.find_spec("sdnq") is None, reason="sdnq is not installed")
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 MINIMUM = 1024
+ROUNDING = {"atol": 1e-4, "rtol": 0}
+"""Between latents of the same weights at other addresses, mapped from a file or made in memory: some processors'
+kernels sum in another order there. Quantizing itself moves these latents by 2e-3 (int8) and 3e-2 (uint4)."""
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_a_folder_with_a_quantized_text_encoder_gives_what_sdnq_gives(
     expected = run(DiffusionPipeline.from_pretrained(folder))
     key = loader.resolve(str(folder), dtype="float32", device="cpu")
     loaded = loader.load(key)
-    assert torch.equal(run(loaded.pipeline), expected)
+    torch.testing.assert_close(run(loaded.pipeline), expected, **ROUNDING)
     assert not torch.equal(expected, plain)
     assert {"transformer", "text_encoder"} == set(loaded.facts["quantization"])
     assert weights_dtype in loaded.facts["quantization"]["text_encoder"]
@@ -208,7 +211,7 @@ def test_quantizing_while_loading_equals_quantizing_afterwards(
     described = quantize.quantize_loaded(afterwards, name, minimum_numel=MINIMUM)
     assert described == layers.describe_quantization(streamed)
     assert set(described) == {"transformer", "text_encoder"}
-    assert torch.equal(run(streamed), run(afterwards))
+    torch.testing.assert_close(run(streamed), run(afterwards), **ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +307,7 @@ def test_a_quantized_copy_is_what_quantizing_while_loading_gives(
 
     expected = tiny.build("qwenimage")
     assert quantize.quantize_loaded(expected, f"sdnq-{weights_dtype}", minimum_numel=MINIMUM) == copy.components
-    assert torch.equal(run(loaded.pipeline), run(expected))
+    torch.testing.assert_close(run(loaded.pipeline), run(expected), **ROUNDING)
     assert copy.bytes_after < copy.bytes_before
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
