@@ -89,18 +89,20 @@ class Region:
     def __len__(self) -> int:
         return len(self._modules)
 
-    def made_by(self, recipe: Recipe) -> bool:
-        """Whether this region was made for `recipe`, even if graph breaks were allowed since."""
-        return self._asked_for == recipe
+    def made_for(self, modules: Sequence[nn.Module], recipe: Recipe) -> bool:
+        """Whether this region compiles these modules by `recipe`, even if graph breaks were allowed since."""
+        same = len(modules) == len(self) and all(
+            ref() is module for ref, module in zip(self._modules, modules, strict=True)
+        )
+        return same and self._asked_for == recipe
+
+    def is_warm(self, modules: Sequence[nn.Module], recipe: Recipe) -> bool:
+        """Whether it was made for these, works, and every module's code has run."""
+        return self.made_for(modules, recipe) and self.installed and self._started == len(self)
 
     @property
     def installed(self) -> bool:
         return any(True for _ in self._installed())
-
-    @property
-    def started(self) -> bool:
-        """Whether any compiled code has been called."""
-        return self._started > 0
 
     def install(self) -> None:
         """Compile every module at its next call. Code that was compiled before is found again by dynamo."""
