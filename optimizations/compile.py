@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from ..compile_clock import Compilations
 from ..fallback import Signals, describe
 from ..memory import GIB
 from ..report import OptimizationRecord
@@ -90,7 +91,7 @@ def is_warm(pipeline: Any, how: CompileSettings, breaks: str = "") -> bool:
 
 
 def record(pipeline: Any, before: OptimizationRecord, how: CompileSettings, breaks: str = "") -> OptimizationRecord:
-    """The record as it stands after a run: lazily failed or not, and what the first calls cost."""
+    """The record as it stands after a run: lazily failed or not, and what compiling has cost so far."""
     return before if before.applied == "off" else _record(pipeline, before, how, breaks)
 
 
@@ -237,13 +238,14 @@ def _record(pipeline: Any, before: OptimizationRecord, how: CompileSettings, bre
     notes = [f"no fullgraph: {breaks}"] if breaks and how.fullgraph == "auto" and working else []
     if how.compile_vae and not any(region.name == "vae" for region in regions):
         notes.append("the VAE has no decoder stages to compile")
-    seconds = sum(region.seconds for region in regions)
+    made = [region.compilations for region in regions]
+    compilations = Compilations(sum(one.count for one in made), sum(one.seconds for one in made))
     return OptimizationRecord(
         NAME,
         before.requested,
         applied or "off",
         "; ".join([*failures, *notes]) or before.reason,
-        f"first calls took {seconds:.1f} s" if seconds else "",
+        str(compilations) if compilations.count else "",
         failed=bool(failures),
     )
 

@@ -14,7 +14,7 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 GROUND = {"errors", "callbacks", "report"}
-LEAVES = GROUND | {"fallback", "memory"}
+LEAVES = GROUND | {"fallback", "memory", "compile_clock"}
 ROOMS = {"nodes", "comparison", "pipelines", "optimizations", "vae", "commands", "scripts", "benchmarks"}
 
 MAY_IMPORT = {
