@@ -88,8 +88,8 @@ def apply_to_vae(
     report = OptimizationReport()
     _apply_memory_and_precision(pipeline, settings, report, device, workload, look)
     if settings.torch_compile == "on" and settings.compile.compile_vae:
-        refusal = _refuse_compile(pipeline, settings, device, workload, look)
         decoder = VaeOnly(pipeline)
+        refusal = _refuse_compile(pipeline, decoder, settings, device, workload, look)
         report.set(compile.use(decoder, settings, breaks="", refusal=refusal, signals=Signals(callbacks)))
     return report
 
@@ -129,7 +129,8 @@ def switch_compile(
     """
     breaks, refusal = _what_breaks_graphs(settings, report), ""
     if settings.torch_compile != "off":
-        refusal = _refuse_compile(pipeline, settings, device, workload, memory or device_memory)
+        look = memory or device_memory
+        refusal = _refuse_compile(pipeline, pipeline, settings, device, workload, look, breaks)
     return compile.use(pipeline, settings, breaks=breaks, refusal=refusal, signals=Signals(callbacks))
 
 
@@ -200,14 +201,23 @@ def _what_breaks_graphs(settings: OptimizationSettings, report: OptimizationRepo
 
 
 def _refuse_compile(
-    pipeline: Any, settings: OptimizationSettings, device: torch.device, workload: Workload, look: MemoryProbe
+    pipeline: Any,
+    compiled: Any,
+    settings: OptimizationSettings,
+    device: torch.device,
+    workload: Workload,
+    look: MemoryProbe,
+    breaks: str = "",
 ) -> str:
-    """Why not to compile: "auto" decided so, or it would push the model out of memory. "" to go on."""
+    """Why not to compile `compiled`, which is the pipeline or its VAE alone; "" to go on.
+
+    Either "auto" decided so, or compiled code would push the model out of memory.
+    """
     if settings.torch_compile == "auto":
         refusal = compile.auto_refusal(device.type, workload)
         if refusal:
             return refusal
-    if compile.is_warm(pipeline):
+    if compile.is_warm(compiled, settings.compile, breaks):
         return ""  # its memory is taken already
     mode = offload.mode_of(pipeline)
     needs = [

@@ -70,6 +70,19 @@ def record(pipeline: Any, before: OptimizationRecord) -> OptimizationRecord:
     return _record(before.requested, _wanted(before), denoisers(pipeline), {})
 
 
+def give_up(pipeline: Any, reason: str) -> bool:
+    """Put SDPA in the place of every backend in use, and say why in the record.
+
+    Returns:
+        Whether any denoiser attended through another backend until now.
+    """
+    uses = [_in_use[model] for model in denoisers(pipeline).values() if model in _in_use]
+    trusts = [use.trust for use in uses if use.trust is not None and use.choice != "sdpa" and not use.trust.failure]
+    for trust in trusts:
+        trust.fail(reason)
+    return bool(trusts)
+
+
 def restore(pipeline: Any) -> None:
     """Every denoiser has its own processors again; earlier failures are forgotten."""
     for model in denoisers(pipeline).values():

@@ -48,6 +48,8 @@ class Backend:
     Attributes:
         dispatch: the name that diffusers' dispatcher knows it by.
         checks: what can be told without a call, cheapest first.
+        usually: why a trial call that failed most likely did: what the package is made for. It refuses nothing by
+            itself, because there are builds for other devices.
         masks: "any" takes boolean and additive masks; "additive" only the latter, so others are converted; "none"
             takes no mask: calls with one go to SDPA.
         package: what has to be installed, or "".
@@ -57,6 +59,7 @@ class Backend:
 
     dispatch: str
     checks: tuple[Check, ...] = ()
+    usually: Check | None = None
     masks: str = "any"
     package: str = ""
     lossy: bool = False
@@ -76,6 +79,14 @@ def half_precision(case: Case) -> str:
     return "" if half else f"it takes float16 and bfloat16, and the model computes in {_name(case.dtype)}"
 
 
+def _half_on_accelerator(case: Case) -> str:
+    return on_accelerator(case) or half_precision(case)
+
+
+def _half_on_cuda(case: Case) -> str:
+    return on_cuda(case) or half_precision(case)
+
+
 def heads_up_to_256(case: Case) -> str:
     return "" if case.head_dim <= 256 else f"it takes heads of at most 256 channels, and these have {case.head_dim}"
 
@@ -88,10 +99,10 @@ def hopper(case: Case) -> str:
 
 BACKENDS: dict[str, Backend] = {
     "sdpa": Backend("native"),
-    "xformers": Backend("xformers", (on_accelerator,), masks="additive", package="xformers"),
-    "flash": Backend("flash", (on_accelerator, half_precision, heads_up_to_256), "none", "flash_attn"),
-    "flash3": Backend("_flash_3", (hopper, half_precision, heads_up_to_256), "none", "flash_attn_interface"),
-    "sage": Backend("sage", (on_cuda, half_precision), "none", "sageattention", lossy=True),
+    "xformers": Backend("xformers", usually=on_accelerator, masks="additive", package="xformers"),
+    "flash": Backend("flash", (heads_up_to_256,), _half_on_accelerator, "none", "flash_attn"),
+    "flash3": Backend("_flash_3", (hopper, half_precision, heads_up_to_256), None, "none", "flash_attn_interface"),
+    "sage": Backend("sage", (), _half_on_cuda, "none", "sageattention", lossy=True),
     "cudnn": Backend("_native_cudnn", (on_cuda, half_precision)),
     "efficient": Backend("_native_efficient", (on_accelerator,)),
     "math": Backend("_native_math"),
@@ -188,7 +199,7 @@ def _probe(backend: Backend, case: Case) -> str:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"a trial call failed: {describe(error)}"
+        return (backend.usually(case) if backend.usually else "") or f"a trial call failed: {describe(error)}"
     if not difference <= _TOLERANCE:  # NaN is refused too
         return f"a trial call gave a wrong result (difference {difference:.2g} where {_TOLERANCE} is allowed)"
     return ""

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from ..cache_folder import cache_folder
+from ..compile_clock import Compilations
 from ..fallback import Signals, describe
 from ..memory import GIB
 from ..report import OptimizationRecord
@@ -76,14 +77,20 @@ def is_compiled(pipeline: Any) -> bool:
     return any(component in _regions and _regions[component].installed for component in _components(pipeline))
 
 
-def is_warm(pipeline: Any) -> bool:
-    """Whether compiled code is installed and has been called: its memory is taken already."""
-    regions = [_regions[part] for part in _components(pipeline) if part in _regions]
-    return any(region.installed and region.started for region in regions)
+def is_warm(pipeline: Any, how: CompileSettings, breaks: str = "") -> bool:
+    """Whether the very code that `how` asks for is installed and has run: its memory is taken already.
+
+    Code of another backend, mode or scope says nothing of it, nor does code of the denoisers of the VAE's.
+    """
+    wanted = _targets(pipeline, how)
+    return bool(wanted) and all(
+        component in _regions and _regions[component].is_warm(modules, _recipe(how, breaks, is_vae))
+        for component, (_, modules, is_vae) in wanted.items()
+    )
 
 
 def record(pipeline: Any, before: OptimizationRecord, how: CompileSettings, breaks: str = "") -> OptimizationRecord:
-    """The record as it stands after a run: lazily failed or not, and what the first calls cost."""
+    """The record as it stands after a run: lazily failed or not, and what compiling has cost so far."""
     return before if before.applied == "off" else _record(pipeline, before, how, breaks)
 
 
@@ -183,7 +190,7 @@ def _recipe(how: CompileSettings, breaks: str, is_vae: bool) -> Recipe:
 
 def _install(component: nn.Module, name: str, modules: list[nn.Module], recipe: Recipe, signals: Signals) -> None:
     region = _regions.get(component)
-    if region is None or not region.made_by(recipe) or len(region) != len(modules):
+    if region is None or not region.made_for(modules, recipe):
         _remove(component)
         region = _regions[component] = Region(name, modules, recipe)
     region.signals = signals
@@ -261,13 +268,14 @@ def _record(pipeline: Any, before: OptimizationRecord, how: CompileSettings, bre
     notes = [f"no fullgraph: {breaks}"] if breaks and how.fullgraph == "auto" and working else []
     if how.compile_vae and not any(region.name == "vae" for region in regions):
         notes.append("the VAE has no decoder stages to compile")
-    seconds = sum(region.seconds for region in regions)
+    made = [region.compilations for region in regions]
+    compilations = Compilations(sum(one.count for one in made), sum(one.seconds for one in made))
     return OptimizationRecord(
         NAME,
         before.requested,
         applied or "off",
         "; ".join([*failures, *notes]) or before.reason,
-        f"first calls took {seconds:.1f} s" if seconds else "",
+        str(compilations) if compilations.count else "",
         failed=bool(failures),
     )
 

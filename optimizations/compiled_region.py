@@ -7,7 +7,6 @@ it fails, the plain module runs in its place, and unless that fails too, the who
 from __future__ import annotations
 
 import logging
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from ..compile_clock import Compilations, counted
 from ..fallback import Signals, all_finite, describe
 from .attention_processors import Trust
 from .components import attention_layers
@@ -73,7 +73,7 @@ class Region:
     Attributes:
         signals: whom to tell about progress; it may raise to cancel.
         failure: why the region went back to plain, or "".
-        seconds: time that the first calls took, compilation included.
+        compilations: how often its code was compiled, recompilations included, and what that took.
     """
 
     def __init__(self, name: str, modules: Sequence[nn.Module], recipe: Recipe) -> None:
@@ -81,7 +81,7 @@ class Region:
         self.recipe = recipe
         self.signals = Signals()
         self.failure = ""
-        self.seconds = 0.0
+        self.compilations = Compilations()
         self._asked_for = recipe
         self._modules = [weakref.ref(module) for module in modules]
         self._started = 0
@@ -89,18 +89,20 @@ class Region:
     def __len__(self) -> int:
         return len(self._modules)
 
-    def made_by(self, recipe: Recipe) -> bool:
-        """Whether this region was made for `recipe`, even if graph breaks were allowed since."""
-        return self._asked_for == recipe
+    def made_for(self, modules: Sequence[nn.Module], recipe: Recipe) -> bool:
+        """Whether this region compiles these modules by `recipe`, even if graph breaks were allowed since."""
+        same = len(modules) == len(self) and all(
+            ref() is module for ref, module in zip(self._modules, modules, strict=True)
+        )
+        return same and self._asked_for == recipe
+
+    def is_warm(self, modules: Sequence[nn.Module], recipe: Recipe) -> bool:
+        """Whether it was made for these, works, and every module's code has run."""
+        return self.made_for(modules, recipe) and self.installed and self._started == len(self)
 
     @property
     def installed(self) -> bool:
         return any(True for _ in self._installed())
-
-    @property
-    def started(self) -> bool:
-        """Whether any compiled code has been called."""
-        return self._started > 0
 
     def install(self) -> None:
         """Compile every module at its next call. Code that was compiled before is found again by dynamo."""
@@ -133,11 +135,12 @@ class Region:
         done = min(self._started, total - 1)
         self.signals.tick("compile", done, total, f"{self.name}: {done + 1} of {total}")
 
-    def after_first_call(self, seconds: float) -> None:
+    def after_first_call(self) -> None:
         self._started += 1
-        self.seconds += seconds
         if self._started == len(self._modules):
-            self.signals.tick("compile", self._started, self._started, f"{self.name}: done in {self.seconds:.1f} s")
+            self.signals.tick(
+                "compile", self._started, self._started, f"{self.name}: done in {self.compilations.seconds:.1f} s"
+            )
 
     def _alive(self) -> list[nn.Module]:
         return [module for reference in self._modules if (module := reference()) is not None]
@@ -159,17 +162,17 @@ class CompiledCall:
         if not self._first:
             return self._guarded(args, kwargs)
         self.region.before_first_call()
-        start = time.perf_counter()
         result = self._guarded(args, kwargs)
         if self._first:
             self._first = False
             if self.region.installed:
-                self.region.after_first_call(time.perf_counter() - start)
+                self.region.after_first_call()
         return result
 
     def _guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            result = self._compiled(*args, **kwargs)
+            with counted(self.region.compilations):
+                result = self._compiled(*args, **kwargs)
             if self.region.recipe.reuses_outputs:
                 result = tree_map_only(torch.Tensor, torch.clone, result)
         except Exception as error:

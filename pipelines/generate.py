@@ -19,6 +19,8 @@ from .loading import loader
 from .requests import ready
 from .types import LoadedPipeline, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
+ENDED_NOT_FINITE = "the run ended in NaN or infinity with it, so it was made again without"
+
 if TYPE_CHECKING:
     import torch
 
@@ -65,7 +67,11 @@ def run_loaded(
     *,
     memory: MemoryProbe | None = None,
 ) -> SampleResult:
-    """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be."""
+    """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be.
+
+    A run that ends in NaN or infinity while another attention backend than SDPA was active is made again with SDPA.
+    """
+    from ..optimizations import attention
     from ..optimizations.tuning.auto import AutoRun
     from .tuning_key import tuning_key
 
@@ -80,7 +86,11 @@ def run_loaded(
         decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
         result = sampling.run(loaded, request, watched, report, decode)
     auto.finish(report)
-    return result
+    if bool(result.latent.isfinite().all()) or not attention.give_up(loaded.pipeline, ENDED_NOT_FINITE):
+        return result
+    with _optimized(loaded, handle.loras, auto.settings, auto.workload, callbacks, memory) as report:
+        decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
+        return sampling.run(loaded, request, callbacks, report, decode)
 
 
 def decode(

@@ -1,0 +1,53 @@
+"""How long torch.compile takes: every compilation of this thread, recompilations for new shapes included."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass
+class Compilations:
+    """What was compiled while `counted` held it.
+
+    Attributes:
+        count: compilations; code that is found on disk counts as one that was quick.
+        seconds: what they took, from the beginning of tracing to callable code.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        times = "once" if self.count == 1 else f"{self.count} times"
+        return f"compiling took {self.seconds:.1f} s ({times})"
+
+
+@contextlib.contextmanager
+def counted(into: Compilations) -> Iterator[None]:
+    """Add to `into` whatever this thread compiles while the block runs, also when it ends with an error."""
+    from torch._dynamo.callback import callback_handler
+
+    thread = threading.get_ident()
+    started: list[float] = []
+
+    def begin(_: object) -> None:
+        if threading.get_ident() == thread:
+            started.append(time.perf_counter())
+
+    def end(_: object) -> None:
+        if started and threading.get_ident() == thread:
+            into.seconds += time.perf_counter() - started.pop()
+            into.count += 1
+
+    callback_handler.register_start_callback(begin)
+    callback_handler.register_end_callback(end)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # a reset of dynamo has taken them off already
+            callback_handler.remove_start_callback(begin)
+            callback_handler.remove_end_callback(end)

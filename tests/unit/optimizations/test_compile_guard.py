@@ -1,0 +1,92 @@
+"""The memory check before compiling: nothing compiles that a fresh process would decline, whatever is warm."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from fastdiffusers.memory import GIB, MemoryState
+from fastdiffusers.optimizations import compile
+from fastdiffusers.optimizations.apply import active, apply, apply_to_vae
+from fastdiffusers.optimizations.compiled_region import Recipe
+from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
+
+RECIPES = [
+    ("inductor", "default"),
+    ("inductor", "reduce-overhead"),
+    ("inductor", "max-autotune"),
+    ("inductor", "max-autotune-no-cudagraphs"),
+    ("cudagraphs", "default"),
+    ("aot_eager", "default"),
+    ("eager", "default"),
+]
+SCOPES = ("blocks", "model")
+HOW = [
+    CompileSettings(backend=backend, mode=mode, scope=scope, compile_vae=compile_vae)
+    for (backend, mode), scope, compile_vae in itertools.product(RECIPES, SCOPES, (False, True))
+]
+NO_ROOM = lambda device: MemoryState(0, 24 * GIB)
+MUCH_ROOM = lambda device: MemoryState(20 * GIB, 24 * GIB)
+
+
+def settings_of(how: CompileSettings) -> OptimizationSettings:
+    tiling = TilingSettings(mode="off", slicing="off")
+    return OptimizationSettings(torch_compile="on", compile=how, vae_tiling=tiling, memory_mode="gpu")
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every backend and mode runs here: what is compiled is called as it is."""
+    monkeypatch.setattr(Recipe, "compile", lambda self, call: call)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("warm", HOW, ids=lambda how: f"{how.backend}-{how.mode}-{how.scope}-{how.compile_vae}")
+def test_warm_code_says_nothing_of_other_code(warm, tiny_pipeline, picture):
+    pipeline = tiny_pipeline("flux")
+    settings = settings_of(warm)
+    report = apply(pipeline, settings, memory=MUCH_ROOM)
+    with active(pipeline, settings, report):
+        picture(pipeline, "flux")
+    for asked in HOW:
+        nothing_new = asked == warm or asked == replace(warm, compile_vae=False)
+        assert compile.is_warm(pipeline, asked) == nothing_new, asked
+    assert apply(pipeline, settings, memory=NO_ROOM)["torch_compile"].applied != "off"
+    other = settings_of(replace(warm, scope="model" if warm.scope == "blocks" else "blocks"))
+    record = apply(pipeline, other, memory=NO_ROOM)["torch_compile"]
+    assert (record.applied, record.failed) == ("off", True)
+    assert "out of memory" in record.reason
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_what_has_not_run_is_not_warm(tiny_pipeline):
+    pipeline, settings = tiny_pipeline("flux"), settings_of(CompileSettings(backend="eager"))
+    assert apply(pipeline, settings, memory=MUCH_ROOM)["torch_compile"].applied != "off"
+    assert apply(pipeline, settings, memory=NO_ROOM)["torch_compile"].applied == "off"
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_warm_denoisers_say_nothing_of_the_decoder(tiny_pipeline, picture):
+    pipeline, settings = tiny_pipeline("flux"), settings_of(CompileSettings(backend="eager", compile_vae=True))
+    without = settings_of(CompileSettings(backend="eager"))
+    report = apply(pipeline, without, memory=MUCH_ROOM)
+    with active(pipeline, without, report):
+        picture(pipeline, "flux")
+    assert apply_to_vae(pipeline, settings, memory=NO_ROOM)["torch_compile"].applied == "off"
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_both_experts_have_to_be_warm(tiny_pipeline, picture):
+    pipeline, settings = tiny_pipeline("wan22-t2v"), settings_of(CompileSettings(backend="eager"))
+    report = apply(pipeline, settings, memory=MUCH_ROOM)
+    with active(pipeline, settings, report):
+        picture(pipeline, "wan22-t2v", steps=4)
+        assert apply(pipeline, settings, memory=NO_ROOM)["torch_compile"].applied != "off"
+    pipeline = tiny_pipeline("wan22-t2v")
+    pipeline.register_to_config(boundary_ratio=0.0)  # the first expert makes every step
+    report = apply(pipeline, settings, memory=MUCH_ROOM)
+    with active(pipeline, settings, report):
+        picture(pipeline, "wan22-t2v", steps=2)
+    assert apply(pipeline, settings, memory=NO_ROOM)["torch_compile"].applied == "off"
