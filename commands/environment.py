@@ -108,13 +108,12 @@ def cudnn() -> dict[str, Any]:
     """
     import torch
 
-    from ..vae.network.convolution import has_memory_defect
-
     number = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     if number is None:
         return {"version": "", "conv3d_memory_defect": False}
     text = f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number >= 90000 else str(number)
-    return {"version": text, "conv3d_memory_defect": has_memory_defect(torch.__version__, number)}
+    torch_version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    return {"version": text, "conv3d_memory_defect": torch_version >= (2, 9) and 91002 <= number < 91500}
 
 
 def compiler(device: str) -> dict[str, Any]:
