@@ -6,7 +6,8 @@ number of tokens: their own time, a small part of a run, is not the real one's, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,15 +167,12 @@ def _settings(pipeline: Any) -> dict[str, Any]:
     }
 
 
-class default_dtype:  # noqa: N801 - used like torch.device(...)
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """While the block runs, new floating-point tensors have this dtype."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def __enter__(self) -> None:
-        self._before = torch.get_default_dtype()
-        torch.set_default_dtype(self._dtype)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_default_dtype(self._before)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -38,6 +38,10 @@ class Preset:
         return replace(full, steps=min(4, full.steps or 4), width=64, height=64, num_frames=frames)
 
 
+def _work(**fields: float) -> tuple[tuple[str, Any], ...]:
+    return tuple(fields.items())
+
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -46,21 +50,14 @@ PRESETS = {
             "Wan 2.2 image to video with a 4-step LoRA: two experts of 2 steps, guidance 1, 81 frames of 832x1216",
             families=("wan-i2v", "wan-t2v"),
             compare="compile,flash,compile+flash",
-            request=(
-                ("steps", 4),
-                ("guidance", 1.0),
-                ("guidance_2", 1.0),
-                ("width", 832),
-                ("height", 1216),
-                ("num_frames", 81),
-            ),
+            request=_work(steps=4, guidance=1.0, guidance_2=1.0, width=832, height=1216, num_frames=81),
         ),
         Preset(
             "flux-1024",
             "Flux.1-dev, 28 steps, one picture of 1024x1024",
             families=("flux",),
             compare="compile,flash,cudnn,compile+cudnn",
-            request=(("steps", 28), ("guidance", 3.5), ("width", 1024), ("height", 1024)),
+            request=_work(steps=28, guidance=3.5, width=1024, height=1024),
         ),
     )
 }
@@ -82,14 +79,14 @@ MODEL_BENCHMARKS = {
             families=("zimage",),
             compare="compile,cudnn,compile+cudnn,compile-graphs,fp8,fp8+compile,fp8+compile+cudnn,int8,int8+compile,"
             "uint4,uint4+compile",
-            request=(("steps", 9), ("guidance", 0.0), ("width", 1024), ("height", 1024)),
+            request=_work(steps=9, guidance=0.0, width=1024, height=1024),
         ),
         Preset(
             "qwen_image_1024",
             "Qwen-Image, 50 steps, true guidance 4, so that every step runs the model twice, 1024x1024",
             families=("qwenimage",),
             compare="compile,compile+cudnn,cache-balanced,cache-fast,fp8,fp8+compile,fp8+compile+cudnn",
-            request=(("steps", 50), ("guidance", 4.0), ("width", 1024), ("height", 1024)),
+            request=_work(steps=50, guidance=4.0, width=1024, height=1024),
         ),
         Preset(
             # Others publish seconds per step for this size; one step of each expert is enough to time them.
@@ -97,14 +94,7 @@ MODEL_BENCHMARKS = {
             "Wan 2.2 image to video, 81 frames of 832x480 with guidance, 2 steps",
             families=("wan-i2v",),
             compare="compile,cudnn,compile+cudnn,fused,fused+compile,fp8+compile+cudnn",
-            request=(
-                ("steps", 2),
-                ("guidance", 3.5),
-                ("guidance_2", 3.5),
-                ("width", 832),
-                ("height", 480),
-                ("num_frames", 81),
-            ),
+            request=_work(steps=2, guidance=3.5, guidance_2=3.5, width=832, height=480, num_frames=81),
         ),
         Preset(
             # Plain was the fastest here on a card with 32 GiB: compiled code took the memory that the weights needed.

@@ -67,7 +67,8 @@ def record(pipeline: Any, before: OptimizationRecord) -> OptimizationRecord:
     """The record as it stands after a run: a backend that failed at its first use was given up meanwhile."""
     if before.failed:
         return before
-    return _record(before.requested, _wanted(before), denoisers(pipeline), {})
+    wanted = "sdpa" if before.requested == "auto" else before.requested
+    return _record(before.requested, wanted, denoisers(pipeline), {})
 
 
 def give_up(pipeline: Any, reason: str) -> bool:
@@ -86,12 +87,8 @@ def give_up(pipeline: Any, reason: str) -> bool:
 def restore(pipeline: Any) -> None:
     """Every denoiser has its own processors again; earlier failures are forgotten."""
     for model in denoisers(pipeline).values():
-        _restore_model(model)
-        _in_use.pop(model, None)
-
-
-def _wanted(record: OptimizationRecord) -> str:
-    return "sdpa" if record.requested == "auto" else record.requested
+        if (current := _in_use.pop(model, None)) is not None:
+            _put_back(current)
 
 
 def _refuse(model: nn.Module, choice: str, device: torch.device) -> str:
@@ -116,7 +113,8 @@ def _switch(model: nn.Module, choice: str, device: torch.device) -> None:
     current = _in_use.get(model)
     if current is not None and current.choice == choice and _intact(current):
         return
-    _restore_model(model)
+    if current is not None:
+        _put_back(current)
     made = _Use(choice)
     _in_use[model] = made
     if choice == "sdpa" and _default_is_sdpa():
@@ -144,12 +142,6 @@ def _default_is_sdpa() -> bool:
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
     return _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
-
-
-def _restore_model(model: nn.Module) -> None:
-    current = _in_use.get(model)
-    if current is not None:
-        _put_back(current)
 
 
 def _put_back(use: _Use) -> None:

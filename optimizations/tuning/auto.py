@@ -21,7 +21,7 @@ from ..apply import switch_compile
 from ..components import denoisers, resident_bytes
 from ..settings import OptimizationSettings, Workload
 from .compile_trial import CompileTrial, Controls, State, left_the_device
-from .decide import AUTO_NAMES, Decision, decide, measured_overhead, settings_label
+from .decide import AUTO_NAMES, Decision, anything_auto, decide, measured_overhead, settings_label
 from .key import TuningKey
 from .store import Row, Store, default_store
 
@@ -101,7 +101,7 @@ class AutoRun:
         self._trial: CompileTrial | None = None
         self._was_settled = False
         self._timesteps: tuple[Any, list[float]] = (None, [])
-        rows = self._store.rows() if _anything_auto(settings) else []
+        rows = self._store.rows() if anything_auto(settings) else []
         self._decision = self._decide(rows, workload.steps)
         self.settings = self._decision.settings
         self.workload = replace(workload, compile_overhead=measured_overhead(self._on(), key, rows))
@@ -155,7 +155,7 @@ class AutoRun:
             self._history.add_eager_steps(self._key, self.workload.steps)
 
     def _decide(self, rows: list[Row], steps: int) -> Decision:
-        if not _anything_auto(self._asked):
+        if not anything_auto(self._asked):
             return Decision(self._asked)
         made = self._history.eager_steps(self._key)
         return decide(self._asked, self._key, rows, steps, made, compile.is_compiled(self._pipeline))
@@ -266,7 +266,3 @@ class AutoRun:
                 reason=trial.reason,
             )
         )
-
-
-def _anything_auto(settings: OptimizationSettings) -> bool:
-    return "auto" in (settings.attention, settings.torch_compile, settings.vae_tiling.mode)

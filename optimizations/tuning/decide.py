@@ -145,6 +145,11 @@ def _best(settings: OptimizationSettings, known: Mapping[tuple[tuple[str, str], 
     return fastest if clear else simplest
 
 
+def anything_auto(settings: OptimizationSettings) -> bool:
+    """Whether the settings leave anything to what was measured."""
+    return any(_is_auto(settings, name) for name in AUTO_NAMES)
+
+
 def _is_auto(settings: OptimizationSettings, name: str) -> bool:
     return (settings.vae_tiling.mode if name == "vae_tiling" else getattr(settings, name)) == "auto"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,21 +94,13 @@ class PeakMemory:
 
     def highest(self, other: PeakMemory) -> PeakMemory:
         """The larger of both, field by field."""
-        return PeakMemory(
-            _larger(self.allocated, other.allocated),
-            _larger(self.reserved, other.reserved),
-            _larger(self.host, other.host),
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return PeakMemory(*(max((size for size in pair if size is not None), default=None) for pair in pairs))
 
     @property
     def headline(self) -> int | None:
         """The one figure to show: what the device had to give, or main memory where there is no device memory."""
         return self.host if self.reserved is None else self.reserved
-
-
-def _larger(one: int | None, other: int | None) -> int | None:
-    known = [value for value in (one, other) if value is not None]
-    return max(known) if known else None
 
 
 class MemoryMeter(Protocol):

@@ -241,6 +241,11 @@ def test_the_folder_is_the_environments_then_the_given_then_the_users(
     assert default_store().path.parent == tmp_path / "named"
 
 
+def test_a_folder_of_a_user_who_is_not_there_is_a_name_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache_folder.ENVIRONMENT_VARIABLE, "~nobody_of_that_name/cache")
+    assert cache_folder.cache_folder() == Path("~nobody_of_that_name/cache")
+
+
 def test_close_sizes_share_a_bucket_and_others_do_not() -> None:
     square = shape_bucket(Workload(1024, 1024))
     assert square == shape_bucket(Workload(1152, 896))
