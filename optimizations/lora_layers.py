@@ -170,7 +170,8 @@ class LoraLayer(_Wrapper):
         weight = dense_weight(self.base, self.down.dtype)
         up, down = factors.up.to(weight).flatten(1), factors.down.to(weight).flatten(1)
         merged = weight.flatten(1) + factors.scale * (up @ down)
-        return magnitude.to(merged) / torch.linalg.vector_norm(merged, dim=1)
+        gain = magnitude.to(merged) / torch.linalg.vector_norm(merged, dim=1)
+        return gain.to(self.up.device)
 
 
 class LoraNorm(_Wrapper):

@@ -17,7 +17,7 @@ _ENDINGS = {
     "up": r"[._]lora(?:_linear_layer)?[._]up\.weight|\.lora_B(?:\.\w+)?\.weight",
     "bias": r"\.lora_B(?:\.\w+)?\.bias",
     "mid": r"\.lora_mid\.weight",
-    "magnitude": r"\.lora_magnitude_vector(?:\.\w+)?",
+    "magnitude": r"\.lora_magnitude_vector(?:\.\w+){0,2}",
     "alpha": r"\.alpha",
     "diff": r"\.diff",
     "diff_b": r"\.diff_b",
@@ -32,10 +32,12 @@ _ENDINGS = {
 }
 _PROCESSOR = re.compile(r"(?P<layer>.*processor\..+_lora\d?)\.(?P<half>down|up)\.weight", re.DOTALL)
 """How attention processors were saved once: their own names, which diffusers' converters know."""
-_KEY = re.compile(
-    "(?P<layer>.+?)(?:" + "|".join(f"(?P<{part}>{ending})" for part, ending in _ENDINGS.items()) + ")",
-    re.DOTALL,
-)
+_ENDING = re.compile("(?:" + "|".join(f"(?P<{part}>{ending})" for part, ending in _ENDINGS.items()) + r")\Z")
+_LONGEST_ENDING = 96
+"""No more of a key is searched for its ending: an adapter's own name may be part of it."""
+_LONGEST_KEY = 1000
+_WORDS = ("lora", "alpha", "diff", "hada_", "lokr_", "oft_", "dora_scale", "ia3_l")
+"""A key without any of these has none of the endings."""
 
 PAIR = frozenset(("down", "up"))
 LOHA = frozenset(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
@@ -55,11 +57,13 @@ _REFUSED = {
 
 def split(key: str) -> tuple[str, str] | None:
     """(layer, part) of a key; None when it is no part of an adapter."""
-    processor = _PROCESSOR.fullmatch(key)
+    if not any(word in key for word in _WORDS) or len(key) > _LONGEST_KEY:
+        return None
+    processor = _PROCESSOR.fullmatch(key) if "processor." in key else None
     if processor:
         return processor["layer"], processor["half"]
-    found = _KEY.fullmatch(key)
-    return (found["layer"], str(found.lastgroup)) if found else None
+    found = _ENDING.search(key, max(1, len(key) - _LONGEST_ENDING))
+    return (key[: found.start()], str(found.lastgroup)) if found else None
 
 
 def is_processor(stem: str) -> bool:

@@ -68,7 +68,8 @@ def factors_of(group: Group, scale: float, lokr_scale: float) -> Factors:
         down, up = group["down"], group["up"]
         _check_matrices(down=down, up=up)
         if down.shape[0] != up.shape[1]:
-            raise MalformedError(f"its matrices are {list(down.shape)} and {list(up.shape)}")
+            ranks = f"its down matrix has {down.shape[1]} inputs and rank {down.shape[0]}"
+            raise MalformedError(f"{ranks}, its up matrix has rank {up.shape[1]}")
         low_rank = Factors(down, up, scale)
     return replace(
         low_rank, bias=bias, difference=group.get("diff"), kronecker=kronecker, magnitude=group.get("magnitude")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 """Ways of starting an adapter that take its first values away from the model's own weights."""
+_MAX_PATTERNS = 10_000
+_EXPLOSIVE = re.compile(r"\([^()]*[+*][^()]*\)[+*{]")
+"""A repetition of something that repeats: some names would take such a pattern for ever."""
 
 
 def settings_of(component: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +28,12 @@ def refused_settings(settings: Mapping[str, Any]) -> str:
     for name in ("rank_pattern", "alpha_pattern"):
         if not isinstance(settings.get(name) or {}, dict):
             return f"the {name} in its header is no table"
+        patterns = settings.get(name) or {}
+        if len(patterns) > _MAX_PATTERNS:
+            return f"the {name} in its header has {len(patterns)} entries, more than {_MAX_PATTERNS}"
+        explosive = next((pattern for pattern in patterns if _EXPLOSIVE.search(pattern)), None)
+        if explosive is not None:
+            return f"the {name} in its header repeats a repetition ({explosive})"
     numbers = [settings.get(name) for name in ("r", "lora_alpha", "alpha")]
     for name in ("rank_pattern", "alpha_pattern"):
         numbers += (settings.get(name) or {}).values()
@@ -56,7 +67,11 @@ def lokr_scale(alpha: float | None, rank: int | None, layer: str, settings: Mapp
 
 
 def _by_pattern(settings: Mapping[str, Any], table: str, layer: str, default: Any) -> Any:
-    from peft.utils.other import get_pattern_key
-
+    """The value of the first pattern that matches the name's end from a dot on: PEFT's `get_pattern_key`."""
     patterns = settings.get(table) or {}
-    return patterns.get(get_pattern_key(list(patterns), layer), default)
+    return next((value for pattern, value in patterns.items() if _compiled(pattern).match(layer)), default)
+
+
+@functools.lru_cache(maxsize=_MAX_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")

@@ -159,3 +159,60 @@ def test_lokr(family: str, options: dict[str, Any], tiny_pipeline: Callable, tmp
     (record,) = set_loras(entry, (LoraSpec(str(path), -0.5),))
     assert record.cost.startswith("exchanged in place")
     assert_same_layers(pipeline, reference)
+
+
+def test_other_kinds_are_exchanged_without_recompiling(
+    tiny_pipeline: Callable, run: Callable, tmp_path: Path, fresh_dynamo: None
+) -> None:
+    pipeline, reference = tiny_pipeline("flux"), tiny_pipeline("flux")
+    entry = loaded(pipeline)
+    kinds = ("DoRA", "biases", "plain")
+    files = [make(reference, tmp_path / f"{kind}.safetensors", seed=n, **KINDS[kind]) for n, kind in enumerate(kinds)]
+    everything = tuple(LoraSpec(str(file), 0.5) for file in files)
+    set_loras(entry, everything)
+    sets = [everything, everything[:1], everything[1:], (LoraSpec(str(files[0]), -0.3),)]
+    eager = []
+    for specs in sets:
+        set_loras(entry, specs)
+        eager.append(run(pipeline))
+    pipeline.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
+    run(pipeline)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for specs, expected in zip(sets, eager, strict=True):
+            (record,) = set_loras(entry, specs)
+            assert record.cost.startswith("exchanged in place")
+            assert torch.equal(run(pipeline), expected)
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "biases"])
+def test_other_kinds_on_a_quantized_model(kind: str, tiny_pipeline: Callable, run: Callable, tmp_path: Path) -> None:
+    pytest.importorskip("sdnq")
+    from fastdiffusers.optimizations.quantization.quantize import quantize_loaded
+
+    pipeline, unquantized = tiny_pipeline("flux"), tiny_pipeline("flux")
+    path = make(unquantized, tmp_path / "made.safetensors", **KINDS[kind])
+    quantize_loaded(pipeline, "sdnq-int8", minimum_numel=1024)
+    plain = run(pipeline)
+    set_loras(loaded(pipeline), (LoraSpec(str(path)),))
+    set_loras(loaded(unquantized), (LoraSpec(str(path)),))
+    result = run(pipeline)
+    assert (result - run(unquantized)).abs().mean() < (result - plain).abs().mean() / 2
+    set_loras(loaded(pipeline), ())
+    assert torch.equal(run(pipeline), plain)
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "biases"])
+def test_other_kinds_while_the_weights_are_offloaded(
+    kind: str, tiny_pipeline: Callable, run: Callable, tmp_path: Path
+) -> None:
+    pipeline, expected = tiny_pipeline("flux"), tiny_pipeline("flux")
+    path = make(expected, tmp_path / "made.safetensors", **KINDS[kind])
+    set_loras(loaded(expected), (LoraSpec(str(path)),))
+    entry = loaded(pipeline)
+    set_loras(entry, (LoraSpec(str(path)),))
+    pipeline.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), "leaf_level")
+    assert torch.equal(run(pipeline), run(expected))
+    for model in (entry, loaded(expected)):
+        (record,) = set_loras(model, (LoraSpec(str(path), 0.4),))
+        assert record.cost.startswith("exchanged in place")
+    assert torch.equal(run(pipeline), run(expected))

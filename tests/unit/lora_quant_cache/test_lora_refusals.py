@@ -164,6 +164,8 @@ def test_kinds_and_tensors_that_are_not_applied(name: str, tiny_pipeline: Callab
         {"r": 4, "lora_alpha": {"to_q": 4}},
         {"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": "high"}},
         {"r": 4, "lora_alpha": 4, "alpha_pattern": {"(": 8}},
+        {"r": 4, "lora_alpha": 4, "alpha_pattern": {"([a-z_.0-9]+)+!": 8}},
+        {"r": 4, "lora_alpha": 4, "rank_pattern": {f"to_{n}": 4 for n in range(10_001)}},
         {"r": 4, "lora_alpha": 4, "init_lora_weights": "pissa"},
     ],
 )
