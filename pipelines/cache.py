@@ -54,7 +54,7 @@ class PipelineCache:
         self._acquire(callbacks)
         try:
             self._unwanted.discard(key)
-            loaded = self._entries.get(key) or self._make(key, callbacks)
+            loaded = self._current(key) or self._make(key, callbacks)
             self._entries.move_to_end(key)
             self._borrowed.append(key)
             try:
@@ -89,6 +89,17 @@ class PipelineCache:
     def _acquire(self, callbacks: Callbacks) -> None:
         while not self._lock.acquire(timeout=0.1):  # another thread is sampling: waiting can be cancelled
             callbacks.check_cancel()
+
+    def _current(self, key: LoadKey) -> LoadedPipeline | None:
+        """The pipeline of `key` if it is loaded, and its files are still those that it was read from."""
+        loaded = self._entries.get(key)
+        if loaded is None or not loaded.stamp or key in self._borrowed:
+            return loaded
+        now = loader.files_stamp(key)
+        if now and now != loaded.stamp:
+            self._free([key])
+            return None
+        return loaded
 
     def _make(self, key: LoadKey, callbacks: Callbacks) -> LoadedPipeline:
         self._check(key)

@@ -219,6 +219,19 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def stamp(path: Path) -> str:
+    """What tells whether the files of a loaded model are still those that were loaded; "" where nobody can look at them.
+
+    Weights on the CPU are mapped from their files: where a file was cut off since, reading them ends the process, even
+    when it has its length and its date back. The time of the last change of a file's state shows that; a copy of the
+    model has other ones, and so it is no part of the identity.
+    """
+    try:
+        return " ".join(f"{status.st_size}:{status.st_ctime_ns}" for status in map(Path.stat, _model_files(path)))
+    except OSError:
+        return ""
+
+
 def _model_files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path

@@ -161,6 +161,15 @@ def check(key: LoadKey) -> None:
     _check_path(path, key.quantization)
 
 
+def files_stamp(key: LoadKey) -> str:
+    """What changes when a file of a key is written to or replaced; "" where there are none to look at."""
+    try:
+        path = folder_of(key)
+    except ModelFileError:
+        return ""
+    return "" if path is None else checkpoints.stamp(path)
+
+
 @lru_cache(maxsize=64)
 def family_of_key(key: LoadKey) -> Family:
     """The family that a key will load, for checks before the load; the variant is known only after it."""
@@ -186,6 +195,7 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
 
     started = time.perf_counter()
     dtype = getattr(torch, key.dtype)
+    stamp = files_stamp(key)
     pipeline = _read(key, dtype, callbacks)
     _apply_component_dtypes(pipeline, key)
     pipeline.set_progress_bar_config(disable=True)
@@ -206,7 +216,7 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         facts["revision"] = commit
     if quantized := describe_quantization(pipeline):
         facts["quantization"] = quantized
-    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts)
+    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp)
 
 
 def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:

@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...errors import InputError, ModelFileError
 
@@ -165,7 +165,7 @@ def _is_entry(entry: Any) -> bool:
     return len(shape) <= 64 and (bits is None or math.prod(shape) * bits == (offsets[1] - offsets[0]) * 8)
 
 
-def _are_sizes(values: Any) -> bool:
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
