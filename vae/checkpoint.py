@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, ModelFileError
+from ..errors import InputError, ModelFileError, first_line
 from .config import Shapes, VaeConfig, infer_config
 from .network.model import VideoVAE
 
@@ -177,7 +177,7 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = f"torch cannot use it: {str(error).splitlines()[0]}"
+        reason = f"torch cannot use it: {first_line(error)}"
         raise InputError("device", device, reason, "use auto or cpu") from None
     return chosen
 
