@@ -235,7 +235,7 @@ def with_picture(request: SampleRequest, family: Family) -> SampleRequest:
     """The request with a drawn picture where the model needs one and none was given."""
     if family.images != "required" or request.images:
         return request
-    width, height = request.width or family.width, request.height or family.height
+    width, height = request.width or family.width or 512, request.height or family.height or 512
     return replace(request, images=(drawn_picture(width, height),))
 
 

@@ -47,7 +47,7 @@ class LoadLora(io.ComfyNode):
         try:
             lora.check_loras((LoraSpec(lora_path(lora_name), strength),))
         except FastDiffusersError as error:
-            return str(error)
+            return error.in_short()
         return True
 
     @classmethod

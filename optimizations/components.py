@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-DENOISERS = ("transformer", "transformer_2", "unet", "prior", "decoder")
+DENOISERS = (
+    "transformer",
+    "transformer_2",
+    "transformer_ref",
+    "unconditional_transformer",
+    "unet",
+    "prior",
+    "decoder",
+)
 """Attributes under which diffusers pipelines keep what runs once per step. Both experts of Wan 2.2 are in it."""
 
 

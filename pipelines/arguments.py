@@ -35,16 +35,17 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         "num_inference_steps": request.steps,
         "width": request.width,
         "height": request.height,
-        "num_frames": request.num_frames,
+        family.frames_argument: request.num_frames,
         "frame_rate": request.frame_rate,
-        "generator": generators(request),
+        # Not every pipeline takes a list; one generator gives the same noise as a list of one.
+        "generator": generators(request) if family.known or request.batch > 1 else generators(request)[0],
         "output_type": "latent" if family.known else "pt",
         "max_sequence_length": request.max_sequence_length,
         # Kontext scales whatever size it is given to this area.
-        "max_area": (request.width or 0) * (request.height or 0),
+        "max_area": (request.width or 0) * (request.height or 0) or None,
         "last_image": None if request.last_image is None else to_pil(request.last_image),
     }
-    if (request.guidance or 0.0) <= 1.0:
+    if request.guidance is not None and request.guidance <= 1.0:
         arguments |= dict(family.unguided)
     if family.guidance_argument:
         arguments[family.guidance_argument] = request.guidance
@@ -65,7 +66,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
 def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:
     """Prompt, negative prompt where it acts, and the size of the batch."""
     negative = request.negative_prompt or family.empty_negative
-    if not family.negative_prompt or (request.guidance or 0.0) <= family.negative_above:
+    unguided = request.guidance is not None and request.guidance <= family.negative_above
+    if not family.negative_prompt or unguided:
         negative = None
     if family.batch_by_prompts and request.batch > 1:
         negatives = None if negative is None else [negative] * request.batch

@@ -24,12 +24,16 @@ class Family:
         negative_prompt: honours a negative prompt.
         negative_above: the negative prompt acts only with a guidance above this value.
         empty_negative: what stands for "no negative prompt" where guidance needs one; None = leave it out.
-        steps, guidance, guidance_2: recommended values; `guidance_2` None = same as `guidance`.
-        width, height: recommended size in pixels. With reference images, their aspect at this area.
+        steps, guidance, guidance_2: recommended values; `guidance` None = the pipeline's own, `guidance_2` None = same
+            as `guidance`.
+        width, height: recommended size in pixels, 0 = the pipeline's own. With reference images, their aspect at this
+            area.
         size_multiple: width and height are multiples of it, in pixels.
         max_size: largest width or height, in pixels: what the position embeddings reach.
         video: gives frames with a rate.
-        num_frames, frame_rate: recommended clip, frames and frames per second.
+        num_frames, frame_rate: recommended clip, frames (0 = the pipeline's own) and frames per second.
+        frames_argument: call argument that takes the number of frames.
+        required: call arguments without a default that no input of a request fills.
         frame_step: frames are 1 + a multiple of it; 1 = any number.
         max_frames: longest clip, in frames.
         images: "none" for text only, "optional", or "required".
@@ -59,7 +63,7 @@ class Family:
     negative_above: float = 1.0
     empty_negative: str | None = None
     steps: int = 28
-    guidance: float = 5.0
+    guidance: float | None = 5.0
     guidance_2: float | None = None
     width: int = 1024
     height: int = 1024
@@ -68,6 +72,8 @@ class Family:
     video: bool = False
     num_frames: int = 1
     frame_rate: float | None = None
+    frames_argument: str = "num_frames"
+    required: tuple[str, ...] = ()
     frame_step: int = 1
     max_frames: int = 1
     images: str = "none"

@@ -21,23 +21,33 @@ def family_of(pipeline: Any) -> Family:
     takes 4 steps, a two-expert Wan two guidance scales.
     """
     if isinstance(pipeline, str):
-        return _BY_CLASS.get(pipeline) or Family(pipeline, (pipeline,), size_multiple=8, max_images=0)
+        if pipeline in _BY_CLASS:
+            return _BY_CLASS[pipeline]
+        import diffusers
+
+        found = getattr(diffusers, pipeline, None)
+        return _from_signature(found) if isinstance(found, type) else Family(pipeline, (pipeline,), size_multiple=8)
     pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
     family = _BY_CLASS.get(pipeline_class.__name__) or _from_signature(pipeline_class)
     return family if isinstance(pipeline, type) else _variant_of(family, pipeline)
 
 
 def _from_signature(pipeline_class: type) -> Family:
-    """What the call of an unknown class says about itself: its arguments and their defaults."""
+    """What the call of an unknown class says about itself: its arguments and their defaults.
+
+    A default of None stays None: what it stands for is the pipeline's to decide, by its models' configuration.
+    """
     parameters = inspect.signature(pipeline_class.__call__).parameters
 
-    def default(name: str, otherwise: Any) -> Any:
+    def default(name: str) -> Any:
         value = parameters[name].default if name in parameters else None
-        return otherwise if value is None or value is inspect.Parameter.empty else value
+        return None if value is inspect.Parameter.empty or isinstance(value, list | tuple) else value
 
     guidance = next((name for name in ("guidance_scale", "true_cfg_scale") if name in parameters), "")
-    required = "image" in parameters and parameters["image"].default is inspect.Parameter.empty
-    video = "num_frames" in parameters
+    scale = default(guidance)
+    missing = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    frames = next((name for name in ("num_frames", "frames") if name in parameters), "")
+    rate = default("frame_rate") or default("fps")
     name = pipeline_class.__name__
     return Family(
         name,
@@ -45,16 +55,18 @@ def _from_signature(pipeline_class: type) -> Family:
         guidance_argument=guidance,
         second_guidance="guidance_scale_2" in parameters,
         negative_prompt="negative_prompt" in parameters,
-        steps=int(default("num_inference_steps", 28)),
-        guidance=float(default(guidance, 5.0)),
-        width=int(default("width", 1024)),
-        height=int(default("height", 1024)),
+        steps=int(default("num_inference_steps") or 28),
+        guidance=None if scale is None else float(scale),
+        width=int(default("width") or 0),
+        height=int(default("height") or 0),
         size_multiple=8,
-        video=video,
-        num_frames=int(default("num_frames", 1)),
-        frame_rate=float(default("frame_rate", default("fps", 16.0))) if video else None,
-        max_frames=4096 if video else 1,
-        images="required" if required else "optional" if "image" in parameters else "none",
+        video=bool(frames),
+        num_frames=int(default(frames) or 0) if frames else 1,
+        frame_rate=float(rate or 16.0) if frames else None,
+        frames_argument=frames or "num_frames",
+        required=tuple(name for name in missing if name not in ("self", "prompt", "image")),
+        max_frames=4096 if frames else 1,
+        images="required" if "image" in missing else "optional" if "image" in parameters else "none",
         max_images=1 if "image" in parameters else 0,
         last_image="last_image" in parameters,
     )

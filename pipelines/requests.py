@@ -34,7 +34,8 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_range("batch", request.batch, 1, MAX_BATCH, "run it several times for more")
     _check_range("seed", request.seed, 0, 2**64 - 1, "use any number in that range")
     for name in ("guidance", "guidance_2"):
-        _check_range(name, getattr(request, name), 0.0, 1000.0, f"{family.guidance:g} is recommended")
+        cure = "leave it out for the model's own" if family.guidance is None else f"{family.guidance:g} is recommended"
+        _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
     _check_size("width", request.width, family)
     _check_size("height", request.height, family)
     _check_frames(family, request)
@@ -42,6 +43,9 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_prompt(request)
     _check_scheduler_name(request.scheduler)
     _check_images(family, request)
+    if family.required:
+        reason = f"it needs what no input here gives: {', '.join(family.required)}"
+        raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
     return _ignored(family, request)
 
 
@@ -90,7 +94,7 @@ def complete(family: Family, request: SampleRequest) -> SampleRequest:
         guidance_2=guidance if guidance_2 is None else guidance_2,
         width=width,
         height=height,
-        num_frames=request.num_frames or family.num_frames,
+        num_frames=request.num_frames or family.num_frames or None,
         frame_rate=(request.frame_rate or family.frame_rate) if family.video else None,
     )
 
@@ -138,8 +142,9 @@ def _check_frames(family: Family, request: SampleRequest) -> None:
         return
     rule = f"{family.frame_step}n + 1 frames" if family.frame_step > 1 else "frames"
     reason = f"{family.name} makes {rule}, at most {family.max_frames}"
-    nearest = _nearest(frames, family.frame_step, 1, family.max_frames)
-    raise InputError("num_frames", frames, reason, f"the nearest: {nearest}; {family.num_frames} is recommended")
+    cure = f"the nearest: {_nearest(frames, family.frame_step, 1, family.max_frames)}"
+    recommended = f"; {family.num_frames} is recommended" if family.num_frames else ""
+    raise InputError("num_frames", frames, reason, cure + recommended)
 
 
 def _check_prompt(request: SampleRequest) -> None:
@@ -212,7 +217,7 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
     guidance = family.guidance if request.guidance is None else request.guidance
     if request.negative_prompt and not family.negative_prompt:
         notes.append(f"negative_prompt ignored: {family.name} has none.")
-    elif request.negative_prompt and guidance <= family.negative_above:
+    elif request.negative_prompt and guidance is not None and guidance <= family.negative_above:
         notes.append(f"negative_prompt ignored: guidance = {guidance:g} switches it off.")
     if request.guidance is not None and not family.guidance_argument:
         notes.append(f"guidance ignored: {family.name} has no guidance scale.")
@@ -225,12 +230,17 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
     return notes
 
 
-def _size(family: Family, request: SampleRequest) -> tuple[int, int]:
-    """Width and height in pixels: as asked, else the latent's, else the first image's aspect at the family's area."""
+def _size(family: Family, request: SampleRequest) -> tuple[int | None, int | None]:
+    """Width and height in pixels: as asked, else the latent's, else the first image's aspect at the family's area.
+
+    None where that is left to the pipeline.
+    """
     width, height = family.width, family.height
     multiple = family.size_multiple
     if request.latent is not None and request.latent.ndim >= 4:
         height, width = (edge * family.latent_stride for edge in request.latent.shape[-2:])
+    elif not family.width or not family.height:
+        return request.width, request.height
     elif request.images:
         rows, columns = request.images[0].shape[:2]
         scale = math.sqrt(family.width * family.height / (rows * columns))

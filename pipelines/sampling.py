@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
+from ..optimizations.components import denoisers
 from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments
@@ -28,7 +29,6 @@ NOT_FINITE = (
     "the {what} holds NaN or infinite values: it is black, silent or broken. Use dtype bfloat16 or float32, "
     "or attention sdpa."
 )
-DENOISERS = ("transformer", "transformer_2", "unet")
 
 Decode = Callable[["torch.Tensor"], "torch.Tensor"]
 """ComfyUI latent -> frames float32 [B, T, H, W, 3] in 0..1 on the CPU."""
@@ -160,6 +160,15 @@ def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: Sam
     return latents.to_comfy(estimate[:1], loaded.family, vae, request.width, request.height)[0]
 
 
+def _size(result: SampleResult, request: SampleRequest, family: Family) -> str:
+    """Pixels as asked for, or as they came where that was left to the pipeline."""
+    width, height, count = request.width, request.height, request.num_frames
+    if result.frames is not None:
+        frames, rows, columns = result.frames.shape[1:4]
+        width, height, count = width or columns, height or rows, count or frames
+    return f"{width}x{height}" + (f"x{count}" if family.video else "")
+
+
 @contextmanager
 def _cleaned_up(pipeline: Any) -> Iterator[None]:
     """Leave no state of this run behind, however it ends.
@@ -171,8 +180,8 @@ def _cleaned_up(pipeline: Any) -> Iterator[None]:
         yield
     finally:
         pipeline._interrupt = False
-        for name in DENOISERS:
-            model: Any = getattr(pipeline, name, None)
+        model: Any
+        for model in denoisers(pipeline).values():
             if hasattr(model, "_reset_stateful_cache"):
                 model._reset_stateful_cache()
             registry: Any = getattr(model, "_diffusers_hook", None)
@@ -195,7 +204,7 @@ def _report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest
     report.facts.update(
         {
             **loaded.facts,
-            "size": f"{request.width}x{request.height}" + (f"x{request.num_frames}" if loaded.family.video else ""),
+            "size": _size(result, request, loaded.family),
             "steps": len(result.step_seconds),
             "guidance": request.guidance,
             "scheduler": request.scheduler,
