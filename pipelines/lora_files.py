@@ -23,7 +23,7 @@ from .adapters.names import Names, Target
 from .recognize import family_of
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["Layers", "LoraFile", "check", "read", "stamp"]
 
@@ -72,12 +72,14 @@ def read(path: str, pipeline: Any, branches: Mapping[str, LoraBranches]) -> Lora
         ModelFileError: the file is missing or damaged.
         InputError: it is for another architecture, or no LoRA, or of a kind that is not applied.
     """
-    check(path)
-    tensors, metadata = read_file(path)
+    shapes = check(path)
+    parts_of = [key for key in shapes if keys.split(key) is not None]
+    tensors, metadata = read_file(path, parts_of)
+    others = {key: shape for key, shape in shapes.items() if key not in tensors}
     try:
-        groups, others = keys.group(tensors)
+        groups = keys.group(tensors)
         _refuse_kinds(path, groups, metadata)
-        remarks, groups = _without_the_unusable(path, groups, others, tensors)
+        remarks, groups = _without_the_unusable(path, groups, others)
         settings = {component: scales.settings_of(component, metadata) for component in branches}
         groups = {stem: _as_pair(group, settings) for stem, group in groups.items()}
         found = _assign(groups, pipeline, branches, settings)
@@ -88,10 +90,10 @@ def read(path: str, pipeline: Any, branches: Mapping[str, LoraBranches]) -> Lora
         raise InputError(
             "lora", Path(path).name, f"it is malformed ({first_line(error)})", "use another file"
         ) from error
-    shapes = {stem: tuple(group["down"].shape) if "down" in group else () for stem, group in groups.items()}
-    architecture = architectures.architecture_of(shapes)
+    inner = {stem: tuple(group["down"].shape) if "down" in group else () for stem, group in groups.items()}
+    architecture = architectures.architecture_of(inner)
     if found.mismatch or len(found.unmatched) >= max(found.matched, 1) or _is_foreign(architecture, found, pipeline):
-        _refuse_architecture(path, pipeline, found, list(shapes), architecture)
+        _refuse_architecture(path, pipeline, found, list(inner), architecture)
     remarks += found.remarks
     if found.unmatched:
         remarks.append(f"{_count(len(found.unmatched), 'layer')} not in this model: {_some(found.unmatched)}")
@@ -117,12 +119,12 @@ def _refuse_kinds(path: str, groups: Mapping[str, keys.Group], metadata: Mapping
 
 
 def _without_the_unusable(
-    path: str, groups: dict[str, keys.Group], others: list[str], tensors: Mapping[str, torch.Tensor]
+    path: str, groups: dict[str, keys.Group], others: Mapping[str, Sequence[int]]
 ) -> tuple[list[str], dict[str, keys.Group]]:
     """What is left out, in words, and the rest. A file of which nothing is left is refused."""
     remarks = []
     if others:
-        remarks.append(f"{_count(len(others), 'key')} no part of a LoRA: {_some(others)}")
+        remarks.append(f"{_count(len(others), 'key')} no part of a LoRA: {_some(list(others))}")
     lacking = {stem: keys.missing(group) for stem, group in groups.items()}
     lone = [f"{stem} (lacks {lack})" for stem, lack in lacking.items() if lack]
     if lone:
@@ -134,7 +136,7 @@ def _without_the_unusable(
     kept = {stem: _meaningful(group) for stem, group in groups.items() if not lacking[stem]}
     kept = {stem: group for stem, group in kept.items() if group}
     if not kept:
-        kind = architectures.kind_of(others, architectures.tensor_shapes(tensors)) if not groups else ""
+        kind = architectures.kind_of(list(others), others) if not groups else ""
         reason = f"it is no LoRA but {kind}" if kind else "there is no LoRA in it"
         of = "; ".join(remarks) or "all of it is zero"
         raise InputError("lora", Path(path).name, f"{reason}: {of}", "choose a LoRA file")

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 _UNET, _JOINT = "SD 1.5 or SDXL", "SD 3, FLUX.1 or Qwen-Image"
 _MARKS: Sequence[tuple[str, str]] = (
@@ -99,10 +95,6 @@ def kind_of(keys: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> str:
     if any(re.search(r"blocks?[._]\d+[._]|layers[._]\d+[._]", key) and key.endswith(".weight") for key in keys):
         return "a whole model or a part of one"
     return ""
-
-
-def tensor_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _unet(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -52,8 +52,7 @@ def translate(groups: Mapping[str, keys.Group], pipeline: Any) -> dict[str, keys
         result = pipeline.lora_state_dict(_tensors(groups), **options)
         state, alphas = (result[0], result[1] or {}) if isinstance(result, tuple) else (result, {})
         state, alphas = _modern_names(state, dict(alphas))
-        translated, _ = keys.group(state)
-        return _with_alphas(translated, alphas)
+        return _with_alphas(keys.group(state), alphas)
     except _UNSUITED as error:
         reraise_out_of_memory(error)
         _log.debug("%s cannot translate the file's names: %s", type(pipeline).__name__, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,11 @@ def stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def check(path: str) -> None:
+def check(path: str) -> dict[str, tuple[int, ...]]:
     """Check an adapter file without reading its weights.
+
+    Returns:
+        Key -> shape of every tensor.
 
     Raises:
         ModelFileError: missing, not a .safetensors file, damaged, or larger in some respect than any adapter.
@@ -62,6 +66,7 @@ def check(path: str) -> None:
             raise ModelFileError("lora", path, reason, "choose another file")
         entries = checkpoints.read_header(Path(path))
         reason = _oversize(entries)
+        shapes = {key: tuple(int(size) for size in entry["shape"]) for key, entry in entries.items()}
     except ModelFileError as error:
         raise ModelFileError("lora", path, error.reason, error.cure if error.name == "lora" else _AGAIN) from error
     except _DAMAGED as error:
@@ -70,6 +75,7 @@ def check(path: str) -> None:
         raise ModelFileError("lora", path, f"it cannot be read ({error.strerror})", "choose another file") from error
     if reason:
         raise ModelFileError("lora", path, reason, "choose another file")
+    return shapes
 
 
 def _oversize(entries: dict[str, Any]) -> str:
@@ -89,10 +95,14 @@ def _oversize(entries: dict[str, Any]) -> str:
     return ""
 
 
-def read(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of a file, and the adapter configuration in its header ({} when there is none).
+def read(path: str, keys: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Some tensors of a file, and the adapter configuration in its header ({} when there is none).
 
     8-bit floats come as 32-bit ones: nothing can be computed with them.
+
+    Args:
+        path: the file.
+        keys: the tensors to read: the rest may be a whole model.
 
     Raises:
         ModelFileError: it cannot be read.
@@ -102,7 +112,7 @@ def read(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            tensors = {key: file.get_tensor(key) for key in keys}
             header = (file.metadata() or {}).get(METADATA_KEY)
     except (OSError, SafetensorError, *_DAMAGED) as error:
         reason = f"it cannot be read ({first_line(error)})"

@@ -71,17 +71,14 @@ def is_processor(stem: str) -> bool:
     return _PROCESSOR.fullmatch(f"{stem}.up.weight") is not None
 
 
-def group(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Group], list[str]]:
-    """The parts by layer, and the keys that are no part of an adapter."""
+def group(tensors: Mapping[str, torch.Tensor]) -> dict[str, Group]:
+    """The parts of an adapter by layer; tensors that are no part of one are left out."""
     groups: dict[str, Group] = {}
-    others = []
     for key, tensor in tensors.items():
         parts = split(key)
-        if parts is None:
-            others.append(key)
-        else:
+        if parts is not None:
             groups.setdefault(parts[0], {})[parts[1]] = tensor
-    return groups, others
+    return groups
 
 
 def refused(groups: Mapping[str, Group]) -> tuple[str, str] | None:

@@ -229,3 +229,34 @@ def test_a_strength_beyond_the_range(strength: float, tiny_pipeline: Callable, t
     with pytest.raises(InputError, match=f"strength = .*between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"):
         set_loras(entry, (LoraSpec(str(path), strength),))
     assert active_loras(entry) == ()
+
+
+def test_a_whole_model_is_refused_unread(
+    tiny_pipeline: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors
+
+    real = safetensors.safe_open
+
+    class Unread:
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._file = real(*args, **options)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            return None
+
+        def metadata(self) -> Any:
+            return self._file.metadata()
+
+        def keys(self) -> Any:
+            return self._file.keys()
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            raise AssertionError(f"{name} was read")
+
+    path = write(tmp_path / "model.safetensors", NO_LORAS["checkpoint"][0])
+    monkeypatch.setattr(safetensors, "safe_open", Unread)
+    assert "a whole model" in message(tiny_pipeline("flux"), path)
