@@ -21,6 +21,8 @@ from typing import Any
 
 import aiohttp
 
+from .editor_scripts import ADD, BOUNDS, BOX, CALM, HELP, LOAD, LOOK, RUN, SETTLED, STARTED
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless=new",
@@ -31,6 +33,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-dev-shm-usage",  # a container's /dev/shm is often too small for it
     "--remote-debugging-port=0",
     "--remote-allow-origins=*",
 )
@@ -47,92 +50,8 @@ CLASSIC, NODES_2 = {"Comfy.VueNodes.Enabled": False}, {"Comfy.VueNodes.Enabled":
 DARK, LIGHT = {"Comfy.ColorPalette": "dark"}, {"Comfy.ColorPalette": "light"}
 BAR = 90
 """Height in pixels of what floats above the canvas."""
-LOAD = """
-(async () => {
-  await window.app.loadGraphData(%s);
-  await new Promise(done => setTimeout(done, 1500));
-})()
-"""
-BOUNDS = """
-(() => {
-  const boxes = [
-    ...window.app.graph.nodes.map(n => [n.pos[0], n.pos[1] - 40, n.pos[0] + n.size[0], n.pos[1] + n.size[1]]),
-    ...window.app.graph.groups.map(g => [g.pos[0], g.pos[1], g.pos[0] + g.size[0], g.pos[1] + g.size[1]]),
-  ];
-  return {
-    left: Math.min(...boxes.map(b => b[0])), top: Math.min(...boxes.map(b => b[1])),
-    right: Math.max(...boxes.map(b => b[2])), bottom: Math.max(...boxes.map(b => b[3])),
-  };
-})()
-"""
-LOOK = """
-(() => window.app.graph.nodes.map(n => ({
-  id: String(n.id), type: n.type, title: n.title, pos: [...n.pos], size: [...n.size],
-  minimum: [...n.computeSize()],
-  missing: !(n.type in LiteGraph.registered_node_types),
-  errors: !!n.has_errors,
-  widgets: (n.widgets ?? []).map(w => ({ name: w.name, value: w.value })),
-  unlinked: (n.inputs ?? []).filter(i => i.link == null && !i.widget).map(i => i.name),
-})))()
-"""
-
-
-ADD = """
-(async () => {
-  const graph = window.app.graph, last = graph.last_node_id;
-  graph.clear();
-  graph.last_node_id = last;  // the editor remembers values by the node's number
-  %s.forEach((type, index) => {
-    const node = window.LiteGraph.createNode(type);
-    node.pos = [600 * index, 0];
-    graph.add(node);
-  });
-  await new Promise(done => setTimeout(done, 500));
-})()
-"""
-BOX = """
-(() => {
-  const node = window.app.graph.nodes.find(n => n.id == %s), canvas = window.app.canvas;
-  const element = document.querySelector(`[data-node-id="${node.id}"]`);
-  if (element) {
-    const box = element.getBoundingClientRect();
-    return { x: box.x, y: box.y, width: box.width, height: box.height };
-  }
-  const area = canvas.canvas.getBoundingClientRect(), scale = canvas.ds.scale, title = 30;
-  return {
-    x: area.x + (node.pos[0] + canvas.ds.offset[0]) * scale,
-    y: area.y + (node.pos[1] - title + canvas.ds.offset[1]) * scale,
-    width: node.size[0] * scale, height: (node.size[1] + title) * scale,
-  };
-})()
-"""
-HELP = """
-(async () => {
-  window.app.canvas.deselectAll();
-  window.app.canvas.selectNode(window.app.graph.nodes[0]);
-  const wait = async find => {
-    for (let i = 0; i < 100; i++) {
-      const found = find();
-      if (found) return found;
-      await new Promise(done => setTimeout(done, 100));
-    }
-  };
-  (await wait(() => document.querySelector('[data-testid=info-button]')))?.click();
-  return !!(await wait(() => document.querySelector('%s')));
-})()
-"""
-RUN = """
-(async () => {
-  const api = window.app.api;
-  const over = new Promise((done, fail) => {
-    api.addEventListener('execution_success', done, { once: true });
-    api.addEventListener('execution_error', event => fail(event.detail.exception_message), { once: true });
-  });
-  await window.app.queuePrompt(0);
-  await over;
-  await new Promise(done => setTimeout(done, 1000));
-})()
-"""
+HANG = 300.0
+"""Seconds after which something that never comes is given up; a loaded machine may take long."""
 HELP_TEXT = "[data-testid=properties-panel] .node-help-content"
 
 
@@ -183,7 +102,7 @@ class Browser:
 
     def _port(self, folder: Path) -> int:
         note = folder / "DevToolsActivePort"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while not note.exists() or not note.read_text():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise BrowserError("Chromium did not open its DevTools port")
@@ -209,11 +128,11 @@ class Browser:
                     raise BrowserError(f"{method}: {message['error']}")
                 return dict(message["result"])
 
-    def command(self, method: str, timeout: float = 120, **parameters: Any) -> dict[str, Any]:
+    def command(self, method: str, timeout: float = HANG, **parameters: Any) -> dict[str, Any]:
         """One DevTools command and its result."""
         return self._loop.run_until_complete(self._send(method, parameters, timeout))
 
-    def evaluate(self, script: str, timeout: float = 120) -> Any:
+    def evaluate(self, script: str, timeout: float = HANG) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""
         answer = self.command("Runtime.evaluate", timeout, expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
@@ -227,23 +146,29 @@ class Browser:
         urllib.request.urlopen(query).close()  # noqa: S310 - loopback only
         self.command("Page.enable")
         self.command("Page.navigate", url=url)
-        ready = "!!(window.app && window.app.graph && window.app.extensionManager && window.LiteGraph)"
-        deadline = time.monotonic() + 120
-        while not self.evaluate(ready):
+        deadline = time.monotonic() + HANG
+        while not self.evaluate(STARTED):  # it loads its default graph once it is ready
             if time.monotonic() > deadline:
                 raise BrowserError("the editor did not start")
             time.sleep(0.3)
-        time.sleep(2)  # it loads its default graph once it is ready
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until frames are drawn and nothing on the page moves or appears any more."""
+        if not self.evaluate(SETTLED % (HANG / 2, CALM)):
+            raise BrowserError("the page does not come to rest")
 
     def load(self, workflow: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Put a workflow on the canvas, fit the view to it, and return what its nodes look like."""
         self.evaluate(LOAD % json.dumps(workflow))
+        self.settle()
         self.fit()
         return self.nodes()
 
     def add(self, *node_types: str) -> list[dict[str, Any]]:
         """Put new nodes, with their default values and sizes, on an empty canvas; return what they look like."""
         self.evaluate(ADD % json.dumps(node_types))
+        self.settle()
         self.fit()
         return self.nodes()
 
@@ -255,18 +180,19 @@ class Browser:
         """Open the help of the first node in the panel beside the canvas, as its button does, and return the text."""
         if not self.evaluate(HELP % HELP_TEXT):
             raise BrowserError("no help came up")
-        time.sleep(1)
+        self.settle()
         return str(self.evaluate(f"document.querySelector('{HELP_TEXT}').innerText"))
 
     def run(self) -> None:
         """Press Run and wait until the graph has run."""
         self.evaluate(RUN)
+        self.settle()
 
     def resize(self, width: int, height: int) -> None:
         """Give the page another size in pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.command("Emulation.setDeviceMetricsOverride", **size)
-        time.sleep(0.5)
+        self.settle()
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes on the canvas: type, place, size, widgets, and whether they are in error.
@@ -290,7 +216,7 @@ class Browser:
               c.setDirty(true, true);
             }})()""".format(margin=margin, bar=BAR, **bounds)
         )
-        time.sleep(1)
+        self.settle()
 
     def screenshot(self, path: Path, clip: Mapping[str, float] | None = None) -> Path:
         """Save what is seen as a PNG."""

@@ -102,7 +102,7 @@ class Client:
         """What `execution_error` said about a failed run."""
         return next(data for kind, data in entry["status"]["messages"] if kind == "execution_error")
 
-    def wait_for_log(self, text: str, since: int = 0, timeout: float = 60) -> None:
+    def wait_for_log(self, text: str, since: int = 0, timeout: float = 300) -> None:
         """Wait until the server's log, from character `since` on, contains `text`."""
         deadline = time.monotonic() + timeout
         while text not in self.server.log()[since:]:

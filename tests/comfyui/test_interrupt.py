@@ -26,7 +26,7 @@ async def cancel_after(server: Client, prompt: dict[str, Any], steps: int) -> li
             await asyncio.to_thread(server.server.queue, prompt, "watcher")
             pressed = False
             while True:
-                message = await asyncio.wait_for(socket.receive(), 60)
+                message = await asyncio.wait_for(socket.receive(), 300)
                 if message.type is aiohttp.WSMsgType.BINARY:
                     messages.append(message.data)
                     continue

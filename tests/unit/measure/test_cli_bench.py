@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
             break
     time.sleep(0.2)  # somewhere in a run; where does not matter
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert "cancelled" in results["notes"]
