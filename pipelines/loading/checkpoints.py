@@ -220,7 +220,7 @@ def fingerprint(path: Path) -> str:
 
 
 def stamp(path: Path) -> str:
-    """What tells whether the files of a loaded model are still those that were loaded; "" where nobody can look at them.
+    """What tells whether the files of a loaded model are those that were loaded; "" where nobody can look at them.
 
     Weights on the CPU are mapped from their files: where a file was cut off since, reading them ends the process, even
     when it has its length and its date back. The time of the last change of a file's state shows that; a copy of the
