@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 MAX_STEPS = 1000
 """The schedulers divide 1000 training timesteps."""
 MAX_BATCH = 64
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 SCHEDULER_DEFAULT = "model default"
 
 
@@ -151,6 +153,10 @@ def _check_prompt(request: SampleRequest) -> None:
     """Text there must be, unless a picture, or a latent to start from, says what to make."""
     if not isinstance(request.prompt, str):
         raise InputError("prompt", request.prompt, "it must be text", "")
+    for name in ("prompt", "negative_prompt"):
+        if _NO_TEXT.search(getattr(request, name) or ""):
+            reason = "it holds a NUL or half a surrogate pair, which no tokenizer reads"
+            raise InputError(name, getattr(request, name), reason, "leave that character out")
     from_latent = request.latent is not None and request.strength < 1.0
     if not request.prompt.strip() and not request.images and not from_latent:
         cure = "write what the picture should show, if only one word"

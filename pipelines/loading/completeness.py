@@ -41,6 +41,18 @@ def check_complete(folder: Path, index: dict[str, Any]) -> None:
             _check_component(folder / name, library, class_name, checkpoints.variant(folder, index))
 
 
+def check_read(pipeline: Any, source: str) -> None:
+    """Raise ModelFileError when a weight of a loaded pipeline has no content: its file changed after it was checked."""
+    import torch
+
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            empty = [name for name, tensor in module.named_parameters() if tensor.is_meta]
+            if empty:
+                reason = f"{len(empty)} tensors of its {part} are in none of its files, {empty[0]} for one"
+                raise ModelFileError("model", source, reason, DOWNLOAD_AGAIN)
+
+
 def _check_component(folder: Path, library: str, class_name: str, variant: str | None) -> None:
     import diffusers
 

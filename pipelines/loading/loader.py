@@ -22,7 +22,7 @@ from ..families import Family
 from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, hub, single_file
-from .completeness import check_complete
+from .completeness import check_complete, check_read
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .progress import component_progress, reading_errors
 from .reading import plain_path
@@ -197,6 +197,10 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     dtype = getattr(torch, key.dtype)
     stamp = files_stamp(key)
     pipeline = _read(key, dtype, callbacks)
+    if files_stamp(key) not in ("", stamp):
+        reason = "its files were written to while they were read"
+        raise ModelFileError("model", key.source, reason, "run again when nothing changes them any more")
+    check_read(pipeline, key.source)
     _apply_component_dtypes(pipeline, key)
     pipeline.set_progress_bar_config(disable=True)
     family = family_of(pipeline)

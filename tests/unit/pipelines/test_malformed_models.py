@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastdiffusers import cli
-from fastdiffusers.errors import ModelFileError
+from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.pipelines.loading import loader, reading
+from fastdiffusers.pipelines.requests import check_request
+from fastdiffusers.pipelines.types import SampleRequest
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 SECONDS = 60
@@ -316,3 +318,14 @@ def test_a_path_that_no_file_can_have_is_one_line(source: str) -> None:
         loader.resolve(source)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize("words", ["a\ud800b", "\udcff", "a\0b"])
+def test_a_prompt_that_is_no_text_is_one_line(name: str, words: str) -> None:
+    """As a graph can hold it: JSON can write half a surrogate pair, and no tokenizer reads one."""
+    request = SampleRequest(**{"prompt": "x", name: words})
+    with pytest.raises(InputError) as caught:
+        check_request(loader.family_of_key(loader.resolve("tiny:sdxl")), request)
+    assert caught.value.name == name
+    assert len(str(caught.value).splitlines()) == 1
