@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("benchmark", choices=MODEL_BENCHMARKS, help=known)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    choices = f"as for fastdiffusers bench, {', '.join(QUANTIZATIONS)} in front: a quantized pipeline"
+    choices = f"as for the command bench, {', '.join(QUANTIZATIONS)} in front: a quantized pipeline"
     parser.add_argument("--compare", metavar="NAMES", help=choices)
     parser.add_argument("--steps", type=int, help="denoising steps of a run (default: as published)")
     parser.add_argument("--runs", type=int, default=5)

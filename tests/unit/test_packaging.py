@@ -64,3 +64,11 @@ def test_nothing_that_runs_is_left_out_of_the_archive() -> None:
     }
     assert not needed & set(ignored)
     assert "tests/" in ignored
+
+
+def test_the_readme_names_quantizations_as_the_loader_does() -> None:
+    from fastdiffusers.optimizations.quantization.schemes import SCHEMES
+
+    text = (PACK / "README.md").read_text(encoding="utf-8")
+    named = text[text.index("**Quantized models**") :].split("can be applied")[0]
+    assert set(re.findall(r"`([a-z0-9-]+)`", named)) == set(SCHEMES)
