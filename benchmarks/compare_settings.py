@@ -1,4 +1,4 @@
-"""Which settings are the fastest for a whole model: `python -m fastdiffusers.benchmarks.compare_settings NAME`.
+"""Which settings are the fastest for a whole model: `python . benchmarks.compare_settings NAME`.
 
 Plain against compiled blocks, attention kernels, step caches, quantized weights and what goes together, in one process,
 interleaved, on a full-size architecture; the models are rows of `comparison/presets.py`. On a processor it runs a small

@@ -24,12 +24,13 @@ from torch import nn
 
 from ..commands.libraries import prepare_libraries
 from ..comparison.choices import settings_of
+from ..comparison.presets import MODEL_BENCHMARKS
 from ..fallback import describe
 from ..optimizations.apply import active, apply
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.generate import run_loaded
 from ..pipelines.loading.loader import resolve_dtype
-from ..pipelines.types import LoadedPipeline, PipelineHandle
+from ..pipelines.types import LoadedPipeline, PipelineHandle, SampleRequest
 from ..vae import VaeConfig, VideoVAE, from_state_dict
 from ..vae.checkpoint import choose_device, choose_dtype
 from ..vae.kernels.conv_choice import rules
@@ -37,7 +38,6 @@ from ..vae.network.execution import CarriedFrames, Execution, Layout
 from ..vae.planner import TAILS
 from .architectures import FLUX_DEV, NOTE, build, default_dtype
 from .common import store, table
-from .flux_dev_1024 import FULL, SMALL
 from .kernels import Bench, Ceilings, measure_ceilings
 from .stages import ALL, AttentionCalls, Stage, Stages, measure_stages
 from .top_kernels import top_kernels
@@ -111,7 +111,8 @@ def flux(device: torch.device, small: bool) -> Network:
         inputs.append((arguments, options))
 
     hook = transformer.register_forward_pre_hook(note, with_kwargs=True)
-    request = replace(SMALL if small else FULL, steps=1, decode=False)
+    flux, prompt = MODEL_BENCHMARKS["flux_dev_1024"], SampleRequest("a lighthouse in the fog")
+    request = replace(flux.small(prompt) if small else flux.apply(prompt), steps=1, decode=False)
     run_loaded(loaded, PipelineHandle(loaded.key, memory_mode="gpu"), request, OptimizationSettings.plain())
     hook.remove()
     arguments, options = inputs[0]

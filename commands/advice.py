@@ -108,7 +108,8 @@ def _partial_loads(facts: LaunchFacts) -> Iterable[str]:
     yield (
         f"in ComfyUI's last session a model did not fit: {worst.loaded / GIB:.1f} GiB on the card, "
         f"{worst.offloaded / GIB:.1f} GiB fetched anew in every step. Turn off what takes memory beside it "
-        "(torch.compile first), use fewer frames or fp8 weights; compare with Benchmark Optimizations or the command bench"
+        "(torch.compile first), use fewer frames or fp8 weights; compare settings with "
+        "Benchmark Optimizations or the command bench"
     )
     yield (
         "if it fits at first and is pushed off during the run, start ComfyUI with a larger --reserve-vram: that memory "

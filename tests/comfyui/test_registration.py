@@ -79,7 +79,7 @@ def test_english_texts_are_those_of_the_schemas(server: Client) -> None:
     from fastdiffusers.scripts.node_texts import locale_file, node_texts
 
     written = json.loads(locale_file("en").read_text(encoding="utf-8"))
-    assert written == node_texts(server.info), "run: python -m fastdiffusers.scripts.node_texts"
+    assert written == node_texts(server.info), "run: python . scripts.node_texts"
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -92,4 +92,4 @@ def test_every_node_has_a_help_page(server: Client, name: str) -> None:
         assert text.startswith("# ")
         assert len(text.split("\n")) > 5
         inputs = json.loads(locale_file(language).read_text(encoding="utf-8"))[name]["inputs"]
-        assert text == with_inputs(text, inputs), "run: python -m fastdiffusers.scripts.node_texts"
+        assert text == with_inputs(text, inputs), "run: python . scripts.node_texts"

@@ -275,6 +275,4 @@ def test_the_readme_says_what_was_tried() -> None:
         for engine in (CacheDitEngine, DiffusersHooksEngine):
             assert found[engine.__name__]["works"] == serves(engine, family), family
     text = README.read_text(encoding="utf-8")
-    assert readme_with(text, as_markdown(families)) == text, (
-        "run: python -m fastdiffusers.benchmarks.step_cache_support"
-    )
+    assert readme_with(text, as_markdown(families)) == text, "run: python . benchmarks.step_cache_support"
