@@ -167,7 +167,7 @@ def _mux_sound(container: Any, stream: Any, waveform: torch.Tensor, sample_rate:
 
 
 def read_picture(path: Path, name: str = "image") -> torch.Tensor:
-    """Read one picture as float [H, W, 3] in 0..1, its transparency laid over black.
+    """Read one picture as float [H, W, 3] in 0..1: grey as equal channels, and colours as they are below transparency.
 
     Raises:
         InputError: the file is missing or is no picture.
@@ -180,7 +180,11 @@ def read_picture(path: Path, name: str = "image") -> torch.Tensor:
         raise InputError(name, str(path), "there is no such file", "check the path")
     try:
         with Image.open(path) as picture:
-            pixels = numpy.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16 bits, which Pillow's own conversion cuts off at 255
+                grey = numpy.asarray(upright).astype(numpy.float32) / 65535
+                return torch.from_numpy(grey.clip(0, 1))[..., None].expand(-1, -1, 3).contiguous()
+            pixels = numpy.asarray(upright.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
         raise InputError(name, str(path), f"it cannot be read as a picture ({error})", "use a png or jpg") from None
     return torch.from_numpy(pixels.astype(numpy.float32) / 255)

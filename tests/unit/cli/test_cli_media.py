@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from fastdiffusers.commands.latent_file import read_latent, read_sound, write_latent
@@ -193,3 +195,19 @@ def test_a_sound_without_a_rate_or_channels_is_refused(
     save_file({"samples": torch.zeros(1, 4, 2, 2), "waveform": waveform}, tmp_path / "l.safetensors", metadata)
     with pytest.raises(InputError, match="waveform"):
         read_sound(tmp_path / "l.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "I;16", "1"])
+def test_a_picture_of_any_kind_has_its_right_values(mode: str, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    expected = np.repeat(ramp[..., None], 3, axis=2) / 255
+    if mode == "I;16":
+        picture = Image.fromarray(ramp.astype(np.uint16) * 257)
+    elif mode in ("P", "1"):
+        picture = Image.fromarray(ramp).convert(mode)
+        expected = np.asarray(picture.convert("RGB")) / 255
+    else:
+        bands = [ramp] * {"L": 1, "LA": 2, "RGBA": 4}[mode]
+        picture = Image.merge(mode, [Image.fromarray(band) for band in bands])
+    picture.save(tmp_path / "picture.png")
+    assert np.abs(read_picture(tmp_path / "picture.png").numpy() - expected).max() < 1e-6
