@@ -58,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--frame-rate", type=float, metavar="FPS")
     group.add_argument("--seed", type=int, default=0, metavar="N")
     group.add_argument("--batch", type=int, default=1, metavar="N", help="results to make, with seeds N, N+1, ...")
-    group.add_argument("--scheduler", default="model default", metavar="NAME", help="a diffusers scheduler class")
+    group.add_argument(
+        "--scheduler",
+        default="model default",
+        metavar="NAME",
+        help="euler, dpm++ 2m, unipc ... or a diffusers scheduler class",
+    )
     group.add_argument(
         "--image",
         action="append",

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..optimizations.settings import ATTENTION_CHOICES, COMPILE_CHOICES, STEP_CACHE_CHOICES, TRISTATE
+from ..pipelines.schedulers import SHORT_NAMES
 from . import types
 from .host.compat import ADVANCED
 from .settings import FOLLOW
@@ -14,6 +15,7 @@ from .settings import FOLLOW
 MODEL_DEFAULT = "model default"
 SCHEDULERS = (
     MODEL_DEFAULT,
+    *SHORT_NAMES,
     "DDIMScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",

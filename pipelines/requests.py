@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .families import Family
-from .schedulers import SCHEDULERS
+from .schedulers import SCHEDULERS, SHORT_NAMES
 from .types import SampleRequest
 
 if TYPE_CHECKING:
@@ -164,10 +164,9 @@ def _check_prompt(request: SampleRequest) -> None:
 
 
 def _check_scheduler_name(name: str) -> None:
-    if name == SCHEDULER_DEFAULT:
-        return
-    if name not in SCHEDULERS:
-        close = get_close_matches(name, SCHEDULERS, 3, 0.4)
+    known = (SCHEDULER_DEFAULT, *SHORT_NAMES, *SCHEDULERS)
+    if name not in known:
+        close = get_close_matches(name, known, 3, 0.4)
         cure = f"did you mean {' or '.join(close)}?" if close else f"use {SCHEDULER_DEFAULT!r}"
         raise InputError("scheduler", name, "it is none of the general schedulers of diffusers", cure)
 

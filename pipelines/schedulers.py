@@ -41,6 +41,18 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
 )
 """The general-purpose schedulers of diffusers. The others belong to one model each, which brings its own."""
+SHORT_NAMES = {
+    "ddim": ("DDIMScheduler", ""),
+    "dpm++ 2m": ("DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler"),
+    "dpm++ sde": ("DPMSolverSDEScheduler", "DPMSolverSDEScheduler"),
+    "euler": ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+    "euler a": ("EulerAncestralDiscreteScheduler", ""),
+    "heun": ("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    "lcm": ("LCMScheduler", "FlowMatchLCMScheduler"),
+    "pndm": ("PNDMScheduler", ""),
+    "unipc": ("UniPCMultistepScheduler", "UniPCMultistepScheduler"),
+}
+"""What users call them -> (class for a diffusion model, class for a flow model or "" where there is none)."""
 
 
 @contextmanager
@@ -50,14 +62,15 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]
     Args:
         pipeline: its own scheduler is put back afterwards, whatever happened.
         family: what the pipeline hands to the scheduler.
-        name: class name, or "model default" for the model's own class and configuration.
+        name: class name, one of `SHORT_NAMES`, or "model default" for the model's own class and configuration.
 
     Raises:
         InputError: it does not fit this pipeline; the error lists those that do.
     """
     original = pipeline.scheduler
-    own = name in ("model default", type(original).__name__)
-    fresh = type(original).from_config(original.config) if own else _candidate(original, name)
+    class_name = class_of(name, original)
+    own = class_name in ("model default", type(original).__name__)
+    fresh = type(original).from_config(original.config) if own else _candidate(original, class_name)
     if objection := "" if name == "model default" else _objection(family, fresh):
         fitting = ", ".join(compatible_schedulers(original, family))
         reason = f"it does not fit {type(pipeline).__name__} ({objection})"
@@ -67,6 +80,14 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]
         yield fresh
     finally:
         pipeline.scheduler = original
+
+
+def class_of(name: str, original: Any) -> str:
+    """The class that a short name stands for with the model of the scheduler `original`; any other name as it is."""
+    if name not in SHORT_NAMES:
+        return name
+    diffusion, flow = SHORT_NAMES[name]
+    return (flow or diffusion) if is_flow(original) else diffusion
 
 
 def compatible_schedulers(original: Any, family: Family) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from fastdiffusers.pipelines.decoding import pipeline_vae
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.recognize import family_of
-from fastdiffusers.pipelines.schedulers import SCHEDULERS, compatible_schedulers
+from fastdiffusers.pipelines.schedulers import SCHEDULERS, SHORT_NAMES, compatible_schedulers
 from fastdiffusers.pipelines.steps import Watch, estimate_finished
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
@@ -369,3 +369,25 @@ def test_wan_with_one_expert_takes_no_second_guidance():
     loaded.pipeline, loaded.family = pipeline, family_of(pipeline)
     result = sampling.run(loaded, small_request(num_frames=5, guidance_2=2.0, decode=False))
     assert any("guidance_2 ignored" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "short", "long"),
+    [
+        ("sdxl", "euler", "EulerDiscreteScheduler"),
+        ("sdxl", "dpm++ 2m", "DPMSolverMultistepScheduler"),
+        ("sdxl", "euler a", "EulerAncestralDiscreteScheduler"),
+        ("zimage", "euler", "FlowMatchEulerDiscreteScheduler"),
+        ("wan22-t2v", "unipc", "UniPCMultistepScheduler"),
+    ],
+)
+def test_a_short_name_is_the_class_of_the_models_kind(name, short, long):
+    frames = {"num_frames": 5} if name.startswith("wan") else {}
+    results = [sampling.run(load(name), small_request(scheduler=each, **frames)).latent for each in (short, long)]
+    assert torch.equal(*results)
+
+
+def test_every_short_name_stands_for_classes_that_are_offered():
+    assert {name for names in SHORT_NAMES.values() for name in names if name} <= set(SCHEDULERS)
+    with pytest.raises(InputError, match="did you mean .*euler"):
+        sampling.run(load("sdxl"), small_request(scheduler="eulr"))
