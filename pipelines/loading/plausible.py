@@ -10,8 +10,11 @@ from typing import Any
 from ...errors import ModelFileError
 from .reading import DOWNLOAD_AGAIN, read_json
 
-_LAYERS = re.compile(r"(^|_)(layers?|blocks?|depths?|resnets|experts?)(_|$)")
-"""Names of the settings that count parts of a network: num_layers, layers_per_block, num_hidden_layers, depth."""
+_LAYERS = re.compile(
+    r"^(num|n)_(\w+_)?(layers?|blocks?|resnets|experts)$|^(\w+_)?layers(_per_block)?$|^(\w+_)?depths?$"
+)
+"""Names of the settings that count parts of a network: num_layers, layers_per_block, num_hidden_layers, depth. Not of
+those that say how wide parts are: block_out_channels, block_size."""
 _FEW = 1000
 """Layers that any model may ask for: parts of a text encoder that it does not use have layers without weights."""
 _TIMESTEPS = 1_000_000

@@ -66,7 +66,7 @@ def test_nothing_to_compare_is_refused_before_anything_runs(server: Client) -> N
 async def _cancelled(server: Client, prompt: dict[str, Any]) -> tuple[str, list[str]]:
     """Cancel once the second round has begun: (how it ended, the texts that the node showed)."""
     texts: list[str] = []
-    async with aiohttp.ClientRunHistory() as session:
+    async with aiohttp.ClientSession() as session:
         url = f"{server.server.url}/ws?clientId=benchmark"
         async with session.ws_connect(url, max_msg_size=0) as socket:
             await asyncio.to_thread(server.server.queue, prompt, "benchmark")

@@ -20,7 +20,7 @@ PREVIEW_EVENTS = ((1).to_bytes(4, "big"), (4).to_bytes(4, "big"))
 async def cancel_after(server: Client, prompt: dict[str, Any], steps: int) -> list[Any]:
     """Run a prompt, press Cancel after some steps of its sampler, and return all messages until it is over."""
     messages: list[Any] = []
-    async with aiohttp.ClientRunHistory() as session:
+    async with aiohttp.ClientSession() as session:
         url = f"{server.server.url}/ws?clientId=watcher"
         async with session.ws_connect(url, max_msg_size=0) as socket:
             await asyncio.to_thread(server.server.queue, prompt, "watcher")
