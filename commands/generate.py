@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..pipelines.loading.reading import plain_path
+from ..pipelines.loading.small_files import plain_path
 from .files import check_file_target, write_text
 from .keeping import write_or_keep
 from .latent_file import latent_forms

@@ -24,7 +24,7 @@ from ..optimizations.settings import (
     TilingSettings,
 )
 from ..pipelines.loading.devices import dtype_name
-from ..pipelines.loading.reading import plain_path
+from ..pipelines.loading.small_files import plain_path
 
 if TYPE_CHECKING:
     from ..pipelines.types import PipelineHandle

@@ -265,6 +265,6 @@ class CompileTrial:
     def _finish(self, state: State, verdict: str, reason: str) -> None:
         self.state, self.verdict, self.reason = state, verdict, reason
         self.remembered = False
-        logger.info("torch.compile on probation is %s: %s", state.value, reason)
+        logger.info("torch.compile on trial is %s: %s", state.value, reason)
         if state is State.REVERTED:
             self._controls.revert()

@@ -1,7 +1,7 @@
 """Paired, interleaved timing of several settings on one loaded pipeline.
 
 Every candidate is warmed up once, apart. Then come rounds: each candidate runs once per round, in an order that turns
-from round to round, and what is compared are the pairs within a round (`paired.py`). It stops after the wanted number
+from round to round, and the pairs within a round are compared (`statistics.py`). It stops after the wanted number
 of rounds, earlier when all intervals are narrow, or when the time is up; a cancel leaves what was measured.
 
 What a candidate *is* stays open: a name and a function that makes one run. Nothing here knows pipelines.

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import ModelFileError, first_line
 from .plausible import check_config
-from .reading import DOWNLOAD_AGAIN, MAX_INDEX, file_size, read_header, read_json
+from .small_files import DOWNLOAD_AGAIN, MAX_INDEX, file_size, read_header, read_json
 
 INDEX = "model_index.json"
 COMMIT_NOTE = ".hub_commit"

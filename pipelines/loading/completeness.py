@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import ModelFileError
 from ...fallback import describe
 from . import checkpoints
-from .reading import DOWNLOAD_AGAIN, read_header, read_json
+from .small_files import DOWNLOAD_AGAIN, read_header, read_json
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from . import checkpoints, hub, single_file
 from .completeness import check_complete, check_read
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .progress import component_progress, reading_errors
-from .reading import plain_path
+from .small_files import plain_path
 
 if TYPE_CHECKING:
     import torch

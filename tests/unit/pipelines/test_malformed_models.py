@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from fastdiffusers import cli
 from fastdiffusers.errors import InputError, ModelFileError
-from fastdiffusers.pipelines.loading import loader, reading
+from fastdiffusers.pipelines.loading import loader, small_files
 from fastdiffusers.pipelines.requests import check_request
 from fastdiffusers.pipelines.types import SampleRequest
 
@@ -306,10 +306,10 @@ def test_the_limits_are_above_what_real_files_hold(tmp_path: Path) -> None:
     raw = json.dumps(entries).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw)
-    assert len(reading.read_header(path)) == 100_000
+    assert len(small_files.read_header(path)) == 100_000
     listed = tmp_path / "index.json"
     listed.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}))
-    assert len(reading.read_json(listed, reading.MAX_INDEX)["weight_map"]) == 100_000
+    assert len(small_files.read_json(listed, small_files.MAX_INDEX)["weight_map"]) == 100_000
 
 
 @pytest.mark.parametrize("source", ["/models/a\0b", "~nobody-of-that-name/model", "/models/" + "x" * 5000, "a\ud800b"])
