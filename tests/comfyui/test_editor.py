@@ -44,7 +44,7 @@ SHOWN = """
 """
 """What can be read of the texts that begin so: their first lines, where they are cut."""
 ASK = "window.app.queuePrompt(0).catch(() => null)"
-OPEN_ERRORS = "[...document.querySelectorAll('button')].find(b => b.innerText.includes('See Errors')).click()"
+OPEN_ERRORS = "[...document.querySelectorAll('button')].find(b => /See Errors|View details/.test(b.innerText)).click()"
 HELP_WIDTHS = f"(() => {{ const e = document.querySelector('{HELP_TEXT}'); return [e.scrollWidth, e.clientWidth]; }})()"
 
 
