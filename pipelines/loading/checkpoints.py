@@ -22,8 +22,20 @@ COMMIT_NOTE = ".hub_commit"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONVERT = "use a copy in .safetensors format"
 
-_NO_WEIGHTS = re.compile(r"(Tokenizer(Fast)?|Scheduler|Processor(Fast)?|Extractor)$")
+_TOKENIZER = re.compile(r"(Tokenizer(Fast)?|(Tokenizers|Python|SentencePiece|MistralCommon)Backend)$")
+_NO_WEIGHTS = re.compile(rf"({_TOKENIZER.pattern}|Scheduler|Processor(Fast)?|Extractor)$")
 """Class names of components that are configuration only."""
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+"""Any of them is enough for a tokenizer without a configuration of its own."""
+_WEIGHTS = ("diffusion_pytorch_model", "model")
+"""What diffusers and transformers call a component's weights; files of other names beside them are not read."""
 _CONFIG_FILES = (
     "scheduler_config.json",
     "tokenizer_config.json",
@@ -115,9 +127,10 @@ def check_folder(folder: Path) -> dict[str, Any]:
             if not part.is_dir():
                 reason = f"its {INDEX} lists the component {name!r}, but that folder is missing"
                 raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
-            if not any((part / config).is_file() for config in _CONFIG_FILES):
+            proofs = (*_CONFIG_FILES, *(_VOCABULARIES if _TOKENIZER.search(class_name) else ()))
+            if not any((part / proof).is_file() for proof in proofs):
                 raise ModelFileError("model", str(part), "its configuration file is missing", DOWNLOAD_AGAIN)
-            tensors = _check_weights(part) if has_weights(class_name) else 0
+            tensors = _check_weights(part, variant(folder, index)) if has_weights(class_name) else 0
             _check_configurations(part, tensors)
     except OSError as error:  # no permission, a link in a circle, a disk that is gone
         raise ModelFileError("model", str(folder), f"it cannot be read ({first_line(error)})", "check it") from error
@@ -133,32 +146,45 @@ def _check_configurations(folder: Path, tensors: int) -> None:
             check_config(folder / name, tensors)
 
 
-def _check_weights(folder: Path) -> int:
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The weight files of a component that a load reads; other variants and strange files beside them are left alone.
+
+    Args:
+        variant: that of the whole model, as `variant` tells it; a component without it loads its plain files.
+
+    Raises:
+        ModelFileError: an index names files that are not there.
+    """
+    files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(".")]
+    indices = [path for path in sorted(folder.glob("*.safetensors.index*.json")) if not path.name.startswith(".")]
+    marks = {weight_variant(path.name) for path in (*files, *indices)}
+    mark = variant if variant in marks or None not in marks else None
+    chosen = [path for path in files if weight_variant(path.name) == mark]
+    single = [path for path in chosen if path.name.split(".")[0] in _WEIGHTS]
+    shards: set[str] = set()
+    for index in indices:
+        if weight_variant(index.name) == mark:
+            shards |= _shards(index)
+    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+    if missing:
+        reason = f"{len(missing)} of {len(shards)} weight files are missing, the first is {missing[0]}"
+        raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
+    return [folder / shard for shard in sorted(shards)] + single or chosen
+
+
+def _check_weights(folder: Path, variant: str | None) -> int:
     """Check the weight files of a component, and return how many tensors they hold."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder, variant)
     if not files:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         if pickles:
             refuse_pickle(folder / pickles[0])
         raise ModelFileError("model", str(folder), "it holds no .safetensors file", DOWNLOAD_AGAIN)
-    indices = sorted(folder.glob("*.safetensors.index*.json"))
-    if any(weight_variant(path.name) is None for path in files):  # then that is what will be loaded
-        indices = [path for path in indices if weight_variant(path.name) is None]
-    indexed = set()
-    for path in indices:
-        shards = _shards(path)
-        indexed |= shards
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            reason = f"{len(missing)} of {len(shards)} weight files are missing, the first is {missing[0]}"
-            raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
-    tensors = 0
-    for file in files:
-        if _SHARD.search(file.name) and file.name not in indexed and weight_variant(file.name) is None:
-            reason = "it is one part of several, but the index file that joins them is missing"
-            raise ModelFileError("model", str(file), reason, DOWNLOAD_AGAIN)
-        tensors += len(read_header(file))
-    return tensors
+    part = next((path for path in files if _SHARD.search(path.name)), None)
+    if part is not None and not any(folder.glob("*.safetensors.index*.json")):
+        reason = "it is one part of several, but the index file that joins them is missing"
+        raise ModelFileError("model", str(part), reason, DOWNLOAD_AGAIN)
+    return sum(len(read_header(file)) for file in files)
 
 
 def _shards(path: Path) -> set[str]:
@@ -182,7 +208,8 @@ def variant(folder: Path, index: dict[str, Any]) -> str | None:
     for name, (_, class_name) in components(index).items():
         if not has_weights(class_name):
             continue
-        marks = {weight_variant(path.name) for path in (folder / name).glob("*.safetensors")}
+        files = (folder / name).glob("*.safetensors")
+        marks = {weight_variant(path.name) for path in files if not path.name.startswith(".")}
         if marks and None not in marks:
             return sorted(mark for mark in marks if mark)[0]
     return None
@@ -237,4 +264,4 @@ def _model_files(path: Path) -> Iterator[Path]:
         yield path
         return
     for pattern in ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"):
-        yield from sorted(path.glob(pattern))
+        yield from (file for file in sorted(path.glob(pattern)) if not file.name.startswith(".") and file.exists())

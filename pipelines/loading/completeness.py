@@ -87,12 +87,9 @@ def _check_component(folder: Path, library: str, class_name: str, variant: str |
 
 
 def _stored(folder: Path, variant: str | None) -> dict[str, Any]:
-    """The entries of the weight files that are loaded: plain ones, those of the variant where there are none."""
-    files = list(folder.glob("*.safetensors"))
-    plain = [file for file in files if checkpoints.weight_variant(file.name) is None]
-    chosen = plain or [file for file in files if checkpoints.weight_variant(file.name) == variant]
+    """The entries of the weight files that are loaded."""
     entries: dict[str, Any] = {}
-    for file in chosen:
+    for file in checkpoints.weight_files(folder, variant):
         entries |= read_header(file)
     return entries
 
