@@ -19,8 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import aiohttp
-
 from .editor_scripts import ADD, BOUNDS, BOX, CALM, HELP, LOAD, LOOK, RUN, SETTLED, STARTED
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -114,6 +112,8 @@ class Browser:
         while not targets:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
                 targets = [target for target in json.load(answer) if target["type"] == "page"]
+        import aiohttp
+
         self._session = aiohttp.ClientSession()
         url = targets[0]["webSocketDebuggerUrl"]
         self._socket = await self._session.ws_connect(url, max_msg_size=0)

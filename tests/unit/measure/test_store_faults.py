@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdiffusers.optimizations.tuning import store as store_module
+from fastdiffusers import cache_folder
 from fastdiffusers.optimizations.tuning.key import TuningKey
 from fastdiffusers.optimizations.tuning.store import Row, Store
 
@@ -58,4 +58,4 @@ def test_a_store_that_is_no_ordinary_file_is_ignored_with_one_line(
 
 def test_a_home_that_is_not_there_is_a_path_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDIFFUSERS_CACHE", "~nobody-of-that-name/cache")
-    assert store_module.cache_folder() == Path("~nobody-of-that-name/cache")
+    assert cache_folder.cache_folder() == Path("~nobody-of-that-name/cache")

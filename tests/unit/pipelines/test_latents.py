@@ -12,7 +12,7 @@ from diffusers.video_processor import VideoProcessor
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
-from fastdiffusers.optimizations.decode_memory import LiveElements
+from fastdiffusers.memory import LiveBytes
 from fastdiffusers.optimizations.settings import OptimizationSettings, TilingSettings
 from fastdiffusers.pipelines import latents
 from fastdiffusers.pipelines.cache import CACHE
@@ -223,9 +223,9 @@ def test_a_tiny_autoencoder_in_place_of_the_vae_encodes_and_decodes():
 def test_frames_are_scaled_in_float32_in_no_more_memory_than_they_take(dtype):
     """As ComfyUI's decode scales them; in float32 that is what diffusers' image processor gives, bit for bit."""
     pixels = torch.linspace(-1.1, 1.1, 2 * 3 * 5 * 16 * 16).to(dtype)[torch.randperm(7680)].view(2, 3, 5, 16, 16)
-    with LiveElements() as live:
+    with LiveBytes() as live:
         frames = pipeline_vae._to_frames(pixels.clone())
-    assert live.peak == pixels.numel() + frames.numel()
+    assert live.peak == pixels.nbytes + frames.nbytes
     assert frames.is_contiguous()
     assert torch.equal(frames, (pixels.float().movedim(1, -1) + 1.0).div(2.0).clamp(0, 1))
     if dtype == torch.float32:
