@@ -102,6 +102,16 @@ def check_latent(latent: torch.Tensor, family: Family) -> None:
     if latent.ndim not in (4, 5) or 0 in latent.shape:
         reason = f"its shape is {list(latent.shape)}, not [batch, channels, (frames,) height, width]"
         raise InputError("latent", "tensor", reason, "connect a LATENT output")
+    # Qwen-Image's VAE is one of clips, and so are its latents, one frame long.
+    if (
+        latent.ndim == 5
+        and latent.shape[2] > 1
+        and family.known
+        and not family.video
+        and family.comfy_format != "Wan21"
+    ):
+        reason = f"it holds a clip of {latent.shape[2]} latent frames, and {family.name} makes single images"
+        raise InputError("latent", "tensor", reason, "use the model that the latent comes from")
     if family.latent_channels and latent.shape[1] != family.latent_channels:
         reason = f"it has {latent.shape[1]} channels, but {family.name} latents have {family.latent_channels}"
         raise InputError("latent", "tensor", reason, "use a latent of the same kind of model")

@@ -167,7 +167,8 @@ def _check_scheduler_name(name: str) -> None:
     known = (SCHEDULER_DEFAULT, *SHORT_NAMES, *SCHEDULERS)
     if name not in known:
         close = get_close_matches(name, known, 3, 0.4)
-        cure = f"did you mean {' or '.join(close)}?" if close else f"use {SCHEDULER_DEFAULT!r}"
+        meant = f"use {' or '.join(close)}" if close else f"use {SCHEDULER_DEFAULT!r}"
+        cure = f"{meant}; short names are {', '.join(SHORT_NAMES)}"
         raise InputError("scheduler", name, "it is none of the general schedulers of diffusers", cure)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -73,6 +74,7 @@ def main() -> int:
     running.add_argument("workflow", type=Path)
     running.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive this process
     try:
         return serve(args.port) if args.action == "serve" else run(args.workflow, args.output)
     except KeyboardInterrupt:

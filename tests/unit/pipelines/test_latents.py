@@ -242,3 +242,9 @@ def test_a_picture_is_encoded_from_pixels_that_are_scaled_in_float32(monkeypatch
     monkeypatch.setattr(vae, "encode", lambda pixels: seen.append(pixels) or encode_pixels(pixels))
     pipeline_vae.encode(loaded, picture)
     assert torch.equal(seen[0].flatten(), expected.flatten())
+
+
+def test_a_clip_is_no_latent_of_a_model_for_pictures():
+    handle = PipelineHandle(loader.resolve("tiny:flux", dtype="float32", device="cpu"))
+    with pytest.raises(InputError, match="clip of 3 latent frames, and flux makes single images"):
+        decode(handle, torch.zeros(1, 16, 3, 8, 8), OptimizationSettings.plain())

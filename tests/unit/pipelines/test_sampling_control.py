@@ -389,5 +389,5 @@ def test_a_short_name_is_the_class_of_the_models_kind(name, short, long):
 
 def test_every_short_name_stands_for_classes_that_are_offered():
     assert {name for names in SHORT_NAMES.values() for name in names if name} <= set(SCHEDULERS)
-    with pytest.raises(InputError, match="Did you mean euler"):
+    with pytest.raises(InputError, match="Use euler"):
         sampling.run(load("sdxl"), small_request(scheduler="eulr"))
