@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..fallback import describe
+from ..fallback import describe, is_out_of_memory
 from ..memory import LiveBytes
 from .settings import Workload
 
@@ -86,7 +86,9 @@ def _measure(vae: Any, clip: bool) -> DecodeCost | None:
             return DecodeCost(_decode(twin).per_pixel)
         # From the third latent frame on, causal decoders carry all the state that they will ever carry.
         one, *longer = (_decode(twin, frames) for frames in ((1, 3, 4) if clip else (1,)))
-    except Exception as error:  # noqa: BLE001 - a class that is built or called in another way may fail in any way
+    except Exception as error:  # of any type: a class that is built or called in another way
+        if is_out_of_memory(error):
+            raise
         logger.info("The memory of a decode by %s is not known: %s", type(vae).__name__, describe(error))
         return None
     if not longer:

@@ -79,18 +79,21 @@ def run_loaded(
     workload = workload_of(loaded, request)
     key = tuning_key(handle, workload, settings)
     auto = AutoRun(loaded.pipeline, settings, key, workload, loaded.device, memory=memory)
+
+    def sample(report: OptimizationReport, callbacks: Callbacks) -> SampleResult:
+        decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
+        return sampling.run(loaded, request, callbacks, report, decode)
+
     with (
         _optimized(loaded, handle.loras, auto.settings, auto.workload, callbacks, memory) as report,
         auto.watching(report, callbacks) as watched,
     ):
-        decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
-        result = sampling.run(loaded, request, watched, report, decode)
+        result = sample(report, watched)
     auto.finish(report)
     if bool(result.latent.isfinite().all()) or not attention.give_up(loaded.pipeline, ENDED_NOT_FINITE):
         return result
     with _optimized(loaded, handle.loras, auto.settings, auto.workload, callbacks, memory) as report:
-        decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
-        return sampling.run(loaded, request, callbacks, report, decode)
+        return sample(report, callbacks)
 
 
 def decode(

@@ -90,12 +90,7 @@ def video_vae_path(name: str) -> str:
     for file in _seedvr2_files():
         if name == SEEDVR2 + file.name:
             return str(file)
-    found = folder_paths.get_full_path("vae", name)
-    if found:
-        return str(found)
-    searched = ", ".join(folder_paths.get_folder_paths("vae"))
-    reason = f"no such file under the vae paths ({searched})"
-    raise ModelFileError("vae_name", name, reason, "put the VAE's .safetensors file there and press R in ComfyUI")
+    return _full_path("vae", "vae_name", name, "put the VAE's .safetensors file there and press R in ComfyUI")
 
 
 def lora_choices() -> list[str]:
@@ -105,12 +100,16 @@ def lora_choices() -> list[str]:
 
 def lora_path(name: str) -> str:
     """Return the absolute path of a chosen LoRA. Raises ModelFileError when the file is missing."""
-    found = folder_paths.get_full_path("loras", name)
+    return _full_path("loras", "lora_name", name, "put the file there and press R in ComfyUI")
+
+
+def _full_path(kind: str, widget: str, name: str, cure: str) -> str:
+    """Return where the file `name` is under ComfyUI's paths of a kind. Raises ModelFileError when it is nowhere."""
+    found = folder_paths.get_full_path(kind, name)
     if found:
         return str(found)
-    searched = ", ".join(folder_paths.get_folder_paths("loras"))
-    reason = f"no such file under the loras paths ({searched})"
-    raise ModelFileError("lora_name", name, reason, "put the file there and press R in ComfyUI")
+    searched = ", ".join(folder_paths.get_folder_paths(kind))
+    raise ModelFileError(widget, name, f"no such file under the {kind} paths ({searched})", cure)
 
 
 def _diffusers_folders() -> list[Path]:

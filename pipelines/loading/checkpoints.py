@@ -122,6 +122,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """
     try:
         index = read_index(folder)
+        mark = variant(folder, index)
         for name, (_, class_name) in components(index).items():
             part = folder / name
             if not part.is_dir():
@@ -130,7 +131,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             proofs = (*_CONFIG_FILES, *(_VOCABULARIES if _TOKENIZER.search(class_name) else ()))
             if not any((part / proof).is_file() for proof in proofs):
                 raise ModelFileError("model", str(part), "its configuration file is missing", DOWNLOAD_AGAIN)
-            tensors = _check_weights(part, variant(folder, index)) if has_weights(class_name) else 0
+            tensors = _check_weights(part, mark) if has_weights(class_name) else 0
             _check_configurations(part, tensors)
     except OSError as error:  # no permission, a link in a circle, a disk that is gone
         raise ModelFileError("model", str(folder), f"it cannot be read ({first_line(error)})", "check it") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
-from ...fallback import describe
+from ...fallback import describe, is_out_of_memory
 from . import checkpoints
 from .small_files import DOWNLOAD_AGAIN, read_header, read_json
 
@@ -36,9 +36,10 @@ def check_complete(folder: Path, index: dict[str, Any]) -> None:
     Raises:
         ModelFileError: the files of a component hold fewer weights than its configuration asks for.
     """
+    variant = checkpoints.variant(folder, index)
     for name, (library, class_name) in checkpoints.components(index).items():
         if checkpoints.has_weights(class_name):
-            _check_component(folder / name, library, class_name, checkpoints.variant(folder, index))
+            _check_component(folder / name, library, class_name, variant)
 
 
 def check_read(pipeline: Any, source: str) -> None:
@@ -115,6 +116,8 @@ def _empty_network(folder: Path, library: str, class_name: str, config: dict[str
                 network = found(settings)
             network.tie_weights()
             return network
-    except Exception as error:  # noqa: BLE001 - of any type, and said by the load that follows
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         log.debug("%s is not counted: %s", folder, describe(error))
     return None
