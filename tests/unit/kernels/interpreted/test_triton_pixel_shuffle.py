@@ -59,12 +59,13 @@ def test_it_writes_the_inside_of_a_buffer(random: Any, padded: Any, reads_last: 
     assert buffer.isnan().sum() == buffer.numel() - inside.numel()
 
 
-@pytest.mark.parametrize("border", [(1, 1, 1, 1), (2, 1, 0, 3), (0, 0, 1, 0)], ids=str)
-@pytest.mark.parametrize("writes_last", [False, True])
+@pytest.mark.parametrize(
+    ("border", "writes_last"), [((1, 1, 1, 1), True), ((2, 1, 0, 3), False), ((0, 0, 1, 0), True)], ids=str
+)
 def test_it_fills_a_padded_buffer_whole(
-    random: Any, padded: Any, writes_last: bool, border: tuple[int, int, int, int]
+    random: Any, padded: Any, border: tuple[int, int, int, int], writes_last: bool
 ) -> None:
-    x, bias = random(2, 16, 2, 3, 5, layout="last"), random(16)
+    x, bias = random(2, 16, 2, 2, 3, layout="last"), random(16)
     expected = by_the_formula(x + bias.view(-1, 1, 1, 1), 2, True)
     residual = random(*expected.shape, layout="view")
     buffer, _ = padded(expected, 2, border, last=writes_last)
