@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import InputError, first_line
 from ..optimizations.lora_factors import Factors, fit, is_norm, layer_shape
 from ..optimizations.lora_layers import LoraBranches
-from .adapters import architectures, converters, keys, parts, scales
+from .adapters import architectures, converters, keys, parts, replaced_norms, scales
 from .adapters.file import MAX_RANK, check, stamp
 from .adapters.file import read as read_file
 from .adapters.names import Names, Target
 from .recognize import family_of
 
 if TYPE_CHECKING:
-    pass
+    import torch
 
 __all__ = ["Layers", "LoraFile", "check", "read", "stamp"]
 
 _SHOWN_KEYS = 4
+_CONTROL = "x_embedder ("
+"""How the one layer that a FLUX.1 control LoRA widens is named among those that do not fit."""
 
 Layers = dict[str, Factors]
 """Layer name -> what is added to it."""
@@ -74,7 +76,8 @@ def read(path: str, pipeline: Any, branches: Mapping[str, LoraBranches]) -> Lora
     """
     shapes = check(path)
     parts_of = [key for key in shapes if keys.split(key) is not None]
-    tensors, metadata = read_file(path, parts_of)
+    norms = [key for key in shapes if replaced_norms.is_one(key, pipeline)] if parts_of else []
+    tensors, metadata = read_file(path, [*parts_of, *norms])
     others = {key: shape for key, shape in shapes.items() if key not in tensors}
     try:
         groups = keys.group(tensors)
@@ -83,6 +86,7 @@ def read(path: str, pipeline: Any, branches: Mapping[str, LoraBranches]) -> Lora
         settings = {component: scales.settings_of(component, metadata) for component in branches}
         groups = {stem: _as_pair(group, settings) for stem, group in groups.items()}
         found = _assign(groups, pipeline, branches, settings)
+        _add_norms(found, {key: tensors[key] for key in norms}, branches)
     except InputError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, re.error) as error:
@@ -220,6 +224,19 @@ def _fitted(
     return found
 
 
+def _add_norms(found: _Findings, norms: Mapping[str, torch.Tensor], branches: Mapping[str, LoraBranches]) -> None:
+    for key, weight in norms.items():
+        component, layer = replaced_norms.layer_of(key)
+        try:
+            factors = replaced_norms.factors(weight, branches[component].original(layer))
+        except (AttributeError, KeyError):
+            found.unmatched.append(key)
+        except (TypeError, ValueError) as error:
+            found.mismatch.append(f"{key} ({first_line(error)})")
+        else:
+            found.layers.setdefault(component, {})[layer] = factors
+
+
 def _factors(group: keys.Group, target: Target, settings: Mapping[str, Any]) -> Factors:
     alpha = None
     if "alpha" in group:
@@ -250,6 +267,9 @@ def _refuse_architecture(path: str, pipeline: Any, found: _Findings, stems: list
         reason = f"{len(found.mismatch)} of its {total} layers do not fit those of {kind}: {_some(found.mismatch)}"
         if own:
             cure = f"it is for {architecture}, but one of another size: choose one for the size of this model"
+        if replaced_norms.are_taken(pipeline) and all(_CONTROL in text for text in found.mismatch):
+            reason = f"it is a control LoRA, which widens the input for a control picture: {_some(found.mismatch)}"
+            cure = f"{kind} takes no control picture; choose a LoRA that changes other layers only"
     else:
         of = f"{len(found.unmatched)} of its {total} layers" if found.matched else "its keys"
         reason = f"{of} belong to no layer of {kind}: {_some(found.unmatched or stems)}"

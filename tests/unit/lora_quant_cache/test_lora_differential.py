@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from lora_kit import adapter_of, assert_same_layers, denoiser_of, loaded, prefixed, write
+from lora_kit import (
+    adapter_of,
+    apply,
+    assert_same_layers,
+    denoiser_of,
+    loaded,
+    prefixed,
+    random_pair,
+    random_values,
+    write,
+)
 
 from fastdiffusers.pipelines.lora import set_loras
 from fastdiffusers.pipelines.types import LoraSpec
@@ -216,3 +226,26 @@ def test_other_kinds_while_the_weights_are_offloaded(
         (record,) = set_loras(model, (LoraSpec(str(path), 0.4),))
         assert record.cost.startswith("exchanged in place")
     assert torch.equal(run(pipeline), run(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_norms_that_a_file_holds_whole_take_the_place_of_the_models_own(
+    tiny_pipeline: Any, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """FLUX.1's control LoRAs train them; diffusers loads them into the transformer."""
+    pipeline, reference = (tiny_pipeline("flux").to(dtype) for _ in range(2))
+    block = "transformer_blocks.0.attn"
+    norms = [f"{block}.{name}" for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k")]
+    own = {f"{norm}.weight": pipeline.transformer.get_parameter(f"{norm}.weight").detach().clone() for norm in norms}
+    tensors = {**random_pair(f"{block}.to_q", 32, 32), **random_values(own, seed=3, size=1.0)}
+    path = write(tmp_path / "norms.safetensors", prefixed("transformer", tensors))
+    assert apply(pipeline, path).reason == ""
+    reference.load_lora_weights(str(path))
+    for norm in norms:
+        ours, theirs = (model.transformer.get_submodule(norm) for model in (pipeline, reference))
+        x = torch.randn(2, 3, theirs.weight.numel(), generator=torch.Generator().manual_seed(0)).to(dtype)
+        torch.testing.assert_close(ours(x), theirs(x))
+        assert not torch.equal(theirs.weight, own[f"{norm}.weight"])
+    set_loras(loaded(pipeline), ())
+    for key, weight in own.items():
+        assert torch.equal(pipeline.transformer.get_parameter(key), weight)

@@ -260,3 +260,13 @@ def test_a_whole_model_is_refused_unread(
     path = write(tmp_path / "model.safetensors", NO_LORAS["checkpoint"][0])
     monkeypatch.setattr(safetensors, "safe_open", Unread)
     assert "a whole model" in message(tiny_pipeline("flux"), path)
+
+
+def test_a_control_lora_says_that_it_needs_a_control_picture(tiny_pipeline: Callable, tmp_path: Path) -> None:
+    wide = {
+        **pair("transformer.x_embedder", 128),
+        "transformer.transformer_blocks.0.attn.norm_q.weight": torch.ones(16),
+    }
+    text = message(tiny_pipeline("flux"), write(tmp_path / "control.safetensors", wide))
+    assert "a control LoRA" in text
+    assert "FluxPipeline takes no control picture" in text
