@@ -1,7 +1,7 @@
 # Each target installs what it needs into .venv first; a stamp per layer remembers what is there already.
 #
 #   make demo      the embedded tiny pipeline, plain and with everything on; through ComfyUI too where one is found
-#   make test      lint, types, unit tests with coverage, and the tests against each ComfyUI that is found
+#   make test      lint, types, unit tests, and the tests against each ComfyUI that is found
 #   make comfyui   the ComfyUI that is found, with this pack linked in, on http://127.0.0.1:8188
 #   make bench     what the pack costs on top of a bare diffusers call
 #
@@ -9,9 +9,11 @@
 #                        the tests (else: around this folder, ~/comfy/ComfyUI, ~/ComfyUI, and ComfyUI-* beside these)
 # TORCH_INDEX=url        package index for torch, e.g. https://download.pytorch.org/whl/cpu
 # PYTHON=program         the Python that makes .venv, 3.10 or newer
+# COVERAGE=1             unit tests also count the lines they run, and fail below the share in pyproject.toml
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+COVERAGE ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check \
@@ -26,7 +28,8 @@ export COMFYUI_PATH := $(COMFYUIS)
 # Each ComfyUI pins versions of its own, so each set of requirements has a layer of its own on top of .venv.
 LAYER := $(if $(COMFYUI),$(VENV)/comfyui-$(shell cksum < '$(COMFYUI)/requirements.txt' | cut -d' ' -f1))
 COMFY_PY := $(if $(COMFYUI),$(LAYER)/bin/python,$(PY))
-ENGINE_TESTS := $(PY) -m pytest tests/unit -n 2 --dist worksteal -q --cov --cov-report=term:skip-covered
+ENGINE_TESTS := $(PY) -m pytest tests/unit -n 2 --dist worksteal -q \
+	$(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 # Tiny models gain nothing from threads, and two test workers would fight for the cores.
 export OMP_NUM_THREADS ?= 1
