@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
 
 from fastdiffusers.callbacks import SILENT, Callbacks
+
+SIZES: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+"""The full-size autoencoder of pictures, which ComfyUI's loader insists on."""
 
 
 class LocalModel(torch.nn.Module):
@@ -38,18 +47,20 @@ class LocalModel(torch.nn.Module):
         return torch.nn.functional.avg_pool2d(x, 8)
 
 
-def image_vae(core: Any) -> Any:
-    """ComfyUI's VAE object around a full-size, randomly initialised SDXL autoencoder."""
+@functools.cache
+def autoencoder(latent_channels: int) -> Any:
+    """One full-size AutoencoderKL for all families with that many latent channels; SDXL's have 4."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    levels = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return core.sd.VAE(sd=AutoencoderKL(**levels, **kinds).state_dict())
+    quantizers = latent_channels == 4  # as the released ones: SDXL has them, its successors do not
+    options = {"use_quant_conv": quantizers, "use_post_quant_conv": quantizers}
+    return AutoencoderKL(**SIZES, latent_channels=latent_channels, **options).eval()
 
 
-def video_vae(core: Any) -> Any:
-    """ComfyUI's VAE object around a full-size, randomly initialised Wan autoencoder."""
+@functools.cache
+def wan_weights() -> dict[str, torch.Tensor]:
+    """Random weights of a full-size Wan autoencoder under the keys of its own release."""
     import comfy.ldm.wan.vae
 
     torch.manual_seed(0)
@@ -61,7 +72,17 @@ def video_vae(core: Any) -> Any:
             parameter.data.normal_(std=parameter[0].numel() ** -0.5)
         else:
             parameter.data.zero_()
-    return core.sd.VAE(sd=network.state_dict())
+    return dict(network.state_dict())
+
+
+def image_vae(core: Any) -> Any:
+    """ComfyUI's VAE object around a full-size, randomly initialised SDXL autoencoder."""
+    return core.sd.VAE(sd=autoencoder(4).state_dict())
+
+
+def video_vae(core: Any) -> Any:
+    """ComfyUI's VAE object around a full-size, randomly initialised Wan autoencoder."""
+    return core.sd.VAE(sd=dict(wan_weights()))
 
 
 def with_network(vae: Any, model: torch.nn.Module) -> Any:

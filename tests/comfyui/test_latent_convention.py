@@ -5,13 +5,13 @@ The VAEs have the full architecture, which ComfyUI's loader insists on, with ran
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from core_vaes import SIZES, autoencoder, wan_weights
 from safetensors.torch import save_file
 
 from fastdiffusers.pipelines import tiny
@@ -20,19 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from comfy_client import Client
-
-LEVELS = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
-KINDS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-
-
-@functools.cache
-def autoencoder(latent_channels: int) -> Any:
-    """One full-size AutoencoderKL for all families with that many latent channels."""
-    from diffusers import AutoencoderKL
-
-    quantizers = latent_channels == 4  # as the released ones: SDXL has them, its successors do not
-    options = {"use_quant_conv": quantizers, "use_post_quant_conv": quantizers}
-    return AutoencoderKL(**LEVELS, **KINDS, latent_channels=latent_channels, **options).eval()
 
 
 def image_vae(pipeline: Any) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -47,26 +34,10 @@ def flux2_vae(pipeline: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """An AutoencoderKLFlux2, whose latents are normalised by the statistics of its batch norm."""
     from diffusers import AutoencoderKLFlux2
 
-    vae = AutoencoderKLFlux2(**LEVELS, **KINDS, latent_channels=pipeline.vae.config.latent_channels).eval()
+    vae = AutoencoderKLFlux2(**SIZES, latent_channels=pipeline.vae.config.latent_channels).eval()
     vae.bn.running_mean.normal_(std=0.3)
     vae.bn.running_var.uniform_(0.5, 2)
     return vae, vae.state_dict()
-
-
-@functools.cache
-def wan_weights() -> dict[str, torch.Tensor]:
-    """Random weights under the keys of Wan's own release."""
-    import comfy.ldm.wan.vae
-
-    network = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True])
-    for name, parameter in network.named_parameters():  # ComfyUI leaves the weights of a new network unset
-        if name.endswith("gamma"):
-            parameter.data.fill_(1)
-        elif parameter.ndim > 1:
-            parameter.data.normal_(std=parameter[0].numel() ** -0.5)
-        else:
-            parameter.data.zero_()
-    return dict(network.state_dict())
 
 
 def wan_vae(pipeline: Any) -> tuple[Any, dict[str, torch.Tensor]]:
