@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..errors import FastDiffusersError
 from ..optimizations.settings import MEMORY_MODES
-from ..pipelines.loading import loader
+from ..pipelines.loading import loader, sources
 from ..pipelines.types import PipelineHandle
 from . import types
 from .host import comfy_bridge, memory_management
@@ -58,7 +58,7 @@ class LoadPipeline(io.ComfyNode):
         # ComfyUI asks this before anything runs. Naming `model` here also replaces its own "value not in list".
         try:
             source = pipeline_source(model, custom_model)
-            if loader.is_local(source):
+            if sources.is_local(source):
                 loader.resolve(source)
         except FastDiffusersError as error:
             return error.in_short()
@@ -68,7 +68,7 @@ class LoadPipeline(io.ComfyNode):
     def fingerprint_inputs(cls, model: str, custom_model: str, **how: Any) -> str:
         # The identity of local files is part of it, so that an edited model folder runs again.
         source = pipeline_source(model, custom_model)
-        return loader.resolve(source).identity if loader.is_local(source) else source
+        return loader.resolve(source).identity if sources.is_local(source) else source
 
     @classmethod
     def execute(

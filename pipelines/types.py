@@ -77,7 +77,7 @@ class LoadedPipeline:
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON-compatible: model class, parameters in bytes per component, load time in seconds, pinned revision."""
     stamp: str = ""
-    """`loader.files_stamp` when the load began: what is not so any more is read again."""
+    """`sources.files_stamp` when the load began: what is not so any more is read again."""
 
 
 @dataclass(frozen=True)

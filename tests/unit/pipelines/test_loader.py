@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.pipelines import tiny
-from fastdiffusers.pipelines.loading import checkpoints, devices, loader, local_models, single_file
+from fastdiffusers.pipelines.loading import checkpoints, devices, loader, local_models, single_file, sources
 
 
 @pytest.fixture
@@ -307,4 +307,4 @@ def test_a_callers_own_exception_is_not_dressed_up_as_a_file_error(folder, monke
     [("tiny:flux", True), ("owner/name", False), ("/nowhere/at/all", True), (".", True), ("name", True)],
 )
 def test_local_sources_need_no_network(source, local):
-    assert loader.is_local(source) is local
+    assert sources.is_local(source) is local
