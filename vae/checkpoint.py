@@ -136,16 +136,19 @@ def rename(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def read_shapes(path: Path, name: str = "vae") -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors of a .safetensors file, from its header alone.
+
+    Args:
+        name: of the input, for the error.
 
     Raises:
         ModelFileError: no such file, not a safetensors file, or shorter or longer than its header says.
     """
-    file_size(path, "vae")
+    file_size(path, name)
     if not is_named_safetensors(path):
-        raise ModelFileError("vae", str(path), "only .safetensors files are read", "convert it to safetensors")
-    return safetensors_header.read_shapes(path, "vae")
+        raise ModelFileError(name, str(path), "only .safetensors files are read", "convert it to safetensors")
+    return safetensors_header.read_shapes(path, name)
 
 
 def choose_device(device: str) -> torch.device:

@@ -63,12 +63,13 @@ def _listed(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 def has_weights(library: str, class_name: str) -> bool:
     """Whether a component of this class comes with weights."""
+    found = find_class(library, class_name)
+    if found is None:
+        return _NO_WEIGHTS.search(class_name) is None
     import torch
 
-    found = find_class(library, class_name)
-    if found is not None and issubclass(found, torch.nn.Module):  # AceStepAudioTokenizer, for one
-        return True
-    return _NO_WEIGHTS.search(class_name) is None
+    # AceStepAudioTokenizer is one; those of ONNX have their weights without.
+    return issubclass(found, torch.nn.Module) or class_name.startswith("Onnx")
 
 
 def proofs(library: str, class_name: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fastdiffusers import safetensors_header
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.pipelines import tiny
@@ -308,3 +309,12 @@ def test_a_callers_own_exception_is_not_dressed_up_as_a_file_error(folder, monke
 )
 def test_local_sources_need_no_network(source, local):
     assert sources.is_local(source) is local
+
+
+def test_every_header_is_read_once_per_load(tiny_folder, monkeypatch):
+    key = loader.resolve(str(tiny_folder("sdxl")), device="cpu")
+    parse, read = safetensors_header.parse_json, []
+    monkeypatch.setattr(safetensors_header, "parse_json", lambda content: read.append(bytes(content)) or parse(content))
+    loader.load(key)
+    files = list(tiny_folder("sdxl").glob("*/*.safetensors"))
+    assert len(read) == len(files) == len(set(read)) > 0
