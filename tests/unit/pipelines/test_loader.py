@@ -96,10 +96,10 @@ def test_missing_paths_and_foreign_files_are_named(tmp_path):
         pickle.write_bytes(b"\x80\x04.")
         with pytest.raises(ModelFileError, match="pickle"):
             loader.resolve(str(pickle))
-    text = tmp_path / "model.txt"
-    text.write_text("")
-    with pytest.raises(ModelFileError, match="no format"):
-        loader.resolve(str(text))
+    for name in ("model.txt", "model.gguf", "model"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(ModelFileError, match=r"no format.*a diffusers folder, a \.safetensors file or a Hub id"):
+            loader.resolve(str(tmp_path / name))
     with pytest.raises(InputError, match="tiny:flux2-klein"):
         loader.resolve("tiny:nothing")
 
