@@ -26,7 +26,7 @@ def check_writable(name: str, path: Path) -> None:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise InputError(name, str(path), "it is a pipe or a device, not a file", "choose another name")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # what is there instead of its folder is said below
         pass
     except OSError as error:
         raise InputError(name, str(path), f"it cannot be written ({error.strerror})", "choose another name") from None
