@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from ..callbacks import SILENT, Callbacks
 from .loading import loader, sources
+from .loading.mapped_files import check_unchanged, crash_is_reported
 from .types import LoadedPipeline, LoadKey
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ class PipelineCache:
             self._entries.move_to_end(key)
             self._borrowed.append(key)
             try:
-                yield loaded
+                with crash_is_reported(loaded.mapped):
+                    yield loaded
+                check_unchanged(key.source, loaded.mapped)
             finally:
                 self._borrowed.pop()
         finally:

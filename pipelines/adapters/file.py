@@ -93,7 +93,8 @@ def read(path: str, keys: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict[
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in keys}
+            # A copy: what is mapped would change, or end the process, with its file.
+            tensors = {key: file.get_tensor(key).clone() for key in keys}
             header = (file.metadata() or {}).get(METADATA_KEY)
     except (OSError, SafetensorError, *_DAMAGED) as error:
         reason = f"it cannot be read ({first_line(error)})"

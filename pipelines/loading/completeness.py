@@ -96,7 +96,7 @@ def _empty_network(folder: Path, library: str, class_name: str, config: dict[str
     import torch
     import transformers
 
-    found = find_class(library, class_name)
+    found: Any = find_class(library, class_name)
     if found is None:
         return None
     try:

@@ -25,6 +25,7 @@ from . import checkpoints, single_file
 from .completeness import check_complete, check_read
 from .components import components, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
+from .mapped_files import mapped_files
 from .progress import component_progress, reading_errors
 from .sources import TINY, files_stamp, folder_of, locate
 
@@ -143,7 +144,8 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         facts["quantization"] = quantized
     if dropped := _dropped(key):
         facts["not loaded"] = f"{', '.join(dropped)}: {facts['pipeline']} takes no such component"
-    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp)
+    mapped = mapped_files(folder_of(key))
+    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp, mapped)
 
 
 def _dropped(key: LoadKey) -> list[str]:
