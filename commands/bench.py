@@ -11,10 +11,10 @@ from ..comparison.choices import ALL, CHOICES, parse
 from ..comparison.presets import PRESETS, preset
 from ..errors import InputError
 from ..optimizations.settings import COMPILE_BACKENDS, CompileSettings, OptimizationSettings
-from .files import check_writable, replacing, write_text
+from .files import check_folder_target, check_writable, replacing, write_text
 from .libraries import prepare_libraries
 from .media import read_picture
-from .options import MODEL_HELP, add_model_options, pipeline_handle, work_options
+from .options import MODEL_HELP, add_model_options, path_argument, pipeline_handle, work_options
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = "; ".join(f"{preset.name} ({preset.help})" for preset in PRESETS.values())
     parser.add_argument("--preset", metavar="NAME", help=f"a known case, whose work and choices are filled in: {known}")
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="for results.json, results.csv, chart.png and report.md"
+        "--output", type=path_argument, metavar="FOLDER", help="for results.json, results.csv, chart.png and report.md"
     )
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument("--runs", type=int, default=5, metavar="N", help="counted runs of each (default: 5)")
@@ -56,11 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--num-frames", type=int, metavar="N")
     work.add_argument("--batch", type=int, default=1, metavar="N")
     work.add_argument("--seed", type=int, default=0, metavar="N")
-    work.add_argument("--image", type=Path, metavar="FILE", help="for models that need one (default: a drawn picture)")
+    work.add_argument(
+        "--image", type=path_argument, metavar="FILE", help="for models that need one (default: a drawn picture)"
+    )
     store = parser.add_argument_group("what was measured before")
     store.add_argument("--show", action="store_true", help="list what is remembered")
     store.add_argument("--forget", action="store_true", help="forget what is remembered")
-    store.add_argument("--export", type=Path, metavar="FILE", help="copy what is remembered to a file")
+    store.add_argument("--export", type=path_argument, metavar="FILE", help="copy what is remembered to a file")
     add_model_options(parser)
 
 
@@ -101,9 +103,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.output is None:
         raise InputError("output", "", "there is no place for the results", "give --output FOLDER")
     parse(_names(args))
-    if args.output.is_file():
-        raise InputError("output", str(args.output), "it is a file, not a folder", "name a folder")
-    check_writable("output", args.output)
+    check_folder_target("output", args.output)
 
 
 def _names(args: argparse.Namespace) -> str:
@@ -165,6 +165,8 @@ def _store_command(args: argparse.Namespace) -> None:
     store = default_store()
     if args.export is not None:
         check_writable("export", args.export)
+        if args.export.is_dir():
+            raise InputError("export", str(args.export), "it is a folder, not a file", "add a file name")
         print(f"{store.export(args.export)} measurements copied to {args.export}")
     if args.show:
         print(store_text(store))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..callbacks import Callbacks
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
-from .files import check_writable, write_text
+from .files import check_folder_target, write_text
 from .libraries import prepare_libraries
 from .media import write_picture
 from .options import add_dtype_option, path_argument
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_writable("output", args.output)
+    check_folder_target("output", args.output)
     prepare_libraries(args.verbose)
 
     from ..fallback import largest_difference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,14 @@ def check_writable(name: str, path: Path) -> None:
     Raises:
         InputError: the parent folder is missing or cannot be written to, or `path` is in the way.
     """
+    try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(name, str(path), "it is a pipe or a device, not a file", "choose another name")
+    except (FileNotFoundError, NotADirectoryError):  # what is there instead of its folder is said below
+        pass
+    except OSError as error:
+        raise InputError(name, str(path), f"it cannot be written ({error.strerror})", "choose another name") from None
     parent = path.parent
     if not parent.is_dir():
         reason = "its folder does not exist" if not parent.exists() else f"{str(parent)!r} is not a folder"
@@ -40,6 +49,13 @@ def check_file_target(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
     if path.suffix.lower() not in suffixes or path.is_dir():
         wanted = " or ".join(suffixes)
         raise InputError(name, str(path), f"it must be a file name ending in {wanted}", f"use e.g. result{suffixes[0]}")
+    check_writable(name, path)
+
+
+def check_folder_target(name: str, path: Path) -> None:
+    """Like `check_writable`, for a folder that is there or can be made."""
+    if path.is_file():
+        raise InputError(name, str(path), "it is a file, not a folder", "name a folder")
     check_writable(name, path)
 
 

@@ -69,7 +69,7 @@ def read_latent(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
             if not chosen:
                 reason = f"it holds {len(names)} tensors and none is named 'samples'"
                 raise InputError("latents", str(path), reason, "name the latent 'samples'")
-            latent = file.get_tensor(chosen[0])
+            latent = file.get_tensor(chosen[0]).clone()  # a mapped one would change with its file
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
         reason = f"it is no complete safetensors file ({error})"
@@ -92,7 +92,7 @@ def read_sound(path: Path) -> dict[str, Any] | None:
     with safe_open(path, framework="pt") as file:
         if WAVEFORM not in file.keys():  # noqa: SIM118 - not a mapping
             return None
-        waveform, rate = file.get_tensor(WAVEFORM), (file.metadata() or {}).get(SAMPLE_RATE, "")
+        waveform, rate = file.get_tensor(WAVEFORM).clone(), (file.metadata() or {}).get(SAMPLE_RATE, "")
     if waveform.ndim != 3 or not rate.isdecimal() or int(rate) == 0:
         reason = (
             f"its waveform is {list(waveform.shape)} at {rate or 'no'} Hz; [B, channels, samples] and a rate are needed"

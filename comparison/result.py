@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, ModelFileError
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
 from ..optimizations.tuning.candidates import Measured
 from ..optimizations.tuning.meters import PeakMemory
 from ..optimizations.tuning.quality import Quality
 from ..optimizations.tuning.statistics import PairedVerdict, Spread
+from ..pipelines.loading.small_files import read_json
 
 GIB = 2**30
 
@@ -190,14 +191,13 @@ def recommended_settings(path: Path) -> OptimizationSettings:
         InputError: the file is missing, is no such file, or names settings that this version does not have.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         rows = {row["name"]: row["settings"] for row in data["rows"]}
         values = dict(rows[data["recommended"]])
         nested = {"compile": CompileSettings, "vae_tiling": TilingSettings, "precision": PrecisionSettings}
         return OptimizationSettings(**values | {name: kind(**values[name]) for name, kind in nested.items()})
-    except OSError as error:
-        reason, cure = f"it cannot be read ({error.strerror or error})", "give the results.json of a benchmark"
-        raise InputError("recommended", str(path), reason, cure) from None
+    except ModelFileError as error:
+        raise InputError("recommended", str(path), error.reason, "give the results.json of a benchmark") from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise

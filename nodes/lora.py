@@ -53,7 +53,8 @@ class LoadLora(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str) -> str:
         # An edited file runs again under the same name.
-        return str(lora_files.stamp(lora_path(lora_name)))
+        path = lora_path(lora_name)
+        return f"{path} {lora_files.stamp(path)}"
 
     @classmethod
     def execute(cls, pipeline: PipelineHandle, lora_name: str, strength: float, expert: str) -> io.NodeOutput:

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..errors import FastDiffusersError
 from ..optimizations.settings import MEMORY_MODES
-from ..pipelines.loading import loader
+from ..pipelines.loading import loader, sources
 from ..pipelines.types import PipelineHandle
 from . import types
 from .host import comfy_bridge, memory_management
@@ -34,7 +34,9 @@ class LoadPipeline(io.ComfyNode):
                     default=default_pipeline(choices),
                     tooltip="Folders with a model_index.json and .safetensors files under every 'diffusers' path "
                     "(those of extra_model_paths.yaml too), .safetensors checkpoints, and the tiny pipelines embedded "
-                    f"in this pack: random weights, no download, to try a graph. {CUSTOM} takes the field below.",
+                    "in this pack: random weights, no download, to try a graph. Where several paths have one of the "
+                    f"same name, the name alone is the first path's; the others say their path. {CUSTOM} takes the "
+                    "field below.",
                 ),
                 io.String.Input(
                     "custom_model",
@@ -58,7 +60,7 @@ class LoadPipeline(io.ComfyNode):
         # ComfyUI asks this before anything runs. Naming `model` here also replaces its own "value not in list".
         try:
             source = pipeline_source(model, custom_model)
-            if loader.is_local(source):
+            if sources.is_local(source):
                 loader.resolve(source)
         except FastDiffusersError as error:
             return error.in_short()
@@ -68,7 +70,10 @@ class LoadPipeline(io.ComfyNode):
     def fingerprint_inputs(cls, model: str, custom_model: str, **how: Any) -> str:
         # The identity of local files is part of it, so that an edited model folder runs again.
         source = pipeline_source(model, custom_model)
-        return loader.resolve(source).identity if loader.is_local(source) else source
+        if not sources.is_local(source):
+            return source
+        key = loader.resolve(source)
+        return f"{key.source} {key.identity}"
 
     @classmethod
     def execute(

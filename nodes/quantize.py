@@ -31,7 +31,8 @@ class QuantizeModel(io.ComfyNode):
                     options=choices,
                     default=default_pipeline(choices),
                     tooltip="The pipeline to copy: a diffusers folder that is not quantized yet. Single files cannot "
-                    f"be used. {CUSTOM} takes the field below.",
+                    "be used. Where several paths have one of the same name, the name alone is the first path's; the "
+                    f"others say their path. {CUSTOM} takes the field below.",
                 ),
                 io.String.Input(
                     "custom_model",

@@ -15,6 +15,7 @@ import comfy.model_management as mm
 from .. import vae as engine
 from ..cache_folder import cache_folder
 from ..errors import ModelFileError
+from ..vae.checkpoint import read_shapes
 from .host import core_changes
 from .host.core_vae import alpha_left_out, as_clip, check_channels
 from .host.memory_management import ExternalModelPatcher, make_room
@@ -39,8 +40,8 @@ _lock = threading.Lock()
 
 def check_file(path: str) -> None:
     """Raise ModelFileError when a file is no video VAE of the kind this pack runs. Reads its header only."""
-    if not engine.is_video_vae(path):
-        reason = "it is not a causal video VAE of SeedVR2's kind, or the file is damaged"
+    if not engine.is_video_vae(read_shapes(Path(path), "vae_name")):
+        reason = "it is not a causal video VAE of SeedVR2's kind"
         cure = (
             "choose ema_vae_fp16.safetensors; for any other VAE use ComfyUI's Load VAE, which the fast nodes take too"
         )

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..callbacks import SILENT, Callbacks
-from .loading import loader
+from .loading import loader, sources
+from .loading.mapped_files import check_unchanged, crash_is_reported
 from .types import LoadedPipeline, LoadKey
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class PipelineCache:
         check: cheap test that a load can succeed, before anything is freed for it; raises if not.
     """
 
-    def __init__(self, capacity: int = 1, load: Load = loader.load, check: Check = loader.check) -> None:
+    def __init__(self, capacity: int = 1, load: Load = loader.load, check: Check = sources.check) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self._capacity = capacity
@@ -58,7 +59,9 @@ class PipelineCache:
             self._entries.move_to_end(key)
             self._borrowed.append(key)
             try:
-                yield loaded
+                with crash_is_reported(loaded.mapped):
+                    yield loaded
+                check_unchanged(key.source, loaded.mapped)
             finally:
                 self._borrowed.pop()
         finally:
@@ -95,7 +98,7 @@ class PipelineCache:
         loaded = self._entries.get(key)
         if loaded is None or not loaded.stamp or key in self._borrowed:
             return loaded
-        now = loader.files_stamp(key)
+        now = sources.files_stamp(key)
         if now and now != loaded.stamp:
             self._free([key])
             return None

@@ -55,6 +55,12 @@ def check_loras(loras: Sequence[LoraSpec]) -> None:
         InputError: a strength that is no finite number or beyond `MAX_STRENGTH`, an unknown expert.
         ModelFileError: a file that is missing, damaged, or not .safetensors.
     """
+    _check_values(loras)
+    for spec in loras:
+        lora_files.check(spec.path)
+
+
+def _check_values(loras: Sequence[LoraSpec]) -> None:
     for spec in loras:
         if not math.isfinite(spec.strength):
             raise InputError("strength", spec.strength, "it must be a finite number", "use 1.0")
@@ -64,7 +70,6 @@ def check_loras(loras: Sequence[LoraSpec]) -> None:
         if spec.expert not in EXPERTS:
             cure = f"choose one of: {', '.join(EXPERTS)}"
             raise InputError("expert", spec.expert, "it is not one of the choices", cure)
-        lora_files.check(spec.path)
 
 
 def set_loras(
@@ -91,7 +96,7 @@ def set_loras(
     """
     started = time.perf_counter()
     specs = tuple(loras)
-    check_loras(specs)
+    _check_values(specs)
     pipeline = loaded.pipeline
     state = _STATES.get(pipeline) or _new_state(pipeline)
     _check_experts(specs, state, pipeline)

@@ -15,6 +15,7 @@ from . import latents
 from .arguments import call_arguments
 from .decoding import pipeline_vae
 from .families import Family
+from .loading.mapped_files import check_unchanged
 from .requests import ready, seeds
 from .schedulers import scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
@@ -101,6 +102,7 @@ def _denoise(
     pipeline = loaded.pipeline if request.strength >= 1.0 else _image_to_image(loaded.pipeline, family)
 
     def on_step(done: int, total: int, estimate: torch.Tensor | None) -> None:
+        check_unchanged(loaded.key.source, loaded.mapped)
         preview = _preview(estimate, loaded, request)
         known = watch.known_seconds
         callbacks.tick(

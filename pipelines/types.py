@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,9 @@ class LoadedPipeline:
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON-compatible: model class, parameters in bytes per component, load time in seconds, pinned revision."""
     stamp: str = ""
-    """`loader.files_stamp` when the load began: what is not so any more is read again."""
+    """`sources.files_stamp` when the load began: what is not so any more is read again."""
+    mapped: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    """`mapped_files.mapped_files` after the load: the files that weights are still read from."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from .. import safetensors_header
 from ..errors import InputError, ModelFileError, first_line
+from ..safetensors_header import file_size, is_named_safetensors
 from .config import Shapes, VaeConfig, infer_config
 from .network.model import VideoVAE
 
@@ -137,36 +136,19 @@ def rename(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def read_shapes(path: Path, name: str = "vae") -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors of a .safetensors file, from its header alone.
 
+    Args:
+        name: of the input, for the error.
+
     Raises:
-        ModelFileError: no such file, not a safetensors file, or shorter than its header says.
+        ModelFileError: no such file, not a safetensors file, or shorter or longer than its header says.
     """
-    cure = "download it again"
-    if not path.is_file():
-        raise ModelFileError("vae", str(path), "there is no such file", "check the path")
-    if path.suffix != ".safetensors":
-        raise ModelFileError("vae", str(path), "only .safetensors files are read", "convert it to safetensors")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= 100_000_000:
-            raise ModelFileError("vae", str(path), "it is not a safetensors file: it has no header", cure)
-        header_bytes = file.read(length)
-    if len(header_bytes) < length:
-        raise ModelFileError("vae", str(path), f"it is truncated: {size} bytes do not even hold its header", cure)
-    try:
-        header: dict[str, Any] = json.loads(header_bytes)
-        tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        shapes = {key: tuple(entry["shape"]) for key, entry in tensors.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise ModelFileError("vae", str(path), "it is not a safetensors file: its header is damaged", cure) from None
-    if size < end:
-        raise ModelFileError("vae", str(path), f"it is truncated: {end - size} of {end} bytes are missing", cure)
-    return shapes
+    file_size(path, name)
+    if not is_named_safetensors(path):
+        raise ModelFileError(name, str(path), "only .safetensors files are read", "convert it to safetensors")
+    return safetensors_header.read_shapes(path, name)
 
 
 def choose_device(device: str) -> torch.device:

@@ -22,7 +22,7 @@ from torch import nn
 
 from ...optimizations.components import resident_bytes
 from ...pipelines.cache import CACHE
-from ...pipelines.loading import loader
+from ...pipelines.loading import sources
 
 if TYPE_CHECKING:
     from ...pipelines.types import LoadKey, PipelineHandle
@@ -143,8 +143,8 @@ def on_card(handle: PipelineHandle) -> Iterator[None]:
 
 def _estimate(key: LoadKey) -> int:
     """Return the bytes of the weight files, before they are loaded."""
-    place = loader.folder_of(key)
+    place = sources.folder_of(key)
     if place is None:
         return 0
-    files: Iterable[Path] = place.rglob("*.safetensors") if place.is_dir() else [place]
+    files: Iterable[Path] = place.glob("*/*.safetensors") if place.is_dir() else [place]
     return sum(file.stat().st_size for file in files)

@@ -1,7 +1,14 @@
-"""The pipelines, LoRAs and video VAEs that the loaders offer, and the file behind each choice."""
+"""The pipelines, LoRAs and video VAEs that the loaders offer, and the file behind each choice.
+
+Several of ComfyUI's paths may hold a model of the same name. As in ComfyUI, the name alone is the one of the first
+path; the others are offered with the path that they are in.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
@@ -17,6 +24,8 @@ TINY_PREFIX = "embedded tiny: "
 CHECKPOINT_PREFIX = "checkpoints/"
 SEEDVR2 = "SEEDVR2/"
 """SeedVR2's own folder in the models directory, where its users have this VAE already."""
+_IN_PATH = re.compile(r"(.+) \(in (.+)\)", re.DOTALL)
+"""A name that the first path has too, and the path that this one is in."""
 
 
 def pipeline_choices() -> list[str]:
@@ -25,15 +34,14 @@ def pipeline_choices() -> list[str]:
     Folders with a `model_index.json` and single .safetensors files under every `diffusers` path, single files under
     the `checkpoints` paths, the embedded tiny pipelines, and `[custom]` for anything else.
     """
-    folders = _diffusers_folders()
-    pipelines = find_local_pipelines(folders)
-    inside = set(pipelines)
-    names = {_relative(path, folders) for path in pipelines}
-    for folder in folders:
-        for file in folder.glob("*.safetensors"):
-            if file.parent not in inside:
-                names.add(_relative(file, folders))
-    names |= {CHECKPOINT_PREFIX + name for name in _safetensors("checkpoints")}
+    found: dict[Path, tuple[str, Path]] = {}
+    for folder in _diffusers_folders():
+        for path in find_local_pipelines([folder]):
+            found.setdefault(path, (path.relative_to(folder).as_posix(), folder))
+        if folder not in found:
+            for file in folder.glob("*.safetensors"):
+                found.setdefault(file, (file.name, folder))
+    names = {*_told_apart(found.values()), *(CHECKPOINT_PREFIX + name for name in _safetensors("checkpoints"))}
     return [*sorted(names, key=str.lower), *(TINY_PREFIX + family for family in PIPELINE_CLASSES), CUSTOM]
 
 
@@ -59,14 +67,12 @@ def pipeline_source(model: str, custom_model: str) -> str:
     if model.startswith(TINY_PREFIX):
         return "tiny:" + model.removeprefix(TINY_PREFIX)
     if model.startswith(CHECKPOINT_PREFIX):
-        found = folder_paths.get_full_path("checkpoints", model.removeprefix(CHECKPOINT_PREFIX))
+        found = _found("checkpoints", model.removeprefix(CHECKPOINT_PREFIX))
         if found:
-            return str(found)
-    # A workflow from elsewhere must not be able to name a file outside the model folders.
-    if not Path(model).is_absolute() and ".." not in Path(model).parts:
-        for folder in _diffusers_folders():
-            if (folder / model).exists():
-                return str(folder / model)
+            return found
+    there = [path for path in _candidates(model, _diffusers_folders()) if os.path.exists(path)]
+    if there:  # one that is no pipeline is chosen only where no other is one, to be told what is wrong with it
+        return str(next((path for path in there if path.is_file() or find_local_pipelines([path]) == [path]), there[0]))
     searched = ", ".join(str(folder) for folder in _diffusers_folders())
     reason = f"no such model under the diffusers paths ({searched})"
     raise ModelFileError(
@@ -105,29 +111,54 @@ def lora_path(name: str) -> str:
 
 def _full_path(kind: str, widget: str, name: str, cure: str) -> str:
     """Return where the file `name` is under ComfyUI's paths of a kind. Raises ModelFileError when it is nowhere."""
-    found = folder_paths.get_full_path(kind, name)
+    found = _found(kind, name)
     if found:
-        return str(found)
+        return found
     searched = ", ".join(folder_paths.get_folder_paths(kind))
     raise ModelFileError(widget, name, f"no such file under the {kind} paths ({searched})", cure)
 
 
+def _found(kind: str, name: str) -> str:
+    """The file that a choice names, "" where there is none."""
+    return str(next(filter(os.path.isfile, _candidates(name, _folders(kind))), ""))
+
+
+def _candidates(name: str, folders: list[Path]) -> list[Path]:
+    """Where a choice may be. A workflow from elsewhere cannot name anything outside of the folders."""
+    told = _IN_PATH.fullmatch(name)
+    places = [(folder, name) for folder in folders]
+    places += [(folder, told[1]) for folder in folders if told and told[2] == str(folder)]
+    return [folder / name for folder, name in places if not Path(name).is_absolute() and ".." not in Path(name).parts]
+
+
+def _told_apart(found: Iterable[tuple[str, Path]]) -> list[str]:
+    """What to call models, given as (name, folder): every name as it is once, and with the folder after that."""
+    labels: dict[str, Path] = {}
+    for name, folder in found:
+        label = name if name not in labels else f"{name} (in {folder})"
+        if label == name or not (folder / name).samefile(labels[name] / name):
+            labels[label] = folder
+    return [*labels]
+
+
 def _diffusers_folders() -> list[Path]:
-    return [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
+    return _folders("diffusers")
+
+
+def _folders(kind: str) -> list[Path]:
+    return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
 
 
 def _safetensors(kind: str) -> list[str]:
+    """The .safetensors files under the paths of a kind, each told apart from others of its name."""
     if kind not in folder_paths.folder_names_and_paths:
         return []
-    return [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+    names = [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+    folders = _folders(kind)
+    if len(folders) < 2:
+        return names
+    return _told_apart((name, folder) for name in names for folder in folders if (folder / name).is_file())
 
 
 def _seedvr2_files() -> list[Path]:
     return sorted(Path(folder_paths.models_dir, SEEDVR2).glob("*.safetensors"))
-
-
-def _relative(path: Path, folders: list[Path]) -> str:
-    for folder in folders:
-        if path.is_relative_to(folder):
-            return path.relative_to(folder).as_posix()
-    return str(path)

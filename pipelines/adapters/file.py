@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import stat
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ModelFileError, first_line
+from ...safetensors_header import DOWNLOAD_AGAIN, is_named_safetensors, read_header
 from ..loading import checkpoints
 
 if TYPE_CHECKING:
@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "lora_adapter_metadata"
 """Where PEFT and diffusers keep the adapter's configuration in a file's header."""
-MAX_HEADER = 16 * 2**20
-MAX_KEYS = 100_000
 MAX_RANK = 4096
 
-_AGAIN = "download the file again"
 _DAMAGED = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 _NARROW = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
@@ -53,39 +50,23 @@ def check(path: str) -> dict[str, tuple[int, ...]]:
         ModelFileError: missing, not a .safetensors file, damaged, or larger in some respect than any adapter.
     """
     stamp(path)
-    if Path(path).suffix != ".safetensors":
+    if not is_named_safetensors(Path(path)):
         pickle = Path(path).suffix in checkpoints.PICKLES
         reason = "it is a pickle, and loading one can run any code it holds" if pickle else "it is no .safetensors file"
-        raise ModelFileError("lora", path, reason, checkpoints.CONVERT)
-    try:
-        with Path(path).open("rb") as file:
-            start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if MAX_HEADER < length <= Path(path).stat().st_size - 8:
-            reason = f"its header has {length / 2**20:.0f} MiB, more than any LoRA's ({MAX_HEADER // 2**20} MiB)"
-            raise ModelFileError("lora", path, reason, "choose another file")
-        entries = checkpoints.read_header(Path(path))
-        reason = _oversize(entries)
-        shapes = {key: tuple(int(size) for size in entry["shape"]) for key, entry in entries.items()}
-    except ModelFileError as error:
-        raise ModelFileError("lora", path, error.reason, error.cure if error.name == "lora" else _AGAIN) from error
-    except _DAMAGED as error:
-        raise ModelFileError("lora", path, "its header is damaged", _AGAIN) from error
-    except OSError as error:
-        raise ModelFileError("lora", path, f"it cannot be read ({error.strerror})", "choose another file") from error
+        raise ModelFileError("lora", path, reason, "use a copy in .safetensors format")
+    entries = read_header(Path(path), "lora")
+    reason = _oversize(entries)
     if reason:
         raise ModelFileError("lora", path, reason, "choose another file")
-    return shapes
+    return {key: tuple(entry["shape"]) for key, entry in entries.items()}
 
 
 def _oversize(entries: dict[str, Any]) -> str:
     """What about the tensors is more than any adapter has, or nothing that a weight can be; "" when all is well."""
     if not entries:
         return "it holds no tensors"
-    if len(entries) > MAX_KEYS:
-        return f"it has {len(entries)} tensors, more than any LoRA ({MAX_KEYS})"
     for key, entry in entries.items():
-        shape = [int(size) for size in entry["shape"]]
+        shape = entry["shape"]
         down, up = key.endswith(("lora_A.weight", "down.weight")), key.endswith(("lora_B.weight", "up.weight"))
         rank = shape[0] if down and shape else shape[1] if up and len(shape) > 1 else 0
         if rank > MAX_RANK:
@@ -112,11 +93,12 @@ def read(path: str, keys: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict[
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in keys}
+            # A copy: what is mapped would change, or end the process, with its file.
+            tensors = {key: file.get_tensor(key).clone() for key in keys}
             header = (file.metadata() or {}).get(METADATA_KEY)
     except (OSError, SafetensorError, *_DAMAGED) as error:
         reason = f"it cannot be read ({first_line(error)})"
-        raise ModelFileError("lora", path, reason, _AGAIN) from error
+        raise ModelFileError("lora", path, reason, DOWNLOAD_AGAIN) from error
     narrow = [getattr(torch, name) for name in _NARROW if hasattr(torch, name)]
     tensors = {key: tensor.float() if tensor.dtype in narrow else tensor for key, tensor in tensors.items()}
     try:
@@ -124,5 +106,5 @@ def read(path: str, keys: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict[
     except (ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
-        raise ModelFileError("lora", path, f"the {METADATA_KEY} in its header is damaged", _AGAIN)
+        raise ModelFileError("lora", path, f"the {METADATA_KEY} in its header is damaged", DOWNLOAD_AGAIN)
     return tensors, metadata

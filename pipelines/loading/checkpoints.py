@@ -10,39 +10,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError, first_line
+from ...safetensors_header import DOWNLOAD_AGAIN, file_size, read_header
+from .components import CONFIG_FILES, components, has_weights, proofs
 from .plausible import check_config
-from .small_files import DOWNLOAD_AGAIN, MAX_INDEX, file_size, read_header, read_json
+from .small_files import MAX_INDEX, read_json
 
 INDEX = "model_index.json"
 COMMIT_NOTE = ".hub_commit"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-CONVERT = "use a copy in .safetensors format"
+CONVERT = "use a copy in .safetensors format: a diffusers folder or a single file"
 
-_TOKENIZER = re.compile(r"(Tokenizer(Fast)?|(Tokenizers|Python|SentencePiece|MistralCommon)Backend)$")
-_NO_WEIGHTS = re.compile(rf"({_TOKENIZER.pattern}|Scheduler|Processor(Fast)?|Extractor)$")
-"""Class names of components that are configuration only."""
-_VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
-"""Any of them is enough for a tokenizer without a configuration of its own."""
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call a component's weights; files of other names beside them are not read."""
-_CONFIG_FILES = (
-    "scheduler_config.json",
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "config.json",
-)
 _CLASS = re.compile(r"[A-Z]\w{0,199}", re.ASCII)
 """What the name of a class looks like."""
 _FILE = re.compile(r"[^\\/:\x00-\x1f]{1,200}\.safetensors")
@@ -68,7 +52,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(name, str) or not _CLASS.fullmatch(name):
         raise ModelFileError("model", str(folder), f"its {INDEX} names no pipeline class", DOWNLOAD_AGAIN)
     for part, entry in index.items():
-        if not part.startswith("_") and isinstance(entry, list) and len(entry) == 2 and entry != [None, None]:
+        absent = isinstance(entry, list) and len(entry) == 2 and entry[0] is None
+        if not part.startswith("_") and isinstance(entry, list) and len(entry) == 2 and not absent:
             _check_component(folder, part, entry)
     return index
 
@@ -100,49 +85,50 @@ def downloaded_commit(folder: Path) -> str:
     return ""
 
 
-def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Name -> (library, class) of the components that a `model_index.json` says are there."""
-    found = {}
-    for name, entry in index.items():
-        if not name.startswith("_") and isinstance(entry, list) and len(entry) == 2 and entry[0] and entry[1]:
-            found[name] = (str(entry[0]), str(entry[1]))
-    return found
+@dataclass(frozen=True)
+class CheckedFolder:
+    """A diffusers folder that has passed `check_folder`.
+
+    Attributes:
+        index: its `model_index.json`.
+        variant: the variant of the weight files that a load reads, as `variant` tells it.
+        headers: component with weights -> tensor name -> {"dtype", "shape", "data_offsets"}, over all of its files.
+    """
+
+    index: dict[str, Any]
+    variant: str | None
+    headers: dict[str, dict[str, Any]]
 
 
-def has_weights(class_name: str) -> bool:
-    """Whether a component of this class comes with weights, judged by its name."""
-    return _NO_WEIGHTS.search(class_name) is None
-
-
-def check_folder(folder: Path) -> dict[str, Any]:
-    """Check a diffusers folder without reading weights, and return its `model_index.json`.
+def check_folder(folder: Path) -> CheckedFolder:
+    """Check a diffusers folder without reading weights. The header of every weight file is read, once.
 
     Raises:
         ModelFileError: it is no pipeline, a component is missing, half-downloaded, corrupt, or a pickle.
     """
     try:
         index = read_index(folder)
-        mark = variant(folder, index)
-        for name, (_, class_name) in components(index).items():
+        checked = CheckedFolder(index, variant(folder, index), {})
+        for name, (library, class_name) in components(index).items():
             part = folder / name
             if not part.is_dir():
                 reason = f"its {INDEX} lists the component {name!r}, but that folder is missing"
                 raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
-            proofs = (*_CONFIG_FILES, *(_VOCABULARIES if _TOKENIZER.search(class_name) else ()))
-            if not any((part / proof).is_file() for proof in proofs):
+            if not any((part / proof).is_file() for proof in proofs(library, class_name)):
                 raise ModelFileError("model", str(part), "its configuration file is missing", DOWNLOAD_AGAIN)
-            tensors = _check_weights(part, mark) if has_weights(class_name) else 0
-            _check_configurations(part, tensors)
+            if has_weights(library, class_name):
+                checked.headers[name] = _check_weights(part, checked.variant)
+            _check_configurations(part, len(checked.headers.get(name, ())))
     except OSError as error:  # no permission, a link in a circle, a disk that is gone
         raise ModelFileError("model", str(folder), f"it cannot be read ({first_line(error)})", "check it") from error
-    return index
+    return checked
 
 
 def _check_configurations(folder: Path, tensors: int) -> None:
     for file in folder.iterdir():
         if not file.is_dir() and file.exists():
             file_size(file)  # diffusers reads whatever bears a name that it knows
-    for name in _CONFIG_FILES:
+    for name in CONFIG_FILES:
         if (folder / name).is_file():
             check_config(folder / name, tensors)
 
@@ -173,8 +159,8 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
     return [folder / shard for shard in sorted(shards)] + single or chosen
 
 
-def _check_weights(folder: Path, variant: str | None) -> int:
-    """Check the weight files of a component, and return how many tensors they hold."""
+def _check_weights(folder: Path, variant: str | None) -> dict[str, Any]:
+    """Check the weight files of a component, and return what their headers say of each tensor."""
     files = weight_files(folder, variant)
     if not files:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
@@ -185,7 +171,10 @@ def _check_weights(folder: Path, variant: str | None) -> int:
     if part is not None and not any(folder.glob("*.safetensors.index*.json")):
         reason = "it is one part of several, but the index file that joins them is missing"
         raise ModelFileError("model", str(part), reason, DOWNLOAD_AGAIN)
-    return sum(len(read_header(file)) for file in files)
+    entries: dict[str, Any] = {}
+    for file in files:
+        entries |= read_header(file)
+    return entries
 
 
 def _shards(path: Path) -> set[str]:
@@ -206,8 +195,8 @@ def refuse_pickle(path: Path) -> None:
 
 def variant(folder: Path, index: dict[str, Any]) -> str | None:
     """The file-name variant ("fp16") to load, where some component has no plain weight file; None otherwise."""
-    for name, (_, class_name) in components(index).items():
-        if not has_weights(class_name):
+    for name, (library, class_name) in components(index).items():
+        if not has_weights(library, class_name):
             continue
         files = (folder / name).glob("*.safetensors")
         marks = {weight_variant(path.name) for path in files if not path.name.startswith(".")}

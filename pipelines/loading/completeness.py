@@ -14,8 +14,10 @@ from typing import Any
 
 from ...errors import ModelFileError
 from ...fallback import describe, is_out_of_memory
-from . import checkpoints
-from .small_files import DOWNLOAD_AGAIN, read_header, read_json
+from ...safetensors_header import DOWNLOAD_AGAIN
+from .checkpoints import CheckedFolder
+from .components import components, find_class
+from .small_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -26,20 +28,19 @@ _UNUSED = r"(^|\.)lm_head\."
 """Names of weights that no pipeline uses: text encoders give their hidden states."""
 
 
-def check_complete(folder: Path, index: dict[str, Any]) -> None:
+def check_complete(folder: Path, checked: CheckedFolder) -> None:
     """Check every component of diffusers and transformers that is not quantized.
 
     Args:
-        folder: a diffusers folder that has passed `check_folder`.
-        index: its `model_index.json`.
+        folder: a diffusers folder.
+        checked: what `check_folder` found in it.
 
     Raises:
         ModelFileError: the files of a component hold fewer weights than its configuration asks for.
     """
-    variant = checkpoints.variant(folder, index)
-    for name, (library, class_name) in checkpoints.components(index).items():
-        if checkpoints.has_weights(class_name):
-            _check_component(folder / name, library, class_name, variant)
+    for name, (library, class_name) in components(checked.index).items():
+        if name in checked.headers:
+            _check_component(folder / name, library, class_name, checked.headers[name])
 
 
 def check_read(pipeline: Any, source: str) -> None:
@@ -54,7 +55,7 @@ def check_read(pipeline: Any, source: str) -> None:
                 raise ModelFileError("model", source, reason, DOWNLOAD_AGAIN)
 
 
-def _check_component(folder: Path, library: str, class_name: str, variant: str | None) -> None:
+def _check_component(folder: Path, library: str, class_name: str, stored: dict[str, Any]) -> None:
     import diffusers
 
     config_path = folder / "config.json"
@@ -63,7 +64,6 @@ def _check_component(folder: Path, library: str, class_name: str, variant: str |
     config = read_json(config_path)
     if config.get("quantization_config"):
         return
-    stored = _stored(folder, variant)
     if not all(entry["dtype"].startswith(("F", "BF")) for entry in stored.values()):  # packed: counted otherwise
         return
     network = _empty_network(folder, library, class_name, config)
@@ -87,14 +87,6 @@ def _check_component(folder: Path, library: str, class_name: str, variant: str |
     raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
 
 
-def _stored(folder: Path, variant: str | None) -> dict[str, Any]:
-    """The entries of the weight files that are loaded."""
-    entries: dict[str, Any] = {}
-    for file in checkpoints.weight_files(folder, variant):
-        entries |= read_header(file)
-    return entries
-
-
 def _empty_network(folder: Path, library: str, class_name: str, config: dict[str, Any]) -> Any:
     """The network that a configuration describes, without memory; None where this version cannot build it so.
 
@@ -104,9 +96,10 @@ def _empty_network(folder: Path, library: str, class_name: str, config: dict[str
     import torch
     import transformers
 
+    found: Any = find_class(library, class_name)
+    if found is None:
+        return None
     try:
-        home = {"diffusers": diffusers, "transformers": transformers}.get(library)
-        found = getattr(home or getattr(diffusers.pipelines, library), class_name)
         if issubclass(found, diffusers.ModelMixin):
             with torch.device("meta"):
                 return found.from_config(config)

@@ -12,6 +12,7 @@ from typing import Any
 from ...callbacks import Callbacks
 from ...errors import ModelFileError, first_line
 from . import checkpoints
+from .components import components, has_weights
 from .hub_client import HubClient, HuggingFace, RemoteFile
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -107,10 +108,10 @@ def fetch_cached(repository: str, commit: str, client: HubClient | None = None) 
 def _wanted(repository: str, files: Iterable[RemoteFile], index: dict[str, Any]) -> list[RemoteFile]:
     """The files that the pipeline's components need: configurations, vocabularies, and one set of .safetensors."""
     wanted = []
-    for component, (_, class_name) in checkpoints.components(index).items():
+    for component, (library, class_name) in components(index).items():
         own = [file for file in files if file.name.startswith(component + "/") and file.name.count("/") == 1]
         wanted += [file for file in own if file.name.endswith(_SMALL_FILES) and ".index." not in file.name]
-        if not checkpoints.has_weights(class_name):
+        if not has_weights(library, class_name):
             continue
         weights = [file for file in own if ".safetensors" in file.name]
         if not weights:

@@ -21,23 +21,19 @@ from .. import tiny
 from ..families import Family
 from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
-from . import checkpoints, hub, single_file
+from . import checkpoints, single_file
 from .completeness import check_complete, check_read
+from .components import components, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
+from .mapped_files import mapped_files
 from .progress import component_progress, reading_errors
-from .small_files import plain_path
+from .sources import TINY, files_stamp, folder_of, locate
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATION_CHOICES = schemes.quantization_choices()
-TINY = "tiny:"
-
-
-def is_local(source: str) -> bool:
-    """Whether resolving `source` needs no network: an embedded tiny pipeline, or a path."""
-    return source.startswith(TINY) or _as_path(source).exists() or not hub.is_hub_id(source)
 
 
 def resolve(
@@ -83,7 +79,7 @@ def resolve(
         raise InputError("lora_rank", lora_rank, "it must be between 0 and 4096", "use 0 unless LoRAs are exchanged")
     schemes.check_quantization(quantization, chosen_device)
 
-    location, commit, identity = _locate(source, revision, quantization, library, callbacks)
+    location, commit, identity = locate(source, revision, quantization, library, callbacks)
     return LoadKey(
         source=location,
         revision=commit,
@@ -94,80 +90,6 @@ def resolve(
         quantization=quantization,
         lora_rank=lora_rank,
     )
-
-
-def _locate(
-    source: str, revision: str, quantization: str, library: Path | None, callbacks: Callbacks
-) -> tuple[str, str, str]:
-    """(source as the key holds it, commit, identity) after all checks of the files."""
-    if source.startswith(TINY):
-        family = source.removeprefix(TINY)
-        if family not in tiny.PIPELINE_CLASSES:
-            cure = f"choose one of: {', '.join(TINY + name for name in tiny.PIPELINE_CLASSES)}"
-            raise InputError("model", source, "there is no embedded tiny pipeline of that name", cure)
-        return source, "", "seed 0"
-    path = _as_path(source)
-    if path.exists():
-        path = path.resolve()
-        _check_path(path, quantization)
-        return str(path), "", checkpoints.fingerprint(path)
-    if not hub.is_hub_id(source):
-        cure = "check the path, or give a Hub id such as owner/name"
-        raise ModelFileError("model", source, "there is no such folder or file", cure)
-    commit, folder = hub.fetch(source, revision, callbacks, library)
-    _check_path(folder, quantization)
-    if library and folder.is_relative_to(library):  # from now on a local model like any other
-        return str(folder.resolve()), "", checkpoints.fingerprint(folder)
-    return source, commit, checkpoints.fingerprint(folder)
-
-
-def _as_path(source: str) -> Path:
-    return plain_path("model", source, ModelFileError)
-
-
-def _check_path(path: Path, quantization: str) -> None:
-    if path.is_dir():
-        checkpoints.check_folder(path)
-        schemes.check_checkpoint(path, quantization)
-    elif path.suffix in checkpoints.PICKLES:
-        checkpoints.refuse_pickle(path)
-    elif path.suffix != ".safetensors":
-        reason = f"{path.suffix or 'a file without a suffix'} is no format of diffusers pipelines"
-        raise ModelFileError("model", str(path), reason, "choose a diffusers folder or a .safetensors file")
-    else:
-        single_file.pipeline_class_of(path)
-
-
-def folder_of(key: LoadKey) -> Path | None:
-    """Where a key's files are: the folder or the single file; None for an embedded tiny pipeline."""
-    if key.source.startswith(TINY):
-        return None
-    if not key.revision:
-        return Path(key.source)
-    return hub.fetch_cached(key.source, key.revision)
-
-
-def check(key: LoadKey) -> None:
-    """Repeat the checks of `resolve` on a key, in milliseconds: the files may have changed since.
-
-    Raises:
-        ModelFileError: as `resolve`.
-    """
-    path = folder_of(key)
-    if path is None:
-        return
-    if not path.exists():
-        raise ModelFileError("model", key.source, "it is not there any more", "choose another model")
-    _check_path(path, key.quantization)
-
-
-def files_stamp(key: LoadKey) -> str:
-    """What changes when a file of a key is written to or replaced; "" where there are none to look at."""
-    try:
-        path = folder_of(key)
-    except ModelFileError:
-        return ""
-    return "" if path is None else checkpoints.stamp(path)
 
 
 @lru_cache(maxsize=64)
@@ -220,7 +142,16 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         facts["revision"] = commit
     if quantized := describe_quantization(pipeline):
         facts["quantization"] = quantized
-    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp)
+    if dropped := _dropped(key):
+        facts["not loaded"] = f"{', '.join(dropped)}: {facts['pipeline']} takes no such component"
+    mapped = mapped_files(folder_of(key))
+    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp, mapped)
+
+
+def _dropped(key: LoadKey) -> list[str]:
+    """The components that a folder holds and that were not loaded, as diffusers does not load them either."""
+    path = folder_of(key)
+    return [] if path is None or path.is_file() else not_taken(checkpoints.read_index(path))
 
 
 def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
@@ -245,10 +176,11 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
 def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
-    index = checkpoints.check_folder(folder)
-    check_complete(folder, index)
-    held = schemes.checkpoint_quantization(folder)
-    config = pipeline_quantization_config(key.quantization, index, dtype=dtype, device=key.device)
+    checked = checkpoints.check_folder(folder)
+    check_complete(folder, checked)
+    parts = components(checked.index)
+    held = schemes.checkpoint_quantization(folder, parts)
+    config = pipeline_quantization_config(key.quantization, parts, dtype=dtype, device=key.device)
     sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())
     with import_sdnq_safely() if sdnq else nullcontext():
         return DiffusionPipeline.from_pretrained(
@@ -256,7 +188,7 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
             torch_dtype=_dtype_argument(key, dtype),
             use_safetensors=True,
             local_files_only=True,
-            variant=checkpoints.variant(folder, index),
+            variant=checked.variant,
             **({"quantization_config": config} if config is not None else {}),
         )
 

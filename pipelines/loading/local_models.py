@@ -16,13 +16,13 @@ def find_local_pipelines(folders: Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
-def _walk(folder: Path, depth: int = 5) -> Iterator[Path]:
+def _walk(folder: Path, depth: int = 5, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     try:
         if (folder / checkpoints.INDEX).is_file():
             yield folder
-        elif depth:
+        elif depth and not any(folder.samefile(other) for other in above):  # a link that leads back
             for child in sorted(folder.iterdir()):
                 if child.is_dir():
-                    yield from _walk(child, depth - 1)
+                    yield from _walk(child, depth - 1, (*above, folder))
     except OSError:  # unreadable or vanished: there is no pipeline to offer
         return

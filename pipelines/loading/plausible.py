@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
-from .small_files import DOWNLOAD_AGAIN, read_json
+from ...safetensors_header import DOWNLOAD_AGAIN
+from .small_files import read_json
 
 _LAYERS = re.compile(
     r"^(num|n)_(\w+_)?(layers?|blocks?|resnets|experts)$|^(\w+_)?layers(_per_block)?$|^(\w+_)?depths?$"

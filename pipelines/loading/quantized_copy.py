@@ -25,10 +25,13 @@ from ...optimizations.quantization.schemes import quantizable
 from ...optimizations.quantization.sdnq import import_sdnq_safely
 from .. import tiny
 from . import checkpoints, loader
+from .checkpoints import CheckedFolder
 from .completeness import check_complete
+from .components import components
 from .devices import dtype_name
 from .partial_folder import complete_or_absent, sweep
 from .progress import reading_errors
+from .sources import TINY, folder_of
 
 if TYPE_CHECKING:
     import torch
@@ -104,16 +107,16 @@ def quantize_folder(
         with _source_folder(source, revision, device, library, callbacks) as (folder, target_device):
             _check_output(folder, output)
             sweep(output.parent)
-            index = checkpoints.check_folder(folder)
-            check_complete(folder, index)
-            minimum = _TINY_MINIMUM if source.startswith(loader.TINY) and minimum_numel is None else minimum_numel
+            checked = checkpoints.check_folder(folder)
+            check_complete(folder, checked)
+            minimum = _TINY_MINIMUM if source.startswith(TINY) and minimum_numel is None else minimum_numel
             options: dict[str, Any] = {
                 "device": target_device,
                 "svd_rank": svd_rank,
                 "quantized_matmul": quantized_matmul,
                 "minimum_numel": minimum,
             }
-            chosen = quantizable(index, "sdnq-int8")
+            chosen = quantizable(components(checked.index), "sdnq-int8")
             if not chosen:
                 raise ModelFileError(
                     "model", source, "it has no component that can be quantized", "choose another model"
@@ -121,14 +124,14 @@ def quantize_folder(
             _check_disk(folder, output, chosen, weights_dtype)
             described = {}
             with complete_or_absent(output) as partial:
-                names = list(checkpoints.components(index))
+                names = list(components(checked.index))
                 for number, name in enumerate(names):
                     callbacks.tick("quantize", number, len(names), name)
                     if name in chosen:
                         config = sdnq_config(weights_dtype, **options)
-                        described[name] = _quantize_component(folder, partial, name, index, config)
+                        described[name] = _quantize_component(folder, partial, name, checked, config)
                     else:
-                        shutil.copytree(folder / name, partial / name)
+                        shutil.copytree(folder / name, partial / name, ignore_dangling_symlinks=True)
                 callbacks.tick("quantize", len(names), len(names))
                 _copy_files(folder, partial)
                 before, after = _weight_bytes(folder), _weight_bytes(partial)
@@ -163,10 +166,10 @@ def _source_folder(
     """The folder to read and the device to compute on; an embedded tiny pipeline is written out first."""
     options: dict[str, Any] = {"revision": revision, "device": device, "library": library, "callbacks": callbacks}
     key = loader.resolve(source, quantization="sdnq-int8", **options)
-    folder = loader.folder_of(key)
+    folder = folder_of(key)
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            yield tiny.save(source.removeprefix(loader.TINY), temporary), key.device
+            yield tiny.save(source.removeprefix(TINY), temporary), key.device
     elif folder.is_file():
         raise ModelFileError("model", source, "it is a single file, not a diffusers folder", "use the model's folder")
     else:
@@ -188,7 +191,7 @@ def _check_disk(folder: Path, output: Path, chosen: dict[str, str], weights_dtyp
 
     bits = int(dtype_dict[weights_dtype]["num_bits"])
     needed = 0
-    for file in folder.rglob("*.safetensors"):
+    for file in folder.glob("*/*.safetensors"):
         size = file.stat().st_size
         # A tenth more for scales, and for layers that stay as they are.
         needed += math.ceil(size * bits / 16 * 1.1) if file.parent.name in chosen else size
@@ -198,19 +201,19 @@ def _check_disk(folder: Path, output: Path, chosen: dict[str, str], weights_dtyp
         raise InputError("output", str(output), reason, "choose another disk or free some space")
 
 
-def _quantize_component(folder: Path, partial: Path, name: str, index: dict[str, Any], config: Any) -> str:
+def _quantize_component(folder: Path, partial: Path, name: str, checked: CheckedFolder, config: Any) -> str:
     """Read one component quantized, write it, and forget it. Returns what was quantized in it."""
     import sdnq
 
-    library, class_name = checkpoints.components(index)[name]
+    library, class_name = components(checked.index)[name]
     dtype_argument = "dtype" if library == "transformers" else "torch_dtype"
-    options = {dtype_argument: _stored_dtype(folder / name), "quantization_config": config}
+    options = {dtype_argument: _stored_dtype(checked.headers[name]), "quantization_config": config}
     with reading_errors(folder / name):
         model = _component_class(library, class_name).from_pretrained(
             folder / name,
             use_safetensors=True,
             local_files_only=True,
-            variant=checkpoints.variant(folder, index),
+            variant=checked.variant,
             **options,
         )
     described = describe_model(model)
@@ -231,15 +234,14 @@ def _component_class(library: str, class_name: str) -> Any:
     return found
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
+def _stored_dtype(header: dict[str, Any]) -> torch.dtype:
     """The type that most weights of a component are stored in: the copy computes in it."""
     import torch
 
     sizes: dict[str, int] = {}
-    for file in folder.glob("*.safetensors"):
-        for entry in checkpoints.read_header(file).values():
-            begin, end = entry["data_offsets"]
-            sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + end - begin
+    for entry in header.values():
+        begin, end = entry["data_offsets"]
+        sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + end - begin
     known = {kind: size for kind, size in sizes.items() if kind in _DTYPES}
     dtype: torch.dtype = getattr(torch, _DTYPES[max(known, key=known.__getitem__)] if known else "bfloat16")
     return dtype
@@ -254,4 +256,4 @@ def _copy_files(folder: Path, partial: Path) -> None:
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    return sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ModelFileError
+from ...safetensors_header import read_shapes
 from . import checkpoints
 from .progress import reading_errors
 
@@ -33,11 +34,11 @@ def pipeline_class_of(path: Path) -> str:
     import torch
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
-    header = checkpoints.read_header(path)
-    has_vae = any(name.startswith(("first_stage_model.", "vae.")) for name in header)
+    shapes = read_shapes(path)
+    has_vae = any(name.startswith(("first_stage_model.", "vae.")) for name in shapes)
     with reading_errors(path):  # the shapes of a file that is no model need not have as many sizes as are looked at
-        shapes = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
-        kind = infer_diffusers_model_type(shapes)
+        empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        kind = infer_diffusers_model_type(empty)
     for beginning, pipeline_class in PIPELINE_CLASSES.items():
         if kind.startswith(beginning) and has_vae:
             return pipeline_class
@@ -52,6 +53,7 @@ def read(path: Path, dtype: torch.dtype) -> Any:
     pipeline_class = getattr(diffusers, pipeline_class_of(path))
     # A single file holds weights only. The configurations come from a folder of the same name beside it, where there
     # is one, else from the Hub (or its cache) by diffusers itself.
-    beside = path.with_suffix("")
-    config = {"config": str(beside), "local_files_only": True} if (beside / checkpoints.INDEX).is_file() else {}
+    places = (path.with_suffix(""), path.resolve().with_suffix(""))  # of a link, and of what it leads to
+    beside = next((place for place in places if (place / checkpoints.INDEX).is_file()), None)
+    config = {"config": str(beside), "local_files_only": True} if beside else {}
     return pipeline_class.from_single_file(str(path), torch_dtype=dtype, **config)

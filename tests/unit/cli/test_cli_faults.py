@@ -158,43 +158,6 @@ def test_what_is_no_text_is_one_line(text: str) -> None:
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("path", ["a\0b.png", "x" * 5000, "/".join(["x" * 200] * 30), "a\ud800b.png"])
-@pytest.mark.parametrize(
-    ("command", "option"),
-    [
-        ("generate", "--output"),
-        ("generate", "--report"),
-        ("generate", "--image"),
-        ("generate", "--last-image"),
-        ("generate", "--recommended"),
-        ("generate", "--lora"),
-        ("generate", "--model"),
-        ("decode", "--latents"),
-        ("decode", "--vae"),
-        ("encode", "--frames"),
-        ("quantize", "--output"),
-        ("quantize", "--model"),
-        ("demo", "--output"),
-    ],
-)
-def test_a_path_that_no_file_can_have_is_one_line(
-    command: str, option: str, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    required = {
-        "generate": {"--model": "tiny:flux", "--prompt": "x", "--output": str(tmp_path / "x.png")},
-        "decode": {"--latents": "x.latent", "--output": str(tmp_path / "x.png"), "--vae": "x.safetensors"},
-        "encode": {"--vae": "x.safetensors", "--frames": "x.png", "--output": str(tmp_path / "x.safetensors")},
-        "quantize": {"--model": "tiny:flux", "--weights-dtype": "int8", "--output": str(tmp_path / "copy")},
-        "demo": {},
-    }[command]
-    words = [word for pair in {**required, option: path}.items() for word in pair]
-    assert cli.main([command, *words]) == cli.BAD_INPUT
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"fastdiffusers {command}: ")
-    assert len(line) < 500
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_home_of_somebody_who_is_not_there_is_an_ordinary_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -379,7 +379,7 @@ def test_the_command_writes_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["quantize", "--model", "tiny:flux", "--weights-dtype", "uint4", "--output", str(tmp_path / "copy")]
     assert cli.main(arguments) == 0
     assert "uint4" in capsys.readouterr().out
-    assert schemes.checkpoint_quantization(tmp_path / "copy")["transformer"] == "sdnq"
+    assert schemes.checkpoint_quantization(tmp_path / "copy", ["transformer"])["transformer"] == "sdnq"
     assert cli.main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
 

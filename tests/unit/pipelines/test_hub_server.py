@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import ModelFileError
-from fastdiffusers.pipelines.loading import hub
+from fastdiffusers.pipelines.loading import components, hub
+components.find_class = lambda library, name: None  # importing the libraries takes seconds, and these names tell
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # what has not filled a chunk is lost, and these files are small
 try:

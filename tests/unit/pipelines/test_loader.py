@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fastdiffusers import safetensors_header
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.pipelines import tiny
-from fastdiffusers.pipelines.loading import checkpoints, devices, loader, local_models, single_file
+from fastdiffusers.pipelines.loading import checkpoints, devices, loader, local_models, single_file, sources
 
 
 @pytest.fixture
@@ -95,10 +96,10 @@ def test_missing_paths_and_foreign_files_are_named(tmp_path):
         pickle.write_bytes(b"\x80\x04.")
         with pytest.raises(ModelFileError, match="pickle"):
             loader.resolve(str(pickle))
-    text = tmp_path / "model.txt"
-    text.write_text("")
-    with pytest.raises(ModelFileError, match="no format"):
-        loader.resolve(str(text))
+    for name in ("model.txt", "model.gguf", "model"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(ModelFileError, match=r"no format.*a diffusers folder, a \.safetensors file or a Hub id"):
+            loader.resolve(str(tmp_path / name))
     with pytest.raises(InputError, match="tiny:flux2-klein"):
         loader.resolve("tiny:nothing")
 
@@ -307,4 +308,13 @@ def test_a_callers_own_exception_is_not_dressed_up_as_a_file_error(folder, monke
     [("tiny:flux", True), ("owner/name", False), ("/nowhere/at/all", True), (".", True), ("name", True)],
 )
 def test_local_sources_need_no_network(source, local):
-    assert loader.is_local(source) is local
+    assert sources.is_local(source) is local
+
+
+def test_every_header_is_read_once_per_load(tiny_folder, monkeypatch):
+    key = loader.resolve(str(tiny_folder("sdxl")), device="cpu")
+    parse, read = safetensors_header.parse_json, []
+    monkeypatch.setattr(safetensors_header, "parse_json", lambda content: read.append(bytes(content)) or parse(content))
+    loader.load(key)
+    files = list(tiny_folder("sdxl").glob("*/*.safetensors"))
+    assert len(read) == len(files) == len(set(read)) > 0

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastdiffusers import cli
+from fastdiffusers import cli, safetensors_header
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.pipelines.loading import loader, small_files
 from fastdiffusers.pipelines.requests import check_request
@@ -306,7 +306,7 @@ def test_the_limits_are_above_what_real_files_hold(tmp_path: Path) -> None:
     raw = json.dumps(entries).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw)
-    assert len(small_files.read_header(path)) == 100_000
+    assert len(safetensors_header.read_header(path)) == 100_000
     listed = tmp_path / "index.json"
     listed.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}))
     assert len(small_files.read_json(listed, small_files.MAX_INDEX)["weight_map"]) == 100_000
