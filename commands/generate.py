@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..pipelines.loading.small_files import plain_path
+from ..report import log_run
 from .files import check_file_target, write_text
 from .keeping import write_or_keep
 from .latent_file import latent_forms
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
             check_output(args.output, video)
         result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
     write_result(result, args.output)
+    log_run("generate", result.report)
     if args.report is not None:
         write_text(args.report, result.report.as_json())
     if not args.quiet:

@@ -102,7 +102,7 @@ class Sampler(io.ComfyNode):
             result = generate(pipeline, request, optimizations, progress.callbacks, memory=comfy_bridge.memory_state)
         for note in notes:
             result.report.note(note)
-        progress.show_report(result.report)
+        progress.show_report("Diffusers Sampler", result.report)
         return io.NodeOutput(*sampler_outputs.values(result), ui=ui.PreviewText(result.report.as_table()))
 
 

@@ -26,6 +26,8 @@ TINY = {
     "SEEDVR2/ema_vae_fp16.safetensors": "small_video_vae.safetensors",
 }
 """What stands in for the big models."""
+RUNNING = ("FastDiffusersSampler", "FastDiffusersVAEDecode", "FastDiffusersVAEEncode")
+"""The nodes that run a model."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -68,8 +70,12 @@ def test_the_documented_workflows_are_there() -> None:
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_runs(server: Client, name: str) -> None:
     prompt = made_small(to_prompt(with_tiny_models(read(name)), server.info))
+    before = len(server.server.log())
     entry = server.succeed(prompt)
     kinds = {prompt[node]["class_type"] for node in entry["outputs"]}
+    console = [line for line in server.server.log()[before:].splitlines() if "FastDiffusers, " in line]
+    assert len(console) == sum(node["class_type"] in RUNNING for node in prompt.values()), "one line per run"
+    assert all(" s" in line and " | " in line for line in console)
     assert "FastDiffusersShowReport" in kinds
     saved = [file for output in entry["outputs"].values() for file in output.get("images", [])]
     assert saved
