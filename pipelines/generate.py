@@ -77,6 +77,7 @@ def run_loaded(
     """
     from ..optimizations import attention
     from ..optimizations.tuning.auto import AutoRun
+    from ..optimizations.tuning.transfers import counted
     from .tuning_key import tuning_key
 
     request, settings = ready(loaded.family, request), handle.placing(settings)
@@ -91,8 +92,11 @@ def run_loaded(
     with (
         _optimized(loaded, handle.loras, auto.settings, auto.workload, callbacks, memory) as report,
         auto.watching(report, callbacks) as watched,
+        counted(loaded.pipeline, loaded.device) as moved,
     ):
         result = sample(report, watched)
+    if loaded.device.type != "cpu":
+        report.facts["moved_bytes"] = {"on": moved.on, "off": moved.off}
     auto.finish(report)
     if bool(result.latent.isfinite().all()) or not attention.give_up(loaded.pipeline, ENDED_NOT_FINITE):
         return result
@@ -132,10 +136,10 @@ def decode(
         workload = Workload(*size, frames, batch=latent.shape[0], streamed=streamed)
         with _optimized_vae(loaded, handle.placing(settings), workload, callbacks, memory) as report:
             started = time.perf_counter()
-            frames = _decode(loaded, latent, report, callbacks, memory, exactness)
+            pictures = _decode(loaded, latent, report, callbacks, memory, exactness)
             seconds = round(time.perf_counter() - started, 4)
     report.facts["seconds"] = _loading(loaded, before) | {"decode": seconds}
-    return frames, report
+    return pictures, report
 
 
 def encode(
