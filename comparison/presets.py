@@ -65,7 +65,7 @@ PRESETS = {
     for preset in (
         Preset(
             "wan22-4step",
-            "Wan 2.2 image to video with a 4-step LoRA: two experts of 2 steps, guidance 1, 81 frames of 832x1216",
+            "Wan 2.2 image to video, a 4-step LoRA: experts of 2 steps, guidance 1, shift 5, 81 frames of 832x1216",
             families=("wan-i2v", "wan-t2v"),
             compare="compile,flash,compile+flash",
             request=_work(steps=4, guidance=1.0, guidance_2=1.0, flow_shift=5.0, width=832, height=1216, num_frames=81),
