@@ -136,6 +136,16 @@ def test_the_first_run_is_earned_back_after_as_many_runs_as_the_sum_says() -> No
     )
 
 
+def test_what_the_noise_hides_is_not_called_no_difference() -> None:
+    times = [0.6 * 120, 1.4 * 120, 0.7 * 120, 1.5 * 120, 120.0]
+    noisy = row("compile", versus=compare(PLAIN_SECONDS, times), first_run_extra=41.0)
+    assert noisy.verdict == "noise"
+    assert "of compile too little is known (-40% to +50% time): measure more runs" in comparison(noisy).verdict.lower()
+    assert "pay back" not in comparison(noisy).verdict
+    same = comparison(row("compile", 1.0, first_run_extra=41.0)).verdict.lower()
+    assert "compile would not pay back (no difference beyond the noise, and its first run 41 s more)" in same
+
+
 def test_the_table_says_everything_a_reader_needs() -> None:
     pushed = row("compile", 1.22, offloaded_bytes=int(2.3 * GIB))
     text = as_table(comparison(pushed, row("flash", 0.9), FAILED, notes=("cancelled",)))
