@@ -20,6 +20,7 @@ from typing import NoReturn, Protocol
 from . import __version__
 from .commands import bench, decode, demo, doctor, encode, generate, quantize
 from .errors import FastDiffusersError, InputError
+from .report import logger as run_logger
 
 
 class Command(Protocol):
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     name = f" {args.command}"
     logging.basicConfig(level=logging.INFO if args.verbose else logging.ERROR, format="%(name)s: %(message)s")
+    run_logger.setLevel(logging.ERROR if args.quiet else logging.INFO)
     try:
         COMMANDS[args.command].run(args)
         return OK

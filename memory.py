@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,6 +127,11 @@ def shortage(state: MemoryState, needs: list[Need], keep: int = 0) -> str:
     parts = [f"{gib(need.size)} {need.what}" for need in needs if need.size > 0]
     parts += [f"{gib(keep)} to stay free"] if keep else []
     return f"it needs {' + '.join(parts)}, and {gib(state.free)} of {gib(state.total)} are free"
+
+
+def is_shortage(text: str) -> bool:
+    """Whether an error or a reason says that memory does not suffice: in the words of `shortage`, or of torch."""
+    return bool(re.search(r"it needs .* are free", text)) or "out of memory" in text.lower()
 
 
 def gib(size: float) -> str:

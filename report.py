@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+logger = logging.getLogger("fastdiffusers.run")
+"""Gets one line per run. It has one name however the pack was imported: ComfyUI loads it by its path."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,12 @@ class OptimizationRecord:
     reason: str = ""
     cost: str = ""
     failed: bool = False
+
+    @property
+    def declined(self) -> bool:
+        """Whether it was asked for, by the user or by "auto", and is not there: because it failed or for a reason."""
+        absent = self.applied in ("off", "none") and self.requested not in ("off", "none")
+        return self.failed or (absent and bool(self.reason))
 
 
 @dataclass
@@ -67,6 +77,25 @@ class OptimizationReport:
         if text not in self.notes:
             self.notes.append(text)
 
+    @property
+    def headline(self) -> str:
+        """What is active, in one line: the first line on a node and on the console."""
+        return " · ".join(f"{r.name} {r.applied}" for r in self.records if r.applied != "off") or "everything off"
+
+    @property
+    def stage_line(self) -> str:
+        """Seconds by stage, in one line; "" where nothing was timed."""
+        seconds = self.facts.get("seconds")
+        stages = seconds.items() if isinstance(seconds, dict) else ()
+        return " · ".join(f"{stage} {value:.2f} s" for stage, value in stages)
+
+    def in_one_line(self) -> str:
+        """The headline, what was declined and why, what compiling took, and the seconds by stage."""
+        declined = [f"{r.name} {r.requested} declined ({r.reason})" for r in self.records if r.declined]
+        compiling = [r.cost for r in self.records if r.name == "torch_compile" and not r.declined]
+        parts = (self.headline, *declined, *compiling, self.stage_line)
+        return " ".join(" | ".join(part for part in parts if part).split())
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "optimizations": [asdict(r) for r in self.records],
@@ -91,3 +120,12 @@ class OptimizationReport:
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"{key}: {value}" for key, value in self.facts.items()]
         return "\n".join(lines)
+
+
+def log_run(what: str, report: OptimizationReport) -> None:
+    """One line at info level about a run that has ended: on the console of ComfyUI or of the command line.
+
+    Args:
+        what: who ran: "generate", "FastDiffusers, Diffusers Sampler".
+    """
+    logger.info("%s: %s", what, report.in_one_line())

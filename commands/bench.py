@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,16 @@ from ..optimizations.settings import COMPILE_BACKENDS, CompileSettings, Optimiza
 from .files import check_folder_target, check_writable, replacing, write_text
 from .libraries import prepare_libraries
 from .media import read_picture
-from .options import MODEL_HELP, add_model_options, path_argument, pipeline_handle, work_options
+from .options import (
+    FLOW_SHIFT_HELP,
+    MODEL_HELP,
+    add_lora_option,
+    add_model_options,
+    lora_specs,
+    path_argument,
+    pipeline_handle,
+    work_options,
+)
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -54,11 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--width", type=int, metavar="PIXELS")
     work.add_argument("--height", type=int, metavar="PIXELS")
     work.add_argument("--num-frames", type=int, metavar="N")
+    work.add_argument("--flow-shift", type=float, metavar="SHIFT", help=FLOW_SHIFT_HELP)
     work.add_argument("--batch", type=int, default=1, metavar="N")
     work.add_argument("--seed", type=int, default=0, metavar="N")
     work.add_argument(
         "--image", type=path_argument, metavar="FILE", help="for models that need one (default: a drawn picture)"
     )
+    add_lora_option(parser)
     store = parser.add_argument_group("what was measured before")
     store.add_argument("--show", action="store_true", help="list what is remembered")
     store.add_argument("--forget", action="store_true", help="forget what is remembered")
@@ -71,16 +83,21 @@ def run(args: argparse.Namespace) -> None:
         _store_command(args)
         return
     _check(args)
+    loras = lora_specs(args)
     prepare_libraries(args.verbose)
 
     from ..comparison.run import ComparisonRun
     from ..optimizations.tuning.candidates import Plan
     from ..optimizations.tuning.store import default_store
+    from ..pipelines.loading.loader import family_of_key
 
     plan = Plan(runs=args.runs, time_limit=args.time_limit)
+    chosen = preset(args.preset) if args.preset else None
     names = _names(args)
     with TerminalProgress(args.quiet) as callbacks:
-        handle = pipeline_handle(args, callbacks)
+        handle = replace(pipeline_handle(args, callbacks), loras=loras)
+        if chosen is not None:
+            chosen.check(family_of_key(handle.key).name)
         comparison = ComparisonRun(
             handle,
             _request(args),
@@ -89,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
             base=OptimizationSettings.plain(compile=CompileSettings(backend=args.compile_backend)),
             store=None if args.no_store else default_store(),
             combine_winners=ALL in names.split(","),
+            notes=chosen.notes(loras) if chosen is not None else (),
         )
         try:
             comparison.run(callbacks)

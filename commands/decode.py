@@ -10,6 +10,7 @@ from ..callbacks import Callbacks
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
+from ..report import log_run
 from .files import check_file_target, write_text
 from .keeping import write_or_keep
 from .latent_file import read_latent, read_sound
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)
     write_or_keep(args.output, frame_forms(frames, args.output, frame_rate if video else None, sound))
+    log_run("decode", report)
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
+from ..report import log_run
 from .files import check_file_target, write_text
 from .keeping import check_room, write_or_keep
 from .latent_file import latent_forms
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
         latent, report = encode(load(args), frames[None], settings, callbacks)
     rate = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
     write_or_keep(args.output, latent_forms(latent, rate))
+    log_run("encode", report)
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:

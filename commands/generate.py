@@ -7,17 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
-from ..pipelines.loading.small_files import plain_path
+from ..report import log_run
 from .files import check_file_target, write_text
 from .keeping import write_or_keep
 from .latent_file import latent_forms
 from .libraries import prepare_libraries
 from .media import check_output, frame_forms, read_picture
 from .options import (
+    FLOW_SHIFT_HELP,
     MODEL_HELP,
+    add_lora_option,
     add_model_options,
     add_optimization_options,
+    lora_specs,
     optimization_settings,
     path_argument,
     pipeline_handle,
@@ -27,7 +29,7 @@ from .options import (
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
-    from ..pipelines.types import LoraSpec, SampleRequest, SampleResult
+    from ..pipelines.types import SampleRequest, SampleResult
 
 HELP = "make pictures or video from a prompt"
 
@@ -56,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--height", type=int, metavar="PIXELS")
     group.add_argument("--num-frames", type=int, metavar="N")
     group.add_argument("--frame-rate", type=float, metavar="FPS")
+    group.add_argument("--flow-shift", type=float, metavar="SHIFT", help=FLOW_SHIFT_HELP)
     group.add_argument("--seed", type=int, default=0, metavar="N")
     group.add_argument("--batch", type=int, default=1, metavar="N", help="results to make, with seeds N, N+1, ...")
     group.add_argument(
@@ -76,21 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--last-image", type=path_argument, metavar="FILE", help="last frame, for first-and-last-frame video"
     )
     group.add_argument("--strength", type=float, default=1.0, help="below 1: start from --image, where possible")
-    parser.add_argument(
-        "--lora",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("FILE", "STRENGTH"),
-        help="LoRA file, its strength (1.0) and, for Wan 2.2, its expert (both, high, low); repeat for several",
-    )
+    add_lora_option(parser)
     add_model_options(parser)
     add_optimization_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     settings = optimization_settings(args)
-    loras = tuple(lora_spec(*words) for words in args.lora)
+    loras = lora_specs(args)
     latent_only = args.output.suffix == ".safetensors"
     if latent_only:
         check_file_target("output", args.output, (".safetensors",))
@@ -108,26 +104,11 @@ def run(args: argparse.Namespace) -> None:
             check_output(args.output, video)
         result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
     write_result(result, args.output)
+    log_run("generate", result.report)
     if args.report is not None:
         write_text(args.report, result.report.as_json())
     if not args.quiet:
         print(result.report.as_table())
-
-
-def lora_spec(file: str, strength: str = "1.0", expert: str = "both", *surplus: str) -> LoraSpec:
-    """One `--lora` option. Raises InputError when it has too many words or its strength is no number."""
-    from ..pipelines.types import LoraSpec
-
-    if surplus:
-        reason = "it takes a file, a strength and an expert at most"
-        raise InputError(
-            "lora", " ".join((file, strength, expert, *surplus)), reason, "repeat --lora for several files"
-        )
-    try:
-        value = float(strength)
-    except ValueError:
-        raise InputError("lora strength", strength, "it must be a number", "use 1.0") from None
-    return LoraSpec(str(plain_path("lora", file).absolute()), value, expert)
 
 
 def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,10 @@ from ..optimizations.settings import (
 )
 from ..pipelines.loading.devices import dtype_name
 from ..pipelines.loading.small_files import plain_path
+from ..pipelines.tiny import TINY_LORAS
 
 if TYPE_CHECKING:
-    from ..pipelines.types import PipelineHandle
+    from ..pipelines.types import LoraSpec, PipelineHandle
 
 
 def path_argument(text: str) -> Path:
@@ -56,8 +58,14 @@ def written_text(name: str, text: str) -> str:
     return text
 
 
+_LORA = re.compile(
+    r"(?P<file>.*\.safetensors|tiny:[\w-]+)(?::(?P<strength>[^:@/\\]*))?(?:@(?P<expert>[^:@/\\]*))?", re.DOTALL
+)
+"""A LoRA on the command line. No suffix but .safetensors is read, so that a colon of Windows' drives is no strength."""
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 MODEL_HELP = "diffusers folder, Hub id (owner/name), .safetensors file, or tiny:FAMILY for an embedded tiny pipeline"
+
+FLOW_SHIFT_HELP = "how far the steps lean to the noisy end; LoRAs for few steps want the one they were made with"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +165,49 @@ def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
 def work_options(args: argparse.Namespace) -> dict[str, Any]:
     """Those fields of `SampleRequest` that options of the same names describe, wherever a pipeline runs."""
     names = ("prompt", "steps", "guidance", "guidance_2", "width", "height", "num_frames", "batch", "seed")
-    return {name: getattr(args, name) for name in names} | {"prompt": written_text("prompt", args.prompt)}
+    work = {name: getattr(args, name) for name in (*names, "flow_shift")}
+    return work | {"prompt": written_text("prompt", args.prompt)}
+
+
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("FILE[:STRENGTH][@high|low]", "STRENGTH"),
+        help="LoRA file, its strength (1.0) and, for Wan 2.2, its expert (both, high, low), behind it or as words of "
+        f"their own; repeat for several. {' and '.join(TINY_LORAS)} are made on the spot for the tiny Wan",
+    )
+
+
+def lora_specs(args: argparse.Namespace) -> tuple[LoraSpec, ...]:
+    """What the `--lora` options name, in their order. Raises InputError, as `lora_spec`."""
+    return tuple(lora_spec(*words) for words in args.lora)
+
+
+def lora_spec(file: str, *words: str) -> LoraSpec:
+    """One `--lora` option: "FILE:0.8@high", or the words FILE 0.8 high.
+
+    Raises:
+        InputError: it has too many words, says something twice, or its strength is no number.
+    """
+    from ..pipelines.types import LoraSpec
+
+    whole = " ".join((file, *words))
+    found = _LORA.fullmatch(file)
+    behind = () if found is None else (found["strength"], found["expert"])
+    if len(words) > 2 or (words and any(behind)):
+        reason = "it takes a file, a strength and an expert at most, each once"
+        raise InputError("lora", whole, reason, "repeat --lora for several files")
+    strength, expert = behind if any(behind) else (*words, None, None)[:2]
+    try:
+        value = float("1" if strength is None else strength)
+    except ValueError:
+        raise InputError("lora strength", strength, "it must be a number", "use 1.0") from None
+    name = file if found is None else found["file"]
+    path = name if name in TINY_LORAS else str(plain_path("lora", name).absolute())
+    return LoraSpec(path, value, "both" if expert is None else expert)
 
 
 def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineHandle:

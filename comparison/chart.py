@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .result import Comparison, ComparisonRow
-from .table import gib, same_picture, seconds
+from .result import Comparison
+from .row import ComparisonRow
+from .table import same_picture
+from .words import gib, seconds
 
 WIDTH = 1280
 MARGIN = 36
@@ -66,7 +68,7 @@ def chart(comparison: Comparison) -> Image.Image:
     Returns:
         An RGB picture, `WIDTH` pixels wide, as high as the rows need.
     """
-    headline = _wrap(comparison.verdict, _font(36), WIDTH - 2 * MARGIN)
+    headline = _wrap(comparison.headline, _font(36), WIDTH - 2 * MARGIN)
     stages = _stages(comparison.rows)
     legend = _legend_lines(stages)
     top = MARGIN + 46 * len(headline) + 44 * len(_subtitles(comparison)) + 66

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from ..pipelines.types import SampleRequest
+from ..pipelines.types import LoraSpec, SampleRequest
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Preset:
         families: the pipeline families it is meant for.
         compare: the choices, as `choices.parse` reads them.
         request: the work: fields of `SampleRequest`.
+        lora_experts: which experts are meant to have a LoRA of the user's.
     """
 
     name: str
@@ -26,10 +28,26 @@ class Preset:
     families: tuple[str, ...]
     compare: str
     request: tuple[tuple[str, Any], ...]
+    lora_experts: tuple[str, ...] = ()
 
     def apply(self, request: SampleRequest) -> SampleRequest:
         """`request` with the preset's work wherever it leaves the choice open (None)."""
         return replace(request, **{name: value for name, value in self.request if getattr(request, name) is None})
+
+    def check(self, family: str) -> None:
+        """Raise InputError where the preset is for other families."""
+        if family not in self.families:
+            reason = f"it is for {', '.join(self.families)}, and this model is {family}"
+            raise InputError("preset", self.name, reason, "choose another preset, or none")
+
+    def notes(self, loras: Sequence[LoraSpec]) -> list[str]:
+        """What to say of the LoRAs that are there."""
+        given = {spec.expert for spec in loras}
+        missing = [expert for expert in self.lora_experts if not given & {expert, "both"}]
+        if not missing:
+            return []
+        which = " and the ".join(f"{expert}-noise expert" for expert in missing)
+        return [f"{self.name} is meant with a LoRA for few steps, and the {which} had none: the pictures are no guide"]
 
     def small(self, request: SampleRequest) -> SampleRequest:
         """The same kind of work in a size for trying it out: at most 4 steps and 5 frames of 64x64."""
@@ -47,10 +65,11 @@ PRESETS = {
     for preset in (
         Preset(
             "wan22-4step",
-            "Wan 2.2 image to video with a 4-step LoRA: two experts of 2 steps, guidance 1, 81 frames of 832x1216",
+            "Wan 2.2 image to video, a 4-step LoRA: experts of 2 steps, guidance 1, shift 5, 81 frames of 832x1216",
             families=("wan-i2v", "wan-t2v"),
             compare="compile,flash,compile+flash",
-            request=_work(steps=4, guidance=1.0, guidance_2=1.0, width=832, height=1216, num_frames=81),
+            request=_work(steps=4, guidance=1.0, guidance_2=1.0, flow_shift=5.0, width=832, height=1216, num_frames=81),
+            lora_experts=("high", "low"),
         ),
         Preset(
             "flux-1024",

@@ -20,13 +20,15 @@ from ..optimizations.tuning.measure import PairedMeasurement, duration
 from ..optimizations.tuning.meters import DeviceMemoryMeter, MemoryMeter, Stopwatch, stopwatch
 from ..optimizations.tuning.statistics import CONFIDENCE
 from ..optimizations.tuning.store import Row, Store
+from ..pipelines import lora
 from ..pipelines.cache import CACHE
 from ..pipelines.families import Family
 from ..pipelines.generate import generate, workload_of
 from ..pipelines.tuning_key import tuning_key
 from ..pipelines.types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
 from .choices import PLAIN, combine, settings_of
-from .result import Comparison, ComparisonRow
+from .result import Comparison
+from .row import ComparisonRow
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class ComparisonRun:
         base: plain settings with what shall hold for all: compile details, tile size.
         store: where what is learnt is kept; None keeps nothing.
         combine_winners: measure the winners of different kinds together afterwards.
+        notes: what to know of the work when reading the result.
         others: further pipelines to compare with the plain one, each under the name that a compared name begins with:
             "fp8" runs on `others["fp8"]`, and so does "fp8+compile", compiled. Nothing is remembered of them.
         generate, borrow, watch, memory: how jobs are run, pipelines borrowed, time and memory read.
@@ -72,6 +75,7 @@ class ComparisonRun:
         base: OptimizationSettings | None = None,
         store: Store | None = None,
         combine_winners: bool = False,
+        notes: Sequence[str] = (),
         others: Mapping[str, PipelineHandle] | None = None,
         generate: Generate = generate,
         borrow: Borrow = CACHE.use,
@@ -82,7 +86,7 @@ class ComparisonRun:
         self._base = handle.placing(base or OptimizationSettings.plain())
         self._others = dict(others or {})
         self._settings = {name: settings_of(self._place(name)[1], self._base) for name in names}
-        self._store, self._combine = store, combine_winners
+        self._store, self._combine, self._notes = store, combine_winners, tuple(notes)
         self._generate, self._borrow = generate, borrow
         self._device = torch.device(handle.key.device)
         self._stopwatch = watch or stopwatch(self._device)
@@ -98,6 +102,7 @@ class ComparisonRun:
 
     def run(self, callbacks: Callbacks = SILENT) -> None:
         """Load, measure, and remember. A cancel travels unchanged; `result()` then holds what was measured."""
+        lora.check_loras(self._handle.loras)
         with self._borrow(self._handle.key, callbacks) as loaded:
             self._loaded = loaded
             self._request = with_picture(self._request, loaded.family)
@@ -140,8 +145,17 @@ class ComparisonRun:
             if result.frames is not None:
                 batch, frames, height, width, _ = result.frames.shape
                 self._made = Workload(width, height, frames, batch, len(result.step_seconds))
-            offloaded = result.report.facts.get("offloaded_bytes")
-            return Outcome(picture, result.stage_seconds, tuple(result.step_seconds), result.report, offloaded)
+            facts = result.report.facts
+            moved = facts.get("moved_bytes", {"on": 0, "off": 0} if self._device.type == "cpu" else None)
+            return Outcome(
+                picture,
+                result.stage_seconds,
+                tuple(result.step_seconds),
+                result.report,
+                offloaded_bytes=facts.get("offloaded_bytes"),
+                step_experts=result.step_experts,
+                moved=None if moved is None else (moved["on"], moved["off"]),
+            )
 
         return run
 
@@ -158,7 +172,7 @@ class ComparisonRun:
     def result(self) -> Comparison:
         """What was measured so far."""
         rows: list[ComparisonRow] = []
-        notes: list[str] = []
+        notes = list(self._notes)
         for number, measurement in enumerate(self._measurements):
             for measured in measurement.measured[min(number, 1) :]:  # plain once, from the first measurement
                 rows.append(ComparisonRow.of(measured, self._settings[measured.name], measurement.plain))
@@ -187,6 +201,7 @@ class ComparisonRun:
             "model": tuned.model,
             "work": ", ".join(part for part in (shape, clip, steps, batch) if part),
             "dtype": key.dtype,
+            "LoRA": lora.names(self._handle.loras),
             "quantization": "" if key.quantization == "none" else key.quantization,
             "memory mode": self._handle.memory_mode,
             "device": tuned.device,

@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..comparison.chart import chart
 from ..comparison.choices import ALL, CHOICES, parse
+from ..comparison.presets import PRESETS
 from ..comparison.run import ComparisonRun, working
 from ..comparison.table import as_table
 from ..errors import FastDiffusersError
@@ -17,7 +18,9 @@ from ..optimizations.settings import CompileSettings, OptimizationSettings
 from ..optimizations.tuning.candidates import Plan
 from ..optimizations.tuning.store import default_store
 from ..pipelines.generate import generate
+from ..pipelines.loading import loader
 from ..pipelines.types import SampleRequest
+from ..report import logger as run_logger
 from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from ..comparison.result import Comparison
     from ..pipelines.types import PipelineHandle
 
+NO_PRESET = "none"
 PROMPT = "a fox in the snow at dawn, detailed fur, soft light"
 
 
@@ -76,7 +80,12 @@ class BenchmarkOptimizations(io.ComfyNode):
         compile_settings: CompileSettings | None = None,
         image: torch.Tensor | None = None,
         remember: bool = True,
+        preset: str = NO_PRESET,
     ) -> io.NodeOutput:
+        chosen = PRESETS.get(preset)
+        if chosen is not None:
+            chosen.check(loader.family_of_key(pipeline.key).name)
+            compare = chosen.compare if compare.strip() == ALL else compare
         request = SampleRequest(
             prompt=prompt,
             steps=steps or None,
@@ -89,12 +98,13 @@ class BenchmarkOptimizations(io.ComfyNode):
         )
         run = ComparisonRun(
             pipeline,
-            request,
+            request if chosen is None else chosen.apply(request),
             parse(compare, lambda names: _working(names, pipeline)),
             Plan(runs=runs, time_limit=time_limit or None),
             base=OptimizationSettings.plain(compile=compile_settings or CompileSettings()),
             store=default_store() if remember else None,
             combine_winners=ALL in compare.split(","),
+            notes=() if chosen is None else chosen.notes(pipeline.loras),
             generate=partial(generate, memory=comfy_bridge.memory_state),
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
@@ -105,6 +115,7 @@ class BenchmarkOptimizations(io.ComfyNode):
             if run.started:  # after a cancel the node has no output, but it still shows what was found
                 progress.show_text(as_table(run.result()))
         found = run.result()
+        run_logger.info("FastDiffusers, Benchmark Optimizations: %s", found.verdict)
         picture = _as_image(found)
         return io.NodeOutput(found.recommended.settings, picture, as_table(found), ui=ui.PreviewImage(picture, cls=cls))
 
@@ -136,6 +147,15 @@ def _the_work() -> list[io.Input]:
         types.CompileSettings.Input("compile_settings", optional=True),
         io.Image.Input("image", optional=True),
         io.Boolean.Input("remember", default=True, optional=True, **ADVANCED),
+        io.Combo.Input(
+            "preset",
+            options=[NO_PRESET, *PRESETS],
+            default=NO_PRESET,
+            optional=True,
+            tooltip="A known case. It fills in what is left open: 'compare' at 'all', and the work at the model's "
+            f"defaults (0, or -1). {'; '.join(f'{one.name}: {one.help}' for one in PRESETS.values())}. LoRAs come with "
+            "the pipeline, through Load LoRA.",
+        ),
     ]
 
 

@@ -65,6 +65,7 @@ class Sampler(io.ComfyNode):
         frame_rate: float = 0.0,
         max_sequence_length: int = 0,
         decode: bool = True,
+        flow_shift: float = 0.0,
     ) -> io.NodeOutput:
         request = SampleRequest(
             prompt=prompt,
@@ -79,6 +80,7 @@ class Sampler(io.ComfyNode):
             seed=seed,
             batch=batch_size,
             scheduler=scheduler,
+            flow_shift=flow_shift or None,
             images=_image_list(images),
             last_image=None if last_image is None else _rgb(last_image)[0],
             strength=strength,
@@ -102,7 +104,7 @@ class Sampler(io.ComfyNode):
             result = generate(pipeline, request, optimizations, progress.callbacks, memory=comfy_bridge.memory_state)
         for note in notes:
             result.report.note(note)
-        progress.show_report(result.report)
+        progress.show_report("Diffusers Sampler", result.report)
         return io.NodeOutput(*sampler_outputs.values(result), ui=ui.PreviewText(result.report.as_table()))
 
 

@@ -84,4 +84,5 @@ def _advanced_inputs() -> list[Any]:
         io.Float.Input("frame_rate", default=0.0, min=0.0, max=240.0, step=1.0, optional=True, **ADVANCED),
         io.Int.Input("max_sequence_length", default=0, min=0, max=8192, optional=True, **ADVANCED),
         io.Boolean.Input("decode", default=True, optional=True, **ADVANCED),
+        io.Float.Input("flow_shift", default=0.0, min=0.0, max=100.0, step=0.1, round=0.001, optional=True, **ADVANCED),
     ]

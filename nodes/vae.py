@@ -83,7 +83,7 @@ class VAEDecode(io.ComfyNode):
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         choices = VaeChoices(compile=compile_settings, **widgets)
         frames, report = vae_engines.decode(vae, samples, choices, progress.callbacks)
-        progress.show_report(report)
+        progress.show_report("VAE Decode (Fast)", report)
         if frames.ndim == 5:
             frames = frames.flatten(0, 1)
         return io.NodeOutput(frames, report, ui=ui.PreviewText(report.as_table()))
@@ -111,5 +111,5 @@ class VAEEncode(io.ComfyNode):
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         choices = VaeChoices(compile=compile_settings, **widgets)
         latent, report = vae_engines.encode(vae, pixels, choices, progress.callbacks)
-        progress.show_report(report)
+        progress.show_report("VAE Encode (Fast)", report)
         return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_table()))

@@ -18,6 +18,8 @@ DENOISERS = (
     "decoder",
 )
 """Attributes under which diffusers pipelines keep what runs once per step. Both experts of Wan 2.2 are in it."""
+HIGH_NOISE, LOW_NOISE = "high noise", "low noise"
+"""The two experts of Wan 2.2 by what they are for: `transformer` begins, `transformer_2` finishes."""
 
 
 def modules(pipeline: Any) -> dict[str, nn.Module]:
@@ -28,6 +30,19 @@ def modules(pipeline: Any) -> dict[str, nn.Module]:
 def denoisers(pipeline: Any) -> dict[str, nn.Module]:
     """The models that run once per denoising step, by name."""
     return {name: part for name, part in modules(pipeline).items() if name in DENOISERS}
+
+
+def step_experts(pipeline: Any) -> tuple[str, ...]:
+    """Which of two noise experts does each step that the scheduler is set for; () for a pipeline with one denoiser.
+
+    diffusers' own rule: steps whose timestep is at or above the boundary are the first expert's.
+    """
+    boundary, scheduler = pipeline.config.get("boundary_ratio"), pipeline.scheduler
+    timesteps = getattr(scheduler, "timesteps", None)
+    if boundary is None or timesteps is None:
+        return ()
+    limit = boundary * scheduler.config.get("num_train_timesteps", 1000)
+    return tuple(HIGH_NOISE if timestep >= limit else LOW_NOISE for timestep in timesteps.tolist())
 
 
 def vae_of(pipeline: Any) -> nn.Module | None:

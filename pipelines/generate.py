@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -54,8 +55,11 @@ def generate(
     """
     request = ready(loader.family_of_key(handle.key), request)
     lora.check_loras(handle.loras)
+    before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
-        return run_loaded(loaded, handle, request, settings, callbacks, memory=memory)
+        result = run_loaded(loaded, handle, request, settings, callbacks, memory=memory)
+    result.report.facts["seconds"] = _loading(loaded, before) | result.report.facts["seconds"]
+    return result
 
 
 def run_loaded(
@@ -73,6 +77,7 @@ def run_loaded(
     """
     from ..optimizations import attention
     from ..optimizations.tuning.auto import AutoRun
+    from ..optimizations.tuning.transfers import counted
     from .tuning_key import tuning_key
 
     request, settings = ready(loaded.family, request), handle.placing(settings)
@@ -87,8 +92,11 @@ def run_loaded(
     with (
         _optimized(loaded, handle.loras, auto.settings, auto.workload, callbacks, memory) as report,
         auto.watching(report, callbacks) as watched,
+        counted(loaded.pipeline, loaded.device) as moved,
     ):
         result = sample(report, watched)
+    if loaded.device.type != "cpu":
+        report.facts["moved_bytes"] = {"on": moved.on, "off": moved.off}
     auto.finish(report)
     if bool(result.latent.isfinite().all()) or not attention.give_up(loaded.pipeline, ENDED_NOT_FINITE):
         return result
@@ -119,6 +127,7 @@ def decode(
     """
     check_choice("exactness", exactness, EXACTNESS_CHOICES)
     latents.check_latent(latent, loader.family_of_key(handle.key))
+    before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         stride = loaded.family.latent_stride
         frames = 1 + (latent.shape[2] - 1) * loaded.family.temporal_stride if latent.ndim == 5 else 1
@@ -126,7 +135,11 @@ def decode(
         size = (latent.shape[-1] * stride, latent.shape[-2] * stride)
         workload = Workload(*size, frames, batch=latent.shape[0], streamed=streamed)
         with _optimized_vae(loaded, handle.placing(settings), workload, callbacks, memory) as report:
-            return _decode(loaded, latent, report, callbacks, memory, exactness), report
+            started = time.perf_counter()
+            pictures = _decode(loaded, latent, report, callbacks, memory, exactness)
+            seconds = round(time.perf_counter() - started, 4)
+    report.facts["seconds"] = _loading(loaded, before) | {"decode": seconds}
+    return pictures, report
 
 
 def encode(
@@ -144,6 +157,7 @@ def encode(
     """
     from ..optimizations.vae_memory import shrink_until_it_fits
 
+    before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         height, width = pixels.shape[-3:-1]
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
@@ -151,7 +165,16 @@ def encode(
         with _optimized_vae(loaded, handle.placing(settings), workload, callbacks, memory) as report:
             run = lambda: pipeline_vae.encode(loaded, pixels, callbacks, report)
             vae, edge = loaded.pipeline.vae, max(width, height)
-            return shrink_until_it_fits(vae, run, report, edge=edge, stage="encode"), report
+            started = time.perf_counter()
+            latent = shrink_until_it_fits(vae, run, report, edge=edge, stage="encode")
+            seconds = round(time.perf_counter() - started, 4)
+    report.facts["seconds"] = _loading(loaded, before) | {"encode": seconds}
+    return latent, report
+
+
+def _loading(loaded: LoadedPipeline, before: LoadedPipeline | None) -> dict[str, float]:
+    """What loading took, as a stage of this run; nothing where the pipeline was in the cache already."""
+    return {} if loaded is before else {"load": loaded.facts.get("load_seconds", 0.0)}
 
 
 @contextmanager

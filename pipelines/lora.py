@@ -207,13 +207,18 @@ def _is_offloaded(pipeline: Any) -> bool:
 
 
 def _record(state: _State, how: str, seconds: float) -> OptimizationRecord:
-    requested = ", ".join(f"{Path(spec.path).stem} {spec.strength:g}{_for(spec)}" for spec in state.specs) or "none"
+    requested = names(state.specs) or "none"
     layers = sum(len(layers) for layers in state.updates.values())
     ranks = [sum(f.rank for f in several) for part in state.updates.values() for several in part.values()]
     applied = f"{layers} layers, rank {max(ranks)}" if ranks else "none"
     notes = [f"{Path(path).stem}: {file.note}" for path, (_, file) in state.files.items() if file.note]
     cost = f"{how}, {seconds:.3f} s" if how != "as before" else how
     return OptimizationRecord("lora", requested, applied, "; ".join(notes), cost)
+
+
+def names(specs: Sequence[LoraSpec]) -> str:
+    """LoRAs in words, their strengths and experts with them: "style 0.8, lightning 1 (high noise)"."""
+    return ", ".join(f"{Path(spec.path).stem} {spec.strength:g}{_for(spec)}" for spec in specs)
 
 
 def _for(spec: LoraSpec) -> str:

@@ -38,6 +38,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     for name in ("guidance", "guidance_2"):
         cure = "leave it out for the model's own" if family.guidance is None else f"{family.guidance:g} is recommended"
         _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
+    _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
     _check_size("width", request.width, family)
     _check_size("height", request.height, family)
     _check_frames(family, request)

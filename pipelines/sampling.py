@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError
-from ..optimizations.components import denoisers
+from ..optimizations.components import denoisers, step_experts
 from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments
@@ -20,7 +21,7 @@ from .requests import ready, seeds
 from .schedulers import scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
 from .sound import sound_of, summary
-from .steps import watched
+from .steps import Watch, watched
 from .types import LoadedPipeline, SampleRequest, SampleResult
 
 if TYPE_CHECKING:
@@ -64,8 +65,11 @@ def run(
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with _cleaned_up(loaded.pipeline):
-        output, last, step_seconds, stages["text encode"] = _denoise(loaded, request, callbacks)
-        native = output[0]
+        output, watch, experts = _denoise(loaded, request, callbacks)
+        native, last, step_seconds = output[0], watch.latent, watch.step_seconds
+        stages["text encode"] = watch.text_seconds
+        if watch.encode_seconds:
+            stages["encode"] = watch.encode_seconds
         stages["denoise"] = sum(step_seconds)
         result = SampleResult(
             frames=None,
@@ -73,6 +77,7 @@ def run(
             frame_rate=request.frame_rate,
             seeds=seeds(request),
             step_seconds=step_seconds,
+            step_experts=experts[: len(step_seconds)],
             stage_seconds=stages,
             report=report,
         )
@@ -96,8 +101,8 @@ def run(
 
 def _denoise(
     loaded: LoadedPipeline, request: SampleRequest, callbacks: Callbacks
-) -> tuple[Any, torch.Tensor | None, list[float], float]:
-    """(what the pipeline returned, the latent after the last step, seconds per step, seconds before the first)."""
+) -> tuple[Any, Watch, tuple[str, ...]]:
+    """(what the pipeline returned, what was seen of its steps, which of two experts did each)."""
     family = loaded.family
     pipeline = loaded.pipeline if request.strength >= 1.0 else _image_to_image(loaded.pipeline, family)
 
@@ -109,7 +114,7 @@ def _denoise(
             "denoise", done, total, preview_latent=preview, preview_format=family.comfy_format, step_seconds=known
         )
 
-    with scheduler_for_run(pipeline, family, request.scheduler) as scheduler:
+    with scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift) as scheduler:
         if request.steps == 1 and scheduler.config.get("shift_terminal"):  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
         arguments = call_arguments(pipeline, family, request)
@@ -118,7 +123,7 @@ def _denoise(
             if family.layout == "tokens":  # of image-to-video, the scheduler sees the frames after the first alone
                 arguments["callback_on_step_end"] = watch.keep_latents
             output = pipeline(**arguments)
-        return output, watch.latent, watch.step_seconds, watch.text_seconds
+        return output, watch, step_experts(pipeline)
 
 
 def _image_to_image(pipeline: Any, family: Family) -> Any:
@@ -203,6 +208,11 @@ def _report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest
             report.note(NOT_FINITE.format(what="sound"))
             result.audio["waveform"] = result.audio["waveform"].nan_to_num(0.0, 0.0, 0.0)
         report.facts["sound"] = summary(result.audio)
+    if request.flow_shift is not None:
+        report.facts["flow_shift"] = request.flow_shift
+    if result.step_experts:
+        counts = Counter(result.step_experts)
+        report.facts["steps by expert"] = ", ".join(f"{name} {count}" for name, count in counts.items())
     report.facts.update(
         {
             **loaded.facts,

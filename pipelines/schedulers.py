@@ -56,16 +56,17 @@ SHORT_NAMES = {
 
 
 @contextmanager
-def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]:
+def scheduler_for_run(pipeline: Any, family: Family, name: str, shift: float | None = None) -> Iterator[Any]:
     """Give `pipeline` a fresh scheduler while the block runs.
 
     Args:
         pipeline: its own scheduler is put back afterwards, whatever happened.
         family: what the pipeline hands to the scheduler.
         name: class name, one of `SHORT_NAMES`, or "model default" for the model's own class and configuration.
+        shift: of a flow model's noise levels, instead of the configured one.
 
     Raises:
-        InputError: it does not fit this pipeline; the error lists those that do.
+        InputError: it does not fit this pipeline; the error lists those that do. Or it has no shift to be set.
     """
     original = pipeline.scheduler
     class_name = class_of(name, original)
@@ -75,11 +76,23 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]
         fitting = ", ".join(compatible_schedulers(original, family))
         reason = f"it does not fit {type(pipeline).__name__} ({objection})"
         raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
-    pipeline.scheduler = fresh
+    pipeline.scheduler = fresh = fresh if shift is None else _shifted(fresh, shift)
     try:
         yield fresh
     finally:
         pipeline.scheduler = original
+
+
+def _shifted(scheduler: Any, shift: float) -> Any:
+    """The same scheduler with another shift of its noise levels."""
+    config, kind = scheduler.config, type(scheduler).__name__
+    name = "shift" if kind.startswith("FlowMatch") else "flow_shift"
+    reason = "" if is_flow(scheduler) and name in config else f"{kind} has no such setting"
+    if config.get("use_dynamic_shifting"):
+        reason = "this model's scheduler takes its shift from the size of the picture"
+    if reason:
+        raise InputError("flow_shift", shift, reason, "leave it out")
+    return type(scheduler).from_config(config, **{name: shift})
 
 
 def class_of(name: str, original: Any) -> str:

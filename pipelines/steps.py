@@ -34,12 +34,13 @@ class Watch:
     Attributes:
         stopwatch: of the device that computes; where its marks are ahead of the device, no step waits for its own.
         latent: the last step's result, in the family's layout.
-        text_seconds: from the call to the beginning of the loop: prompts, and reference images, encoded.
+        encodes: beginning and end of each call of the VAE's encoder.
     """
 
     stopwatch: Stopwatch
     latent: torch.Tensor | None = None
-    text_seconds: float = 0.0
+    encodes: list[tuple[Any, Any]] = field(default_factory=list)
+    _before_loop: float = 0.0
     _started: float = field(default_factory=time.perf_counter)
     _marks: list[tuple[Any, Any]] = field(default_factory=list)
     """Of the loop's beginning and of each step: (it was reached, the caller was done with it)."""
@@ -52,6 +53,16 @@ class Watch:
         return [self.stopwatch.between(before, after) for (before, _), (after, _) in pairwise(self._marks)]
 
     @property
+    def encode_seconds(self) -> float:
+        """Seconds in which the VAE encoded reference images or a first frame; complete after the run."""
+        return sum(self.stopwatch.between(begun, ended) for begun, ended in self.encodes)
+
+    @property
+    def text_seconds(self) -> float:
+        """From the call to the beginning of the loop, without `encode_seconds`: prompts encoded."""
+        return max(0.0, self._before_loop - self.encode_seconds)
+
+    @property
     def done(self) -> int:
         """Steps done."""
         return max(0, len(self._marks) - 1)
@@ -59,7 +70,7 @@ class Watch:
     def loop_begins(self) -> None:
         """Note where the first loop begins; pipelines with several stages have more."""
         if not self._marks:
-            self.text_seconds = time.perf_counter() - self._started
+            self._before_loop = time.perf_counter() - self._started
             self._marks = [(mark := self.stopwatch.mark(), mark)]
 
     def step_ends(self, latent: torch.Tensor, steps: int) -> int:
@@ -123,12 +134,34 @@ def watched(pipeline: Any, device: torch.device, on_step: OnStep, previews: bool
     scheduler.step = _WatchedStep(scheduler, after_step)
     pipeline.progress_bar = progress_bar
     try:
-        yield watch
+        with _encode_timed(getattr(pipeline, "vae", None), watch):
+            yield watch
         if watch.done > len(watch.known_seconds):  # image to image takes fewer steps than its scheduler has
             watch.wait_for(watch.done)
             on_step(watch.done, watch.done, None)
     finally:
         del scheduler.step, pipeline.progress_bar
+
+
+@contextmanager
+def _encode_timed(vae: Any, watch: Watch) -> Iterator[None]:
+    """Note when the VAE encodes: for image to video that is the whole clip's length, and no part of the text."""
+    encode = getattr(vae, "encode", None)
+    if encode is None or "encode" in vars(vae):
+        yield
+        return
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        begun = watch.stopwatch.mark()
+        encoded = encode(*args, **kwargs)
+        watch.encodes.append((begun, watch.stopwatch.mark()))
+        return encoded
+
+    vae.encode = functools.update_wrapper(timed, encode)
+    try:
+        yield
+    finally:
+        del vae.encode
 
 
 class _WatchedStep:

@@ -98,6 +98,8 @@ class SampleRequest:
         seed: 0..2**64-1; item i of a batch uses seed + i, on a CPU generator, so it is the same on every device.
         batch: images (or videos) to make, each with its own denoise run's worth of noise.
         scheduler: "model default" or the name of a diffusers scheduler class.
+        flow_shift: how far a flow model's steps lean to the noisy end, None = the scheduler's own. With two experts it
+            decides how many steps are whose; a LoRA for few steps wants the one that it was made with.
         images: reference images, each float [H, W, 3] in 0..1.
         last_image: last frame for first-and-last-frame video, float [H, W, 3] in 0..1.
         latent: ComfyUI-convention latent to start from ([B, C, H, W] or [B, C, T, H, W]), with `strength` < 1.
@@ -119,6 +121,7 @@ class SampleRequest:
     seed: int = 0
     batch: int = 1
     scheduler: str = "model default"
+    flow_shift: float | None = None
     images: tuple[torch.Tensor, ...] = ()
     last_image: torch.Tensor | None = None
     latent: torch.Tensor | None = None
@@ -138,7 +141,8 @@ class SampleResult:
         audio: {"waveform": float [B, channels, samples], "sample_rate": int} where a pipeline gives sound, else None.
         seeds: the seed of each batch item.
         step_seconds: wall time of each denoising step.
-        stage_seconds: "text encode", "denoise", "decode", ... in seconds.
+        step_experts: which expert did each step, "high noise" or "low noise"; () for a model with one denoiser.
+        stage_seconds: "text encode", "encode" (reference images), "denoise", "decode", ... in seconds.
         report: what was active.
     """
 
@@ -150,3 +154,4 @@ class SampleResult:
     stage_seconds: dict[str, float]
     report: OptimizationReport
     audio: dict[str, Any] | None = None
+    step_experts: tuple[str, ...] = ()

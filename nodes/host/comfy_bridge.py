@@ -22,6 +22,7 @@ from server import PromptServer
 from ...cache_folder import use_folder
 from ...callbacks import Callbacks, Progress
 from ...memory import MemoryState
+from ...report import log_run
 
 if TYPE_CHECKING:
     from ...report import OptimizationReport
@@ -94,8 +95,13 @@ class NodeProgress:
         shown = latent_preview.args.preview_method != LatentPreviewMethod.NoPreviews
         return Callbacks(on_progress=self._show, check_cancel=check_interrupted, previews=shown)
 
-    def show_report(self, report: OptimizationReport) -> None:
-        """Show a summary of what was active on the node."""
+    def show_report(self, node: str, report: OptimizationReport) -> None:
+        """Show a summary of what was active on the node, and one line of it on the console.
+
+        Args:
+            node: its display name.
+        """
+        log_run(f"FastDiffusers, {node}", report)
         with self._display("report"):
             self.show_text(LINE_BREAK.join(summary_lines(report)))
 
@@ -152,11 +158,9 @@ class NodeProgress:
 
 def summary_lines(report: OptimizationReport) -> Iterator[str]:
     """Yield the lines of a report that fit on a node: what was on, the seconds, what failed, the notes."""
-    active = [f"{record.name} {record.applied}" for record in report if record.applied != "off"]
-    yield " · ".join(active) or "everything off"
-    seconds = report.facts.get("seconds")
-    if isinstance(seconds, dict):
-        yield " · ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
+    yield report.headline
+    if report.stage_line:
+        yield report.stage_line
     for record in report:
         if record.failed:
             yield f"{record.name} fell back: {record.reason}"

@@ -199,7 +199,7 @@ def _run(job: Job, choices: VaeChoices) -> tuple[torch.Tensor, OptimizationRepor
         "vae": f"ComfyUI {type(job.vae.first_stage_model).__name__}",
         "device": str(job.vae.device),
         "dtype": str(job.vae.vae_dtype).removeprefix("torch."),
-        f"{job.stage} seconds": round(time.perf_counter() - started, 3),
+        "seconds": {job.stage: round(time.perf_counter() - started, 3)},
     }
     return result, report
 

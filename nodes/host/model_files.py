@@ -15,12 +15,14 @@ import folder_paths
 
 from ...errors import InputError, ModelFileError
 from ...pipelines.loading.local_models import find_local_pipelines
-from ...pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES
+from ...pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
 
 CUSTOM = "[custom]"
 NONE_FOUND = "[none found]"
 """What a list offers that would else be empty. Choosing it is refused, with the folders that were searched."""
 TINY_PREFIX = "embedded tiny: "
+TINY_LORA_CHOICES = {TINY_PREFIX + name.removeprefix("tiny:").replace("-", " "): name for name in TINY_LORAS}
+"""What Load LoRA offers for the embedded tiny Wan -> what stands for a path."""
 CHECKPOINT_PREFIX = "checkpoints/"
 SEEDVR2 = "SEEDVR2/"
 """SeedVR2's own folder in the models directory, where its users have this VAE already."""
@@ -100,12 +102,14 @@ def video_vae_path(name: str) -> str:
 
 
 def lora_choices() -> list[str]:
-    """The .safetensors files under the `loras` paths."""
-    return sorted(_safetensors("loras"), key=str.lower) or [NONE_FOUND]
+    """The .safetensors files under the `loras` paths, and those that are made on the spot for the embedded tiny Wan."""
+    return [*(sorted(_safetensors("loras"), key=str.lower) or [NONE_FOUND]), *TINY_LORA_CHOICES]
 
 
 def lora_path(name: str) -> str:
-    """Return the absolute path of a chosen LoRA. Raises ModelFileError when the file is missing."""
+    """Return the path of a chosen LoRA, or an embedded one's name. Raises ModelFileError when the file is missing."""
+    if name in TINY_LORA_CHOICES:
+        return TINY_LORA_CHOICES[name]
     return _full_path("loras", "lora_name", name, "put the file there and press R in ComfyUI")
 
 

@@ -18,7 +18,7 @@ from ...memory import MemoryProbe
 from ...report import OptimizationRecord, OptimizationReport
 from .. import compile, offload
 from ..apply import switch_compile
-from ..components import denoisers, resident_bytes
+from ..components import denoisers, resident_bytes, step_experts
 from ..settings import OptimizationSettings, Workload
 from .compile_trial import CompileTrial, Controls, State, left_the_device
 from .decide import AUTO_NAMES, Decision, anything_auto, decide, measured_overhead, settings_label
@@ -100,7 +100,7 @@ class AutoRun:
         self._store = store or default_store()
         self._trial: CompileTrial | None = None
         self._was_settled = False
-        self._timesteps: tuple[Any, list[float]] = (None, [])
+        self._experts: tuple[Any, tuple[str, ...]] = (None, ())
         rows = self._store.rows() if anything_auto(settings) else []
         self._decision = self._decide(rows, workload.steps)
         self.settings = self._decision.settings
@@ -195,18 +195,11 @@ class AutoRun:
         return compile.record(self._pipeline, record, self._asked.compile).reason
 
     def _phase(self, step: int) -> str:
-        """Which expert did a step: the scheduler's timestep against the pipeline's boundary."""
-        boundary = self._pipeline.config.get("boundary_ratio")
-        scheduler = self._pipeline.scheduler
-        timesteps = getattr(scheduler, "timesteps", None)
-        if boundary is None or timesteps is None:
-            return ""
-        if timesteps is not self._timesteps[0]:  # read once per run: it waits for the device
-            self._timesteps = (timesteps, timesteps.tolist())
-        if not 0 < step <= len(self._timesteps[1]):
-            return ""
-        whole = scheduler.config.get("num_train_timesteps", 1000)
-        return "high noise" if self._timesteps[1][step - 1] >= boundary * whole else "low noise"
+        """Which of two experts did a step; "" where there is one denoiser."""
+        timesteps = getattr(self._pipeline.scheduler, "timesteps", None)
+        if timesteps is not self._experts[0]:  # read once per run: it waits for the device
+            self._experts = (timesteps, step_experts(self._pipeline))
+        return self._experts[1][step - 1] if 0 < step <= len(self._experts[1]) else ""
 
     def _sizes(self) -> tuple[int, int] | None:
         """(bytes on the device, bytes) of the denoisers; None where that says nothing."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ...callbacks import Callbacks
 from ...errors import InputError
 from ...report import OptimizationReport
+from .expert_steps import ExpertSteps, expert_steps
 from .meters import PeakMemory
 from .quality import Quality
 from .statistics import PairedVerdict, Spread, compare, spread
@@ -31,6 +32,8 @@ class Outcome:
         step_seconds: of each denoising step.
         report: what was really active.
         offloaded_bytes: weights of the denoiser that were off the device after a step, or None where unknown.
+        step_experts: which of two experts did each step; () for a model with one denoiser.
+        moved: bytes of weights copied (to the device, off it); None where that was not counted.
     """
 
     result: torch.Tensor
@@ -38,6 +41,8 @@ class Outcome:
     step_seconds: tuple[float, ...] = ()
     report: OptimizationReport | None = None
     offloaded_bytes: int | None = None
+    step_experts: tuple[str, ...] = ()
+    moved: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class TimedRun:
         step_seconds: each denoising step; the first includes what is done once, compiling say.
         stage_seconds: "text encode", "first step", "steps", "decode", ..., "other"; they add up to `seconds`.
         memory: the peaks of this run.
-        offloaded_bytes: see `Outcome`.
+        offloaded_bytes, step_experts, moved: see `Outcome`.
     """
 
     seconds: float
@@ -89,6 +94,8 @@ class TimedRun:
     stage_seconds: dict[str, float]
     memory: PeakMemory
     offloaded_bytes: int | None
+    step_experts: tuple[str, ...] = ()
+    moved: tuple[int, int] | None = None
 
 
 @dataclass
@@ -146,6 +153,22 @@ class Measured:
         return max(known) if known else None
 
     @property
+    def experts(self) -> tuple[ExpertSteps, ...]:
+        """The two experts of a model that has them, apart."""
+        return expert_steps((timed.step_seconds, timed.step_experts) for timed in self.runs)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of one run."""
+        return round(median([len(timed.step_seconds) for timed in self.runs])) if self.runs else 0
+
+    @property
+    def moved(self) -> tuple[int, int] | None:
+        """The most bytes of weights that a run copied (to the device, off it)."""
+        known = [timed.moved for timed in self.runs if timed.moved is not None]
+        return (max(on for on, _ in known), max(off for _, off in known)) if known else None
+
+    @property
     def first_run_cost(self) -> float:
         """Seconds that the first run took beyond a later one: compilation, mostly."""
         if self.first is None or self.run is None:
@@ -171,7 +194,7 @@ def split(seconds: float, steps: Sequence[float], stages: Mapping[str, float]) -
     """
     known = {name: value for name, value in stages.items() if value > 0}
     denoise = known.pop(STEP_STAGE, sum(steps))
-    before = ("load", "text encode")
+    before = ("load", "text encode", "encode")
     result: dict[str, float] = {name: known.pop(name) for name in before if name in known}
     later = sum(steps[1:])
     if denoise > 0:

@@ -222,7 +222,8 @@ class PairedMeasurement:
         else:
             seconds = self._stopwatch.between(start, self._stopwatch.mark())
             steps, stages = outcome.step_seconds, split(seconds, outcome.step_seconds, outcome.stage_seconds)
-            return TimedRun(seconds, steps, stages, self._memory.peak(), outcome.offloaded_bytes), outcome
+            seen = (outcome.offloaded_bytes, outcome.step_experts, outcome.moved)
+            return TimedRun(seconds, steps, stages, self._memory.peak(), *seen), outcome
         finally:
             self._done_runs += 1
         gc.collect()  # after an out-of-memory, the failed run's tensors must not stand in the way of the next one

@@ -1,4 +1,7 @@
-"""The bytes of an adapter file: checked before anything of it is believed, and read within limits."""
+"""The bytes of an adapter file: checked before anything of it is believed, and read within limits.
+
+The embedded tiny LoRAs are no files; their names stand for paths everywhere.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ModelFileError, first_line
 from ...safetensors_header import DOWNLOAD_AGAIN, is_named_safetensors, read_header
 from ..loading import checkpoints
+from ..tiny import TINY_LORAS, lora_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +34,8 @@ def stamp(path: str) -> tuple[int, int]:
     Raises:
         ModelFileError: it is not there, or no file.
     """
+    if path in TINY_LORAS:
+        return 0, 0
     try:
         status = Path(path).stat()
     except (OSError, ValueError) as error:
@@ -49,6 +55,8 @@ def check(path: str) -> dict[str, tuple[int, ...]]:
     Raises:
         ModelFileError: missing, not a .safetensors file, damaged, or larger in some respect than any adapter.
     """
+    if path in TINY_LORAS:
+        return {key: tuple(tensor.shape) for key, tensor in lora_tensors(path).items()}
     stamp(path)
     if not is_named_safetensors(Path(path)):
         pickle = Path(path).suffix in checkpoints.PICKLES
@@ -88,6 +96,8 @@ def read(path: str, keys: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict[
     Raises:
         ModelFileError: it cannot be read.
     """
+    if path in TINY_LORAS:
+        return lora_tensors(path), {}
     import torch
     from safetensors import SafetensorError, safe_open
 

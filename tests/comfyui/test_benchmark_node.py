@@ -63,6 +63,30 @@ def test_nothing_to_compare_is_refused_before_anything_runs(server: Client) -> N
             server.server.queue(benchmark(server, compare=compare))
 
 
+def test_a_preset_fills_in_the_work_and_the_loras_come_with_the_pipeline(server: Client) -> None:
+    """The Wan 2.2 case in small: what is given goes first, the rest is the preset's."""
+    prompt = benchmark(server, runs=1, steps=0, num_frames=1, preset="wan22-4step", remember=False)
+    prompt["load"] = server.node("FastDiffusersLoadPipeline", model=TINY + "wan22-i2v")
+    for before, name, expert in (("load", "high", "high"), ("high", "low", "low")):
+        lora = {"lora_name": f"{TINY}wan {expert} noise", "strength": 1.0, "expert": expert}
+        prompt[name] = server.node("FastDiffusersLoadLora", pipeline=[before, 0], **lora)
+    prompt["bench"]["inputs"]["pipeline"] = ["low", 0]
+    prompt["table"] = server.node("PreviewAny", source=["bench", 2])
+    shown = json.dumps(server.succeed(prompt)["outputs"]["table"])
+    assert "4 steps" in shown
+    assert "tiny:wan-high-noise 1 (high noise), tiny:wan-low-noise 1 (low noise)" in shown
+    assert shown.count("(x 2)") == 4, "two steps of each expert, for plain and for math"
+    assert "few steps (4 steps" in shown.lower()
+    assert "meant with a LoRA" not in shown
+    assert "FastDiffusers, Benchmark Optimizations: " in server.server.log()
+
+
+def test_a_preset_for_another_model_is_refused_before_it_loads(server: Client) -> None:
+    message = server.error(server.run(benchmark(server, preset="wan22-4step", seed=9)))
+    assert message["exception_message"].startswith("preset = 'wan22-4step': ")
+    assert "it is for wan-i2v, wan-t2v, and this model is flux" in message["exception_message"]
+
+
 async def _cancelled(server: Client, prompt: dict[str, Any]) -> tuple[str, list[str]]:
     """Cancel once the second round has begun: (how it ended, the texts that the node showed)."""
     texts: list[str] = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastdiffusers.callbacks import Progress
-from fastdiffusers.report import OptimizationReport
+from fastdiffusers.report import OptimizationRecord, OptimizationReport
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def _ticks(bridge: Any) -> list[Progress]:
     progress = bridge.NodeProgress("7")
     for tick in ticks:
         progress.callbacks.on_progress(tick)
-    progress.show_report(OptimizationReport())
+    progress.show_report("a node", OptimizationReport())
     return ticks
 
 
@@ -83,3 +83,19 @@ def test_a_closed_terminal_travels(bridge: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(bridge.comfy.utils, "PROGRESS_BAR_HOOK", hook)
     with pytest.raises(KeyboardInterrupt):
         bridge.NodeProgress(None).callbacks.on_progress(Progress("denoise", 1, 3))
+
+
+def test_the_console_begins_as_the_node_does(
+    bridge: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown: list[str] = []
+    server = SimpleNamespace(send_progress_text=lambda text, node: shown.append(text))
+    monkeypatch.setattr(bridge.PromptServer, "instance", server, raising=False)
+    record = OptimizationRecord("attention", "sage", "sdpa", "it is not installed", failed=True)
+    report = OptimizationReport([record], facts={"seconds": {"decode": 2.0}})
+    with caplog.at_level(logging.INFO, logger="fastdiffusers.run"):
+        bridge.NodeProgress("7").show_report("Diffusers Sampler", report)
+    (line,) = [record.getMessage() for record in caplog.records]
+    first = shown[0].splitlines()[0].strip()
+    assert line.startswith(f"FastDiffusers, Diffusers Sampler: {first} | ")
+    assert line.endswith("attention sage declined (it is not installed) | decode 2.00 s")

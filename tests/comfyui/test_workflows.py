@@ -26,6 +26,8 @@ TINY = {
     "SEEDVR2/ema_vae_fp16.safetensors": "small_video_vae.safetensors",
 }
 """What stands in for the big models."""
+RUNNING = ("FastDiffusersSampler", "FastDiffusersVAEDecode", "FastDiffusersVAEEncode")
+"""The nodes that run a model."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def test_the_documented_workflows_are_there() -> None:
         "text_to_image_compile_attention_tiling",
         "tiny_text_to_image",
         "video_vae_roundtrip",
+        "wan22_image_to_video_4step_lora",
         "wan22_two_expert_video",
     ]
 
@@ -68,8 +71,12 @@ def test_the_documented_workflows_are_there() -> None:
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_runs(server: Client, name: str) -> None:
     prompt = made_small(to_prompt(with_tiny_models(read(name)), server.info))
+    before = len(server.server.log())
     entry = server.succeed(prompt)
     kinds = {prompt[node]["class_type"] for node in entry["outputs"]}
+    console = [line for line in server.server.log()[before:].splitlines() if "FastDiffusers, " in line]
+    assert len(console) == sum(node["class_type"] in RUNNING for node in prompt.values()), "one line per run"
+    assert all(" s" in line and " | " in line for line in console)
     assert "FastDiffusersShowReport" in kinds
     saved = [file for output in entry["outputs"].values() for file in output.get("images", [])]
     assert saved
@@ -79,6 +86,21 @@ def test_workflow_runs(server: Client, name: str) -> None:
 
 def test_the_tiny_workflow_runs_as_it_is(server: Client) -> None:
     server.succeed(to_prompt(read("tiny_text_to_image"), server.info))
+
+
+def test_two_experts_with_their_loras_run_as_they_come(server: Client) -> None:
+    """2 + 2 steps, a LoRA on each expert, and a video of 9 frames: with nothing but what is embedded."""
+    prompt = to_prompt(read("wan22_image_to_video_4step_lora"), server.info)
+    report = next(node for node in prompt.values() if node["class_type"] == "FastDiffusersShowReport")
+    report["inputs"]["format"] = "json"
+    entry = server.succeed(prompt)
+    (shown,) = [output["text"][0] for node, output in entry["outputs"].items() if prompt[node] is report]
+    found = json.loads(shown)
+    lora = next(record for record in found["optimizations"] if record["name"] == "lora")
+    assert lora["requested"] == "tiny:wan-high-noise 1 (high noise), tiny:wan-low-noise 1 (low noise)"
+    assert lora["applied"] == "24 layers, rank 4"
+    assert found["facts"]["steps by expert"] == "high noise 2, low noise 2"
+    assert found["facts"]["size"] == "128x192x9"
 
 
 def test_saved_video_has_every_frame(server: Client) -> None:

@@ -128,3 +128,22 @@ def _eager_to_compile(decide):
         return decision if decision.trial is None else replace(decision, expected=Expectation(1e-6, 0.5, "assumed"))
 
     return with_small_cost
+
+
+@pytest.mark.parametrize("mode", ["gpu", "model_offload", "group_offload_block", "group_offload_leaf"])
+def test_bytes_that_a_run_moves_are_counted(mode: str) -> None:
+    """Of a pipeline that stays on the card none; of an offloaded one all weights at least once, both experts' too."""
+    handle = PipelineHandle(resolve("tiny:wan22-t2v", device="cuda:0"), memory_mode=mode)
+    request = SampleRequest("a fox", steps=4, width=64, height=64, num_frames=5)
+    moved = {}
+    for _ in range(2):  # the first one loads
+        moved = generate(handle, request, OptimizationSettings.plain()).report.facts["moved_bytes"]
+    with CACHE.use(handle.key) as loaded:
+        experts = resident_bytes([loaded.pipeline.transformer, loaded.pipeline.transformer_2], CARD)[1]
+        revert(loaded.pipeline)
+    CACHE.clear()
+    if mode == "gpu":
+        assert moved == {"on": 0, "off": 0}
+    else:
+        assert moved["on"] >= experts
+        assert moved["off"] <= moved["on"]

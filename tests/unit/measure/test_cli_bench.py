@@ -15,9 +15,13 @@ import pytest
 from PIL import Image
 
 from fastdiffusers import cli
+from fastdiffusers.commands.options import lora_spec
 from fastdiffusers.comparison.choices import CHOICES
+from fastdiffusers.comparison.presets import preset
+from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.tuning.key import TuningKey
 from fastdiffusers.optimizations.tuning.store import Row, default_store
+from fastdiffusers.pipelines.types import LoraSpec
 
 SMALL = ["--steps", "2", "--width", "32", "--height", "32"]
 
@@ -65,6 +69,67 @@ def test_it_remembers_shows_exports_and_forgets(tmp_path: Path, capsys: pytest.C
     assert "nothing was measured yet" in capsys.readouterr().out
 
 
+def test_the_preset_of_two_experts_with_their_loras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In small: the preset's steps, guidance and shift, and one LoRA on each expert."""
+    loras = ["--lora", "tiny:wan-high-noise@high", "--lora", "tiny:wan-low-noise", "0.8", "low"]
+    small = ["--num-frames", "1", "--width", "32", "--height", "32", "--runs", "1", "--compare", "math", "--no-store"]
+    out = tmp_path / "out"
+    command = ["bench", "--model", "tiny:wan22-i2v", "--preset", "wan22-4step", "--output", str(out), *small]
+    assert cli.main([*command, *loras]) == 0
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert found["facts"]["LoRA"] == "tiny:wan-high-noise 1 (high noise), tiny:wan-low-noise 0.8 (low noise)"
+    plain = found["rows"][0]
+    assert [(expert["name"], expert["steps"]) for expert in plain["experts"]] == [("high noise", 2), ("low noise", 2)]
+    assert plain["moved_bytes"] == {"on": 0, "off": 0}
+    assert 0 < plain["vae"]["share"] < 1
+    assert "encode" in plain["stages"]
+    assert "lora 24 layers" in plain["active"]
+    assert not [note for note in found["notes"] if "LoRA" in note]
+    printed = capsys.readouterr().out
+    assert "few steps (4 steps" in printed.lower()
+    assert "moved on / off" in printed
+
+
+def test_a_preset_without_its_loras_says_so() -> None:
+    wan = preset("wan22-4step")
+    assert wan.notes(()) == [
+        "wan22-4step is meant with a LoRA for few steps, and the high-noise expert and the low-noise expert had none: "
+        "the pictures are no guide"
+    ]
+    assert "the low-noise expert had none" in wan.notes([LoraSpec("a", 1.0, "high")])[0]
+    assert wan.notes([LoraSpec("a")]) == []
+    assert wan.notes([LoraSpec("a", 1.0, "high"), LoraSpec("b", 1.0, "low")]) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "strength", "expert"),
+    [
+        (["a.safetensors"], "a.safetensors", 1.0, "both"),
+        (["a.safetensors:0.5"], "a.safetensors", 0.5, "both"),
+        (["a.safetensors@low"], "a.safetensors", 1.0, "low"),
+        (["b@home/a.safetensors:-1e-1@high"], "b@home/a.safetensors", -0.1, "high"),
+        (["C:/loras/a.safetensors"], "C:/loras/a.safetensors", 1.0, "both"),
+        (["C:/loras/a:2.safetensors:2"], "C:/loras/a:2.safetensors", 2.0, "both"),
+        (["a.safetensors", "0.5"], "a.safetensors", 0.5, "both"),
+        (["a.safetensors", "0.5", "high"], "a.safetensors", 0.5, "high"),
+        (["a.ckpt:0.5"], "a.ckpt:0.5", 1.0, "both"),
+        (["tiny:wan-low-noise"], "tiny:wan-low-noise", 1.0, "both"),
+    ],
+)
+def test_a_lora_on_the_command_line(words: list[str], file: str, strength: float, expert: str) -> None:
+    path = file if file.startswith("tiny:") else str(Path(file).absolute())
+    assert lora_spec(*words) == LoraSpec(path, strength, expert)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["a.safetensors", "1", "both", "b.safetensors"], ["a.safetensors:1", "1"], ["a.safetensors@low", "1", "low"]],
+)
+def test_a_lora_with_too_many_words(words: list[str]) -> None:
+    with pytest.raises(InputError, match="each once"):
+        lora_spec(*words)
+
+
 def test_no_store_remembers_nothing(tmp_path: Path) -> None:
     assert bench(tmp_path, "--compare", "math", "--runs", "1", "--no-store", "--quiet") == 0
     assert default_store().rows() == []
@@ -93,6 +158,12 @@ def test_what_is_shown_of_a_row_reads_well(capsys: pytest.CaptureFixture[str]) -
         (["--compare", "math", "--time-limit", "0"], "time_limit = 0"),
         (["--compare", "math", "--time-limit", "0.001"], "one plain run takes longer"),
         (["--preset", "wan99"], "no such preset"),
+        (["--preset", "wan22-4step"], "preset = 'wan22-4step': it is for wan-i2v, wan-t2v, and this model is flux"),
+        (["--compare", "math", "--lora", "nowhere.safetensors:0.5@high"], "nowhere.safetensors"),
+        (["--compare", "math", "--lora", "a.safetensors:strong"], "lora strength = 'strong'"),
+        (["--compare", "math", "--lora", "tiny:wan-high-noise@middle"], "expert = 'middle'"),
+        (["--compare", "math", "--lora", "tiny:wan-high-noise:101"], "strength = 101"),
+        (["--compare", "math", "--flow-shift", "0"], "flow_shift = 0"),
         (["--compare", "math", "--width", "33"], "width = 33"),
         (["--compare", "math", "--image", "missing.png"], "no such file"),
         (["--compare", "math", "--model", "/no/such/model"], "model = "),

@@ -14,8 +14,10 @@ import pytest
 from fastdiffusers.comparison import chart as drawing
 from fastdiffusers.comparison.choices import CHOICES, TRIED_BY_ALL, combine, parse, settings_of
 from fastdiffusers.comparison.presets import PRESETS, preset
-from fastdiffusers.comparison.result import GIB, Comparison, ComparisonRow, recommended_settings
-from fastdiffusers.comparison.table import as_markdown, as_table, gib, seconds
+from fastdiffusers.comparison.result import Comparison, recommended_settings
+from fastdiffusers.comparison.row import GIB, ComparisonRow
+from fastdiffusers.comparison.table import as_markdown, as_table
+from fastdiffusers.comparison.words import gib, seconds
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.optimizations.tuning.meters import PeakMemory
@@ -119,7 +121,7 @@ def test_the_fastest_lossless_row_is_recommended() -> None:
 def test_plain_is_recommended_where_nothing_beats_it(candidate: ComparisonRow) -> None:
     found = comparison(candidate)
     assert found.recommended is found.plain
-    assert found.verdict.startswith(("Keep it plain", "Only plain"))
+    assert found.verdict.startswith(("Keep it plain", "Only plain", "The plain run is the fastest here: "))
 
 
 def test_the_first_run_is_earned_back_after_as_many_runs_as_the_sum_says() -> None:
@@ -128,7 +130,20 @@ def test_the_first_run_is_earned_back_after_as_many_runs_as_the_sum_says() -> No
     assert row("compile", 1.2, first_run_extra=41.0).break_even_runs is None
     assert row("plain").break_even_runs is None
     verdict = comparison(row("compile", 0.8, first_run_extra=41.0)).verdict
-    assert verdict == "Use compile for 2 runs or more: 20% less time (120 -> 96 s), after a first run of 41 s more."
+    assert verdict == (
+        "Use compile for 2 runs or more: 20% less time (120 -> 96 s). Its first run takes 41 s more, "
+        "which is paid back after 2 runs; for fewer, the plain run is the fastest."
+    )
+
+
+def test_what_the_noise_hides_is_not_called_no_difference() -> None:
+    times = [0.6 * 120, 1.4 * 120, 0.7 * 120, 1.5 * 120, 120.0]
+    noisy = row("compile", versus=compare(PLAIN_SECONDS, times), first_run_extra=41.0)
+    assert noisy.verdict == "noise"
+    assert "of compile too little is known (-40% to +50% time): measure more runs" in comparison(noisy).verdict.lower()
+    assert "pay back" not in comparison(noisy).verdict
+    same = comparison(row("compile", 1.0, first_run_extra=41.0)).verdict.lower()
+    assert "compile would not pay back (no difference beyond the noise, and its first run 41 s more)" in same
 
 
 def test_the_table_says_everything_a_reader_needs() -> None:

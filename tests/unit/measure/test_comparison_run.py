@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,13 +18,14 @@ import torch
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.comparison import run as comparing
 from fastdiffusers.comparison.run import ComparisonRun, drawn_picture, with_picture, working
+from fastdiffusers.comparison.table import as_markdown, as_table
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.optimizations.tuning.candidates import Plan
 from fastdiffusers.optimizations.tuning.meters import PeakMemory
 from fastdiffusers.optimizations.tuning.store import Store
 from fastdiffusers.pipelines.recognize import family_of, small
-from fastdiffusers.pipelines.types import LoadKey, PipelineHandle, SampleRequest, SampleResult
+from fastdiffusers.pipelines.types import LoadKey, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 from fastdiffusers.report import OptimizationRecord, OptimizationReport
 
 HANDLE = PipelineHandle(LoadKey("tiny:flux", identity="seed 0", dtype="float32", device="cpu"), memory_mode="gpu")
@@ -39,6 +43,10 @@ class Engine:
         self.fails: dict[str, Exception] = {}
         self.falls_back: set[str] = set()
         self.offloaded: dict[str, int] = {}
+        self.first_extra: dict[str, float] = {}
+        self.experts: tuple[str, ...] = ()
+        self.switching = 0.0
+        self.moved: dict[str, int] | None = None
 
     def mark(self) -> float:
         return self.now
@@ -76,14 +84,21 @@ class Engine:
         report.set(OptimizationRecord("attention", settings.attention, applied, "no such kernel here"))
         if name in self.offloaded:
             report.facts["offloaded_bytes"] = self.offloaded[name]
+        if self.moved is not None:
+            report.facts["moved_bytes"] = self.moved
         steps = request.steps or 4
-        for step in range(steps):
-            self.now += self.steps[name]
+        taken = [self.steps[name]] * steps
+        taken[0] += self.first_extra.pop(name, 0.0)
+        if self.experts:
+            taken[self.experts.index("low noise")] += self.switching
+        for step, seconds in enumerate(taken):
+            self.now += seconds
             callbacks.tick("denoise", step + 1, steps)
         self.now += 1.0
         frames = torch.full((1, 1, 64, 64, 3), 0.5)
-        stages = {"denoise": steps * self.steps[name], "decode": 1.0}
-        return SampleResult(frames, torch.zeros(1), None, (0,), [self.steps[name]] * steps, stages, report)
+        stages = {"denoise": sum(taken), "decode": 1.0}
+        found = SampleResult(frames, torch.zeros(1), None, (0,), taken, stages, report)
+        return replace(found, step_experts=self.experts)
 
     def comparison(self, names: list[str], store: Store | None = None, **options: Any) -> ComparisonRun:
         plan = Plan(precision=0.0, **{k: options.pop(k) for k in ("runs", "time_limit") if k in options})
@@ -255,3 +270,128 @@ def test_all_leaves_out_what_does_not_work_here(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(comparing.attention, "available", lambda device, dtype: {"flash": "not installed", "cudnn": ""})
     names = ("compile", "flash", "cudnn", "channels-last")
     assert working(names, torch.device("cpu"), torch.float32) == ["compile", "cudnn"]
+
+
+def two_experts(**steps: float) -> Engine:
+    """Two steps of each expert, and a compile whose first run takes 41 s more."""
+    engine = Engine(**steps)
+    engine.experts = ("high noise", "high noise", "low noise", "low noise")
+    engine.first_extra = {"compile": 41.0}
+    return engine
+
+
+def test_where_compile_is_slower_the_words_say_why_plain_is_the_fastest() -> None:
+    engine = two_experts(compile=1.9)
+    engine.offloaded = {"compile": int(2.3 * 2**30)}
+    run = engine.comparison(["plain", "compile"])
+    run.run()
+    assert run.result().headline == "The plain run is the fastest here."
+    assert run.result().verdict == (
+        "The plain run is the fastest here: few steps (4 steps, 80% of the run, the VAE 20%); compile would not pay "
+        "back (every run takes 72% more time, and its first run 41 s more); memory would not hold it: with compile, "
+        "2.3 GiB of the weights left the device."
+    )
+
+
+def test_where_compile_is_faster_the_words_say_when_it_pays_back() -> None:
+    engine = two_experts(compile=0.6)
+    run = engine.comparison(["plain", "compile"])
+    run.run()
+    assert run.result().recommended.break_even_runs == 26  # 41 s, at 1.6 s a run
+    assert run.result().verdict == (
+        "Use compile for 26 runs or more: 32% less time (5 -> 3.4 s). Its first run takes 41 s more, which is paid "
+        "back after 26 runs; for fewer, the plain run is the fastest."
+    )
+
+
+def test_where_compile_makes_no_difference_it_does_not_pay_back() -> None:
+    engine = two_experts(compile=1.0)
+    run = engine.comparison(["plain", "compile"])
+    run.run()
+    verdict = run.result().verdict
+    assert verdict.startswith(
+        "Keep it plain: nothing of compile was faster beyond the noise with the same picture. Few"
+    )
+    assert "compile would not pay back (no difference beyond the noise, and its first run 41 s more)." in verdict
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory would not hold compile (OutOfMemoryError: CUDA out"),
+        (RuntimeError("no C compiler"), "compile was given up (RuntimeError: no C compiler)"),
+        (
+            comparing.FellBackError(
+                "torch_compile fell back to off: it needs 2 GiB, and 1.00 GiB of 32.00 GiB are free"
+            ),
+            "memory would not hold compile (FellBackError: torch_compile fell back to off: it needs 2 GiB",
+        ),
+    ],
+    ids=["out of memory", "another error", "the guard"],
+)
+def test_what_was_given_up_is_part_of_the_verdict(error: Exception, words: str) -> None:
+    engine = two_experts(compile=0.5)
+    engine.fails = {"compile": error}
+    run = engine.comparison(["plain", "compile"])
+    run.run()
+    verdict = run.result().verdict
+    assert verdict.startswith("Only plain was measured: few steps (4 steps")
+    assert words in verdict
+
+
+def test_many_steps_are_not_called_few() -> None:
+    engine = Engine(compile=1.9)
+    run = engine.comparison(["plain", "compile"])
+    run._request = replace(run._request, steps=20)
+    run.run()
+    assert run.result().verdict.startswith("The plain run is the fastest here: compile would not pay back (every run")
+
+
+def test_the_experts_are_told_apart() -> None:
+    engine = two_experts(compile=1.9)
+    engine.switching, engine.moved = 7.5, {"on": 28 * 2**30, "off": 14 * 2**30}
+    run = engine.comparison(["plain", "compile"])
+    run.run()
+    found = run.result()
+    for row, seconds in zip(found.rows, (1.0, 1.9), strict=True):
+        high, low = row.experts
+        assert (high.name, high.steps, high.seconds) == ("high noise", 2, pytest.approx(seconds))
+        assert (low.name, low.steps, low.seconds) == ("low noise", 2, pytest.approx(seconds))
+        assert row.switching == pytest.approx(7.5)
+        assert row.moved == (28 * 2**30, 14 * 2**30)
+    lines = [" ".join(line.split()) for line in as_table(found).splitlines()]
+    assert "setting high noise step low noise step switching VAE moved on / off peak result" in lines
+    assert "plain 1 s (x 2) 1 s (x 2) 7.5 s 1 s, 8% 28.0 GiB / 14.0 GiB 0 MiB fastest" in lines
+    assert "compile 1.9 s (x 2) 1.9 s (x 2) 7.5 s 1 s, 6% 28.0 GiB / 14.0 GiB 0 MiB 29% more time" in lines
+    assert "| plain | 1 s (x 2) | 1 s (x 2) | 7.5 s |" in as_markdown(found)
+    table = list(csv.DictReader(io.StringIO(found.as_csv())))
+    assert [line["low noise step s"] for line in table] == ["1", "1.9"]
+    assert {line["switching s"] for line in table} == {"7.5"}
+    assert json.loads(found.as_json())["rows"][0]["moved_bytes"] == {"on": 28 * 2**30, "off": 14 * 2**30}
+
+
+def test_one_step_of_an_expert_cannot_tell_the_switch_from_the_step() -> None:
+    engine = two_experts(compile=1.9)
+    engine.experts = ("high noise", "high noise", "high noise", "low noise")
+    run = engine.comparison(["plain", "compile"])
+    run.run()
+    assert [expert.steps for expert in run.result().plain.experts] == [3, 1]
+    assert run.result().plain.switching is None
+    assert "not told apart" in as_table(run.result())
+
+
+def test_one_denoiser_on_the_cpu_has_no_second_table() -> None:
+    run = Engine(compile=1.9).comparison(["plain", "compile"])
+    run.run()
+    assert run.result().plain.moved == (0, 0)
+    assert "moved on / off" not in as_table(run.result())
+    assert "high noise" not in as_table(run.result())
+
+
+def test_the_loras_of_the_pipeline_and_notes_are_told() -> None:
+    handle = replace(HANDLE, loras=(LoraSpec("tiny:wan-high-noise", 0.8, "high"),))
+    run = Engine(compile=1.9).comparison(["plain", "compile"], notes=("a note",))
+    run._handle = handle
+    run.run()
+    assert run.result().facts["LoRA"] == "tiny:wan-high-noise 0.8 (high noise)"
+    assert "a note" in run.result().notes

@@ -84,7 +84,8 @@ def test_plain_generate_equals_a_bare_call_and_its_latent_decodes_to_the_same(na
     assert torch.equal(frames, bare)
     assert result.latent.shape[1] == family.latent_channels
     assert len(result.step_seconds) == STEPS
-    assert set(result.stage_seconds) == {"text encode", "denoise", "decode"}
+    pictures = {"encode"} if request_for(family).images else set()
+    assert set(result.stage_seconds) == {"text encode", "denoise", "decode"} | pictures
     assert report["vae_tiling"].applied == "off"
     assert CACHE.keys() == (handle.key,)
 
