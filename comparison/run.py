@@ -136,12 +136,11 @@ class ComparisonRun:
         def run(callbacks: Callbacks) -> Outcome:
             result = self._generate(handle, self._request, settings, callbacks)
             check_active(result, settings)
-            picture = result.latent if result.frames is None else result.frames
             if result.frames is not None:
                 batch, frames, height, width, _ = result.frames.shape
                 self._made = Workload(width, height, frames, batch, len(result.step_seconds))
             offloaded = result.report.facts.get("offloaded_bytes")
-            return Outcome(picture, result.stage_seconds, tuple(result.step_seconds), result.report, offloaded)
+            return Outcome(result.outcome, result.stage_seconds, tuple(result.step_seconds), result.report, offloaded)
 
         return run
 
