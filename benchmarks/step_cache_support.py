@@ -61,11 +61,11 @@ def try_engine(family: str, engine: type[StepCacheEngine]) -> dict[str, Any]:
             record = first.report["step_cache"]
             if record.failed:
                 return {"works": False, "reason": record.reason}
-            if not torch.equal(first.latent, again.latent) or not bool(first.latent.isfinite().all()):
+            if not torch.equal(first.outcome, again.outcome) or not bool(first.outcome.isfinite().all()):
                 return {"works": False, "reason": "two runs of the same seed differ"}
             skipped[level] = int(re.search(r"(\d+) of \d+ steps", record.applied).group(1))  # type: ignore[union-attr]
             name = record.applied.partition(", ")[2].partition(":")[0]
-        if not torch.equal(_run(family, "off").latent, plain.latent):
+        if not torch.equal(_run(family, "off").outcome, plain.outcome):
             return {"works": False, "reason": "it leaves a trace in the plain run"}
     if not all(skipped.values()):
         return {"works": False, "reason": "it skips nothing"}

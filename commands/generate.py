@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..report import log_run
 from .files import check_file_target, write_text
-from .keeping import write_or_keep
+from .keeping import ResultMovedError, write_or_keep
 from .latent_file import latent_forms
 from .libraries import prepare_libraries
 from .media import check_output, frame_forms, read_picture
@@ -96,11 +96,14 @@ def run(args: argparse.Namespace) -> None:
 
     from ..pipelines.generate import generate
     from ..pipelines.loading.loader import family_of_key
+    from ..pipelines.results import refuse_without_picture
 
     with TerminalProgress(args.quiet) as callbacks:
         handle = replace(pipeline_handle(args, callbacks), loras=loras)
+        family = family_of_key(handle.key)
+        refuse_without_picture(family, sound_counts=False)
         if not latent_only:
-            video = family_of_key(handle.key).video and args.num_frames != 1
+            video = family.video and args.num_frames != 1
             check_output(args.output, video)
         result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
     write_result(result, args.output)
@@ -133,8 +136,12 @@ def write_result(result: SampleResult, output: Path) -> None:
     Raises:
         ResultMovedError: it cannot be written there, and is kept elsewhere.
     """
-    if result.frames is None:
+    if result.latent is None and result.frames is not None and output.suffix == ".safetensors":
+        shown = output.with_suffix(".mp4" if result.frames.shape[1] > 1 else ".png")
+        write_or_keep(shown, frame_forms(result.frames, shown, result.frame_rate, result.audio))
+        raise ResultMovedError(f"{output} is not there: this pipeline shows no latent. Its result is {shown}.")
+    if result.frames is None and result.latent is not None:
         rate = {} if result.frame_rate is None else {"frame_rate": str(result.frame_rate)}
         write_or_keep(output, latent_forms(result.latent, rate, result.audio))
-    else:
+    elif result.frames is not None:
         write_or_keep(output, frame_forms(result.frames, output, result.frame_rate, result.audio))

@@ -62,10 +62,10 @@ def write_frames(
     audio: dict[str, Any] | None = None,
     smaller: bool = False,
 ) -> list[Path]:
-    """Write a batch [B, T, H, W, 3] in the form that `path` asks for (see `check_output`).
+    """Write a batch [B, T, H, W, C] in the form that `path` asks for (see `check_output`).
 
     Args:
-        frames: float, 0..1.
+        frames: float, 0..1; C = 3, or 4 with alpha, which png keeps and video and jpg have no place for.
         path: `.png`, `.mp4` or a folder.
         frame_rate: frames per second; used for video.
         audio: {"waveform": float [B, channels, samples], "sample_rate": int} for video with sound.
@@ -77,6 +77,8 @@ def write_frames(
     if path.suffix == "" or path.is_dir():
         write_picture_folder(frames.flatten(0, 1), path, ".jpg" if smaller else ".png")
         return [path]
+    if path.suffix.lower() in PICTURES:
+        frames = frames.flatten(0, 1).unsqueeze(1)
     targets = numbered(path, frames.shape[0])
     for index, target in enumerate(targets):
         if path.suffix.lower() in PICTURES:
@@ -95,13 +97,13 @@ def to_bytes(frame: torch.Tensor) -> Any:
 
 
 def write_picture(frame: torch.Tensor, path: Path) -> None:
-    """Write one picture [H, W, 3] as png, or as jpg where the name ends so."""
+    """Write one picture [H, W, 3 or 4] as png, or as jpg where the name ends so."""
     with replacing(path) as temporary:
         _save_picture(frame, temporary)
 
 
 def write_picture_folder(frames: torch.Tensor, folder: Path, suffix: str = ".png") -> None:
-    """Write [T, H, W, 3] as frame_00000.png, frame_00001.png, ..."""
+    """Write [T, H, W, 3 or 4] as frame_00000.png, frame_00001.png, ..."""
     with filling_folder(folder, f"frame_*{suffix}") as temporary:
         for index, frame in enumerate(frames):
             _save_picture(frame, temporary / f"frame_{index:05d}{suffix}")
@@ -112,7 +114,7 @@ def _save_picture(frame: torch.Tensor, path: Path) -> None:
 
     picture = Image.fromarray(to_bytes(frame))
     if path.suffix.lower() == ".jpg":
-        picture.save(path, format="JPEG", quality=90)
+        picture.convert("RGB").save(path, format="JPEG", quality=90)
     else:
         picture.save(path, format="PNG")
 
@@ -123,7 +125,7 @@ def write_mp4(
     """Write [T, H, W, 3] as H.264 at near-lossless quality, with AAC sound if there is any.
 
     Args:
-        frames: float, 0..1. Frames of odd width or height keep their size: they are stored as 4:4:4.
+        frames: float, 0..1; a fourth channel is left out. Odd widths and heights are kept: they are stored as 4:4:4.
         path: the `.mp4` file.
         frame_rate: frames per second, > 0.
         sound: (float [channels, samples] in -1..1, sample rate in Hz); what is longer than the frames is cut off.
@@ -142,7 +144,7 @@ def write_mp4(
             layout = _sound_layout(sound[0])
             voice = container.add_stream("aac", rate=sound[1], layout=layout, bit_rate=SOUND_BITS_PER_SECOND)
         for index in range(count):
-            picture = av.VideoFrame.from_ndarray(to_bytes(frames[index]), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(to_bytes(frames[index, ..., :3]), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
         if voice is not None and sound is not None:

@@ -141,14 +141,13 @@ class ComparisonRun:
         def run(callbacks: Callbacks) -> Outcome:
             result = self._generate(handle, self._request, settings, callbacks)
             check_active(result, settings)
-            picture = result.latent if result.frames is None else result.frames
             if result.frames is not None:
                 batch, frames, height, width, _ = result.frames.shape
                 self._made = Workload(width, height, frames, batch, len(result.step_seconds))
             facts = result.report.facts
             moved = facts.get("moved_bytes", {"on": 0, "off": 0} if self._device.type == "cpu" else None)
             return Outcome(
-                picture,
+                result.outcome,
                 result.stage_seconds,
                 tuple(result.step_seconds),
                 result.report,

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 STILL_FRAME_RATE = 1.0
 """Frame rate that is put out with still images: one a second, so that a video made of them can be looked at."""
 UNDECODED = "Diffusers Sampler: 'decode' is off, so there are no images to pass on."
+NO_PICTURE = "Diffusers Sampler: this model makes sound alone. Use the output 'audio', and disconnect the others."
+NO_LATENT = (
+    "Diffusers Sampler: this model's pipeline shows no latent. Use the output 'images', and disconnect 'latent'."
+)
 SILENT_MODEL = "Diffusers Sampler: this model makes no sound, so there is none to pass on. Disconnect 'audio'."
 
 
@@ -36,8 +40,9 @@ def outputs() -> list[Any]:
 def values(result: SampleResult) -> tuple[Any, ...]:
     """Return one result in the order of `outputs`; a missing one is an `ExecutionBlocker` that says why."""
     rate = result.frame_rate or STILL_FRAME_RATE
-    images: Any = ExecutionBlocker(UNDECODED)
-    video: Any = ExecutionBlocker(UNDECODED)
+    missing = UNDECODED if result.latent is not None else NO_PICTURE
+    images: Any = ExecutionBlocker(missing)
+    video: Any = ExecutionBlocker(missing)
     if result.frames is not None:
         images = result.frames.flatten(0, 1)
         sound = None if result.audio is None else in_a_row(result.audio, result.frames.shape[1] / rate)
@@ -45,7 +50,8 @@ def values(result: SampleResult) -> tuple[Any, ...]:
         components = Types.VideoComponents(images=images[..., :3], audio=sound, frame_rate=Fraction(rate))
         video = InputImpl.VideoFromComponents(components)
     audio = ExecutionBlocker(SILENT_MODEL) if result.audio is None else result.audio
-    return images, {"samples": result.latent}, rate, result.report, video, audio
+    latent: Any = ExecutionBlocker(NO_LATENT) if result.latent is None else {"samples": result.latent}
+    return images, latent, rate, result.report, video, audio
 
 
 def in_a_row(sound: dict[str, Any], seconds: float) -> dict[str, Any]:

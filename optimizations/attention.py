@@ -71,17 +71,20 @@ def record(pipeline: Any, before: OptimizationRecord) -> OptimizationRecord:
     return _record(before.requested, wanted, denoisers(pipeline), {})
 
 
-def give_up(pipeline: Any, reason: str) -> bool:
-    """Put SDPA in the place of every backend in use, and say why in the record.
+def can_give_up(pipeline: Any) -> bool:
+    """Whether any denoiser attends through another backend than SDPA, so that a run could go otherwise without."""
+    return bool(_trusts(pipeline))
 
-    Returns:
-        Whether any denoiser attended through another backend until now.
-    """
-    uses = [_in_use[model] for model in denoisers(pipeline).values() if model in _in_use]
-    trusts = [use.trust for use in uses if use.trust is not None and use.choice != "sdpa" and not use.trust.failure]
-    for trust in trusts:
+
+def give_up(pipeline: Any, reason: str) -> None:
+    """Put SDPA in the place of every backend in use, and say why in the record."""
+    for trust in _trusts(pipeline):
         trust.fail(reason)
-    return bool(trusts)
+
+
+def _trusts(pipeline: Any) -> list[Any]:
+    uses = [_in_use[model] for model in denoisers(pipeline).values() if model in _in_use]
+    return [use.trust for use in uses if use.trust is not None and use.choice != "sdpa" and not use.trust.failure]
 
 
 def restore(pipeline: Any) -> None:

@@ -28,8 +28,9 @@ def modules(pipeline: Any) -> dict[str, nn.Module]:
 
 
 def denoisers(pipeline: Any) -> dict[str, nn.Module]:
-    """The models that run once per denoising step, by name."""
-    return {name: part for name, part in modules(pipeline).items() if name in DENOISERS}
+    """The models that run once per denoising step, by name, in the order of `DENOISERS`."""
+    found = modules(pipeline)
+    return {name: found[name] for name in DENOISERS if name in found}
 
 
 def step_experts(pipeline: Any) -> tuple[str, ...]:

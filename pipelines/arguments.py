@@ -39,7 +39,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         "frame_rate": request.frame_rate,
         # Not every pipeline takes a list; one generator gives the same noise as a list of one.
         "generator": generators(request) if family.known or request.batch > 1 else generators(request)[0],
-        "output_type": "latent" if family.known else "pt",
+        # "pt" is raw in some classes (Kandinsky, DeepFloyd IF) and unknown to others (Shap-E).
+        "output_type": "latent" if family.known else "np",
         "max_sequence_length": request.max_sequence_length,
         # Kontext scales whatever size it is given to this area.
         "max_area": (request.width or 0) * (request.height or 0) or None,

@@ -18,6 +18,7 @@ from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
 from .loading import loader
 from .requests import ready
+from .results import refuse_without_picture
 from .types import LoadedPipeline, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
 ENDED_NOT_FINITE = "the run ended in NaN or infinity with it, so it was made again without"
@@ -53,7 +54,9 @@ def generate(
         ModelFileError: the model cannot be read.
         Exception: whatever stops the run, unchanged. The pipeline stays in the cache, usable.
     """
-    request = ready(loader.family_of_key(handle.key), request)
+    family = loader.family_of_key(handle.key)
+    refuse_without_picture(family)
+    request = ready(family, request)
     lora.check_loras(handle.loras)
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
@@ -80,13 +83,21 @@ def run_loaded(
     from ..optimizations.tuning.transfers import counted
     from .tuning_key import tuning_key
 
+    refuse_without_picture(loaded.family)
     request, settings = ready(loaded.family, request), handle.placing(settings)
     workload = workload_of(loaded, request)
     key = tuning_key(handle, workload, settings)
     auto = AutoRun(loaded.pipeline, settings, key, workload, loaded.device, memory=memory)
 
+    def spoilt(latent: torch.Tensor | None) -> bool:
+        """Whether the run is made again with another attention backend, so that it is not worth decoding."""
+        broken = latent is not None and not bool(latent.isfinite().all())
+        return broken and attention.can_give_up(loaded.pipeline)
+
     def sample(report: OptimizationReport, callbacks: Callbacks) -> SampleResult:
-        decode = lambda latent: _decode(loaded, latent, report, callbacks, memory)
+        def decode(latent: torch.Tensor) -> torch.Tensor | None:
+            return None if spoilt(latent) else _decode(loaded, latent, report, callbacks, memory)
+
         return sampling.run(loaded, request, callbacks, report, decode)
 
     with (
@@ -98,8 +109,9 @@ def run_loaded(
     if loaded.device.type != "cpu":
         report.facts["moved_bytes"] = {"on": moved.on, "off": moved.off}
     auto.finish(report)
-    if bool(result.latent.isfinite().all()) or not attention.give_up(loaded.pipeline, ENDED_NOT_FINITE):
+    if not spoilt(result.latent):
         return result
+    attention.give_up(loaded.pipeline, ENDED_NOT_FINITE)
     with _optimized(loaded, handle.loras, auto.settings, auto.workload, callbacks, memory) as report:
         return sample(report, callbacks)
 

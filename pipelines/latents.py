@@ -8,6 +8,7 @@ a LATENT equals the pipeline's own picture bit for bit.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -127,7 +128,9 @@ def unpack(native: torch.Tensor, family: Family, width: int, height: int) -> tor
     if family.layout == "tokens":
         rows, columns = height // family.latent_stride, width // family.latent_stride
         return native.transpose(1, 2).reshape(batch, channels, -1, rows, columns)
-    rows, columns = height // 16, width // 16
+    # Two latent cells a side; a VAE need not be of the family's own stride.
+    edge = math.isqrt(height * width // native.shape[1])
+    rows, columns = height // edge, width // edge
     if family.layout == "patches":
         return native.permute(0, 2, 1).reshape(batch, channels, rows, columns)
     latent = native.view(batch, rows, columns, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)

@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..optimizations.components import denoisers, step_experts
 from ..report import OptimizationReport
 from . import latents
@@ -17,7 +18,8 @@ from .arguments import call_arguments
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
-from .requests import ready, seeds
+from .requests import ReadyRequest, ready, seeds
+from .results import frames_of
 from .schedulers import scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
 from .sound import sound_of, summary
@@ -32,8 +34,8 @@ NOT_FINITE = (
     "or attention sdpa."
 )
 
-Decode = Callable[["torch.Tensor"], "torch.Tensor"]
-"""ComfyUI latent -> frames float32 [B, T, H, W, 3] in 0..1 on the CPU."""
+Decode = Callable[["torch.Tensor"], "torch.Tensor | None"]
+"""ComfyUI latent -> frames float32 [B, T, H, W, 3] in 0..1 on the CPU; None where it is not worth decoding."""
 
 
 def run(
@@ -65,15 +67,15 @@ def run(
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with _cleaned_up(loaded.pipeline):
-        output, watch, experts = _denoise(loaded, request, callbacks)
-        native, last, step_seconds = output[0], watch.latent, watch.step_seconds
+        outputs, last, watch, experts = _denoise(loaded, request, callbacks, report)
+        step_seconds = watch.step_seconds
         stages["text encode"] = watch.text_seconds
         if watch.encode_seconds:
             stages["encode"] = watch.encode_seconds
         stages["denoise"] = sum(step_seconds)
         result = SampleResult(
             frames=None,
-            latent=_comfy_latent(loaded, request, native, last, report),
+            latent=_comfy_latent(loaded, request, outputs[0][0], last, report),
             frame_rate=request.frame_rate,
             seeds=seeds(request),
             step_seconds=step_seconds,
@@ -81,18 +83,18 @@ def run(
             stage_seconds=stages,
             report=report,
         )
-        if request.decode:
+        if request.decode or result.latent is None:
             callbacks.check_cancel()
             started = time.perf_counter()
-            if loaded.family.known:
+            if result.latent is not None and loaded.family.known:
                 decode = decode or (lambda latent: pipeline_vae.decode(loaded, latent, callbacks))
                 result.frames = decode(result.latent)
             else:
-                result.frames = _frames_of_pipeline(native)
+                result.frames = frames_of(outputs, report)
             stages["decode"] = time.perf_counter() - started
         if loaded.family.sound or not loaded.family.known:
             started = time.perf_counter()
-            result.audio = sound_of(loaded, output, callbacks)
+            result.audio = sound_of(loaded, outputs, callbacks, report, request.batch)
             if result.audio is not None:
                 stages[SOUND_STAGE] = time.perf_counter() - started
     _report(result, loaded, request)
@@ -100,9 +102,9 @@ def run(
 
 
 def _denoise(
-    loaded: LoadedPipeline, request: SampleRequest, callbacks: Callbacks
-) -> tuple[Any, Watch, tuple[str, ...]]:
-    """(what the pipeline returned, what was seen of its steps, which of two experts did each)."""
+    loaded: LoadedPipeline, request: ReadyRequest, callbacks: Callbacks, report: OptimizationReport
+) -> tuple[list[Any], torch.Tensor | None, Watch, tuple[str, ...]]:
+    """(what the pipeline returned, by call; the latent after the last step; what was seen; which expert did each step)."""
     family = loaded.family
     pipeline = loaded.pipeline if request.strength >= 1.0 else _image_to_image(loaded.pipeline, family)
 
@@ -110,20 +112,58 @@ def _denoise(
         check_unchanged(loaded.key.source, loaded.mapped)
         preview = _preview(estimate, loaded, request)
         known = watch.known_seconds
+        total += calls_to_come * (total - begun)
         callbacks.tick(
             "denoise", done, total, preview_latent=preview, preview_format=family.comfy_format, step_seconds=known
         )
 
-    with scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift) as scheduler:
-        if request.steps == 1 and scheduler.config.get("shift_terminal"):  # it stretches the distance to the last one
-            raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
+    def call(request: SampleRequest) -> Any:
         arguments = call_arguments(pipeline, family, request)
-        previews = family.known and callbacks.previews
-        with watched(pipeline, loaded.device, on_step, previews) as watch:
-            if family.layout == "tokens":  # of image-to-video, the scheduler sees the frames after the first alone
-                arguments["callback_on_step_end"] = watch.keep_latents
-            output = pipeline(**arguments)
-        return output, watch, step_experts(pipeline)
+        if family.layout == "tokens":  # of image-to-video, the scheduler sees the frames after the first alone
+            arguments["callback_on_step_end"] = watch.keep_latents
+        if request.batch > 1 and not _makes_batches(arguments):
+            raise _OneByOne(f"{family.name} makes one at a time")
+        try:
+            return pipeline(**arguments)
+        except (AttributeError, TypeError, ValueError) as error:
+            if isinstance(arguments.get("generator"), list) and not watch.done and "list" in str(error):
+                raise _OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error
+            raise
+
+    calls_to_come = begun = 0
+    with scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift) as scheduler:
+        shift = None if scheduler is None else scheduler.config.get("shift_terminal")
+        if request.steps == 1 and shift:  # it stretches the distance to the last one
+            raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
+        with watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
+            try:
+                outputs, last = [call(request)], watch.latent
+            except _OneByOne as why:
+                report.note(f"{why}: the batch was made one by one, each with its own seed.")
+                outputs, latents = [], []
+                for index, seed in enumerate(seeds(request)):
+                    calls_to_come, begun = request.batch - 1 - index, watch.done
+                    outputs.append(call(ready(family, replace(request.asked, batch=1, seed=seed))))
+                    latents.append(watch.latent)
+                last = _joined(latents)
+        return outputs, last, watch, step_experts(pipeline)
+
+
+class _OneByOne(Exception):  # noqa: N818 - not an error: the batch is made in another way
+    """The pipeline makes no batch, or none with a seed for each item; the message says which."""
+
+
+def _makes_batches(arguments: dict[str, Any]) -> bool:
+    several = any(name.startswith("num_") and name.endswith("_per_prompt") for name in arguments)
+    return several or isinstance(arguments.get("prompt"), list)
+
+
+def _joined(latents: list[torch.Tensor | None]) -> torch.Tensor | None:
+    import torch
+
+    found = [latent for latent in latents if latent is not None]
+    alike = len(found) == len(latents) and len({latent.shape for latent in found}) == 1
+    return torch.cat(found) if alike else None
 
 
 def _image_to_image(pipeline: Any, family: Family) -> Any:
@@ -136,7 +176,7 @@ def _image_to_image(pipeline: Any, family: Family) -> Any:
 
 def _comfy_latent(
     loaded: LoadedPipeline, request: SampleRequest, native: Any, last: torch.Tensor | None, report: OptimizationReport
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     family = loaded.family
     if family.known:
         # Flux.2 and LTX-2 pipelines return a latent that has left ComfyUI's convention; the loop's own has not.
@@ -148,15 +188,10 @@ def _comfy_latent(
             report.note(NOT_FINITE.format(what="latent"))
         return latent
     if last is None:
-        raise InputError("model", family.name, "its pipeline runs no scheduler step", "use another pipeline")
+        report.note(f"{family.name} steps no scheduler of its own: there is no latent and no preview, only its result.")
+        return None
     report.note(f"the latent is in {family.name}'s own layout: only the picture can be used.")
     return last.float().cpu()
-
-
-def _frames_of_pipeline(output: torch.Tensor) -> torch.Tensor:
-    """What an unknown pipeline decoded itself ("pt": [B, 3, H, W] or [B, T, 3, H, W] in 0..1) as frames."""
-    clip = output if output.ndim == 5 else output.unsqueeze(1)
-    return clip.permute(0, 1, 3, 4, 2).float().cpu().contiguous()
 
 
 def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: SampleRequest) -> torch.Tensor | None:

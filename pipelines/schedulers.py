@@ -60,27 +60,66 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str, shift: float | N
     """Give `pipeline` a fresh scheduler while the block runs.
 
     Args:
-        pipeline: its own scheduler is put back afterwards, whatever happened.
+        pipeline: its own scheduler is put back afterwards, whatever happened; so are those of the pipelines in it.
         family: what the pipeline hands to the scheduler.
         name: class name, one of `SHORT_NAMES`, or "model default" for the model's own class and configuration.
         shift: of a flow model's noise levels, instead of the configured one.
 
+    Yields:
+        The scheduler, None for a pipeline without one of that name.
+
     Raises:
         InputError: it does not fit this pipeline; the error lists those that do. Or it has no shift to be set.
     """
-    original = pipeline.scheduler
+    original = getattr(pipeline, "scheduler", None)
+    if original is None and (name != "model default" or shift is not None):
+        reason = f"{type(pipeline).__name__} has several schedulers, or none, in fixed roles"
+        if shift is not None:
+            raise InputError("flow_shift", shift, reason, "leave it out")
+        raise InputError("scheduler", name, reason, "use 'model default'")
+    fresh = {id(scheduler): type(scheduler).from_config(scheduler.config) for scheduler in schedulers_of(pipeline)}
     class_name = class_of(name, original)
-    own = class_name in ("model default", type(original).__name__)
-    fresh = type(original).from_config(original.config) if own else _candidate(original, class_name)
-    if objection := "" if name == "model default" else _objection(family, fresh):
+    if class_name not in ("model default", type(original).__name__):
+        fresh[id(original)] = _candidate(original, class_name)
+    if objection := "" if name == "model default" else _objection(family, fresh[id(original)]):
         fitting = ", ".join(compatible_schedulers(original, family))
         reason = f"it does not fit {type(pipeline).__name__} ({objection})"
         raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
-    pipeline.scheduler = fresh = fresh if shift is None else _shifted(fresh, shift)
+    if shift is not None:
+        fresh[id(original)] = _shifted(fresh[id(original)], shift)
+    changed = [
+        (part, place, value)
+        for part in pipelines_of(pipeline)
+        for place, value in vars(part).items()
+        if id(value) in fresh
+    ]
+    for part, place, value in changed:
+        setattr(part, place, fresh[id(value)])
     try:
-        yield fresh
+        yield fresh.get(id(original))
     finally:
-        pipeline.scheduler = original
+        for part, place, value in changed:
+            setattr(part, place, value)
+
+
+def pipelines_of(pipeline: Any) -> list[Any]:
+    """The pipeline, and those that it is combined from (Kandinsky, Stable Cascade)."""
+    from diffusers import DiffusionPipeline
+
+    return [pipeline, *(part for part in vars(pipeline).values() if isinstance(part, DiffusionPipeline))]
+
+
+def schedulers_of(pipeline: Any) -> list[Any]:
+    """The schedulers that lead its loops, each once: `scheduler`, or all where there is none of that name (unCLIP).
+
+    What goes beside `scheduler` follows it: LTX-2's `audio_scheduler` steps the sound of the same denoising step.
+    """
+    found = {}
+    for part in pipelines_of(pipeline):
+        own = getattr(part, "scheduler", None)
+        candidates = part.components.values() if own is None else (own,)
+        found.update({id(each): each for each in candidates if hasattr(each, "from_config") and hasattr(each, "step")})
+    return list(found.values())
 
 
 def _shifted(scheduler: Any, shift: float) -> Any:

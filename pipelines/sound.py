@@ -2,40 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callbacks
 from ..optimizations.components import execution_device, weights_dtype
+from .results import SOUNDS
 
 if TYPE_CHECKING:
     import torch
 
+    from ..report import OptimizationReport
     from .types import LoadedPipeline
 
 STAGE = "decode sound"
 
 
-def sound_of(loaded: LoadedPipeline, output: Any, callbacks: Callbacks) -> dict[str, Any] | None:
-    """The sound that belongs to one call's output.
+def sound_of(
+    loaded: LoadedPipeline, outputs: Sequence[Any], callbacks: Callbacks, report: OptimizationReport, batch: int = 1
+) -> dict[str, Any] | None:
+    """The sound of one run.
 
     Args:
         loaded: the pipeline that was called.
-        output: what it returned; of a known family its `audio` is latents, of another the finished waveform.
+        outputs: what each call returned; of a known family its `audio` is latents, of another the finished
+            waveform, under whatever name.
         callbacks: ticked as stage "decode sound".
+        report: told where there is sound that cannot be given.
+        batch: items of the run: a waveform without an axis for them has one for channels.
 
     Returns:
         {"waveform": float32 [B, channels, samples] in -1..1 on the CPU, "sample_rate": int in Hz}, or None where the
         pipeline gives no sound.
     """
-    audio = getattr(output, "audio", None)
-    vocoder = getattr(loaded.pipeline, "vocoder", None)
-    if audio is None or vocoder is None:
+    found = [getattr(output, name, None) for output in outputs for name in SOUNDS]
+    sounds = [audio for audio in found if audio is not None]
+    if not sounds:
+        return None
+    rate = sample_rate(loaded.pipeline)
+    if rate is None:
+        report.note("the pipeline gave sound, but nothing in it says at how many samples a second: it is left out.")
         return None
     if loaded.family.known:
         callbacks.tick(STAGE, 0, 1)
-        audio = _decode(loaded, audio)
+        sounds = [_decode(loaded, latents) for latents in sounds]
         callbacks.tick(STAGE, 1, 1)
-    return {"waveform": audio.float().cpu(), "sample_rate": int(vocoder.config.output_sampling_rate)}
+    waveforms = [_waveform(sound, batch // len(outputs)) for sound in sounds]
+    return {"waveform": _joined(waveforms), "sample_rate": rate}
+
+
+def sample_rate(pipeline: Any) -> int | None:
+    """Samples per second of a pipeline's sound, in Hz, from what makes the waveform; None where nothing says it."""
+    for part in ("vocoder", "sound_tokenizer", "audio_vae", "vae", "unet"):
+        config = getattr(getattr(pipeline, part, None), "config", None)
+        for name in ("output_sampling_rate", "sampling_rate", "sample_rate"):
+            if rate := getattr(config, name, None):
+                return int(rate)
+    for name in ("audio_sample_rate", "sample_rate"):
+        if rate := getattr(pipeline, name, None):
+            return int(rate)
+    mel = getattr(pipeline, "mel", None)
+    return None if mel is None else int(mel.get_sample_rate())
+
+
+def _waveform(audio: Any, batch: int) -> torch.Tensor:
+    """A waveform as pipelines give it, [samples], [B or channels, samples] or with all three axes, as all three."""
+    import numpy
+    import torch
+
+    if isinstance(audio, list | tuple):
+        audio = numpy.stack([numpy.asarray(each) for each in audio])
+    waveform = torch.as_tensor(audio).float().cpu()
+    if waveform.ndim == 1:
+        waveform = waveform[None]
+    if waveform.ndim == 2:
+        # One sound with its channels, or one for each item of the batch.
+        waveform = waveform[:, None] if waveform.shape[0] == batch else waveform[None]
+    return waveform
+
+
+def _joined(waveforms: list[torch.Tensor]) -> torch.Tensor:
+    """One batch of them, the shorter ones ending in silence."""
+    import torch
+
+    longest = max(waveform.shape[-1] for waveform in waveforms)
+    return torch.cat([torch.nn.functional.pad(each, (0, longest - each.shape[-1])) for each in waveforms])
 
 
 def _decode(loaded: LoadedPipeline, latents: torch.Tensor) -> torch.Tensor:

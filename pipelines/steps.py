@@ -1,8 +1,8 @@
 """Watching a denoising run from outside: its steps, their times, and what the picture looks like so far.
 
-The watcher stands in front of the two things that every pipeline calls, whatever its class: `scheduler.step` once per
-step, and `progress_bar` once, where the loop begins. `callback_on_step_end` would show the noisy latent only, and some
-pipelines have none.
+The watcher stands in front of the two things that pipelines call, whatever their class: `scheduler.step` once per step,
+and `progress_bar`, where a loop begins. A pipeline that steps copies of its scheduler, or none, is counted by its
+progress bar alone. `callback_on_step_end` would show the noisy latent only, and some pipelines have none.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import functools
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .schedulers import is_flow
+from .schedulers import is_flow, pipelines_of, schedulers_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Watch:
 
     Attributes:
         stopwatch: of the device that computes; where its marks are ahead of the device, no step waits for its own.
-        latent: the last step's result, in the family's layout.
+        latent: the last step's result, in the family's layout; None where only a progress bar was seen.
         encodes: beginning and end of each call of the VAE's encoder.
     """
 
@@ -41,6 +41,8 @@ class Watch:
     latent: torch.Tensor | None = None
     encodes: list[tuple[Any, Any]] = field(default_factory=list)
     _before_loop: float = 0.0
+    loop_start: int = 0
+    """Steps that were done when the current loop began: a pipeline may have several, one after another or nested."""
     _started: float = field(default_factory=time.perf_counter)
     _marks: list[tuple[Any, Any]] = field(default_factory=list)
     """Of the loop's beginning and of each step: (it was reached, the caller was done with it)."""
@@ -68,18 +70,20 @@ class Watch:
         return max(0, len(self._marks) - 1)
 
     def loop_begins(self) -> None:
-        """Note where the first loop begins; pipelines with several stages have more."""
+        """Note where a loop begins; the first one ends the text stage."""
+        self.loop_start = self.done
         if not self._marks:
             self._before_loop = time.perf_counter() - self._started
             self._marks = [(mark := self.stopwatch.mark(), mark)]
 
-    def step_ends(self, latent: torch.Tensor, steps: int) -> int:
+    def step_ends(self, latent: torch.Tensor | None, steps: int) -> int:
         """Note a step's result; returns how many are done.
 
         Args:
             steps: of the run; after the last one the device is waited for.
         """
-        self.loop_begins()  # of a pipeline without a progress bar
+        if not self._marks:
+            self.loop_begins()  # of a pipeline without a progress bar
         self.latent = latent
         self._marks.append((mark := self.stopwatch.mark(), mark))
         # Where the host is ahead of the card it stays so by one step, so that progress and cancel are real.
@@ -118,29 +122,35 @@ def watched(pipeline: Any, device: torch.device, on_step: OnStep, previews: bool
     from ..optimizations.tuning.meters import stopwatch
 
     watch = Watch(stopwatch(device))
-    scheduler = pipeline.scheduler
 
-    def after_step(model_output: Any, timestep: Any, sample: Any, latent: Any) -> None:
-        done = watch.step_ends(latent, len(scheduler.timesteps))
+    def after_step(scheduler: Any, model_output: Any, timestep: Any, sample: Any, latent: Any) -> None:
+        total = watch.loop_start + len(scheduler.timesteps)
+        done = watch.step_ends(latent, total)
         estimate = estimate_finished(scheduler, model_output, timestep, sample) if previews else None
-        on_step(done, max(done, len(scheduler.timesteps)), estimate)
+        on_step(done, max(done, total), estimate)
         watch.caller_is_done()
 
-    @contextmanager
-    def progress_bar(iterable: Any = None, total: int | None = None) -> Iterator[Any]:
-        watch.loop_begins()
-        yield _NoBar()
+    def after_turn(total: int) -> None:
+        total += watch.loop_start
+        done = watch.step_ends(None, total)
+        on_step(done, max(done, total), None)
+        watch.caller_is_done()
 
-    scheduler.step = _WatchedStep(scheduler, after_step)
-    pipeline.progress_bar = progress_bar
-    try:
-        with _encode_timed(getattr(pipeline, "vae", None), watch):
-            yield watch
+    def progress_bar(iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
+        return _bar(watch, after_turn, iterable, total)
+
+    with ExitStack() as undo:
+        for scheduler in schedulers_of(pipeline):
+            scheduler.step = _WatchedStep(scheduler, functools.partial(after_step, scheduler))
+            undo.callback(vars(scheduler).pop, "step", None)
+        for part in pipelines_of(pipeline):
+            part.progress_bar = progress_bar
+            undo.callback(vars(part).pop, "progress_bar", None)
+        undo.enter_context(_encode_timed(getattr(pipeline, "vae", None), watch))
+        yield watch
         if watch.done > len(watch.known_seconds):  # image to image takes fewer steps than its scheduler has
             watch.wait_for(watch.done)
             on_step(watch.done, watch.done, None)
-    finally:
-        del scheduler.step, pipeline.progress_bar
 
 
 @contextmanager
@@ -180,15 +190,36 @@ class _WatchedStep:
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        owner = memo[id(self._scheduler)]  # copied before what it holds
-        return types.MethodType(type(owner).step, owner)
+        owner = memo.get(id(self._scheduler))  # copied before what it holds
+        # A pipeline that saves its scheduler's `__dict__` alone (Panorama) puts it back into the same one.
+        return self if owner is None else types.MethodType(type(owner).step, owner)
 
 
-class _NoBar:
-    """Takes the place of a drawn progress bar."""
+def _bar(watch: Watch, after_turn: Callable[[int], None], iterable: Any, total: int | None) -> Any:
+    """A `tqdm` that draws nothing: for `with`, `for`, and calls of `update` alike.
 
-    def update(self, count: int = 1) -> None:
-        return None
+    Args:
+        after_turn: called with the bar's total after each turn of the loop in which no watched scheduler stepped.
+    """
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        seen = watch.done
+
+        def update(self, n: float | None = 1) -> None:
+            if watch.done == self.seen:
+                after_turn(turns)
+            self.seen = watch.done
+
+        def __iter__(self) -> Iterator[Any]:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    watch.loop_begins()
+    bar = Bar(iterable, total=total, disable=True)
+    turns = int(total or (len(iterable) if hasattr(iterable, "__len__") else 0))
+    return bar
 
 
 def estimate_finished(scheduler: Any, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor | None:

@@ -135,8 +135,10 @@ class SampleResult:
     """What one run gives.
 
     Attributes:
-        frames: float32 [B, T, H, W, 3] in 0..1 on the CPU (T = 1 for images), or None when not decoded.
-        latent: ComfyUI-convention latent on the CPU, [B, C, H, W] or [B, C, T, H, W].
+        frames: float32 [B, T, H, W, C] in 0..1 on the CPU (T = 1 for images; C = 3, or 4 with alpha), or None when not
+            decoded, or where the pipeline makes sound alone.
+        latent: ComfyUI-convention latent on the CPU, [B, C, H, W] or [B, C, T, H, W]; None where the pipeline shows
+            none, and the report says so.
         frame_rate: frames per second, None for images.
         audio: {"waveform": float [B, channels, samples], "sample_rate": int} where a pipeline gives sound, else None.
         seeds: the seed of each batch item.
@@ -147,7 +149,7 @@ class SampleResult:
     """
 
     frames: torch.Tensor | None
-    latent: torch.Tensor
+    latent: torch.Tensor | None
     frame_rate: float | None
     seeds: tuple[int, ...]
     step_seconds: list[float]
@@ -155,3 +157,9 @@ class SampleResult:
     report: OptimizationReport
     audio: dict[str, Any] | None = None
     step_experts: tuple[str, ...] = ()
+
+    @property
+    def outcome(self) -> torch.Tensor:
+        """What the run was for: the frames, else the latent, else the sound's waveform."""
+        found = self.frames if self.frames is not None else self.latent
+        return found if found is not None else (self.audio or {})["waveform"]

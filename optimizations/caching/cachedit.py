@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ...errors import first_line
-from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable, denoisers, same_timestep, timestep_of
+from ..components import denoisers
+from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable, same_timestep, timestep_of
 
 _MOVED = "cache-dit cannot be used here"
 
@@ -32,12 +33,15 @@ class CacheDitEngine(StepCacheEngine):
             raise StepCacheUnavailable("the package cache-dit is not installed (pip install cache-dit)")
         self.choice = choice
         self._level = level
-        self._models: list[Any] = denoisers(pipeline)
+        self._models: list[Any] = list(denoisers(pipeline).values())
         self._children = [list(model._modules) for model in self._models]
         self._forwards = [model.__dict__.get("forward") for model in self._models]
         self._calls: list[_Calls] = []
         adapter = _adapter_of(pipeline)
         lists = _block_lists(adapter)
+        if len(lists) != len(self._models):
+            names = ", ".join(denoisers(pipeline))
+            raise StepCacheUnavailable(f"cache-dit knows {len(lists)} of the models of a step ({names})")
         self._blocks = [[len(blocks) for blocks in model_lists] for model_lists in lists]
         shortest = min(length for model_lists in self._blocks for length in model_lists)
         if shortest < 2:

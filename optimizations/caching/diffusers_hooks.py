@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable, denoisers
+from ..components import denoisers
+from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable
 
 FIRST_BLOCK, TAYLOR_SEER = "FirstBlockCache", "TaylorSeer"
 
@@ -39,7 +40,7 @@ class DiffusersHooksEngine(StepCacheEngine):
         self.name = f"diffusers {self.technique}"
         self.choice = choice
         self._level = level
-        self._models: list[Any] = denoisers(pipeline)
+        self._models: list[Any] = list(denoisers(pipeline).values())
         self._had_registry = [[hasattr(m, "_diffusers_hook") for m in model.modules()] for model in self._models]
         self._warmup = level.warmup_steps(steps)
         self._apply()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 MIN_STEPS = 6
 """Fewer denoising steps than this are too different from each other: every one of them is computed."""
@@ -102,12 +102,6 @@ class StepCacheEngine(ABC):
     @abstractmethod
     def remove(self) -> None:
         """Leave the denoisers exactly as they were found."""
-
-
-def denoisers(pipeline: Any) -> list[torch.nn.Module]:
-    """The models that run once or more in every denoising step, high-noise expert first."""
-    models = (getattr(pipeline, name, None) for name in ("transformer", "transformer_2", "unet"))
-    return [model for model in models if model is not None and hasattr(model, "named_modules")]
 
 
 def same_timestep(first: Any, second: Any) -> bool:

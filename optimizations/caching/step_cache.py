@@ -15,10 +15,11 @@ from typing import Any
 
 from ...errors import check_choice
 from ...report import OptimizationRecord, OptimizationReport
+from ..components import denoisers
 from ..settings import STEP_CACHE_CHOICES, OptimizationSettings
 from .cachedit import CacheDitEngine
 from .diffusers_hooks import DiffusersHooksEngine
-from .engine import LEVELS, MIN_STEPS, Level, StepCacheEngine, StepCacheUnavailable, denoisers
+from .engine import LEVELS, MIN_STEPS, Level, StepCacheEngine, StepCacheUnavailable
 
 __all__ = ["LEVELS", "MIN_STEPS", "Level", "disable", "enable", "incompatibility", "running"]
 
@@ -62,7 +63,7 @@ def enable(
             refusals.append(str(refusal))
             continue
         engine.steps = steps
-        setattr(denoisers(pipeline)[0], _ATTRIBUTE, engine)
+        setattr(_holder(pipeline), _ATTRIBUTE, engine)
         return _active_record(engine)
     return OptimizationRecord("step_cache", choice, "off", "; ".join(refusals), failed=True)
 
@@ -71,7 +72,7 @@ def disable(pipeline: Any) -> None:
     """Take step caching off again: the denoisers are exactly as before `enable`. Does nothing when it is not on."""
     engine = _engine(pipeline)
     if engine is not None:
-        delattr(denoisers(pipeline)[0], _ATTRIBUTE)
+        delattr(_holder(pipeline), _ATTRIBUTE)
         engine.remove()
 
 
@@ -125,5 +126,9 @@ def _active_record(engine: StepCacheEngine) -> OptimizationRecord:
 
 
 def _engine(pipeline: Any) -> StepCacheEngine | None:
-    models = denoisers(pipeline)
-    return getattr(models[0], _ATTRIBUTE, None) if models else None
+    return getattr(_holder(pipeline), _ATTRIBUTE, None)
+
+
+def _holder(pipeline: Any) -> Any:
+    """The denoiser that the engine is kept at: pipelines that share it share the engine."""
+    return next(iter(denoisers(pipeline).values()), None)

@@ -18,7 +18,8 @@ from fastdiffusers.optimizations.apply import active, apply, revert
 from fastdiffusers.optimizations.caching import step_cache
 from fastdiffusers.optimizations.caching.cachedit import CacheDitEngine
 from fastdiffusers.optimizations.caching.diffusers_hooks import TECHNIQUES, DiffusersHooksEngine
-from fastdiffusers.optimizations.caching.engine import LEVELS, MIN_STEPS, denoisers
+from fastdiffusers.optimizations.caching.engine import LEVELS, MIN_STEPS
+from fastdiffusers.optimizations.components import denoisers
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, Workload
 from fastdiffusers.pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES
 from fastdiffusers.report import OptimizationReport
@@ -54,7 +55,8 @@ def cached_run(run: Callable, pipeline: Any, choice: str = "balanced", steps: in
 
 def attributes(pipeline: Any) -> list[tuple[str, list[str]]]:
     """Every module of the denoisers, in order, with its instance attributes: hooks and replaced methods would show."""
-    return [(name, sorted(vars(module))) for model in denoisers(pipeline) for name, module in model.named_modules()]
+    models = denoisers(pipeline).values()
+    return [(name, sorted(vars(module))) for model in models for name, module in model.named_modules()]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
