@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from . import latents
+from .classes.forms import around
 from .families import Family
 from .requests import seeds
 from .types import SampleRequest
@@ -36,7 +37,7 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         "width": request.width,
         "height": request.height,
         family.frames_argument: request.num_frames,
-        "frame_rate": request.frame_rate,
+        family.rate_argument: _rate(request.frame_rate),
         # Not every pipeline takes a list; one generator gives the same noise as a list of one.
         "generator": generators(request) if family.known or request.batch > 1 else generators(request)[0],
         "output_type": "latent" if family.known else "pt",
@@ -55,12 +56,27 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         arguments |= {"image": _start(pipeline, family, request), "strength": request.strength}
     elif request.images:
         pictures = [to_pil(image) for image in request.images]
-        arguments["image"] = pictures if family.max_images > 1 else pictures[0]
+        arguments[family.image_argument] = pictures if family.max_images > 1 else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
     _check_text_length(pipeline, request)
     accepted = inspect.signature(pipeline.__call__).parameters
-    return {name: value for name, value in arguments.items() if name in accepted and value is not None}
+    call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
+    if family.guidance_replaces and request.guidance is not None:
+        call[family.guidance_replaces] = None
+    return call
+
+
+def _rate(rate: float | None) -> float | None:
+    """Frames per second as a whole number where they are one: some pipelines count with them."""
+    return int(rate) if rate is not None and float(rate).is_integer() else rate
+
+
+def form_for(pipeline: Any, family: Family, request: SampleRequest) -> Any:
+    """What is called for this request: the pipeline itself, or its form for pictures around the same models."""
+    with_picture = family.image_to_video if request.images else ""
+    form = family.image_to_image if request.strength < 1.0 else with_picture
+    return around(pipeline, form) if form and form != type(pipeline).__name__ else pipeline
 
 
 def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:
@@ -120,7 +136,9 @@ def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:
     """What an image-to-image call starts from, once per item of the batch: the latent where there is one, else the
     first image, scaled to the size of the result."""
     if request.latent is None:
-        picture = to_pil(request.images[0]).resize((request.width or 0, request.height or 0), resample=LANCZOS)
+        picture = to_pil(request.images[0])
+        if request.width and request.height:
+            picture = picture.resize((request.width, request.height), resample=LANCZOS)
         return [picture] * request.batch
     native = latents.from_comfy(request.latent, family, pipeline.vae).to(pipeline.vae.dtype)
     native = native.squeeze(2) if native.ndim == 5 else native

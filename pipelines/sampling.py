@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..optimizations.components import denoisers
 from ..report import OptimizationReport
 from . import latents
-from .arguments import call_arguments
+from .arguments import call_arguments, form_for
 from .decoding import pipeline_vae
 from .families import Family
 from .requests import ready, seeds
@@ -98,7 +98,7 @@ def _denoise(
 ) -> tuple[Any, torch.Tensor | None, list[float], float]:
     """(what the pipeline returned, the latent after the last step, seconds per step, seconds before the first)."""
     family = loaded.family
-    pipeline = loaded.pipeline if request.strength >= 1.0 else _image_to_image(loaded.pipeline, family)
+    pipeline = form_for(loaded.pipeline, family, request)
 
     def on_step(done: int, total: int, estimate: torch.Tensor | None) -> None:
         preview = _preview(estimate, loaded, request)
@@ -117,14 +117,6 @@ def _denoise(
                 arguments["callback_on_step_end"] = watch.keep_latents
             output = pipeline(**arguments)
         return output, watch.latent, watch.step_seconds, watch.text_seconds
-
-
-def _image_to_image(pipeline: Any, family: Family) -> Any:
-    """The pipeline's image-to-image form, around the same models: it loads nothing and is thrown away after the run."""
-    import diffusers
-
-    form = getattr(diffusers, family.image_to_image)
-    return form(**{name: part for name, part in pipeline.components.items() if name in form._get_signature_types()})
 
 
 def _comfy_latent(
