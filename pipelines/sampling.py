@@ -20,6 +20,7 @@ from .schedulers import scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
 from .sound import sound_of, summary
 from .steps import watched
+from .text_length import cut_notes, watched_texts
 from .types import LoadedPipeline, SampleRequest, SampleResult
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ def run(
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with _cleaned_up(loaded.pipeline):
-        output, last, step_seconds, stages["text encode"] = _denoise(loaded, request, callbacks)
+        with watched_texts(loaded.pipeline) as texts:
+            output, last, step_seconds, stages["text encode"] = _denoise(loaded, request, callbacks)
+        for note in cut_notes(loaded.pipeline, texts, request):
+            report.note(note)
         native = output[0]
         stages["denoise"] = sum(step_seconds)
         result = SampleResult(

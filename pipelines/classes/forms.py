@@ -62,8 +62,8 @@ def _named(pipeline_class: type, task: str) -> str:
 
 
 def _components(pipeline_class: type) -> set[str]:
-    parameters = inspect.signature(pipeline_class.__init__).parameters.values()
-    return {item.name for item in parameters if item.default is item.empty and item.name != "self"}
+    parameters = inspect.signature(pipeline_class).parameters.values()
+    return {item.name for item in parameters if item.default is item.empty}
 
 
 def _takes(form: str, *arguments: str) -> bool:
