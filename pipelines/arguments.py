@@ -9,7 +9,7 @@ from ..errors import InputError
 from . import latents
 from .classes.forms import around
 from .families import Family
-from .requests import seeds
+from .requests import ReadyRequest, seeds
 from .types import SampleRequest
 
 if TYPE_CHECKING:
@@ -74,9 +74,21 @@ def _rate(rate: float | None) -> float | None:
 
 def form_for(pipeline: Any, family: Family, request: SampleRequest) -> Any:
     """What is called for this request: the pipeline itself, or its form for pictures around the same models."""
-    with_picture = family.image_to_video if request.images else ""
-    form = family.image_to_image if request.strength < 1.0 else with_picture
+    form = _form(family, request)
     return around(pipeline, form) if form and form != type(pipeline).__name__ else pipeline
+
+
+def form_class(request: ReadyRequest) -> type | None:
+    """The class of the form that is called instead of the pipeline itself, None for the pipeline itself."""
+    import diffusers
+
+    form = _form(request.family, request)
+    return getattr(diffusers, form) if form else None
+
+
+def _form(family: Family, request: SampleRequest) -> str:
+    with_picture = family.image_to_video if request.images else ""
+    return family.image_to_image if request.strength < 1.0 else with_picture
 
 
 def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Family:
         comfy_format: class name in ComfyUI's `latent_formats`, "" when there is none.
         timestep_arguments: what the pipeline hands to `set_timesteps` besides the number of steps: "sigmas", "mu".
         own_flow_sigmas: leaves the sigmas to a scheduler that is configured with `use_flow_sigmas`.
+        scheduling: how a class outside the table drives its scheduler.
         unguided: further call arguments for a guidance that is off (1 or less), as (name, value) pairs: what else must
             go for every step to run the model once.
         image_to_image: diffusers class that starts from an image with a strength, "" when there is none.
@@ -105,6 +106,7 @@ class Family:
     comfy_format: str = ""
     timestep_arguments: tuple[str, ...] = ()
     own_flow_sigmas: bool = False
+    scheduling: Any = None
     unguided: tuple[tuple[str, Any], ...] = ()
     image_to_image: str = ""
     image_to_video: str = ""

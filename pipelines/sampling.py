@@ -16,7 +16,7 @@ from .arguments import call_arguments, form_for
 from .decoding import pipeline_vae
 from .families import Family
 from .requests import ready, seeds
-from .schedulers import scheduler_for_run
+from .schedulers import TRIAL_STEPS, scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
 from .sound import sound_of, summary
 from .steps import watched
@@ -111,7 +111,7 @@ def _denoise(
             "denoise", done, total, preview_latent=preview, preview_format=family.comfy_format, step_seconds=known
         )
 
-    with scheduler_for_run(pipeline, family, request.scheduler) as scheduler:
+    with scheduler_for_run(pipeline, family, request.scheduler, request.steps or TRIAL_STEPS) as scheduler:
         if request.steps == 1 and scheduler.config.get("shift_terminal"):  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
         arguments = call_arguments(pipeline, family, request)

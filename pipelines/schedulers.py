@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import InputError, first_line
+from .classes.scheduling import SchedulerUse, objection, scheduler_use
 from .families import Family
 
-_TRIAL_STEPS = 4
+TRIAL_STEPS = 4
 _ANOTHER_PROCESS = "it is made for another kind of process"
 
 SCHEDULERS = (
@@ -56,30 +57,48 @@ SHORT_NAMES = {
 
 
 @contextmanager
-def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]:
+def scheduler_for_run(pipeline: Any, family: Family, name: str, steps: int = TRIAL_STEPS) -> Iterator[Any]:
     """Give `pipeline` a fresh scheduler while the block runs.
 
     Args:
         pipeline: its own scheduler is put back afterwards, whatever happened.
         family: what the pipeline hands to the scheduler.
         name: class name, one of `SHORT_NAMES`, or "model default" for the model's own class and configuration.
+        steps: of the run; some schedulers cannot take only two or three.
 
     Raises:
         InputError: it does not fit this pipeline; the error lists those that do.
     """
     original = pipeline.scheduler
-    class_name = class_of(name, original)
-    own = class_name in ("model default", type(original).__name__)
-    fresh = type(original).from_config(original.config) if own else _candidate(original, class_name)
-    if objection := "" if name == "model default" else _objection(family, fresh):
-        fitting = ", ".join(compatible_schedulers(original, family))
-        reason = f"it does not fit {type(pipeline).__name__} ({objection})"
-        raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
+    fresh = fitting_scheduler(original, family, name, steps, type(pipeline))
     pipeline.scheduler = fresh
     try:
         yield fresh
     finally:
         pipeline.scheduler = original
+
+
+def fitting_scheduler(
+    original: Any, family: Family, name: str, steps: int = TRIAL_STEPS, pipeline_class: type | None = None
+) -> Any:
+    """A fresh scheduler for a pipeline whose own one is `original`; it needs no weights.
+
+    Args:
+        pipeline_class: what is called, where it is not the family's own class but a form of it.
+
+    Raises:
+        InputError: it does not fit this pipeline; the error lists those that do.
+    """
+    class_name = class_of(name, original)
+    own = class_name in ("model default", type(original).__name__)
+    fresh = type(original).from_config(original.config) if own else _candidate(original, class_name)
+    uses = _uses(family, pipeline_class)
+    if objection := "" if name == "model default" else _objection(family, fresh, uses, steps):
+        fitting = ", ".join(compatible_schedulers(original, family, steps, pipeline_class))
+        called = family.classes[0] if pipeline_class is None else pipeline_class.__name__
+        reason = f"it does not fit {called} ({objection})"
+        raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
+    return fresh
 
 
 def class_of(name: str, original: Any) -> str:
@@ -90,11 +109,22 @@ def class_of(name: str, original: Any) -> str:
     return (flow or diffusion) if is_flow(original) else diffusion
 
 
-def compatible_schedulers(original: Any, family: Family) -> tuple[str, ...]:
+def compatible_schedulers(
+    original: Any, family: Family, steps: int = TRIAL_STEPS, pipeline_class: type | None = None
+) -> tuple[str, ...]:
     """Class names of all schedulers that can take the place of a pipeline's own one, that one first."""
     own = type(original).__name__
     others = (name for name in SCHEDULERS if name != own)
-    return (own, *(name for name in others if not _objection(family, _candidate(original, name))))
+    uses = _uses(family, pipeline_class)
+    return (own, *(name for name in others if not _objection(family, _candidate(original, name), uses, steps)))
+
+
+def _uses(family: Family, pipeline_class: type | None) -> list[SchedulerUse]:
+    """How the classes that are called drive their scheduler; of the table's own ones the table says it."""
+    uses = [] if family.scheduling is None else [family.scheduling]
+    if pipeline_class is not None and pipeline_class.__name__ not in family.classes:
+        uses.append(scheduler_use(pipeline_class))
+    return uses
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -118,6 +148,8 @@ def _candidate(original: Any, name: str) -> Any:
         return f"it needs {', '.join(missing or needed)}, which cannot be imported"
     if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
         return "diffusers has no such scheduler"
+    if type(original).__name__ not in SCHEDULERS and scheduler_class not in original.compatibles:
+        return _ANOTHER_PROCESS  # the model was made for a scheduler of its own
     parameters = inspect.signature(scheduler_class.__init__).parameters
     flow_class = name.startswith("FlowMatch")
     changes: dict[str, Any] = {}
@@ -137,29 +169,48 @@ def _candidate(original: Any, name: str) -> Any:
         return first_line(error)
 
 
-def _objection(family: Family, scheduler: Any) -> str:
+def _objection(family: Family, scheduler: Any, uses: list[SchedulerUse], steps: int) -> str:
     """Why a family's pipelines cannot drive this `_candidate`, "" when they can: asks it for timesteps as they will."""
     if isinstance(scheduler, str):
         return scheduler
-    arguments = _timestep_arguments(family, scheduler)
+    arguments = _timestep_arguments(family, scheduler, steps)
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     for name in arguments:
         if name not in accepted:
             return f"the pipeline gives it {name!r}, which it does not take"
     try:
         trial = type(scheduler).from_config(scheduler.config)
-        trial.set_timesteps(**({} if "sigmas" in arguments else {"num_inference_steps": _TRIAL_STEPS}), **arguments)
-    except (ValueError, TypeError, AssertionError, NotImplementedError, ImportError, IndexError) as error:
+        count = {} if {"sigmas", "timesteps"} & set(arguments) else {"num_inference_steps": steps}
+        trial.set_timesteps(**count, **arguments)
+        return next(filter(None, (objection(use, trial) for use in uses)), "")
+    except (
+        ValueError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        NotImplementedError,
+        ImportError,
+        IndexError,
+        RuntimeError,
+    ) as error:
         return first_line(error)
-    return ""
 
 
-def _timestep_arguments(family: Family, scheduler: Any) -> dict[str, Any]:
+def _timestep_arguments(family: Family, scheduler: Any, steps: int) -> dict[str, Any]:
     """What the family's pipelines hand to `set_timesteps` besides the number of steps, with values to try."""
-    values = {"mu": 0.8, "sigmas": [1.0 - step / _TRIAL_STEPS for step in range(_TRIAL_STEPS)]}
+    import diffusers
+    import numpy
+
+    use = family.scheduling or scheduler_use(getattr(diffusers, family.classes[0]))
+    sigmas = numpy.linspace(1.0, 1.0 / steps, steps)
+    values = {
+        "mu": 0.8,
+        "sigmas": sigmas if use.sigmas_as_array else sigmas.tolist(),
+        "timesteps": numpy.linspace(999, 0, steps + 1)[:-1].round().astype(int),
+    }
     names = set(family.timestep_arguments)
     if scheduler.config.get("use_flow_sigmas") and family.own_flow_sigmas:
         names.discard("sigmas")
-    if family.name == "sd3" and scheduler.config.get("use_dynamic_shifting"):
+    if use.shifts_dynamically and scheduler.config.get("use_dynamic_shifting"):
         names.add("mu")
     return {name: values[name] for name in sorted(names)}

@@ -13,6 +13,7 @@ from .forms import image_to_image_class, image_to_video_class
 from .frame_rates import ASSUMED, frame_rate_of
 from .guidance import guidance_rules
 from .inputs import LISTS, makes, missing_inputs, picture_argument, picture_use
+from .scheduling import scheduler_use
 
 RATE_ARGUMENTS = ("frame_rate", "fps", "target_fps")
 FRAMES_ARGUMENTS = ("num_frames", "frames", "video_length")
@@ -34,6 +35,7 @@ def family_from_signature(pipeline_class: type) -> Family:
     rate = default(rate_argument) or frame_rate_of(name)
     picture = picture_argument(pipeline_class)
     video_form = _form(image_to_video_class(pipeline_class)) if frames and not picture else ""
+    use = scheduler_use(pipeline_class)
     return Family(
         name,
         (name,),
@@ -56,6 +58,9 @@ def family_from_signature(pipeline_class: type) -> Family:
         image_argument=picture or "image",
         max_images=MOST_PICTURES if picture in LISTS else 1 if picture or video_form else 0,
         last_image="last_image" in parameters,
+        timestep_arguments=use.timestep_arguments,
+        own_flow_sigmas=use.own_flow_sigmas,
+        scheduling=use,
         own_strength=default("strength") if "image" in parameters else None,
         image_to_image="" if frames else _from_image(pipeline_class),
         image_to_video=video_form,
