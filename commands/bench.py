@@ -123,7 +123,7 @@ def _working(names: Iterable[str], handle: PipelineHandle) -> list[str]:
 def _request(args: argparse.Namespace) -> SampleRequest:
     from ..pipelines.types import SampleRequest
 
-    images = () if args.image is None else (read_picture(args.image),)
+    images = () if args.image is None else (read_picture(args.image, alpha=True),)
     request = SampleRequest(**work_options(args), images=images)
     return preset(args.preset).apply(request) if args.preset else request
 

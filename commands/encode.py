@@ -9,7 +9,7 @@ from .files import check_file_target, write_text
 from .keeping import check_room, write_or_keep
 from .latent_file import latent_forms
 from .libraries import prepare_libraries
-from .media import read_frames
+from .media import left_out, read_frames
 from .options import add_device_options, path_argument
 from .terminal import TerminalProgress
 from .video_vae import add_video_vae_options, compiling, load, vae_settings
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
 
     with TerminalProgress(args.quiet) as callbacks, compiling(args):
         latent, report = encode(load(args), frames[None], settings, callbacks)
+    for note in left_out(args.frames):
+        report.note(note)
     rate = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
     write_or_keep(args.output, latent_forms(latent, rate))
     if args.report is not None:

@@ -13,7 +13,7 @@ from .files import check_file_target, write_text
 from .keeping import write_or_keep
 from .latent_file import latent_forms
 from .libraries import prepare_libraries
-from .media import check_output, frame_forms, read_picture
+from .media import check_output, frame_forms, left_out, read_picture
 from .options import (
     MODEL_HELP,
     add_model_options,
@@ -107,6 +107,9 @@ def run(args: argparse.Namespace) -> None:
             video = family_of_key(handle.key).video and args.num_frames != 1
             check_output(args.output, video)
         result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
+    for path in (*args.image, *([] if args.last_image is None else [args.last_image])):
+        for note in left_out(path, alpha=True):
+            result.report.note(note)
     write_result(result, args.output)
     if args.report is not None:
         write_text(args.report, result.report.as_json())
@@ -139,8 +142,8 @@ def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
         negative_prompt=written_text("negative_prompt", args.negative_prompt),
         frame_rate=args.frame_rate,
         scheduler=args.scheduler,
-        images=tuple(read_picture(path) for path in args.image),
-        last_image=None if args.last_image is None else read_picture(args.last_image, "last_image"),
+        images=tuple(read_picture(path, alpha=True) for path in args.image),
+        last_image=None if args.last_image is None else read_picture(args.last_image, "last_image", alpha=True),
         strength=args.strength,
         decode=decode,
     )

@@ -55,7 +55,7 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     if from_image:
         arguments |= {"image": _start(pipeline, family, request), "strength": request.strength}
     elif request.images:
-        pictures = [to_pil(image) for image in request.images]
+        pictures = [to_pil(image, family.alpha) for image in request.images]
         arguments[family.image_argument] = pictures if family.max_images > 1 else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
@@ -136,12 +136,18 @@ def generators(request: SampleRequest) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds(request)]
 
 
-def to_pil(image: torch.Tensor) -> Image:
-    """A float [H, W, 3] image in 0..1 as the 8-bit picture that every pipeline accepts."""
+def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
+    """A float [H, W, 3 or 4] image in 0..1 as the 8-bit picture that every pipeline accepts.
+
+    Args:
+        alpha: as RGBA, opaque where the image has three channels; else as RGB, without its transparency.
+    """
     from PIL.Image import fromarray
 
-    pixels = (image[..., :3].detach().float().cpu().clamp(0, 1) * 255).round().byte()
-    return fromarray(pixels.numpy())
+    channels = image if alpha else image[..., :3]
+    pixels = (channels.detach().float().cpu().clamp(0, 1) * 255).round().byte()
+    picture = fromarray(pixels.numpy())
+    return picture.convert("RGBA") if alpha else picture
 
 
 def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:

@@ -45,6 +45,7 @@ class Family:
         images: "none" for text only, "optional", or "required".
         max_images: reference images accepted.
         image_argument: call argument that takes them.
+        alpha: reads the transparency of a picture.
         last_image: takes a last frame besides the first.
         own_strength: of a call that always starts from its picture, None for any other.
         batch_by_prompts: a batch is a list of prompts rather than several images per prompt.
@@ -95,6 +96,7 @@ class Family:
     images: str = "none"
     max_images: int = 0
     image_argument: str = "image"
+    alpha: bool = False
     last_image: bool = False
     own_strength: float | None = None
     batch_by_prompts: bool = False

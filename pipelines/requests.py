@@ -239,7 +239,9 @@ def _check_steps_left(family: Family, request: SampleRequest, strength: float) -
 def _check_image(name: str, image: torch.Tensor) -> None:
     shape = list(getattr(image, "shape", ()))
     if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
-        raise InputError(name, f"shape {shape}", "an image is [height, width, 3]", "connect an IMAGE output")
+        raise InputError(
+            name, f"shape {shape}", "an image is [height, width, 3] or [height, width, 4]", "connect an IMAGE output"
+        )
 
 
 def _ignored(family: Family, request: SampleRequest) -> list[str]:
@@ -257,6 +259,11 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
         notes.append(f"guidance_2 ignored: {family.name} has no second expert.")
     if request.frame_rate is not None and not family.video:
         notes.append(f"frame_rate ignored: {family.name} makes single images.")
+    given = [*((f"images[{index}]", image) for index, image in enumerate(request.images))]
+    given += [] if request.last_image is None else [("last_image", request.last_image)]
+    clear = [name for name, image in given if image.shape[-1] == 4 and bool((image[..., 3] < 1.0).any())]
+    if clear and not family.alpha:
+        notes.append(f"transparency of {', '.join(clear)} ignored: {family.name} reads the colours alone.")
     if request.latent is not None and request.strength >= 1.0:
         kept = " but for its size" if family.known else ""
         notes.append(f"latent ignored{kept}: strength = 1 starts from noise.")

@@ -165,7 +165,13 @@ def _candidate(original: Any, name: str) -> Any:
         return _ANOTHER_PROCESS
     try:
         return scheduler_class.from_config(original.config, **changes)
-    except (ImportError, TypeError, ValueError, NotImplementedError) as error:  # a package or a setting it lacks
+    except (
+        ImportError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        IndexError,
+    ) as error:  # a package or a setting it lacks
         return first_line(error)
 
 

@@ -95,8 +95,8 @@ class SampleRequest:
         seed: 0..2**64-1; item i of a batch uses seed + i, on a CPU generator, so it is the same on every device.
         batch: images (or videos) to make, each with its own denoise run's worth of noise.
         scheduler: "model default" or the name of a diffusers scheduler class.
-        images: reference images, each float [H, W, 3] in 0..1.
-        last_image: last frame for first-and-last-frame video, float [H, W, 3] in 0..1.
+        images: reference images, each float [H, W, 3] in 0..1; [H, W, 4] with transparency, which few models read.
+        last_image: last frame for first-and-last-frame video, likewise.
         latent: ComfyUI-convention latent to start from ([B, C, H, W] or [B, C, T, H, W]), with `strength` < 1.
         strength: 1.0 starts from noise; below 1, from `images[0]` or `latent`, where the pipeline has an
             image-to-image form.

@@ -11,6 +11,9 @@ PICTURE_ARGUMENTS = ("image", "images", "input_images", "control_image", "cond_i
 LISTS = ("images", "input_images")
 """Those of them that take several."""
 
+READS_ALPHA = ("QwenImageLayeredPipeline", "QwenImage21Pipeline")
+"""Classes whose VAE encodes four channels."""
+
 _NEEDS_PICTURE = re.compile(
     r"Img2Img|ImageToImage|I2I|Image(To|2)Video|I2V|(VideoTo|Video2)World|Inpaint|Fill|Edit|ControlNet|Control|Adapter"
     r"|Upscale|SuperResolution|Depth2|Pix2Pix|Variation|Refiner|CycleDiffusion|VisualCloze|StableVideoDiffusion"

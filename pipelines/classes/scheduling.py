@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 _TAKES_TIMESTEPS = ("timesteps", "sigmas", "mu")
+_USUAL = (*_TAKES_TIMESTEPS, "scheduler", "steps", "num_inference_steps", "device")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class SchedulerUse:
 
     Attributes:
         timestep_arguments: what it hands to `set_timesteps` besides the number of steps.
+        further_arguments: keywords that it gives to `set_timesteps` beyond the usual ones, whatever their value.
         sigmas_as_array: its sigmas are a numpy array; some schedulers cannot compute with a list.
         own_noise_levels: its sigmas do not go down from 1 in equal steps.
         own_flow_sigmas: leaves the sigmas to a scheduler that is configured with `use_flow_sigmas`.
@@ -31,6 +33,7 @@ class SchedulerUse:
     """
 
     timestep_arguments: tuple[str, ...] = ()
+    further_arguments: tuple[str, ...] = ()
     sigmas_as_array: bool = False
     own_noise_levels: bool = False
     own_flow_sigmas: bool = False
@@ -55,6 +58,7 @@ def scheduler_use(pipeline_class: type) -> SchedulerUse:
     steps = [node for node in nodes if isinstance(node, ast.Call) and _is_scheduler_method(node.func, "step")]
     return SchedulerUse(
         timestep_arguments=_timestep_arguments(nodes),
+        further_arguments=tuple(sorted({name for words in _timestep_calls(nodes) for name in words} - set(_USUAL))),
         sigmas_as_array=any(_makes_array(node) for node in nodes),
         own_noise_levels=any(_rises(node) for node in nodes),
         own_flow_sigmas="use_flow_sigmas" in text,
@@ -80,6 +84,10 @@ def objection(use: SchedulerUse, scheduler: Any) -> str:
 
     if use.only and not isinstance(scheduler, tuple(getattr(diffusers, name) for name in use.only)):
         return f"it takes none but {', '.join(use.only)}"
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    for name in use.further_arguments:
+        if name not in accepted:
+            return f"the pipeline gives it {name!r}, which it does not take"
     for name in use.attributes:
         if not hasattr(scheduler, name):
             return f"the pipeline uses its {name!r}, which it does not have"
@@ -159,6 +167,17 @@ def _timestep_arguments(nodes: list[ast.AST]) -> tuple[str, ...]:
         if isinstance(target, ast.Name)
     }
     found = set()
+    for words in _timestep_calls(nodes):
+        for name in _TAKES_TIMESTEPS:
+            value = words.get(name)
+            nothing = value is None or (isinstance(value, ast.Constant) and value.value is None)
+            if not nothing and (not isinstance(value, ast.Name) or value.id in computed - {"timesteps"}):
+                found.add(name)
+    return tuple(sorted(found))
+
+
+def _timestep_calls(nodes: list[ast.AST]) -> Iterator[dict[str, ast.expr]]:
+    """The arguments of each call that sets timesteps, by name."""
     for node in nodes:
         if not isinstance(node, ast.Call):
             continue
@@ -166,15 +185,9 @@ def _timestep_arguments(nodes: list[ast.AST]) -> tuple[str, ...]:
         for name in (word.value.id for word in node.keywords if not word.arg and isinstance(word.value, ast.Name)):
             words |= _dictionary(name, nodes)
         if ast.unparse(node.func).endswith("retrieve_timesteps"):
-            words |= dict(zip(("scheduler", "steps", "device", "timesteps", "sigmas"), node.args, strict=False))
-        elif not _is_scheduler_method(node.func, "set_timesteps"):
-            continue
-        for name in _TAKES_TIMESTEPS:
-            value = words.get(name)
-            nothing = value is None or (isinstance(value, ast.Constant) and value.value is None)
-            if not nothing and (not isinstance(value, ast.Name) or value.id in computed - {"timesteps"}):
-                found.add(name)
-    return tuple(sorted(found))
+            yield words | dict(zip(("scheduler", "steps", "device", "timesteps", "sigmas"), node.args, strict=False))
+        elif _is_scheduler_method(node.func, "set_timesteps"):
+            yield words
 
 
 def _rises(node: ast.AST) -> bool:
@@ -197,7 +210,7 @@ def _makes_array(node: ast.AST) -> bool:
     if not isinstance(node, ast.Assign) or ast.unparse(node.targets[0]) != "sigmas":
         return False
     text = ast.unparse(node.value)
-    return "linspace" in text and "tolist" not in text
+    return ("linspace" in text or text.startswith("np.array")) and "tolist" not in text
 
 
 def _results(node: ast.AST, steps: list[ast.Call]) -> int:

@@ -12,7 +12,7 @@ from ..families import Family
 from .forms import image_to_image_class, image_to_video_class
 from .frame_rates import ASSUMED, frame_rate_of
 from .guidance import guidance_rules
-from .inputs import LISTS, makes, missing_inputs, picture_argument, picture_use
+from .inputs import LISTS, READS_ALPHA, makes, missing_inputs, picture_argument, picture_use
 from .scheduling import scheduler_use
 
 RATE_ARGUMENTS = ("frame_rate", "fps", "target_fps")
@@ -56,6 +56,7 @@ def family_from_signature(pipeline_class: type) -> Family:
         max_frames=4096 if frames else 1,
         images="optional" if video_form else picture_use(pipeline_class),
         image_argument=picture or "image",
+        alpha=name in READS_ALPHA,
         max_images=MOST_PICTURES if picture in LISTS else 1 if picture or video_form else 0,
         last_image="last_image" in parameters,
         timestep_arguments=use.timestep_arguments,
