@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..callbacks import SILENT
 from ..comparison.choices import ALL, CHOICES, parse
 from ..comparison.presets import PRESETS, preset
 from ..errors import InputError
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     from ..optimizations.tuning.store import default_store
 
     plan = Plan(runs=args.runs, time_limit=args.time_limit)
+    _check_request(args)
+    _check_output(args)
     names = _names(args)
     with TerminalProgress(args.quiet) as callbacks:
         handle = pipeline_handle(args, callbacks)
@@ -95,15 +98,27 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Everything that can be wrong, before anything is imported or loaded."""
+    """What can be wrong without a look at the model."""
     if args.model is None:
         raise InputError("model", "", "there is nothing to measure", "give --model PATH, or --show for what is known")
+    parse(_names(args))
+
+
+def _check_output(args: argparse.Namespace) -> None:
     if args.output is None:
         raise InputError("output", "", "there is no place for the results", "give --output FOLDER")
-    parse(_names(args))
     if args.output.is_file():
         raise InputError("output", str(args.output), "it is a file, not a folder", "name a folder")
     check_writable("output", args.output)
+
+
+def _check_request(args: argparse.Namespace) -> None:
+    """What is wrong with the options for the model, of one that is at hand: nothing is downloaded to find out."""
+    from ..pipelines.loading.loader import family_of_key, is_local
+    from ..pipelines.requests import ready
+
+    if is_local(args.model):
+        ready(family_of_key(pipeline_handle(args, SILENT).key), _request(args))
 
 
 def _names(args: argparse.Namespace) -> str:

@@ -24,7 +24,7 @@ from .options import (
     work_options,
     written_text,
 )
-from .terminal import TerminalProgress
+from .terminal import TerminalProgress, print_written
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoraSpec, SampleRequest, SampleResult
@@ -57,7 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-frames", type=int, metavar="N")
     group.add_argument("--frame-rate", type=float, metavar="FPS")
     group.add_argument("--seed", type=int, default=0, metavar="N")
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="results to make, with seeds N, N+1, ...")
+    group.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="results to make, with seeds N, N+1, ...: out.png becomes out_0.png, out_1.png, ...",
+    )
     group.add_argument(
         "--scheduler",
         default="model default",
@@ -110,11 +116,12 @@ def run(args: argparse.Namespace) -> None:
     for path in (*args.image, *([] if args.last_image is None else [args.last_image])):
         for note in left_out(path, alpha=True):
             result.report.note(note)
-    write_result(result, args.output)
+    written = write_result(result, args.output)
     if args.report is not None:
         write_text(args.report, result.report.as_json())
     if not args.quiet:
         print(result.report.as_table())
+        print_written([*written, args.report])
 
 
 def lora_spec(file: str, strength: str = "1.0", expert: str = "both", *surplus: str) -> LoraSpec:
@@ -149,14 +156,13 @@ def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
     )
 
 
-def write_result(result: SampleResult, output: Path) -> None:
-    """Write the frames, or the latent when nothing was decoded, where `--output` says.
+def write_result(result: SampleResult, output: Path) -> list[Path]:
+    """Write the frames, or the latent when nothing was decoded, where `--output` says; returns the files.
 
     Raises:
         ResultMovedError: it cannot be written there, and is kept elsewhere.
     """
     if result.frames is None:
         rate = {} if result.frame_rate is None else {"frame_rate": str(result.frame_rate)}
-        write_or_keep(output, latent_forms(result.latent, rate, result.audio))
-    else:
-        write_or_keep(output, frame_forms(result.frames, output, result.frame_rate, result.audio))
+        return write_or_keep(output, latent_forms(result.latent, rate, result.audio))
+    return write_or_keep(output, frame_forms(result.frames, output, result.frame_rate, result.audio))

@@ -43,11 +43,11 @@ def frame_forms(frames: torch.Tensor, path: Path, frame_rate: float | None, audi
     """How frames can be written: as `path` asks for (see `write_frames`), and smaller."""
     suffix = "" if path.is_dir() else path.suffix
 
-    def write(target: Path) -> None:
-        write_frames(frames, target, frame_rate, audio)
+    def write(target: Path) -> list[Path]:
+        return write_frames(frames, target, frame_rate, audio)
 
-    def write_smaller(target: Path) -> None:
-        write_frames(frames, target, frame_rate, audio, smaller=True)
+    def write_smaller(target: Path) -> list[Path]:
+        return write_frames(frames, target, frame_rate, audio, smaller=True)
 
     if suffix.lower() == ".png":
         return [Form(suffix, write), Form(".jpg", write_smaller, "as jpg")]

@@ -124,7 +124,8 @@ def _check_range(name: str, value: float | None, low: float, high: float, cure: 
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InputError(name, value, f"it must be between {low:g} and {high:g}", cure)
+        least, most = (str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
+        raise InputError(name, value, f"it must be between {least} and {most}", cure)
 
 
 def _check_size(name: str, value: int | None, family: Family) -> None:

@@ -187,7 +187,8 @@ def _objection(family: Family, scheduler: Any, uses: list[SchedulerUse], steps: 
     try:
         trial = type(scheduler).from_config(scheduler.config)
         count = {} if {"sigmas", "timesteps"} & set(arguments) else {"num_inference_steps": steps}
-        trial.set_timesteps(**count, **arguments)
+        further = {name: None for use in uses for name in use.further_arguments if name in accepted}
+        trial.set_timesteps(**count, **arguments, **further)
         return next(filter(None, (objection(use, trial) for use in uses)), "")
     except (
         ValueError,

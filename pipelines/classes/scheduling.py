@@ -22,7 +22,7 @@ class SchedulerUse:
         timestep_arguments: what it hands to `set_timesteps` besides the number of steps.
         further_arguments: keywords that it gives to `set_timesteps` beyond the usual ones, whatever their value.
         sigmas_as_array: its sigmas are a numpy array; some schedulers cannot compute with a list.
-        own_noise_levels: its sigmas do not go down from 1 in equal steps.
+        own_noise_levels: its sigmas do not go down from 1 in equal steps, or its frames step each with a copy.
         own_flow_sigmas: leaves the sigmas to a scheduler that is configured with `use_flow_sigmas`.
         shifts_dynamically: hands over "mu" where the scheduler is configured with `use_dynamic_shifting`.
         attributes: of the scheduler that it uses without asking whether they are there.
@@ -60,7 +60,7 @@ def scheduler_use(pipeline_class: type) -> SchedulerUse:
         timestep_arguments=_timestep_arguments(nodes),
         further_arguments=tuple(sorted({name for words in _timestep_calls(nodes) for name in words} - set(_USUAL))),
         sigmas_as_array=any(_makes_array(node) for node in nodes),
-        own_noise_levels=any(_rises(node) for node in nodes),
+        own_noise_levels=any(_rises(node) for node in nodes) or "deepcopy(self.scheduler)" in text,
         own_flow_sigmas="use_flow_sigmas" in text,
         shifts_dynamically="use_dynamic_shifting" in text,
         attributes=tuple(sorted(used - asked - {"step", "register_to_config"})),
@@ -96,7 +96,7 @@ def objection(use: SchedulerUse, scheduler: Any) -> str:
         if name not in accepted:
             return f"the pipeline gives {name!r} to its steps, which they do not take"
     if use.own_noise_levels:
-        return "the pipeline makes noise levels for its own scheduler alone"
+        return "the pipeline computes the noise levels of its own scheduler alone"
     noise = torch.Generator().manual_seed(0)
     sample = torch.randn(1, 3, 8, 8, generator=noise)
     learned = str(scheduler.config.get("variance_type")).startswith("learned")  # the model gives the variance as well

@@ -95,5 +95,9 @@ def test_a_scheduler_that_does_not_fit_is_refused_before_the_load(tmp_path: Path
 
 
 def test_a_model_with_a_scheduler_of_its_own_keeps_it() -> None:
-    family = family_of("SanaSprintPipeline")
-    assert compatible_schedulers(diffusers.SCMScheduler(), family) == ("SCMScheduler",)
+    sprint, forcing = (family_of(f"{name}Pipeline") for name in ("SanaSprint", "SkyReelsV2DiffusionForcing"))
+    assert compatible_schedulers(diffusers.SCMScheduler(), sprint) == ("SCMScheduler",)
+    unipc = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    assert compatible_schedulers(unipc, forcing) == ("UniPCMultistepScheduler",)
+    consistency = family_of("LatentConsistencyModelPipeline")
+    assert compatible_schedulers(diffusers.LCMScheduler(), consistency) == ("LCMScheduler",)
