@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import errno
 import logging
+import shlex
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from . import __version__
@@ -55,9 +57,19 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def program() -> str:
+    """The words that started this command line, as they have to be typed again: a clone need not be installed."""
+    started, own = Path(sys.argv[0]), Path(__file__).with_name("__main__.py").resolve()
+    if started.resolve() == own:
+        return "python -m fastdiffusers"
+    if (started / "__main__.py").resolve() == own:  # `python FOLDER`
+        return f"python {shlex.quote(sys.argv[0])}"
+    return "fastdiffusers"
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="fastdiffusers",
+        prog=program(),
         description="Diffusers pipelines and 3D video VAEs, as fast as the card allows.",
         epilog="exit status: 0 done, 1 failure, 2 bad input, 130 cancelled",
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..callbacks import SILENT
 from ..comparison.choices import ALL, CHOICES, parse
 from ..comparison.presets import PRESETS, preset
 from ..errors import InputError
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
     from ..pipelines.loading.loader import family_of_key
 
     plan = Plan(runs=args.runs, time_limit=args.time_limit)
+    _check_request(args)
+    _check_output(args)
     chosen = preset(args.preset) if args.preset else None
     names = _names(args)
     with TerminalProgress(args.quiet) as callbacks:
@@ -115,13 +118,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Everything that can be wrong, before anything is imported or loaded."""
+    """What can be wrong without a look at the model."""
     if args.model is None:
         raise InputError("model", "", "there is nothing to measure", "give --model PATH, or --show for what is known")
+    parse(_names(args))
+
+
+def _check_output(args: argparse.Namespace) -> None:
     if args.output is None:
         raise InputError("output", "", "there is no place for the results", "give --output FOLDER")
-    parse(_names(args))
     check_folder_target("output", args.output)
+
+
+def _check_request(args: argparse.Namespace) -> None:
+    """What is wrong with the options for the model, of one that is at hand: nothing is downloaded to find out."""
+    from ..pipelines.loading.loader import family_of_key
+    from ..pipelines.loading.sources import is_local
+    from ..pipelines.requests import ready
+
+    if is_local(args.model):
+        ready(family_of_key(pipeline_handle(args, SILENT).key), _request(args))
 
 
 def _names(args: argparse.Namespace) -> str:
@@ -141,7 +157,7 @@ def _working(names: Iterable[str], handle: PipelineHandle) -> list[str]:
 def _request(args: argparse.Namespace) -> SampleRequest:
     from ..pipelines.types import SampleRequest
 
-    images = () if args.image is None else (read_picture(args.image),)
+    images = () if args.image is None else (read_picture(args.image, alpha=True),)
     request = SampleRequest(**work_options(args), images=images)
     return preset(args.preset).apply(request) if args.preset else request
 

@@ -13,7 +13,7 @@ from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from ..report import log_run
 from .files import check_file_target, write_text
 from .keeping import write_or_keep
-from .latent_file import read_latent, read_sound
+from .latent_file import latent_shape, read_latent, read_sound
 from .libraries import prepare_libraries
 from .media import check_output, frame_forms
 from .options import (
@@ -25,7 +25,7 @@ from .options import (
     tiling_settings,
     vae_compile_settings,
 )
-from .terminal import TerminalProgress
+from .terminal import TerminalProgress, print_written
 from .video_vae import add_video_vae_options, compiling, load, vae_settings
 
 if TYPE_CHECKING:
@@ -65,10 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
+    shape = latent_shape(args.latents)
+    video = len(shape) == 5 and shape[2] > 1
+    check_output(args.output, video)
     latent, metadata = read_latent(args.latents)
     sound = read_sound(args.latents)
-    video = latent.ndim == 5 and latent.shape[2] > 1
-    check_output(args.output, video)
     frame_rate = args.frame_rate or float(metadata.get("frame_rate", 24))
     if not 0 < frame_rate <= 1000:
         raise InputError("frame_rate", frame_rate, "it must be above 0 and at most 1000", "use 24")
@@ -76,12 +77,13 @@ def run(args: argparse.Namespace) -> None:
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)
-    write_or_keep(args.output, frame_forms(frames, args.output, frame_rate if video else None, sound))
+    written = write_or_keep(args.output, frame_forms(frames, args.output, frame_rate if video else None, sound))
     log_run("decode", report)
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:
         print(report.as_table())
+        print_written([*written, args.report])
 
 
 def decode_with_pipeline(

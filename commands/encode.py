@@ -10,9 +10,9 @@ from .files import check_file_target, write_text
 from .keeping import check_room, write_or_keep
 from .latent_file import latent_forms
 from .libraries import prepare_libraries
-from .media import read_frames
+from .media import left_out, read_frames
 from .options import add_device_options, path_argument
-from .terminal import TerminalProgress
+from .terminal import TerminalProgress, print_written
 from .video_vae import add_video_vae_options, compiling, load, vae_settings
 
 HELP = "turn a video or pictures into a latent file"
@@ -48,13 +48,16 @@ def run(args: argparse.Namespace) -> None:
 
     with TerminalProgress(args.quiet) as callbacks, compiling(args):
         latent, report = encode(load(args), frames[None], settings, callbacks)
+    for note in left_out(args.frames):
+        report.note(note)
     rate = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
-    write_or_keep(args.output, latent_forms(latent, rate))
+    written = write_or_keep(args.output, latent_forms(latent, rate))
     log_run("encode", report)
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:
         print(report.as_table())
+        print_written([*written, args.report])
 
 
 def latent_bytes(frames: int, height: int, width: int) -> int:

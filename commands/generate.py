@@ -12,7 +12,7 @@ from .files import check_file_target, write_text
 from .keeping import ResultMovedError, write_or_keep
 from .latent_file import latent_forms
 from .libraries import prepare_libraries
-from .media import check_output, frame_forms, read_picture
+from .media import check_output, frame_forms, left_out, read_picture
 from .options import (
     FLOW_SHIFT_HELP,
     MODEL_HELP,
@@ -26,7 +26,7 @@ from .options import (
     work_options,
     written_text,
 )
-from .terminal import TerminalProgress
+from .terminal import TerminalProgress, print_written
 
 if TYPE_CHECKING:
     from ..pipelines.types import SampleRequest, SampleResult
@@ -60,7 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--frame-rate", type=float, metavar="FPS")
     group.add_argument("--flow-shift", type=float, metavar="SHIFT", help=FLOW_SHIFT_HELP)
     group.add_argument("--seed", type=int, default=0, metavar="N")
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="results to make, with seeds N, N+1, ...")
+    group.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="results to make, with seeds N, N+1, ...: out.png becomes out_0.png, out_1.png, ...",
+    )
     group.add_argument(
         "--scheduler",
         default="model default",
@@ -106,12 +112,16 @@ def run(args: argparse.Namespace) -> None:
             video = family.video and args.num_frames != 1
             check_output(args.output, video)
         result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
-    write_result(result, args.output)
+    for path in (*args.image, *([] if args.last_image is None else [args.last_image])):
+        for note in left_out(path, alpha=True):
+            result.report.note(note)
+    written = write_result(result, args.output)
     log_run("generate", result.report)
     if args.report is not None:
         write_text(args.report, result.report.as_json())
     if not args.quiet:
         print(result.report.as_table())
+        print_written([*written, args.report])
 
 
 def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
@@ -123,15 +133,15 @@ def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
         negative_prompt=written_text("negative_prompt", args.negative_prompt),
         frame_rate=args.frame_rate,
         scheduler=args.scheduler,
-        images=tuple(read_picture(path) for path in args.image),
-        last_image=None if args.last_image is None else read_picture(args.last_image, "last_image"),
+        images=tuple(read_picture(path, alpha=True) for path in args.image),
+        last_image=None if args.last_image is None else read_picture(args.last_image, "last_image", alpha=True),
         strength=args.strength,
         decode=decode,
     )
 
 
-def write_result(result: SampleResult, output: Path) -> None:
-    """Write the frames, or the latent when nothing was decoded, where `--output` says.
+def write_result(result: SampleResult, output: Path) -> list[Path]:
+    """Write the frames, or the latent when nothing was decoded, where `--output` says; returns the files.
 
     Raises:
         ResultMovedError: it cannot be written there, and is kept elsewhere.
@@ -142,6 +152,7 @@ def write_result(result: SampleResult, output: Path) -> None:
         raise ResultMovedError(f"{output} is not there: this pipeline shows no latent. Its result is {shown}.")
     if result.frames is None and result.latent is not None:
         rate = {} if result.frame_rate is None else {"frame_rate": str(result.frame_rate)}
-        write_or_keep(output, latent_forms(result.latent, rate, result.audio))
-    elif result.frames is not None:
-        write_or_keep(output, frame_forms(result.frames, output, result.frame_rate, result.audio))
+        return write_or_keep(output, latent_forms(result.latent, rate, result.audio))
+    if result.frames is None:
+        return []
+    return write_or_keep(output, frame_forms(result.frames, output, result.frame_rate, result.audio))

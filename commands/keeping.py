@@ -48,19 +48,22 @@ def check_room(name: str, path: Path, needed: int) -> None:
         raise InputError(name, str(path), reason, "free some space, or choose another disk")
 
 
-def write_or_keep(path: Path, forms: list[Form]) -> None:
+def write_or_keep(path: Path, forms: list[Form]) -> list[Path]:
     """Write a result to `path`, or else to the temporary folder, or else in a smaller form.
 
     Args:
         path: where it was asked for.
         forms: the form that was asked for, then smaller ones.
 
+    Returns:
+        What was written: `path`, or the files of a batch that take its place.
+
     Raises:
         ResultMovedError: it is not at `path`.
     """
     try:
-        forms[0].write(path)
-        return
+        written = forms[0].write(path)
+        return written if isinstance(written, list) else [path]
     except Exception as error:
         if not _is_writing_error(error):
             raise

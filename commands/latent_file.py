@@ -6,6 +6,8 @@ call it "latent_tensor". Metadata values are strings, as the format wants them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +51,36 @@ def latent_forms(latent: torch.Tensor, metadata: dict[str, str], sound: dict[str
     return forms
 
 
+def latent_shape(path: Path) -> tuple[int, ...]:
+    """The shape of the latent in a file, [B, C, H, W] or [B, C, T, H, W], from its header alone.
+
+    Raises:
+        InputError: as `read_latent`.
+    """
+    with _opened(path, "np") as (file, name):
+        shape = tuple(file.get_slice(name).get_shape())
+    if len(shape) not in (4, 5):
+        found = "x".join(map(str, shape))
+        reason = f"the tensor is {found}; [B, C, H, W] or [B, C, T, H, W] is needed"
+        raise InputError("latents", str(path), reason, "save the latent with its batch and channel dimensions")
+    return shape
+
+
 def read_latent(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
     """Read one latent and its metadata.
 
     Raises:
         InputError: missing, not a safetensors file, several tensors of which none is named as above, or not 4-D or 5-D.
     """
+    latent_shape(path)
+    with _opened(path, "pt") as (file, name):
+        # A mapped tensor would change with its file.
+        return file.get_tensor(name).clone(), dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[tuple[Any, str]]:
+    """A safetensors file, and the name of the latent in it."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -63,22 +89,16 @@ def read_latent(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
         reason = "latents are read from .safetensors (or ComfyUI's .latent) files only"
         raise InputError("latents", str(path), reason, "save them as safetensors")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             names = list(file.keys())
             chosen = [name for name in KEYS if name in names] or (names if len(names) == 1 else [])
             if not chosen:
                 reason = f"it holds {len(names)} tensors and none is named 'samples'"
                 raise InputError("latents", str(path), reason, "name the latent 'samples'")
-            latent = file.get_tensor(chosen[0]).clone()  # a mapped one would change with its file
-            metadata = dict(file.metadata() or {})
+            yield file, chosen[0]
     except SafetensorError as error:
         reason = f"it is no complete safetensors file ({error})"
         raise InputError("latents", str(path), reason, "save it again") from None
-    if latent.ndim not in (4, 5):
-        shape = "x".join(map(str, latent.shape))
-        reason = f"the tensor is {shape}; [B, C, H, W] or [B, C, T, H, W] is needed"
-        raise InputError("latents", str(path), reason, "save the latent with its batch and channel dimensions")
-    return latent, metadata
 
 
 def read_sound(path: Path) -> dict[str, Any] | None:

@@ -43,11 +43,11 @@ def frame_forms(frames: torch.Tensor, path: Path, frame_rate: float | None, audi
     """How frames can be written: as `path` asks for (see `write_frames`), and smaller."""
     suffix = "" if path.is_dir() else path.suffix
 
-    def write(target: Path) -> None:
-        write_frames(frames, target, frame_rate, audio)
+    def write(target: Path) -> list[Path]:
+        return write_frames(frames, target, frame_rate, audio)
 
-    def write_smaller(target: Path) -> None:
-        write_frames(frames, target, frame_rate, audio, smaller=True)
+    def write_smaller(target: Path) -> list[Path]:
+        return write_frames(frames, target, frame_rate, audio, smaller=True)
 
     if suffix.lower() == ".png":
         return [Form(suffix, write), Form(".jpg", write_smaller, "as jpg")]
@@ -168,8 +168,11 @@ def _mux_sound(container: Any, stream: Any, waveform: torch.Tensor, sample_rate:
     container.mux(stream.encode())
 
 
-def read_picture(path: Path, name: str = "image") -> torch.Tensor:
-    """Read one picture as float [H, W, 3] in 0..1: grey as equal channels, and colours as they are below transparency.
+def read_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.Tensor:
+    """Read one picture, upright, as float [H, W, 3] in 0..1: grey as equal channels, the first of an animation.
+
+    Args:
+        alpha: as [H, W, 4] where some of it is transparent; else the colours are as they are below the transparency.
 
     Raises:
         InputError: the file is missing or is no picture.
@@ -186,10 +189,49 @@ def read_picture(path: Path, name: str = "image") -> torch.Tensor:
             if upright.mode.startswith("I"):  # 16 bits, which Pillow's own conversion cuts off at 255
                 grey = numpy.asarray(upright).astype(numpy.float32) / 65535
                 return torch.from_numpy(grey.clip(0, 1))[..., None].expand(-1, -1, 3).contiguous()
-            pixels = numpy.asarray(upright.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
+            if upright.mode == "F":
+                reason = "its numbers have a floating point, and nothing says which of them is white"
+                raise InputError(name, str(path), reason, "save it as a png of 8 or 16 bits")
+            pixels = numpy.asarray(upright.convert("RGBA" if _is_clear(upright) and alpha else "RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # a broken PNG is a SyntaxError
+        if isinstance(error, InputError):
+            raise
         raise InputError(name, str(path), f"it cannot be read as a picture ({error})", "use a png or jpg") from None
     return torch.from_numpy(pixels.astype(numpy.float32) / 255)
+
+
+def _is_clear(picture: Any) -> bool:
+    """Whether any pixel of a picture of Pillow's is transparent, in whatever way its file says so."""
+    if "transparency" not in picture.info and picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa"):
+        return False
+    lowest, _ = picture.convert("RGBA").getchannel("A").getextrema()
+    return bool(lowest < 255)
+
+
+def left_out(path: Path, alpha: bool = False) -> list[str]:
+    """What `read_picture` and `read_frames` do not read of a file or of a folder's files, one sentence each.
+
+    Args:
+        alpha: whether transparency is read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    notes = []
+    for file in _pictures(path) if path.is_dir() else [path]:
+        try:
+            with Image.open(file) as picture:
+                count = getattr(picture, "n_frames", 1)
+                if count > 1:
+                    notes.append(f"{file.name}: the first of its {count} pictures is used.")
+                if not alpha and _is_clear(picture):
+                    notes.append(f"{file.name}: its transparency is left out, and its colours are used alone.")
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # a video, or what reading will complain of
+            continue
+    return notes
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
 
 
 def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float | None]:
@@ -204,7 +246,7 @@ def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float |
     import torch
 
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        files = _pictures(path)
         if not files:
             raise InputError(name, str(path), "the folder holds no pictures", "use a folder of png files")
         pictures = [read_picture(file, name) for file in files]

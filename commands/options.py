@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callbacks
 from ..errors import InputError
+from ..optimizations.quantization.schemes import quantization_choices
 from ..optimizations.settings import (
     ATTENTION_CHOICES,
     COMPILE_BACKENDS,
@@ -73,7 +74,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loading")
     group.add_argument("--revision", default="", help="Hub commit or branch (default: the newest)")
     group.add_argument(
-        "--quantization", default="none", metavar="SCHEME", help="quantize while loading (default: none)"
+        "--quantization",
+        default="none",
+        metavar="SCHEME",
+        help=f"quantize while loading: {', '.join(quantization_choices())} (default: none)",
     )
     group.add_argument("--memory-mode", choices=MEMORY_MODES, default="auto", help="where the weights live")
     add_device_options(parser)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..callbacks import SILENT, Callbacks, Progress
+
+
+def print_written(paths: Sequence[Path | None]) -> None:
+    """Say where the results of a command are, one line each; None is a file that was not asked for."""
+    for path in paths:
+        if path is not None:
+            print(f"written to {path}")
 
 
 class TerminalProgress:

@@ -82,7 +82,7 @@ class Sampler(io.ComfyNode):
             scheduler=scheduler,
             flow_shift=flow_shift or None,
             images=_image_list(images),
-            last_image=None if last_image is None else _rgb(last_image)[0],
+            last_image=None if last_image is None else _colours(last_image)[0],
             strength=strength,
             max_sequence_length=max_sequence_length or None,
             decode=decode,
@@ -109,12 +109,17 @@ class Sampler(io.ComfyNode):
 
 
 def _image_list(images: Mapping[str, torch.Tensor | None] | None) -> tuple[torch.Tensor, ...]:
-    """Return every picture of every connected batch, as RGB [H, W, 3]."""
+    """Return every picture of every connected batch, as [H, W, 3] or, with transparency, [H, W, 4]."""
     batches = [batch for batch in (images or {}).values() if batch is not None]
-    return tuple(image for batch in batches for image in _rgb(batch))
+    return tuple(image for batch in batches for image in _colours(batch))
 
 
-def _rgb(images: torch.Tensor) -> torch.Tensor:
-    """Return pictures [B, H, W, C] or clips [B, T, H, W, C] as RGB [B, H, W, 3], without alpha."""
+def _colours(images: torch.Tensor) -> torch.Tensor:
+    """Return pictures [B, H, W, C] or clips [B, T, H, W, C] as [B, H, W, 3 or 4], grey as equal channels."""
+    import torch
+
     pictures = images.flatten(0, 1) if images.ndim == 5 else images
-    return pictures.expand(*pictures.shape[:-1], 3) if pictures.shape[-1] == 1 else pictures[..., :3]
+    channels = pictures.shape[-1]
+    if channels > 2:
+        return pictures[..., :4]
+    return torch.cat([pictures[..., :1].expand(*pictures.shape[:-1], 3), pictures[..., 1:]], dim=-1)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from . import latents
+from .classes.forms import around
 from .families import Family
-from .requests import seeds
+from .requests import ReadyRequest, seeds
 from .types import SampleRequest
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         "width": request.width,
         "height": request.height,
         family.frames_argument: request.num_frames,
-        "frame_rate": request.frame_rate,
+        family.rate_argument: _rate(request.frame_rate),
         # Not every pipeline takes a list; one generator gives the same noise as a list of one.
         "generator": generators(request) if family.known or request.batch > 1 else generators(request)[0],
         # "pt" is raw in some classes (Kandinsky, DeepFloyd IF) and unknown to others (Shap-E).
@@ -55,13 +56,40 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     if from_image:
         arguments |= {"image": _start(pipeline, family, request), "strength": request.strength}
     elif request.images:
-        pictures = [to_pil(image) for image in request.images]
-        arguments["image"] = pictures if family.max_images > 1 else pictures[0]
+        pictures = [to_pil(image, family.alpha) for image in request.images]
+        arguments[family.image_argument] = pictures if family.max_images > 1 else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
     _check_text_length(pipeline, request)
     accepted = inspect.signature(pipeline.__call__).parameters
-    return {name: value for name, value in arguments.items() if name in accepted and value is not None}
+    call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
+    if family.guidance_replaces and request.guidance is not None:
+        call[family.guidance_replaces] = None
+    return call
+
+
+def _rate(rate: float | None) -> float | None:
+    """Frames per second as a whole number where they are one: some pipelines count with them."""
+    return int(rate) if rate is not None and float(rate).is_integer() else rate
+
+
+def form_for(pipeline: Any, family: Family, request: SampleRequest) -> Any:
+    """What is called for this request: the pipeline itself, or its form for pictures around the same models."""
+    form = _form(family, request)
+    return around(pipeline, form) if form and form != type(pipeline).__name__ else pipeline
+
+
+def form_class(request: ReadyRequest) -> type | None:
+    """The class of the form that is called instead of the pipeline itself, None for the pipeline itself."""
+    import diffusers
+
+    form = _form(request.family, request)
+    return getattr(diffusers, form) if form else None
+
+
+def _form(family: Family, request: SampleRequest) -> str:
+    with_picture = family.image_to_video if request.images else ""
+    return family.image_to_image if request.strength < 1.0 else with_picture
 
 
 def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:
@@ -109,19 +137,27 @@ def generators(request: SampleRequest) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds(request)]
 
 
-def to_pil(image: torch.Tensor) -> Image:
-    """A float [H, W, 3] image in 0..1 as the 8-bit picture that every pipeline accepts."""
+def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
+    """A float [H, W, 3 or 4] image in 0..1 as the 8-bit picture that every pipeline accepts.
+
+    Args:
+        alpha: as RGBA, opaque where the image has three channels; else as RGB, without its transparency.
+    """
     from PIL.Image import fromarray
 
-    pixels = (image[..., :3].detach().float().cpu().clamp(0, 1) * 255).round().byte()
-    return fromarray(pixels.numpy())
+    channels = image if alpha else image[..., :3]
+    pixels = (channels.detach().float().cpu().clamp(0, 1) * 255).round().byte()
+    picture = fromarray(pixels.numpy())
+    return picture.convert("RGBA") if alpha else picture
 
 
 def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:
     """What an image-to-image call starts from, once per item of the batch: the latent where there is one, else the
     first image, scaled to the size of the result."""
     if request.latent is None:
-        picture = to_pil(request.images[0]).resize((request.width or 0, request.height or 0), resample=LANCZOS)
+        picture = to_pil(request.images[0])
+        if request.width and request.height:
+            picture = picture.resize((request.width, request.height), resample=LANCZOS)
         return [picture] * request.batch
     native = latents.from_comfy(request.latent, family, pipeline.vae).to(pipeline.vae.dtype)
     native = native.squeeze(2) if native.ndim == 5 else native

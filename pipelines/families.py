@@ -20,7 +20,10 @@ class Family:
         name: short name, "flux2-klein".
         classes: diffusers classes it covers.
         guidance_argument: call argument that takes the guidance scale, "" when there is none.
+        guidance_replaces: call argument that is None where a guidance is given, "" when there is none.
+        guided_steps: steps that the model's own guidance, one per step, is made for; 0 = any number.
         second_guidance: has `guidance_scale_2` for its second expert.
+        prompt: takes a prompt.
         negative_prompt: honours a negative prompt.
         negative_above: the negative prompt acts only with a guidance above this value.
         empty_negative: what stands for "no negative prompt" where guidance needs one; None = leave it out.
@@ -32,13 +35,19 @@ class Family:
         max_size: largest width or height, in pixels: what the position embeddings reach.
         video: gives frames with a rate.
         num_frames, frame_rate: recommended clip, frames (0 = the pipeline's own) and frames per second.
+        frame_rate_assumed: nothing says which rate the model makes.
+        rate_argument: call argument that takes the frame rate, where there is one.
         frames_argument: call argument that takes the number of frames.
-        required: call arguments without a default that no input of a request fills.
+        required: call arguments that it fails without, and that no input of a request fills.
+        makes: what it makes instead of pictures, in words, "" for one that makes those.
         frame_step: frames are 1 + a multiple of it; 1 = any number.
         max_frames: longest clip, in frames.
         images: "none" for text only, "optional", or "required".
         max_images: reference images accepted.
+        image_argument: call argument that takes them.
+        alpha: reads the transparency of a picture.
         last_image: takes a last frame besides the first.
+        own_strength: of a call that always starts from its picture, None for any other.
         batch_by_prompts: a batch is a list of prompts rather than several images per prompt.
         sound: gives a sound track with the frames.
         layout: native latent. "plain" is [B, C, h, w]; "video" is [B, C, t, h, w]; "packed" is [B, h/2 * w/2, 4C];
@@ -49,16 +58,21 @@ class Family:
         comfy_format: class name in ComfyUI's `latent_formats`, "" when there is none.
         timestep_arguments: what the pipeline hands to `set_timesteps` besides the number of steps: "sigmas", "mu".
         own_flow_sigmas: leaves the sigmas to a scheduler that is configured with `use_flow_sigmas`.
+        scheduling: how a class outside the table drives its scheduler.
         unguided: further call arguments for a guidance that is off (1 or less), as (name, value) pairs: what else must
             go for every step to run the model once.
         image_to_image: diffusers class that starts from an image with a strength, "" when there is none.
+        image_to_video: diffusers class with the same models that takes a first frame, "" when there is none.
         extra: further fixed call arguments, as (name, value) pairs.
     """
 
     name: str
     classes: tuple[str, ...] = ()
     guidance_argument: str = "guidance_scale"
+    guidance_replaces: str = ""
+    guided_steps: int = 0
     second_guidance: bool = False
+    prompt: bool = True
     negative_prompt: bool = True
     negative_above: float = 1.0
     empty_negative: str | None = None
@@ -72,13 +86,19 @@ class Family:
     video: bool = False
     num_frames: int = 1
     frame_rate: float | None = None
+    frame_rate_assumed: bool = False
+    rate_argument: str = "frame_rate"
     frames_argument: str = "num_frames"
     required: tuple[str, ...] = ()
+    makes: str = ""
     frame_step: int = 1
     max_frames: int = 1
     images: str = "none"
     max_images: int = 0
+    image_argument: str = "image"
+    alpha: bool = False
     last_image: bool = False
+    own_strength: float | None = None
     batch_by_prompts: bool = False
     sound: bool = False
     layout: str = ""
@@ -88,8 +108,10 @@ class Family:
     comfy_format: str = ""
     timestep_arguments: tuple[str, ...] = ()
     own_flow_sigmas: bool = False
+    scheduling: Any = None
     unguided: tuple[tuple[str, Any], ...] = ()
     image_to_image: str = ""
+    image_to_video: str = ""
     extra: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -262,6 +284,6 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         _WAN, name="wan-i2v", classes=("WanImageToVideoPipeline",), images="required", max_images=1, last_image=True
     ),
-    _LTX2,
+    replace(_LTX2, images="optional", max_images=1, image_to_video="LTX2ImageToVideoPipeline"),
     replace(_LTX2, name="ltx2-i2v", classes=("LTX2ImageToVideoPipeline",), images="required", max_images=1),
 )

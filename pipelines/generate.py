@@ -12,14 +12,16 @@ from ..errors import check_choice
 from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import latents, lora, sampling
+from .arguments import form_class
 from .cache import CACHE
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
 from .loading import loader
-from .requests import ready
+from .requests import SCHEDULER_DEFAULT, ReadyRequest, ready
 from .results import refuse_without_picture
-from .types import LoadedPipeline, LoraSpec, PipelineHandle, SampleRequest, SampleResult
+from .schedulers import TRIAL_STEPS, fitting_scheduler
+from .types import LoadedPipeline, LoadKey, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
 ENDED_NOT_FINITE = "the run ended in NaN or infinity with it, so it was made again without"
 
@@ -57,12 +59,26 @@ def generate(
     family = loader.family_of_key(handle.key)
     refuse_without_picture(family)
     request = ready(family, request)
+    check_before_load(handle.key, request)
     lora.check_loras(handle.loras)
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         result = run_loaded(loaded, handle, request, settings, callbacks, memory=memory)
     result.report.facts["seconds"] = _loading(loaded, before) | result.report.facts["seconds"]
     return result
+
+
+def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
+    """Refuse a scheduler that does not fit, where the configuration files say which one the model comes with.
+
+    Raises:
+        InputError: it does not fit; the error lists those that do.
+    """
+    original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
+    if original is not None:
+        fitting_scheduler(
+            original, request.family, request.scheduler, request.steps or TRIAL_STEPS, form_class(request)
+        )
 
 
 def run_loaded(

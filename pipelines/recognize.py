@@ -5,10 +5,12 @@ A class that is not in the table still runs: what can be known of it is read fro
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from .classes.guidance import guidance_of_model
+from .classes.signature import family_from_signature
 from .families import FAMILIES, Family
 
 _BY_CLASS = {name: family for family in FAMILIES for name in family.classes}
@@ -26,50 +28,30 @@ def family_of(pipeline: Any) -> Family:
         import diffusers
 
         found = getattr(diffusers, pipeline, None)
-        return _from_signature(found) if isinstance(found, type) else Family(pipeline, (pipeline,), size_multiple=8)
+        return family_of(found) if isinstance(found, type) else Family(pipeline, (pipeline,), size_multiple=8)
     pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
-    family = _BY_CLASS.get(pipeline_class.__name__) or _from_signature(pipeline_class)
-    return family if isinstance(pipeline, type) else _variant_of(family, pipeline)
+    family = _BY_CLASS.get(pipeline_class.__name__) or family_from_signature(pipeline_class)
+    if isinstance(pipeline, type):
+        return family
+    parts = {name: part.config for name, part in pipeline.components.items() if _has_settings(part)}
+    return _variant_of(family, pipeline_class, pipeline.config, parts)
 
 
-def _from_signature(pipeline_class: type) -> Family:
-    """What the call of an unknown class says about itself: its arguments and their defaults.
+def family_of_configuration(
+    pipeline_class: type, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+) -> Family:
+    """The family, and its variant, of a pipeline that is not loaded.
 
-    A default of None stays None: what it stands for is the pipeline's to decide, by its models' configuration.
+    Args:
+        config: of the pipeline: what its `model_index.json` holds.
+        parts: component name -> its configuration.
     """
-    parameters = inspect.signature(pipeline_class.__call__).parameters
+    family = _BY_CLASS.get(pipeline_class.__name__) or family_from_signature(pipeline_class)
+    return _variant_of(family, pipeline_class, config, parts)
 
-    def default(name: str) -> Any:
-        value = parameters[name].default if name in parameters else None
-        return None if value is inspect.Parameter.empty or isinstance(value, list | tuple) else value
 
-    guidance = next((name for name in ("guidance_scale", "true_cfg_scale") if name in parameters), "")
-    scale = default(guidance)
-    missing = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    frames = next((name for name in ("num_frames", "frames") if name in parameters), "")
-    rate = default("frame_rate") or default("fps")
-    name = pipeline_class.__name__
-    return Family(
-        name,
-        (name,),
-        guidance_argument=guidance,
-        second_guidance="guidance_scale_2" in parameters,
-        negative_prompt="negative_prompt" in parameters,
-        steps=int(default("num_inference_steps") or 28),
-        guidance=None if scale is None else float(scale),
-        width=int(default("width") or 0),
-        height=int(default("height") or 0),
-        size_multiple=8,
-        video=bool(frames),
-        num_frames=int(default(frames) or 0) if frames else 1,
-        frame_rate=float(rate or 16.0) if frames else None,
-        frames_argument=frames or "num_frames",
-        required=tuple(name for name in missing if name not in ("self", "prompt", "image")),
-        max_frames=4096 if frames else 1,
-        images="required" if "image" in missing else "optional" if "image" in parameters else "none",
-        max_images=1 if "image" in parameters else 0,
-        last_image="last_image" in parameters,
-    )
+def _has_settings(part: Any) -> bool:
+    return isinstance(getattr(part, "config", None), Mapping)
 
 
 def small(family: Family) -> Family:
@@ -83,28 +65,44 @@ def small(family: Family) -> Family:
     return replace(family, steps=4, width=128, height=128, num_frames=frames, extra=tuple(extra.items()))
 
 
-def _variant_of(family: Family, pipeline: Any) -> Family:
+def _variant_of(
+    family: Family, pipeline_class: type, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+) -> Family:
     """The family with the recommendations that belong to this checkpoint, read from its configuration."""
-    config = pipeline.config
-    if family.name == "flux" and not pipeline.transformer.config.guidance_embeds:
+    model, scheduler = parts.get("transformer", {}), parts.get("scheduler", {})
+    if not family.known:
+        return _unknown_variant(family, pipeline_class, config, model)
+    if family.name == "flux" and not model.get("guidance_embeds"):
         return replace(family, steps=4, guidance=0.0, guidance_argument="")
     if family.name == "flux2-klein" and config.get("is_distilled"):
         return replace(family, steps=4, guidance=1.0)
-    if family.name == "zimage" and pipeline.scheduler.config.get("shift", 3.0) > 3.0:
+    if family.name == "zimage" and scheduler.get("shift", 3.0) > 3.0:
         return replace(family, steps=50, guidance=4.0)
     if family.name in ("wan-t2v", "wan-i2v"):
         return _wan_variant(family, config)
-    if family.layout == "tokens" and not pipeline.transformer.config.get("cross_attn_mod"):
+    if family.layout == "tokens" and not model.get("cross_attn_mod"):
         # LTX-2.0; the pipeline's defaults are those of 2.3 and later.
         extra = (("spatio_temporal_guidance_blocks", (29,)), ("use_cross_timestep", False))
         return replace(family, steps=40, extra=extra)
     return family
 
 
-def _wan_variant(family: Family, config: Any) -> Family:
-    if config.get(
-        "expand_timesteps"
-    ):  # the 5B model with its own VAE: 48 channels, 16 pixels a cell, 24 frames a second
+def _unknown_variant(
+    family: Family, pipeline_class: type, config: Mapping[str, Any], model: Mapping[str, Any]
+) -> Family:
+    argument = guidance_of_model(pipeline_class, model.get("guidance_embeds"), family.guidance_argument)
+    if argument != family.guidance_argument:
+        family = replace(family, guidance_argument=argument, guidance=family.guidance if argument else None)
+    if family.second_guidance and config.get("boundary_ratio") is None:
+        family = replace(family, second_guidance=False)
+    if family.name.startswith("CogVideoX") and model.get("patch_size_t") is not None:
+        family = replace(family, frame_rate=16.0)  # CogVideoX 1.5
+    return family
+
+
+def _wan_variant(family: Family, config: Mapping[str, Any]) -> Family:
+    if config.get("expand_timesteps"):  # the 5B model: its own VAE, 48 channels, 16 pixels a cell, 24 frames a second
+        text = family.name == "wan-t2v"
         return replace(
             family,
             second_guidance=False,
@@ -116,6 +114,10 @@ def _wan_variant(family: Family, config: Any) -> Family:
             latent_channels=48,
             latent_stride=16,
             comfy_format="Wan22",
+            images="optional" if text else family.images,
+            max_images=1,
+            image_to_video="WanImageToVideoPipeline" if text else "",
+            last_image=False,  # the image-to-video class takes one, and never reads it for this model
         )
     if config.get("boundary_ratio") is None:
         return replace(family, second_guidance=False)

@@ -32,6 +32,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     Raises:
         InputError: the first thing that cannot be done, naming the input, its value, the reason and the cure.
     """
+    _check_purpose(family)
     _check_range("steps", request.steps, 1, MAX_STEPS, f"{family.steps} is recommended")
     _check_range("batch", request.batch, 1, MAX_BATCH, "run it several times for more")
     _check_range("seed", request.seed, 0, 2**64 - 1, "use any number in that range")
@@ -43,13 +44,11 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_size("height", request.height, family)
     _check_frames(family, request)
     _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
-    _check_prompt(request)
+    _check_guided_steps(family, request)
+    _check_prompt(family, request)
     _check_scheduler_name(request.scheduler)
     _check_images(family, request)
-    if family.required:
-        reason = f"it needs what no input here gives: {', '.join(family.required)}"
-        raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
-    return _ignored(family, request)
+    return [*_ignored(family, request), *_assumed(family, request)]
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,27 @@ def seeds(request: SampleRequest) -> tuple[int, ...]:
     return tuple((request.seed + index) % 2**64 for index in range(request.batch))
 
 
+def _check_purpose(family: Family) -> None:
+    """Refuse a class that makes something else than pictures, or that needs more than a request can say."""
+    if family.makes:
+        raise InputError("model", family.name, f"it makes {family.makes}", "choose a model of pictures or video")
+    if family.required:
+        reason = f"it needs what no input here gives: {', '.join(family.required)}"
+        raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
+
+
+def _check_guided_steps(family: Family, request: SampleRequest) -> None:
+    if family.guided_steps and request.guidance is None and request.steps not in (None, family.guided_steps):
+        reason = f"{family.name}'s own guidance is a list for {family.guided_steps} steps"
+        raise InputError("steps", request.steps, reason, f"use {family.guided_steps}, or set guidance too")
+
+
 def _check_range(name: str, value: float | None, low: float, high: float, cure: str) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InputError(name, value, f"it must be between {low:g} and {high:g}", cure)
+        least, most = (str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
+        raise InputError(name, value, f"it must be between {least} and {most}", cure)
 
 
 def _check_size(name: str, value: int | None, family: Family) -> None:
@@ -150,7 +165,7 @@ def _check_frames(family: Family, request: SampleRequest) -> None:
     raise InputError("num_frames", frames, reason, cure + recommended)
 
 
-def _check_prompt(request: SampleRequest) -> None:
+def _check_prompt(family: Family, request: SampleRequest) -> None:
     """Text there must be, unless a picture, or a latent to start from, says what to make."""
     if not isinstance(request.prompt, str):
         raise InputError("prompt", request.prompt, "it must be text", "")
@@ -159,7 +174,7 @@ def _check_prompt(request: SampleRequest) -> None:
             reason = "it holds a NUL or half a surrogate pair, which no tokenizer reads"
             raise InputError(name, getattr(request, name), reason, "leave that character out")
     from_latent = request.latent is not None and request.strength < 1.0
-    if not request.prompt.strip() and not request.images and not from_latent:
+    if family.prompt and not request.prompt.strip() and not request.images and not from_latent:
         cure = "write what the picture should show, if only one word"
         raise InputError("prompt", request.prompt, "it is empty, so nothing says what to make", cure)
 
@@ -183,6 +198,8 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     if not 0.0 < request.strength <= 1.0:
         raise InputError("strength", request.strength, "it must be above 0 and at most 1", "1 starts from noise")
     count = len(request.images)
+    if family.own_strength is not None and count and request.strength >= 1.0:
+        _check_steps_left(family, request, family.own_strength)
     if request.strength < 1.0:
         _check_image_to_image(family, request)
     elif family.images == "none" and count:
@@ -203,24 +220,35 @@ def _check_image_to_image(family: Family, request: SampleRequest) -> None:
     if not request.images and request.latent is None:
         cure = "connect an image or a latent, or set strength to 1"
         raise InputError("strength", request.strength, "below 1 there must be something to start from", cure)
-    steps = request.steps or family.steps
-    if int(steps * request.strength) < 1:
-        cure = f"use at least {math.ceil(100 / steps) / 100:g} or more steps"
-        raise InputError("strength", request.strength, f"of {steps} steps, none would be left", cure)
+    _check_steps_left(family, request, request.strength)
     if request.latent is not None:
         from .latents import check_latent
 
+        if not family.known:
+            reason = f"how {family.name} lays its latents out is not known here"
+            raise InputError("latent", "tensor", reason, "connect an image instead")
         check_latent(request.latent, family)
+
+
+def _check_steps_left(family: Family, request: SampleRequest, strength: float) -> None:
+    """A run that starts from a picture takes that part of the steps."""
+    steps = request.steps or family.steps
+    if int(steps * strength) < 1:
+        cure = f"use at least {math.ceil(100 / steps) / 100:g} or more steps"
+        raise InputError("strength", strength, f"of {steps} steps, none would be left", cure)
 
 
 def _check_image(name: str, image: torch.Tensor) -> None:
     shape = list(getattr(image, "shape", ()))
     if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
-        raise InputError(name, f"shape {shape}", "an image is [height, width, 3]", "connect an IMAGE output")
+        reason = "an image is [height, width, 3] or [height, width, 4]"
+        raise InputError(name, f"shape {shape}", reason, "connect an IMAGE output")
 
 
 def _ignored(family: Family, request: SampleRequest) -> list[str]:
     notes = []
+    if request.prompt.strip() and not family.prompt:
+        notes.append(f"prompt ignored: {family.name} takes none.")
     guidance = family.guidance if request.guidance is None else request.guidance
     if request.negative_prompt and not family.negative_prompt:
         notes.append(f"negative_prompt ignored: {family.name} has none.")
@@ -232,9 +260,25 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
         notes.append(f"guidance_2 ignored: {family.name} has no second expert.")
     if request.frame_rate is not None and not family.video:
         notes.append(f"frame_rate ignored: {family.name} makes single images.")
+    given = [*((f"images[{index}]", image) for index, image in enumerate(request.images))]
+    given += [] if request.last_image is None else [("last_image", request.last_image)]
+    clear = [name for name, image in given if image.shape[-1] == 4 and bool((image[..., 3] < 1.0).any())]
+    if clear and not family.alpha:
+        notes.append(f"transparency of {', '.join(clear)} ignored: {family.name} reads the colours alone.")
     if request.latent is not None and request.strength >= 1.0:
-        notes.append("latent ignored but for its size: strength = 1 starts from noise.")
+        kept = " but for its size" if family.known else ""
+        notes.append(f"latent ignored{kept}: strength = 1 starts from noise.")
     return notes
+
+
+def _assumed(family: Family, request: SampleRequest) -> list[str]:
+    """What is done that nobody asked for: the pipeline's own, or a guess."""
+    if family.own_strength is not None and request.images and request.strength >= 1.0:
+        return [f"strength: {family.name}'s own {family.own_strength:g}; a value below 1 takes its place."]
+    if family.video and family.frame_rate_assumed and request.frame_rate is None:
+        rate = f"{family.frame_rate:g}"
+        return [f"{rate} frames per second assumed: {family.name} does not say its own; set frame_rate if you know it."]
+    return []
 
 
 def _size(family: Family, request: SampleRequest) -> tuple[int | None, int | None]:
@@ -244,7 +288,7 @@ def _size(family: Family, request: SampleRequest) -> tuple[int | None, int | Non
     """
     width, height = family.width, family.height
     multiple = family.size_multiple
-    if request.latent is not None and request.latent.ndim >= 4:
+    if request.latent is not None and request.latent.ndim >= 4 and family.known:
         height, width = (edge * family.latent_stride for edge in request.latent.shape[-2:])
     elif not family.width or not family.height:
         return request.width, request.height

@@ -14,16 +14,17 @@ from ..errors import InputError, first_line
 from ..optimizations.components import denoisers, step_experts
 from ..report import OptimizationReport
 from . import latents
-from .arguments import call_arguments
+from .arguments import call_arguments, form_for
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
 from .requests import ReadyRequest, ready, seeds
 from .results import frames_of
-from .schedulers import scheduler_for_run
+from .schedulers import TRIAL_STEPS, scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
 from .sound import sound_of, summary
 from .steps import Watch, watched
+from .text_length import cut_notes, watched_texts
 from .types import LoadedPipeline, SampleRequest, SampleResult
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def run(
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with _cleaned_up(loaded.pipeline):
-        outputs, last, watch, experts = _denoise(loaded, request, callbacks, report)
+        with watched_texts(loaded.pipeline) as texts:
+            outputs, last, watch, experts = _denoise(loaded, request, callbacks, report)
+        for note in cut_notes(loaded.pipeline, texts, request):
+            report.note(note)
         step_seconds = watch.step_seconds
         stages["text encode"] = watch.text_seconds
         if watch.encode_seconds:
@@ -104,9 +108,9 @@ def run(
 def _denoise(
     loaded: LoadedPipeline, request: ReadyRequest, callbacks: Callbacks, report: OptimizationReport
 ) -> tuple[list[Any], torch.Tensor | None, Watch, tuple[str, ...]]:
-    """(what the pipeline returned, by call; the latent after the last step; what was seen; which expert did each step)."""
+    """(what the pipeline returned, by call; the latent after the last step; what was seen; the expert of each step)."""
     family = loaded.family
-    pipeline = loaded.pipeline if request.strength >= 1.0 else _image_to_image(loaded.pipeline, family)
+    pipeline = form_for(loaded.pipeline, family, request)
 
     def on_step(done: int, total: int, estimate: torch.Tensor | None) -> None:
         check_unchanged(loaded.key.source, loaded.mapped)
@@ -131,7 +135,8 @@ def _denoise(
             raise
 
     calls_to_come = begun = 0
-    with scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift) as scheduler:
+    steps = request.steps or TRIAL_STEPS
+    with scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift, steps) as scheduler:
         shift = None if scheduler is None else scheduler.config.get("shift_terminal")
         if request.steps == 1 and shift:  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
@@ -164,14 +169,6 @@ def _joined(latents: list[torch.Tensor | None]) -> torch.Tensor | None:
     found = [latent for latent in latents if latent is not None]
     alike = len(found) == len(latents) and len({latent.shape for latent in found}) == 1
     return torch.cat(found) if alike else None
-
-
-def _image_to_image(pipeline: Any, family: Family) -> Any:
-    """The pipeline's image-to-image form, around the same models: it loads nothing and is thrown away after the run."""
-    import diffusers
-
-    form = getattr(diffusers, family.image_to_image)
-    return form(**{name: part for name, part in pipeline.components.items() if name in form._get_signature_types()})
 
 
 def _comfy_latent(

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import InputError, first_line
+from .classes.scheduling import SchedulerUse, objection, scheduler_use
 from .families import Family
 
-_TRIAL_STEPS = 4
+TRIAL_STEPS = 4
 _ANOTHER_PROCESS = "it is made for another kind of process"
 
 SCHEDULERS = (
@@ -56,7 +57,9 @@ SHORT_NAMES = {
 
 
 @contextmanager
-def scheduler_for_run(pipeline: Any, family: Family, name: str, shift: float | None = None) -> Iterator[Any]:
+def scheduler_for_run(
+    pipeline: Any, family: Family, name: str, shift: float | None = None, steps: int = TRIAL_STEPS
+) -> Iterator[Any]:
     """Give `pipeline` a fresh scheduler while the block runs.
 
     Args:
@@ -64,6 +67,7 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str, shift: float | N
         family: what the pipeline hands to the scheduler.
         name: class name, one of `SHORT_NAMES`, or "model default" for the model's own class and configuration.
         shift: of a flow model's noise levels, instead of the configured one.
+        steps: of the run; some schedulers cannot take only two or three.
 
     Yields:
         The scheduler, None for a pipeline without one of that name.
@@ -78,13 +82,8 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str, shift: float | N
             raise InputError("flow_shift", shift, reason, "leave it out")
         raise InputError("scheduler", name, reason, "use 'model default'")
     fresh = {id(scheduler): type(scheduler).from_config(scheduler.config) for scheduler in schedulers_of(pipeline)}
-    class_name = class_of(name, original)
-    if class_name not in ("model default", type(original).__name__):
-        fresh[id(original)] = _candidate(original, class_name)
-    if objection := "" if name == "model default" else _objection(family, fresh[id(original)]):
-        fitting = ", ".join(compatible_schedulers(original, family))
-        reason = f"it does not fit {type(pipeline).__name__} ({objection})"
-        raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
+    if original is not None:
+        fresh[id(original)] = fitting_scheduler(original, family, name, steps, type(pipeline))
     if shift is not None:
         fresh[id(original)] = _shifted(fresh[id(original)], shift)
     changed = [
@@ -134,6 +133,29 @@ def _shifted(scheduler: Any, shift: float) -> Any:
     return type(scheduler).from_config(config, **{name: shift})
 
 
+def fitting_scheduler(
+    original: Any, family: Family, name: str, steps: int = TRIAL_STEPS, pipeline_class: type | None = None
+) -> Any:
+    """A fresh scheduler for a pipeline whose own one is `original`; it needs no weights.
+
+    Args:
+        pipeline_class: what is called, where it is not the family's own class but a form of it.
+
+    Raises:
+        InputError: it does not fit this pipeline; the error lists those that do.
+    """
+    class_name = class_of(name, original)
+    own = class_name in ("model default", type(original).__name__)
+    fresh = type(original).from_config(original.config) if own else _candidate(original, class_name)
+    uses = _uses(family, pipeline_class)
+    if objection := "" if name == "model default" else _objection(family, fresh, uses, steps):
+        fitting = ", ".join(compatible_schedulers(original, family, steps, pipeline_class))
+        called = family.classes[0] if pipeline_class is None else pipeline_class.__name__
+        reason = f"it does not fit {called} ({objection})"
+        raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
+    return fresh
+
+
 def class_of(name: str, original: Any) -> str:
     """The class that a short name stands for with the model of the scheduler `original`; any other name as it is."""
     if name not in SHORT_NAMES:
@@ -142,11 +164,22 @@ def class_of(name: str, original: Any) -> str:
     return (flow or diffusion) if is_flow(original) else diffusion
 
 
-def compatible_schedulers(original: Any, family: Family) -> tuple[str, ...]:
+def compatible_schedulers(
+    original: Any, family: Family, steps: int = TRIAL_STEPS, pipeline_class: type | None = None
+) -> tuple[str, ...]:
     """Class names of all schedulers that can take the place of a pipeline's own one, that one first."""
     own = type(original).__name__
     others = (name for name in SCHEDULERS if name != own)
-    return (own, *(name for name in others if not _objection(family, _candidate(original, name))))
+    uses = _uses(family, pipeline_class)
+    return (own, *(name for name in others if not _objection(family, _candidate(original, name), uses, steps)))
+
+
+def _uses(family: Family, pipeline_class: type | None) -> list[SchedulerUse]:
+    """How the classes that are called drive their scheduler; of the table's own ones the table says it."""
+    uses = [] if family.scheduling is None else [family.scheduling]
+    if pipeline_class is not None and pipeline_class.__name__ not in family.classes:
+        uses.append(scheduler_use(pipeline_class))
+    return uses
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -170,6 +203,8 @@ def _candidate(original: Any, name: str) -> Any:
         return f"it needs {', '.join(missing or needed)}, which cannot be imported"
     if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
         return "diffusers has no such scheduler"
+    if type(original).__name__ not in SCHEDULERS and scheduler_class not in original.compatibles:
+        return _ANOTHER_PROCESS  # the model was made for a scheduler of its own
     parameters = inspect.signature(scheduler_class.__init__).parameters
     flow_class = name.startswith("FlowMatch")
     changes: dict[str, Any] = {}
@@ -185,33 +220,59 @@ def _candidate(original: Any, name: str) -> Any:
         return _ANOTHER_PROCESS
     try:
         return scheduler_class.from_config(original.config, **changes)
-    except (ImportError, TypeError, ValueError, NotImplementedError) as error:  # a package or a setting it lacks
+    except (
+        ImportError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        IndexError,
+    ) as error:  # a package or a setting it lacks
         return first_line(error)
 
 
-def _objection(family: Family, scheduler: Any) -> str:
+def _objection(family: Family, scheduler: Any, uses: list[SchedulerUse], steps: int) -> str:
     """Why a family's pipelines cannot drive this `_candidate`, "" when they can: asks it for timesteps as they will."""
     if isinstance(scheduler, str):
         return scheduler
-    arguments = _timestep_arguments(family, scheduler)
+    arguments = _timestep_arguments(family, scheduler, steps)
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     for name in arguments:
         if name not in accepted:
             return f"the pipeline gives it {name!r}, which it does not take"
     try:
         trial = type(scheduler).from_config(scheduler.config)
-        trial.set_timesteps(**({} if "sigmas" in arguments else {"num_inference_steps": _TRIAL_STEPS}), **arguments)
-    except (ValueError, TypeError, AssertionError, NotImplementedError, ImportError, IndexError) as error:
+        count = {} if {"sigmas", "timesteps"} & set(arguments) else {"num_inference_steps": steps}
+        further = {name: None for use in uses for name in use.further_arguments if name in accepted}
+        trial.set_timesteps(**count, **arguments, **further)
+        return next(filter(None, (objection(use, trial) for use in uses)), "")
+    except (
+        ValueError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        NotImplementedError,
+        ImportError,
+        IndexError,
+        RuntimeError,
+    ) as error:
         return first_line(error)
-    return ""
 
 
-def _timestep_arguments(family: Family, scheduler: Any) -> dict[str, Any]:
+def _timestep_arguments(family: Family, scheduler: Any, steps: int) -> dict[str, Any]:
     """What the family's pipelines hand to `set_timesteps` besides the number of steps, with values to try."""
-    values = {"mu": 0.8, "sigmas": [1.0 - step / _TRIAL_STEPS for step in range(_TRIAL_STEPS)]}
+    import diffusers
+    import numpy
+
+    use = family.scheduling or scheduler_use(getattr(diffusers, family.classes[0]))
+    sigmas = numpy.linspace(1.0, 1.0 / steps, steps)
+    values = {
+        "mu": 0.8,
+        "sigmas": sigmas if use.sigmas_as_array else sigmas.tolist(),
+        "timesteps": numpy.linspace(999, 0, steps + 1)[:-1].round().astype(int),
+    }
     names = set(family.timestep_arguments)
     if scheduler.config.get("use_flow_sigmas") and family.own_flow_sigmas:
         names.discard("sigmas")
-    if family.name == "sd3" and scheduler.config.get("use_dynamic_shifting"):
+    if use.shifts_dynamically and scheduler.config.get("use_dynamic_shifting"):
         names.add("mu")
     return {name: values[name] for name in sorted(names)}

@@ -100,8 +100,8 @@ class SampleRequest:
         scheduler: "model default" or the name of a diffusers scheduler class.
         flow_shift: how far a flow model's steps lean to the noisy end, None = the scheduler's own. With two experts it
             decides how many steps are whose; a LoRA for few steps wants the one that it was made with.
-        images: reference images, each float [H, W, 3] in 0..1.
-        last_image: last frame for first-and-last-frame video, float [H, W, 3] in 0..1.
+        images: reference images, each float [H, W, 3] in 0..1; [H, W, 4] with transparency, which few models read.
+        last_image: last frame for first-and-last-frame video, likewise.
         latent: ComfyUI-convention latent to start from ([B, C, H, W] or [B, C, T, H, W]), with `strength` < 1.
         strength: 1.0 starts from noise; below 1, from `images[0]` or `latent`, where the pipeline has an
             image-to-image form.

@@ -21,7 +21,7 @@ from .. import tiny
 from ..families import Family
 from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
-from . import checkpoints, single_file
+from . import checkpoints, described, single_file
 from .completeness import check_complete, check_read
 from .components import components, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
@@ -94,15 +94,19 @@ def resolve(
 
 @lru_cache(maxsize=64)
 def family_of_key(key: LoadKey) -> Family:
-    """The family that a key will load, for checks before the load; the variant is known only after it."""
+    """The family that a key will load, for checks before the load."""
     if key.source.startswith(TINY):
         return small(family_of(tiny.PIPELINE_CLASSES[key.source.removeprefix(TINY)]))
-    import diffusers
-
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
-    name = single_file.pipeline_class_of(path) if path.is_file() else checkpoints.read_index(path)["_class_name"]
-    return family_of(getattr(diffusers, name, name))
+    return family_of(single_file.pipeline_class_of(path)) if path.is_file() else described.family_of_folder(path)
+
+
+@lru_cache(maxsize=64)
+def scheduler_of_key(key: LoadKey) -> Any:
+    """The scheduler that a key's pipeline comes with, to ask before the load; None where only the load tells it."""
+    path = folder_of(key)
+    return described.scheduler_of_folder(path) if path is not None and path.is_dir() else None
 
 
 def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:

@@ -36,6 +36,7 @@ MAY_IMPORT = {
 }
 OWN_ROOM = {
     "pipelines/tiny": set(),
+    "pipelines/classes": {"families"},
     "pipelines/loading": {"families", "recognize", "tiny", "types"},
     "pipelines/decoding": {"families", "latents", "types"},
     "optimizations": {"caching", "quantization"},

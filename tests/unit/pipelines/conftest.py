@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))
 
 WAN_SHAPE = {"z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
 LTX_SHAPE = {"latent_channels": 8, "block_out_channels": (8, 16, 32, 32), "layers_per_block": (1,) * 5}

@@ -1,0 +1,49 @@
+"""What the configuration files of a diffusers folder say before any weights are read: its family, its scheduler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...errors import ModelFileError
+from ..families import Family
+from ..recognize import family_of, family_of_configuration
+from . import checkpoints
+from .small_files import read_json
+
+_READ = ("transformer", "scheduler")
+"""The components whose configuration tells which variant of a family a checkpoint is."""
+
+
+def family_of_folder(folder: Path) -> Family:
+    """The family of a folder, as the loaded pipeline will have it."""
+    import diffusers
+
+    index = checkpoints.read_index(folder)
+    name = index["_class_name"]
+    pipeline_class = getattr(diffusers, name, None)
+    if not isinstance(pipeline_class, type):
+        return family_of(name)
+    present = checkpoints.components(index)
+    parts = {part: configuration(folder, part) for part in _READ if part in present}
+    return family_of_configuration(pipeline_class, index, parts)
+
+
+def scheduler_of_folder(folder: Path) -> Any:
+    """The scheduler that a folder's pipeline comes with, without anything else of it; None where it has none."""
+    import diffusers
+
+    _, name = checkpoints.components(checkpoints.read_index(folder)).get("scheduler", ("", ""))
+    scheduler_class = getattr(diffusers, name, None) if name else None
+    if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
+        return None
+    return scheduler_class.from_config(configuration(folder, "scheduler"))
+
+
+def configuration(folder: Path, part: str) -> dict[str, Any]:
+    """A component's configuration, {} where it cannot be read: what is wrong with it is for the load to say."""
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    try:
+        return read_json(folder / part / name)
+    except ModelFileError:
+        return {}
