@@ -39,21 +39,13 @@ _FURTHER = {
     "StableDiffusionPix2PixZeroPipeline": ("source_embeds", "target_embeds"),
 }
 _MAKES = {
-    "AceStep": "sound",
-    "AudioDiffusion": "sound",
-    "AudioLDM": "sound",
-    "DanceDiffusion": "sound",
     "DiffusionGemma": "text",
     "FluxPriorRedux": "embeddings for another pipeline",
     "KandinskyPrior": "embeddings for another pipeline",
     "KandinskyV22Prior": "embeddings for another pipeline",
     "LLaDA2": "text",
-    "LongCatAudio": "sound",
-    "MusicLDM": "sound",
     "RFD4Proteina": "proteins",
     "ShapE": "shapes in three dimensions",
-    "SpectrogramDiffusion": "sound",
-    "StableAudio": "sound",
     "StableCascadePrior": "embeddings for another pipeline",
     "WuerstchenPrior": "embeddings for another pipeline",
 }

@@ -241,7 +241,6 @@ def test_the_only_picture_of_a_control_model_is_its_control_image() -> None:
 
 def test_classes_that_make_no_pictures_are_refused() -> None:
     for name, what in (
-        ("StableAudioPipeline", "sound"),
         ("KandinskyPriorPipeline", "embeddings"),
         ("ShapEPipeline", "shapes"),
     ):
