@@ -146,6 +146,8 @@ def restore(pipeline: Any) -> None:
         return
     if current.mode == "model_offload":
         pipeline.remove_all_hooks()
+        for model in modules(pipeline).values():
+            _take_off_own_forward(model)
     elif current.mode in GROUP_MODES:
         for model in modules(pipeline).values():
             _remove_group_hooks(model)
@@ -190,7 +192,7 @@ def _group_offload(pipeline: Any, mode: str, device: torch.device) -> None:
 
 
 def _remove_group_hooks(model: nn.Module) -> None:
-    """diffusers' hooks off, with what they leave behind: a registry, and a `forward` before the class's own."""
+    """diffusers' hooks off, with what they leave behind."""
     for module in model.modules():
         registry = getattr(module, "_diffusers_hook", None)
         if registry is None:
@@ -200,9 +202,14 @@ def _remove_group_hooks(model: nn.Module) -> None:
         if registry.hooks:
             continue
         del module._diffusers_hook
-        forward = module.__dict__.get("forward")
-        if getattr(forward, "__func__", None) is type(module).forward:
-            del module.forward
+        _take_off_own_forward(module)
+
+
+def _take_off_own_forward(module: nn.Module) -> None:
+    """Off with the class's own `forward`, which hooks leave on the object: it would hide one that the class gets."""
+    forward = module.__dict__.get("forward")
+    if getattr(forward, "__func__", None) is type(module).forward:
+        del module.forward
 
 
 def _intact(pipeline: Any, placement: _Placement) -> bool:
