@@ -27,6 +27,7 @@ class SchedulerUse:
         shifts_dynamically: hands over "mu" where the scheduler is configured with `use_dynamic_shifting`.
         attributes: of the scheduler that it uses without asking whether they are there.
         step_arguments: keywords of its calls of `step`.
+        empty_eta: it gives None as `eta` to steps that take one.
         step_results: fields of what `step` returns.
         most_results: how many values it takes from what `step` returns.
         only: classes outside which it raises an error.
@@ -40,6 +41,7 @@ class SchedulerUse:
     shifts_dynamically: bool = False
     attributes: tuple[str, ...] = ()
     step_arguments: tuple[str, ...] = ()
+    empty_eta: bool = False
     step_results: tuple[str, ...] = ()
     most_results: int = 1
     only: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ def scheduler_use(pipeline_class: type) -> SchedulerUse:
         shifts_dynamically="use_dynamic_shifting" in text,
         attributes=tuple(sorted(used - asked - {"step", "register_to_config"})),
         step_arguments=tuple(sorted({word.arg for call in steps for word in call.keywords if word.arg})),
+        empty_eta="prepare_extra_step_kwargs(generator, None)" in text,
         step_results=tuple(
             sorted({node.attr for node in nodes if isinstance(node, ast.Attribute) and node.value in steps})
         ),
@@ -97,6 +100,7 @@ def objection(use: SchedulerUse, scheduler: Any) -> str:
             return f"the pipeline gives {name!r} to its steps, which they do not take"
     if use.own_noise_levels:
         return "the pipeline computes the noise levels of its own scheduler alone"
+    further = {"eta": None} if use.empty_eta and "eta" in accepted else {}
     noise = torch.Generator().manual_seed(0)
     sample = torch.randn(1, 3, 8, 8, generator=noise)
     learned = str(scheduler.config.get("variance_type")).startswith("learned")  # the model gives the variance as well
@@ -104,7 +108,7 @@ def objection(use: SchedulerUse, scheduler: Any) -> str:
     for timestep in scheduler.timesteps[:2]:
         if "scale_model_input" in use.attributes:
             scheduler.scale_model_input(sample, timestep)
-        output = scheduler.step(torch.randn(output_shape, generator=noise), timestep, sample)
+        output = scheduler.step(torch.randn(output_shape, generator=noise), timestep, sample, **further)
         for name in use.step_results:
             if not hasattr(output, name):
                 return f"the pipeline wants {name!r} of its steps, which they do not give"
