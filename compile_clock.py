@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+FIRST_RUN = "first run only"
+"""What a person should know of the time that compiling takes."""
+
 
 @dataclass
 class Compilations:

@@ -104,7 +104,6 @@ def add_optimization_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--attention", choices=ATTENTION_CHOICES, default="auto", help="attention kernel")
     group.add_argument("--torch-compile", choices=COMPILE_CHOICES, default="auto", help="compile the denoiser")
-    group.add_argument("--compile-scope", choices=COMPILE_SCOPES, default="blocks", help="what is compiled")
     _add_compiler_options(group)
     group.add_argument("--step-cache", choices=STEP_CACHE_CHOICES, default="off", help="reuse work between steps")
     group.add_argument(
@@ -127,15 +126,33 @@ def add_vae_compile_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compiler_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--compile-scope", choices=COMPILE_SCOPES, default="blocks", help="what repeats (default), or all as one"
+    )
     group.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="inductor's mode")
     group.add_argument("--compile-backend", choices=COMPILE_BACKENDS, default="inductor", help="dynamo's backend")
+    group.add_argument(
+        "--no-memory-check",
+        dest="memory_check",
+        action="store_false",
+        help="with --torch-compile on: compile even where that may push the model out of memory",
+    )
 
 
 def vae_compile_settings(args: argparse.Namespace) -> CompileSettings | None:
     """How the VAE is compiled, or None for plain code."""
     if args.torch_compile == "off":
         return None
-    return CompileSettings(backend=args.compile_backend, mode=args.compile_mode, compile_vae=True)
+    return replace(_compile_settings(args), compile_vae=True)
+
+
+def _compile_settings(args: argparse.Namespace) -> CompileSettings:
+    return CompileSettings(
+        backend=args.compile_backend,
+        mode=args.compile_mode,
+        scope=args.compile_scope,
+        memory_check=args.memory_check,
+    )
 
 
 def add_tiling_options(group: argparse._ArgumentGroup) -> None:
@@ -157,7 +174,7 @@ def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
     return OptimizationSettings(
         attention=args.attention,
         torch_compile=args.torch_compile,
-        compile=CompileSettings(backend=args.compile_backend, mode=args.compile_mode, scope=args.compile_scope),
+        compile=_compile_settings(args),
         vae_tiling=tiling_settings(args),
         memory_mode=args.memory_mode,
         step_cache=args.step_cache,

@@ -48,7 +48,7 @@ def vae_settings(args: argparse.Namespace) -> VaeSettings:
     if args.tile_overlap:
         chosen |= {"tile_overlap": args.tile_overlap}
     if how := vae_compile_settings(args):
-        chosen |= {"compile": how.arguments(fullgraph=True), "compile_headroom_gib": how.headroom_gib}
+        chosen |= how.for_video_vae()
     return VaeSettings(**chosen)
 
 

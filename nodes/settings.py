@@ -47,6 +47,7 @@ class TorchCompileSettings(io.ComfyNode):
                 io.Combo.Input("fullgraph", options=list(TRISTATE), default=DEFAULT.fullgraph, **ADVANCED),
                 io.Int.Input("recompile_limit", default=DEFAULT.recompile_limit, min=1, max=4096, **ADVANCED),
                 io.Boolean.Input("keep_artifacts", default=DEFAULT.keep_artifacts, **ADVANCED),
+                io.Boolean.Input("memory_check", default=DEFAULT.memory_check, optional=True, **ADVANCED),
             ],
             outputs=[types.CompileSettings.Output(display_name="compile_settings")],
         )

@@ -82,11 +82,8 @@ class VaeChoices:
             yield
 
     def _compiled_video_vae(self) -> dict[str, Any]:
-        """A slice is one graph, for whole planes: the planes are cut only where memory asks for it."""
-        if self.compile is None:
-            return {}
-        arguments = self.compile.arguments(fullgraph=True)
-        return {"compile": arguments, "compile_headroom_gib": self.compile.headroom_gib}
+        """What repeats, or with scope "model" a slice as one graph."""
+        return {} if self.compile is None else self.compile.for_video_vae()
 
 
 def shared_inputs(verb: str) -> list[Any]:

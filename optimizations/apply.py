@@ -89,7 +89,7 @@ def apply_to_vae(
     _apply_memory_and_precision(pipeline, settings, report, device, workload, look)
     if settings.torch_compile == "on" and settings.compile.compile_vae:
         decoder = VaeOnly(pipeline)
-        refusal = _refuse_compile(pipeline, decoder, settings, device, workload, look)
+        refusal = _refuse_compile(pipeline, decoder, settings, device, workload, look, report)
         report.set(compile.use(decoder, settings, breaks="", refusal=refusal, signals=Signals(callbacks)))
     return report
 
@@ -130,7 +130,7 @@ def switch_compile(
     breaks, refusal = _what_breaks_graphs(settings, report), ""
     if settings.torch_compile != "off":
         look = memory or device_memory
-        refusal = _refuse_compile(pipeline, pipeline, settings, device, workload, look, breaks)
+        refusal = _refuse_compile(pipeline, pipeline, settings, device, workload, look, report, breaks)
     return compile.use(pipeline, settings, breaks=breaks, refusal=refusal, signals=Signals(callbacks))
 
 
@@ -207,11 +207,13 @@ def _refuse_compile(
     device: torch.device,
     workload: Workload,
     look: MemoryProbe,
+    report: OptimizationReport,
     breaks: str = "",
 ) -> str:
     """Why not to compile `compiled`, which is the pipeline or its VAE alone; "" to go on.
 
-    Either "auto" decided so, or compiled code would push the model out of memory.
+    Either "auto" decided so, or compiled code would push the model out of memory. Who chose "on" and turned the memory
+    check off has the last word on memory, and the report says so.
     """
     if settings.torch_compile == "auto":
         refusal = compile.auto_refusal(device.type, workload)
@@ -227,6 +229,9 @@ def _refuse_compile(
         else Need("measured for compiled code", workload.compile_overhead),
     ]
     short = shortage(look(device), needs, keep=int(settings.compile.headroom_gib * GIB))
+    if short and settings.torch_compile == "on" and not settings.compile.memory_check:
+        report.note(f"compiled against the memory check, which is off as asked: {short}")
+        return ""
     return f"it would push the model out of memory: {short}" if short else ""
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from ..compile_clock import Compilations, counted
+from ..compile_clock import FIRST_RUN, Compilations, counted
+from ..compile_stop import stoppable
 from ..fallback import Signals, all_finite, describe
 from .attention_processors import Trust
 from .components import attention_layers
@@ -131,9 +132,14 @@ class Region:
 
     def before_first_call(self) -> None:
         """Progress, and the chance to cancel, before a module compiles."""
+        self.while_compiling(0.0)
+
+    def while_compiling(self, seconds: float) -> None:
+        """The same while it compiles, which it has done for `seconds`."""
         total = len(self._modules)
-        done = min(self._started, total - 1)
-        self.signals.tick("compile", done, total, f"{self.name}: {done + 1} of {total}")
+        part = "for another size" if self._started == total else f"{self._started + 1} of {total}"
+        taken = self.compilations.seconds + seconds
+        self.signals.tick("compile", self._started, total, f"{self.name}: {part}, {FIRST_RUN}, {taken:.0f} s")
 
     def after_first_call(self) -> None:
         self._started += 1
@@ -172,7 +178,7 @@ class CompiledCall:
     def _guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             with counted(self.region.compilations):
-                result = self._compiled(*args, **kwargs)
+                result = stoppable(lambda: self._compiled(*args, **kwargs), self.region.while_compiling)
             if self.region.recipe.reuses_outputs:
                 result = tree_map_only(torch.Tensor, torch.clone, result)
         except Exception as error:

@@ -34,6 +34,7 @@ class CompileSettings:
         recompile_limit: graphs per code object before torch gives up and runs eagerly.
         headroom_gib: memory in GiB that must stay free beyond the estimated cost; compile is declined otherwise.
         keep_artifacts: keep compiled code on disk, so that the next process starts warm.
+        memory_check: False compiles whatever memory says where `torch_compile` is "on"; "auto" always asks.
     """
 
     backend: str = "inductor"
@@ -45,6 +46,7 @@ class CompileSettings:
     recompile_limit: int = 64
     headroom_gib: float = 1.0
     keep_artifacts: bool = True
+    memory_check: bool = True
 
     def __post_init__(self) -> None:
         # backend: any name dynamo has registered is allowed (tests register their own), so it is checked on use.
@@ -71,6 +73,14 @@ class CompileSettings:
         if self.backend == "inductor" and self.mode != "default":
             chosen["mode"] = self.mode
         return chosen
+
+    def for_video_vae(self) -> dict[str, Any]:
+        """The fields of the video VAE's settings that say how it is compiled."""
+        return {
+            "compile": self.arguments(fullgraph=True),
+            "compile_scope": "slice" if self.scope == "model" else "blocks",
+            "compile_headroom_gib": self.headroom_gib if self.memory_check else 0.0,
+        }
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from ..callbacks import SILENT, Callbacks
+from ..compile_clock import Compilations
 from ..errors import InputError
 from ..memory import GIB, conv3d_memory_defect, release_cache
 from ..report import OptimizationReport
@@ -171,7 +172,7 @@ def _run(
 ) -> None:
     """Plan and run: again with less memory, without compiled code, or in bfloat16, where the first attempt fails."""
     started = time.perf_counter()
-    not_compiled, asked, loaded = "", settings, vae
+    not_compiled, asked, loaded, compilations = "", settings, vae, Compilations()
     if vae.device.type == "cuda":
         settings = with_our_graphs(settings)
         if settings is not asked:
@@ -194,7 +195,7 @@ def _run(
                 raise shortage from None
             raise
         try:
-            job = Job(vae, task, settings, plan, read, callbacks)
+            job = Job(vae, task, settings, plan, read, callbacks, compilations=compilations)
             job.run(x, out)
             break
         except torch.OutOfMemoryError as error:

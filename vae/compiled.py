@@ -1,4 +1,4 @@
-"""torch.compile of one slice through the VAE: one graph, no state inside, compiled once per VAE and options.
+"""torch.compile of the video VAE: of its repeated units, or of one slice as a whole, as one graph without state.
 
 Compiling happens when a shape is first seen. It can fail then, or give wrong values without a word; so the first slice
 of every kind is run by uncompiled code too, and compared. Whatever is amiss is told apart from failures of the network
@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..fallback import describe
+from ..callbacks import SILENT, Callbacks
+from ..compile_clock import FIRST_RUN, Compilations, counted
+from ..compile_stop import stoppable
+from ..fallback import Signals, describe
+from .compiled_units import CompiledKernels
 from .network.execution import Execution, Network
 from .network.model import VideoVAE
 from .planner import Task
@@ -33,20 +37,47 @@ class CompiledCodeError(RuntimeError):
     """A slice could not be compiled, or its compiled code is wrong; the message is one line that says why."""
 
 
-_networks: weakref.WeakKeyDictionary[VideoVAE, dict[str, Network]] = weakref.WeakKeyDictionary()
+class CompileWatch:
+    """Whom to tell while slices of one job are compiled, who may cancel it, and what it took.
+
+    Args:
+        callbacks: of the job.
+        made: where compilations are counted; a new count unless given.
+    """
+
+    def __init__(self, callbacks: Callbacks = SILENT, made: Compilations | None = None) -> None:
+        self.signals = Signals(callbacks)
+        self.made = Compilations() if made is None else made
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """Return what `call` returns, counting what it compiles. A cancel is raised unchanged."""
+        with counted(self.made):
+            return stoppable(call, self._tick)
+
+    def _tick(self, seconds: float) -> None:
+        taken = self.made.seconds + seconds
+        part = self.made.count + 1
+        self.signals.tick("compile", 0, 1, f"video VAE: part {part}, {FIRST_RUN}, {taken:.0f} s")
+
+
+_networks: weakref.WeakKeyDictionary[VideoVAE, dict[str, _Checked]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def compiled_network(vae: VideoVAE, task: Task, options: Mapping[str, Any]) -> Network:
+def compiled_network(
+    vae: VideoVAE, task: Task, options: Mapping[str, Any], watch: CompileWatch | None = None, scope: str = "slice"
+) -> Network:
     """The compiled form of `task.network(vae)`; the VAE itself is left as it is.
 
     Args:
         options: keyword arguments of torch.compile. `fullgraph` is True unless given: nothing here breaks a graph.
+        scope: one of `COMPILE_SCOPES` of the settings.
+        watch: of the job that runs it.
 
     The network raises CompiledCodeError for whatever fails but memory; a recompilation that the caller has forbidden
     (`error_on_recompile`) passes through as it is.
     """
-    key = json.dumps([task.stage, sorted(options.items())], default=repr)
+    key = json.dumps([task.stage, scope, sorted(options.items())], default=repr)
     with _lock:
         networks = _networks.setdefault(vae, {})
         if key not in networks:
@@ -58,9 +89,22 @@ def compiled_network(vae: VideoVAE, task: Task, options: Mapping[str, Any]) -> N
                     raise ReferenceError("the VAE of this compiled step is gone")
                 return task.network(owner)(x, run)
 
-            compiled = torch.compile(step, **{"fullgraph": True, **options})
-            networks[key] = _Checked(compiled, step)
-        return networks[key]
+            networks[key] = _Checked(_by_units(step, options) if scope == "blocks" else _whole(step, options), step)
+        checked, watching = networks[key], watch or CompileWatch()
+    return lambda x, run: checked(x, run, watching)
+
+
+Watched = Callable[[torch.Tensor, Execution, CompileWatch], torch.Tensor]
+"""A network whose compiling is watched."""
+
+
+def _whole(step: Network, options: Mapping[str, Any]) -> Watched:
+    compiled = torch.compile(step, **{"fullgraph": True, **options})
+    return lambda x, run, watch: watch.run(lambda: compiled(x, run))
+
+
+def _by_units(step: Network, options: Mapping[str, Any]) -> Watched:
+    return lambda x, run, watch: step(x, replace(run, kernels=CompiledKernels(run.kernels, options, watch.run)))
 
 
 def with_our_graphs(settings: VaeSettings) -> VaeSettings:
@@ -83,13 +127,13 @@ def with_our_graphs(settings: VaeSettings) -> VaeSettings:
 class _Checked:
     """Compiled code that raises CompiledCodeError when it fails, or when a first slice of its kind comes out wrong."""
 
-    def __init__(self, compiled: Network, eager: Network) -> None:
+    def __init__(self, compiled: Watched, eager: Network) -> None:
         self._compiled = compiled
         self._eager = eager
         self._trusted: set[object] = set()
         self._failed: dict[object, str] = {}
 
-    def __call__(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, run: Execution, watch: CompileWatch) -> torch.Tensor:
         continued = {name: tuple(frames.shape) for name, frames in run.state.frames.items()}
         here = (tuple(x.shape), x.dtype, x.device, *continued.items())
         kind = (here, run.carry, run.layout)
@@ -97,9 +141,9 @@ class _Checked:
             raise CompiledCodeError(self._failed[kind])
         try:
             if kind in self._trusted:
-                return self._run(x, run)
+                return self._run(x, run, watch)
             expected = self._eager(x, replace(run, state=run.state.copy()))
-            made = self._run(x, run)
+            made = self._run(x, run, watch)
             _check(made, expected)
         except CompiledCodeError as error:
             self._failed[kind] = str(error)
@@ -107,12 +151,14 @@ class _Checked:
         self._trusted.add(kind)
         return made
 
-    def _run(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
+    def _run(self, x: torch.Tensor, run: Execution, watch: CompileWatch) -> torch.Tensor:
         try:
-            return self._compiled(x, run)
+            return self._compiled(x, run, watch)
         except (torch.OutOfMemoryError, torch._dynamo.exc.RecompileError):
             raise
         except Exception as error:
+            if watch.signals.must_travel(error):
+                raise
             raise CompiledCodeError(describe(error)) from error
 
 

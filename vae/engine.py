@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 
 from ..callbacks import Callbacks
+from ..compile_clock import Compilations
 from ..errors import FastDiffusersError
-from .compiled import compiled_network
+from .compiled import CompileWatch, compiled_network
 from .cuda_graphs import CudaBackend, GraphedNetwork
 from .kernels import Kernels
 from .kernels.conv_choice import rules
@@ -65,6 +66,7 @@ class Job:
         kernels: the operations with more than one implementation.
         network: one slice through the VAE, compiled and recorded where the settings ask for it.
         notes: what had to be changed about the settings.
+        compilations: what compiling has taken, in the attempts before this one too.
     """
 
     vae: VideoVAE
@@ -76,13 +78,16 @@ class Job:
     kernels: Kernels = field(init=False)
     network: Network = field(init=False)
     notes: list[str] = field(default_factory=list)
+    compilations: Compilations = field(default_factory=Compilations)
 
     def __post_init__(self) -> None:
         settings, device = self.settings, self.vae.device
         self.kernels = Kernels(settings.kernels)
         self.network = self.task.network(self.vae)
-        if settings.compile is not None and self.plan.layout.uncut:
-            self.network = compiled_network(self.vae, self.task, settings.compile)
+        scope = settings.compile_scope
+        if settings.compile is not None and (self.plan.layout.uncut or scope == "blocks"):
+            watch = CompileWatch(self.callbacks, self.compilations)
+            self.network = compiled_network(self.vae, self.task, settings.compile, watch, scope)
         if settings.cuda_graphs and device.type == "cuda":
             self.network = GraphedNetwork(self.network, CudaBackend(device), needed=self.plan.peak)
 

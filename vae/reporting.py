@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..memory import GIB, conv3d_memory_defect
@@ -37,7 +39,8 @@ def describe(
     applied = f"{plan.temporal_slice} latent frame(s) per slice, {frames} frames at a time at full resolution"
     report.set(OptimizationRecord("temporal_slices", size, applied))
     report.set(_overlap_record(settings, plan, vae.device))
-    report.set(_compile_record(settings, asked, plan, not_compiled))
+    record = _compile_record(settings, asked, plan, not_compiled)
+    report.set(replace(record, cost=str(job.compilations)) if job.compilations.count else record)
     report.set(OptimizationRecord("precision", "as loaded", str(vae.dtype).removeprefix("torch.")))
     used = ", ".join(f"{operation}: {name}" for operation, name in kernels.used.items())
     reason = "; ".join(f"{name}: {why}" for name, why in kernels.refusals().items())
@@ -68,9 +71,11 @@ def _compile_record(settings: VaeSettings, asked: VaeSettings, plan: Plan, not_c
         reason = not_compiled or "slices are recorded as they are, without a compiler: see cuda_graphs"
         return OptimizationRecord("torch_compile", "on", "off", reason, failed=bool(not_compiled))
     options = ", ".join(f"{k}={v}" for k, v in settings.compile.items()) or "defaults"
+    if settings.compile_scope == "blocks":
+        return OptimizationRecord("torch_compile", options, "repeated units, for any size")
     if plan.layout.uncut:
         return OptimizationRecord("torch_compile", options, "one graph per slice")
-    reason = "strips would become one huge graph; whole planes compile: mode whole, or a larger budget"
+    reason = "strips would become one huge graph; whole planes compile: mode whole, or scope blocks"
     return OptimizationRecord("torch_compile", options, "off", reason, failed=True)
 
 

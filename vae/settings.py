@@ -12,6 +12,7 @@ MODES = ("auto", "exact", "tiles", "whole")
 BLENDINGS = ("smooth", "reference")
 FRAME_RULES = ("pad", "strict")
 STATE_DEVICES = ("same", "cpu")
+COMPILE_SCOPES = ("blocks", "slice")
 KERNEL_CHOICES = ("auto", "eager", "plain")
 MINIMUM_TILE = 16
 """Pixels; below two latent cells a tile holds nothing but border."""
@@ -41,8 +42,10 @@ class VaeSettings:
             not measured yet. Only with float16 weights and kernels "auto".
         cuda_graphs: record the steady slices of a clip as CUDA graphs. Not measured yet, so it has to be asked for.
         overlap_tiles: work on two tiles at a time on a card, where the memory holds both. Not measured yet either.
-        compile: keyword arguments of torch.compile, or None for no compilation; {} compiles with the defaults. Planes
-            that have to be cut into strips are not compiled.
+        compile: keyword arguments of torch.compile, or None for no compilation; {} compiles with the defaults.
+        compile_scope: "blocks" compiles what repeats between the convolutions, once per kind and for all sizes;
+            "slice" a slice as one graph, which takes many times as long. Planes that have to be cut into strips are
+            not compiled by that.
         compile_headroom_gib: memory in GiB left to compiled code when the budget is chosen from what is free.
     """
 
@@ -60,6 +63,7 @@ class VaeSettings:
     cuda_graphs: bool = False
     overlap_tiles: bool = False
     compile: Mapping[str, Any] | None = field(default=None, hash=False)
+    compile_scope: str = "blocks"
     compile_headroom_gib: float = 1.0
 
     def __post_init__(self) -> None:
@@ -68,6 +72,7 @@ class VaeSettings:
         check_choice("state_device", self.state_device, STATE_DEVICES)
         check_choice("frame_rule", self.frame_rule, FRAME_RULES)
         check_choice("kernels", self.kernels, KERNEL_CHOICES)
+        check_choice("compile_scope", self.compile_scope, COMPILE_SCOPES)
         for tile, overlap in zip(pair(self.tile_size), pair(self.tile_overlap), strict=True):
             if tile < MINIMUM_TILE:
                 reason = f"a tile is at least {MINIMUM_TILE} pixels"

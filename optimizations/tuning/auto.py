@@ -95,6 +95,8 @@ class AutoRun:
         store: Store | None = None,
         history: RunHistory | None = None,
     ) -> None:
+        if settings.torch_compile == "auto":  # a decision that is not the user's own never goes against the check
+            settings = replace(settings, compile=replace(settings.compile, memory_check=True))
         self._pipeline, self._asked, self._key = pipeline, settings, key
         self._device, self._memory, self._history = device, memory, history or RUN_HISTORY
         self._store = store or default_store()

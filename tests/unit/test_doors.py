@@ -16,7 +16,7 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 GROUND = {"errors", "callbacks", "report"}
-LEAVES = GROUND | {"fallback", "memory", "cache_folder", "compile_clock", "safetensors_header"}
+LEAVES = GROUND | {"fallback", "memory", "cache_folder", "compile_clock", "compile_stop", "safetensors_header"}
 ROOMS = {"nodes", "comparison", "pipelines", "optimizations", "vae", "commands", "scripts", "benchmarks"}
 
 MAY_IMPORT = {

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
+import torch
 
 from fastdiffusers.memory import GIB, MemoryState
 from fastdiffusers.optimizations import compile
 from fastdiffusers.optimizations.apply import active, apply, apply_to_vae
 from fastdiffusers.optimizations.compiled_region import Recipe
-from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
+from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings, Workload
+from fastdiffusers.optimizations.tuning.auto import AutoRun
+from fastdiffusers.optimizations.tuning.key import TuningKey
+from fastdiffusers.optimizations.tuning.store import Store
 
 RECIPES = [
     ("inductor", "default"),
@@ -90,3 +94,26 @@ def test_both_experts_have_to_be_warm(tiny_pipeline, picture):
     with active(pipeline, settings, report):
         picture(pipeline, "wan22-t2v", steps=2)
     assert apply(pipeline, settings, memory=NO_ROOM)["torch_compile"].applied == "off"
+
+
+def test_the_guard_yields_to_an_explicit_choice_alone_and_says_so(tiny_pipeline):
+    pipeline, free = tiny_pipeline("flux"), CompileSettings(backend="eager", memory_check=False)
+    report = apply(pipeline, settings_of(free), memory=NO_ROOM)
+    assert report["torch_compile"].applied != "off"
+    assert any("against the memory check" in note and "GiB" in note for note in report.notes)
+    report = apply(pipeline, settings_of(free), memory=MUCH_ROOM)
+    assert not any("memory check" in note for note in report.notes)  # there was nothing to overrule
+    decoder = replace(free, compile_vae=True)
+    assert apply_to_vae(pipeline, settings_of(decoder), memory=NO_ROOM)["torch_compile"].applied != "off"
+    assert apply(pipeline, settings_of(CompileSettings(backend="eager")), memory=NO_ROOM)["torch_compile"].failed
+
+
+def test_a_decision_of_auto_never_goes_against_the_guard(tiny_pipeline, tmp_path):
+    pipeline, free = tiny_pipeline("flux"), CompileSettings(backend="eager", memory_check=False)
+    key = TuningKey(*["x"] * len(fields(TuningKey)))
+    chosen = OptimizationSettings(torch_compile="auto", compile=free)
+    run = AutoRun(pipeline, chosen, key, Workload(), torch.device("cpu"), store=Store(tmp_path / "rows"))
+    assert run.settings.compile.memory_check
+    asked = replace(chosen, torch_compile="on")
+    run = AutoRun(pipeline, asked, key, Workload(), torch.device("cpu"), store=Store(tmp_path / "rows"))
+    assert not run.settings.compile.memory_check

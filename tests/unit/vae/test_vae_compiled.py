@@ -17,6 +17,7 @@ from fastdiffusers.vae.kernels import eager
 from fastdiffusers.vae.kernels.conv_choice import rules
 from fastdiffusers.vae.network import convolution
 from fastdiffusers.vae.network.execution import CarriedFrames, Execution, Layout
+from fastdiffusers.vae.settings import COMPILE_SCOPES
 
 Latents = Callable[..., torch.Tensor]
 
@@ -99,15 +100,17 @@ def test_graphs_are_recorded_by_us_and_not_by_the_compiler(compile: Any, left: A
     assert settings.cuda_graphs == graphs
 
 
-def test_compiled_and_eager_agree(shallow: VideoVAE, latents: Latents) -> None:
+@pytest.mark.parametrize("scope", COMPILE_SCOPES)
+def test_compiled_and_eager_agree(shallow: VideoVAE, latents: Latents, scope: str) -> None:
     z = latents(4, 4, 4)
     plain, _ = decode_raw(shallow, z, VaeSettings(mode="whole", temporal_slice=1))
     counter = Counter()
-    chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": counter})
+    chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": counter}, compile_scope=scope)
     compiled, report = decode_raw(shallow, z, chosen)
     assert counter.graphs > 0
     assert float((compiled - plain).abs().max() / plain.std()) <= 2e-5
     assert report["torch_compile"].applied != "off"
+    assert f"({counter.graphs} times)" in report["torch_compile"].cost
     pixels = torch.rand(1, 3, 9, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected, _ = encode_raw(shallow, pixels, VaeSettings(mode="whole"))
     result, _ = encode_raw(shallow, pixels, chosen)
@@ -116,7 +119,7 @@ def test_compiled_and_eager_agree(shallow: VideoVAE, latents: Latents) -> None:
 
 def test_further_clips_and_resolutions_settle(flat: VideoVAE, latents: Latents) -> None:
     counter = Counter()
-    chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": counter})
+    chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": counter}, compile_scope="slice")
     decode_raw(flat, latents(4, 4, 4), chosen)
     first = counter.graphs
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -128,6 +131,32 @@ def test_further_clips_and_resolutions_settle(flat: VideoVAE, latents: Latents) 
     settled = counter.graphs
     with torch._dynamo.config.patch(error_on_recompile=True):
         decode_raw(flat, latents(4, 7, 8), chosen)  # a third one is free
+    assert counter.graphs == settled
+
+
+def test_units_are_compiled_once_for_every_size_layer_and_strip(shallow: VideoVAE, latents: Latents) -> None:
+    """So that a full-size decoder compiles no more than this one, and another resolution or clip nothing at all."""
+    counter = Counter()
+
+    def run(z: torch.Tensor, **how: Any) -> None:
+        chosen = VaeSettings(temporal_slice=2, compile={"backend": counter}, **how)
+        result, report = decode_raw(shallow, z, chosen)
+        expected, _ = decode_raw(shallow, z, VaeSettings(mode="whole"))
+        assert float((result - expected).abs().max() / expected.std()) <= 2e-5
+        assert report["torch_compile"].applied == "repeated units, for any size"
+        assert "group_norm_silu: torch.compile" in report["kernels"].applied
+
+    run(latents(4, 4, 4), mode="whole")
+    first = counter.graphs
+    assert first == 2  # norms with activation and without
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        run(latents(6, 5, 7, seed=1), mode="whole")
+    assert counter.graphs == first
+    run(latents(4, 6, 5), mode="exact", strips=(2, 2))
+    assert counter.graphs <= first + 4  # strips are handed the statistics of their planes, which are units too
+    settled = counter.graphs
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        run(latents(3, 9, 8), mode="exact", strips=(3, 2))
     assert counter.graphs == settled
 
 
@@ -154,7 +183,14 @@ def broken_later(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Cal
 
 
 def wrong(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
-    return lambda *args: [2 * value for value in graph.forward(*args)]
+    def run(*args: torch.Tensor) -> object:
+        made = [2 * value for value in graph.forward(*args)]
+        for tensor in () if made else args:  # units write to where they are told; a slice returns what it makes
+            if isinstance(tensor, torch.Tensor) and tensor.ndim == 3:
+                tensor.mul_(2)
+        return made
+
+    return run
 
 
 def test_statistics_of_what_was_put_together_in_time() -> None:
@@ -177,13 +213,15 @@ def test_statistics_of_what_was_put_together_in_time() -> None:
     torch.testing.assert_close(deviations, expected[1], atol=1e-2, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scope", COMPILE_SCOPES)
 @pytest.mark.parametrize("backend", [broken, broken_later, wrong])
 def test_a_failing_compiler_costs_the_compilation_not_the_frames(
-    shallow: VideoVAE, latents: Latents, backend: Callable[..., object]
+    shallow: VideoVAE, latents: Latents, backend: Callable[..., object], scope: str
 ) -> None:
     z = latents(3, 4, 4)
     plain, _ = decode_raw(shallow, z, VaeSettings(mode="whole", temporal_slice=1))
-    result, report = decode_raw(shallow, z, VaeSettings(mode="whole", temporal_slice=1, compile={"backend": backend}))
+    chosen = VaeSettings(mode="whole", temporal_slice=1, compile={"backend": backend}, compile_scope=scope)
+    result, report = decode_raw(shallow, z, chosen)
     assert torch.equal(result, plain)
     record = report["torch_compile"]
     assert (record.applied, record.failed) == ("off", True)
@@ -203,7 +241,8 @@ def test_what_failed_to_compile_is_not_tried_again_at_the_next_decode(shallow: V
     assert tries == 1
     _, second = decode_raw(shallow, latents(3, 4, 4), chosen)
     assert tries == 1
-    assert second["torch_compile"] == first["torch_compile"]
+    assert (first["torch_compile"].cost != "", second["torch_compile"].cost) == (True, "")
+    assert second["torch_compile"].reason == first["torch_compile"].reason
 
 
 def test_memory_that_runs_out_in_compiled_code_is_no_fault_of_the_compiler(shallow: VideoVAE, latents: Latents) -> None:
