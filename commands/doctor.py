@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -155,9 +156,14 @@ def launch_facts(facts: dict[str, Any], session: SessionLog) -> LaunchFacts:
         allocator_settings=facts["allocator"]["settings"],
         log=session,
         flags=start_script.known_flags(facts["paths"]["comfyui"]),
-        no_accelerator=best["device"] == "cpu",
+        no_accelerator=best["device"] == "cpu" and session.vram_state in ("", "DISABLED") and not other_accelerators(),
         windows=sys.platform == "win32",
     )
+
+
+def other_accelerators() -> list[str]:
+    """Packages of devices that ComfyUI uses and this pack does not know."""
+    return [name for name in ("torch_directml", "torch_npu", "torch_mlu") if importlib.util.find_spec(name)]
 
 
 def as_text(facts: dict[str, Any]) -> str:

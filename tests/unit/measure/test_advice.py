@@ -168,3 +168,11 @@ def test_doctor_reads_comfyuis_log_and_the_card(tmp_path: Path) -> None:
     assert found.log == read_log(LOG)
     without = facts | {"paths": {"comfyui": ""}, "devices": [{"device": "cpu", "total_gib": 64.0, "free_gib": 1.0}]}
     assert doctor.launch_facts(without, SessionLog()) == LaunchFacts(no_accelerator=True)
+    assert not doctor.launch_facts(without, read_log(LOG)).no_accelerator  # it ran on something
+
+
+def test_a_device_that_only_comfyui_knows_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = {"devices": [{"device": "cpu"}], "allocator": {"settings": ""}, "paths": {"comfyui": ""}}
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name == "torch_npu" or None)
+    assert doctor.other_accelerators() == ["torch_npu"]
+    assert not doctor.launch_facts(without, SessionLog()).no_accelerator

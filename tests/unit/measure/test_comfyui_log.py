@@ -49,8 +49,8 @@ Warning: Ran out of memory when regular VAE decoding, retrying with tiled VAE de
 Prompt executed in 134.20 seconds
 """
 NATIVE_ERROR = (
-    "Including non-PyTorch memory, this process has 22.40 GiB in use. Of the allocated memory 17.50 GiB is "
-    "Including non-PyTorch memory, this process has 22.40 GiB memory in use. Of the allocated memory 17.50 GiB is "
+    "CUDA out of memory. Tried to allocate 2.54 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.20 GiB is free."
+    " Including non-PyTorch memory, this process has 22.40 GiB memory in use. Of the allocated memory 17.50 GiB is "
     "allocated by PyTorch, and 4.25 GiB is reserved by PyTorch but unallocated. If reserved but unallocated memory is "
     "large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
 )
