@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -43,7 +42,6 @@ def measure(ways: Mapping[str, Way], rounds: int, uncounted: frozenset[str] = fr
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
             for name, way in ways.items():
-                gc.collect()
                 before = time.process_time()
                 way()
                 seconds[name].append(time.process_time() - before)
