@@ -1,8 +1,8 @@
 """Weights of the video VAE in 16 and 8 bits, computed with in float32: what is lost, what is saved, what it costs.
 
-Two VAEs: the full-size one with random weights, and a small one that is trained here on drawn pictures. Only weights
-are rounded; the products run in float32, as they would with weights that are turned back before use. Turning them back
-is timed on the full-size decoder, once for each slice that is decoded.
+Three VAEs: the full-size one and the image VAE of FLUX.1, both with random weights, and a small one that is trained
+here on drawn pictures. Only weights are rounded; the products run in float32, as they would with weights that are
+turned back before use. Turning them back is timed on the full-size decoder, once for each slice that is decoded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from ...errors import first_line
 from ...vae import VaeConfig, VaeSettings, decode_raw, from_state_dict
+from ..architectures import flux_vae
 from ..plain_video_vae import PlainVideoVae, formula_weights
 from ..vae_decode import full_size_shapes
 from .small_vae import CONFIG, pictures, trained
@@ -38,6 +39,7 @@ def run(rounds: int, small: bool) -> dict[str, Any]:
         "size": "full size: 2 x 8 x 8 latent, random weights; small: 8 pictures of 32x32, trained weights",
         "random": [] if small else [error(name, random, noise, VaeConfig()) for name in FORMATS],
         "trained": [error(f"{name}, trained", learned, latent, CONFIG, seen) for name in FORMATS],
+        "image": image_errors(small),
         "cost": [] if small else [turning_back(random, noise, rounds)],
         "products": [products(dtype) for dtype in (FP8, torch.int8)],
     }
@@ -102,14 +104,35 @@ def error(
     made = decoded(lossy, latent, config)
     del lossy
     exact = decoded(weights, latent, config)
-    difference = made - exact
-    row: dict[str, Any] = {"row": name, "weights_mib": round(size / 2**20, 2)}
-    row["largest"] = float(f"{float(difference.abs().max() / exact.std()):.2g}")
-    row["rms"] = float(f"{float(difference.square().mean().sqrt() / exact.std()):.2g}")
+    row: dict[str, Any] = {"row": name, "weights_mib": round(size / 2**20, 2), **distances(made, exact)}
     if pictures is not None:
-        row["levels"] = round(float(difference.abs().max()) * 127.5, 2)
+        row["levels"] = round(float((made - exact).abs().max()) * 127.5, 2)
         row["psnr_to_picture"] = round(psnr(made, pictures), 2)
     return row
+
+
+def image_errors(small: bool) -> list[dict[str, Any]]:
+    """The same for a pipeline's VAE: that of FLUX.1, which is every pipeline's of its kind but for the weights."""
+    torch.manual_seed(0)
+    vae = flux_vae(not small).eval()
+    weights = {key: tensor.clone() for key, tensor in vae.state_dict().items()}
+    z = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact, found = torch.empty(0), []
+    with torch.no_grad():
+        for name in FORMATS:
+            lossy, size = stored(weights, name)
+            vae.load_state_dict(lossy)
+            made = vae.decode(z, return_dict=False)[0]
+            exact = made if name == "float32" else exact
+            found.append({"row": f"{name}, image", "weights_mib": round(size / 2**20, 2), **distances(made, exact)})
+    return found
+
+
+def distances(made: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
+    """The largest difference and the root of its mean square, in standard deviations of the exact result."""
+    difference = made - exact
+    largest, rms = difference.abs().max() / exact.std(), difference.square().mean().sqrt() / exact.std()
+    return {"largest": float(f"{float(largest):.2g}"), "rms": float(f"{float(rms):.2g}")}
 
 
 def decoded(weights: Mapping[str, torch.Tensor], latent: torch.Tensor, config: VaeConfig) -> torch.Tensor:

@@ -14,7 +14,7 @@ README = " ".join((PACK / "README.md").read_text(encoding="utf-8").split())
 
 
 def data(name: str) -> Any:
-    (path,) = (PACK / "benchmarks" / "results").glob(f"{name}_intel*.json")
+    path = PACK / "benchmarks" / "results" / f"{name}_intel_r_xeon_r_processor.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
