@@ -1,6 +1,7 @@
 """What ComfyUI's own log says about a session: versions, what did not fit on the card, where memory ran out.
 
-The wording is that of ComfyUI 0.19 to 0.33, with or without the time in front that its manager writes.
+The wording is that of ComfyUI 0.19 to 0.33. What stands in front of a line depends on who wrote it: nothing (0.19), a
+coloured level (0.33's console), time and level (0.33's file), or the time (the manager's file).
 """
 
 from __future__ import annotations
@@ -77,15 +78,15 @@ class SessionLog:
     failed_imports: tuple[str, ...] = ()
 
 
-_START = re.compile(r"^(?:\[.*?\] )?Total VRAM ", re.MULTILINE)
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_IN_FRONT = re.compile(r"^(?:\[[^\]\n]*\] )+", re.MULTILINE)
+_START = re.compile(r"^Total VRAM ", re.MULTILINE)
 _STATE = re.compile(r"Set vram state to: (\w+)")
 _ALLOCATOR = re.compile(r"Device: cuda\S* .* : (\w+)")
-_ATTENTION = re.compile(
-    r"^(?:\[.*?\] )?Using (?:(\w[\w ]*?) attention$|(split|sub quadratic) optimization)", re.MULTILINE
-)
-_VERSION = re.compile(r"^(?:\[.*?\] )?([A-Za-z][\w-]*) version: (\S+)", re.MULTILINE)
+_ATTENTION = re.compile(r"^Using (?:(\w[\w ]*?) attention$|(split|sub quadratic) optimization)", re.MULTILINE)
+_VERSION = re.compile(r"^([A-Za-z][\w-]*) version: (\S+)", re.MULTILINE)
 _DYNAMIC = re.compile(r"DynamicVRAM support detected and enabled")
-_RUN = re.compile(r"^(?:\[.*?\] )?got prompt\s*$", re.MULTILINE)
+_RUN = re.compile(r"^got prompt\s*$", re.MULTILINE)
 _STAGED = re.compile(r"Model (\w+) prepared for dynamic VRAM loading\. (\d+)MB Staged")
 _UNLOADED = re.compile(r"Unloaded partially: ([\d.]+) MB freed")
 _IMPORT = re.compile(r"^.*?([\d.]+) seconds( \(IMPORT FAILED\))?: (.+?)\s*$", re.MULTILINE)
@@ -113,8 +114,9 @@ _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 def read_log(text: str) -> SessionLog:
     """The last session in the text of a ComfyUI log; older sessions in the same file are passed over."""
+    text = _IN_FRONT.sub("", _COLOUR.sub("", text.replace("\r\n", "\n")))
     starts = [match.start() for match in _START.finditer(text)]
-    session = (text[starts[-1] :] if starts else text).replace("\r\n", "\n")
+    session = text[starts[-1] :] if starts else text
     state, allocator, attention = _STATE.search(session), _ALLOCATOR.search(session), _ATTENTION.search(session)
     found = [(float(seconds), bool(failed), _name(path)) for seconds, failed, path in _IMPORT.findall(session)]
     return SessionLog(

@@ -90,8 +90,18 @@ def stamped(text: str) -> str:
     return "".join(f"[2026-11-20 10:00:01.123] {line}\n" for line in text.splitlines())
 
 
-@pytest.mark.parametrize("written", [str, stamped, lambda text: text.replace("\n", "\r\n")])
-def test_a_session_is_read_with_and_without_times_and_with_either_line_end(written: type[str]) -> None:
+def coloured(text: str) -> str:
+    """As 0.33 writes it on the console."""
+    return "".join(f"\x1b[32m[INFO]\x1b[0m {line}\n" for line in text.splitlines())
+
+
+def filed(text: str) -> str:
+    """As 0.33 writes it into a file that --verbose names."""
+    return "".join(f"[2026-11-20 10:00:01,123] [INFO] {line}\n" for line in text.splitlines())
+
+
+@pytest.mark.parametrize("written", [str, stamped, coloured, filed, lambda text: text.replace("\n", "\r\n")])
+def test_a_session_is_read_whatever_stands_around_its_lines(written: type[str]) -> None:
     log = read_log(written(STARTED + RAN))
     assert (log.vram_state, log.allocator, log.attention) == ("NORMAL_VRAM", "cudaMallocAsync", "xformers")
     versions = {"ComfyUI": "0.19.3", "pytorch": "2.9.1+cu130", "xformers": "0.0.33", "Python": "3.12.3"}
