@@ -55,10 +55,10 @@ def _flux(full: bool) -> dict[str, Any]:
         guidance_embeds=True,
         axes_dims_rope=(16, 56, 56),
     )
-    return {"transformer": transformer, "vae": _flux_vae(full)}
+    return {"transformer": transformer, "vae": flux_vae(full)}
 
 
-def _flux_vae(full: bool) -> Any:
+def flux_vae(full: bool) -> Any:
     """The image VAE of FLUX.1 and Z-Image, with 128 to 512 channels."""
     from diffusers import AutoencoderKL
 
@@ -104,7 +104,7 @@ def _z_image(full: bool) -> dict[str, Any]:
         n_refiner_layers=2 if full else 1,
         cap_feat_dim=components.WIDTH,
     )
-    return {"transformer": transformer, "vae": _flux_vae(full)}
+    return {"transformer": transformer, "vae": flux_vae(full)}
 
 
 def _wan22_i2v(full: bool) -> dict[str, Any]:

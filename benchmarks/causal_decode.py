@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, nargs="+", default=[9, 81])
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; 0 leaves the timing out")
+    parser.add_argument("--no-store", action="store_true", help="do not write benchmarks/results")
     args = parser.parse_args()
     prepare_libraries(verbose=False)
     memory = memory_rows(args.width, args.height, args.frames)
@@ -152,7 +153,8 @@ def main() -> None:
     if args.rounds:
         result["time"] = time_rows(args.rounds)
         print(table(result["time"]))
-    print(f"stored in {store('causal_decode', result, 'cpu')}")
+    if not args.no_store:
+        print(f"stored in {store('causal_decode', result, 'cpu')}")
 
 
 if __name__ == "__main__":

@@ -3,32 +3,80 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from . import environment
-from .advice import LaunchFacts, launch_advice, read_log
+from .launch import start_script
+from .launch.advice import Advice, LaunchFacts, launch_advice
+from .launch.comfyui_log import SessionLog, find_logs, last_session
 from .libraries import prepare_libraries
-from .paths import PACK, find_comfyui, model_folders
+from .paths import PACK, find_comfyui, find_comfyuis, model_folders
 
 HELP = "show what this machine can do, and why not the rest"
-LOG_CHARACTERS = 2_000_000
-"""Of ComfyUI's log are read; a session's start lies further back only after very long sessions."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    parser.add_argument(
+        "--launch",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="print the script that starts ComfyUI as advised here; with FILE (.sh or .bat), write it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="with --launch FILE: whatever FILE is now")
+    parser.add_argument("--log", metavar="FILE", help="ComfyUI's log, where doctor does not find it by itself")
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.launch is not None and args.json:
+        raise InputError("--launch", args.launch, "a script is no JSON", "leave out --json")
+    if args.overwrite and not args.launch:
+        raise InputError("--overwrite", True, "nothing is to be written", "name the script: --launch FILE")
+    logs = None if args.log is None else [Path(args.log)]
+    if logs and not logs[0].is_file():
+        raise InputError("--log", args.log, "there is no such file", "check the path")
     prepare_libraries(args.verbose)
-    facts = examine()
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else as_text(facts))
+    facts = examine(logs)
+    if args.launch is None:
+        print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else as_text(facts))
+        return
+    launch(facts, Path(args.launch) if args.launch else None, overwrite=args.overwrite)
 
 
-def examine() -> dict[str, Any]:
-    """Everything doctor knows, JSON-compatible; `advice` holds one sentence for each thing worth changing."""
+def launch(facts: dict[str, Any], path: Path | None, *, overwrite: bool = False) -> None:
+    """Write the start script, or print the one for this system.
+
+    Raises:
+        InputError: no ComfyUI was found, or the file cannot be written.
+    """
+    comfyui = facts["paths"]["comfyui"]
+    if not comfyui:
+        raise InputError("--launch", "", "no ComfyUI was found to start", "set COMFYUI_PATH to its folder")
+    advice = tuple(
+        Advice(one["text"], tuple(one["flags"]), tuple((name, value) for name, value in one["variables"]))
+        for one in facts["launch"]
+    )
+    start = start_script.Start(sys.executable, comfyui, advice, start_script.known_flags(comfyui))
+    if path is None:
+        print(start_script.as_bat(start) if sys.platform == "win32" else start_script.as_sh(start), end="")
+        return
+    start_script.write(path, start, overwrite=overwrite)
+    print(f"written: {path}")
+
+
+def examine(logs: list[Path] | None = None) -> dict[str, Any]:
+    """Everything doctor knows, JSON-compatible; `advice` holds one sentence for each thing worth changing.
+
+    Args:
+        logs: of ComfyUI, the newest first; None looks for them.
+    """
     devices = environment.devices()
     best = devices[0]["device"]
     facts: dict[str, Any] = {
@@ -42,7 +90,11 @@ def examine() -> dict[str, Any]:
         "allocator": environment.allocator(),
         "paths": paths(),
     }
-    facts["advice"] = advice(facts) + launch_advice(launch_facts(facts))
+    log, session = last_session(find_logs(find_comfyuis()) if logs is None else logs)
+    facts["session"] = {"log": "" if log is None else str(log), **asdict(session)}
+    found = launch_advice(launch_facts(facts, session))
+    facts["launch"] = [asdict(one) for one in found]
+    facts["advice"] = advice(facts) + [one.text for one in found]
     return facts
 
 
@@ -81,15 +133,18 @@ def advice(facts: dict[str, Any]) -> list[str]:
         )
     if not facts["torch_compile"]["works"]:
         found.append(f"torch.compile cannot be used: {facts['torch_compile']['reason']}")
-    if device.startswith("cuda") and not facts["allocator"]["expandable_segments"]:
-        found.append("PYTORCH_ALLOC_CONF=expandable_segments:True makes out-of-memory from fragmentation rarer")
+    if device.startswith("cuda") and not facts["allocator"]["expandable_segments"] and sys.platform != "win32":
+        found.append(
+            "outside ComfyUI, which has cudaMallocAsync by default, PYTORCH_ALLOC_CONF=expandable_segments:True makes "
+            "out-of-memory from fragmentation rarer"
+        )
     for package in ("diffusers", "transformers", "accelerate", "safetensors", "peft"):
         if not versions[package]:
             found.append(f"{package} is not installed: pip install -r requirements.txt")
     return found
 
 
-def launch_facts(facts: dict[str, Any]) -> LaunchFacts:
+def launch_facts(facts: dict[str, Any], session: SessionLog) -> LaunchFacts:
     """What the advice on starting ComfyUI looks at: the best card, the allocator, the log of the last session."""
     best = facts["devices"][0]
     card = best if best["device"].startswith("cuda") else {}
@@ -99,23 +154,16 @@ def launch_facts(facts: dict[str, Any]) -> LaunchFacts:
         free=int(card.get("free_gib", 0) * environment.GIB),
         capability=None if capability is None else (capability[0], capability[1]),
         allocator_settings=facts["allocator"]["settings"],
-        log=read_log(last_log(facts["paths"]["comfyui"])),
-        comfy_compiler=has_comfy_compiler(facts["paths"]["comfyui"]),
+        log=session,
+        flags=start_script.known_flags(facts["paths"]["comfyui"]),
+        no_accelerator=best["device"] == "cpu" and session.vram_state in ("", "DISABLED") and not other_accelerators(),
+        windows=sys.platform == "win32",
     )
 
 
-def has_comfy_compiler(comfyui: str) -> bool:
-    """Whether the ComfyUI in that folder, "" for none, knows the switch that turns its own compiler off."""
-    options = Path(comfyui, "comfy", "cli_args.py")
-    return bool(comfyui) and options.is_file() and "--disable-comfy-compiler" in options.read_text(encoding="utf-8")
-
-
-def last_log(comfyui: str) -> str:
-    """The end of the log that ComfyUI's manager or desktop application keeps, "" where there is none."""
-    for path in (Path(comfyui, "user", "comfyui.log"), Path(comfyui, "comfyui.log")) if comfyui else ():
-        if path.is_file():
-            return path.read_text(encoding="utf-8", errors="replace")[-LOG_CHARACTERS:]
-    return ""
+def other_accelerators() -> list[str]:
+    """Packages of devices that ComfyUI uses and this pack does not know."""
+    return [name for name in ("torch_directml", "torch_npu", "torch_mlu") if importlib.util.find_spec(name)]
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -147,6 +195,7 @@ def as_text(facts: dict[str, Any]) -> str:
             "Hub cache": folders["caches"]["hub"],
             "compile cache": folders["caches"]["inductor"],
         },
+        "ComfyUI's last session": _session_rows(facts["session"]),
         "advice": {str(number): text for number, text in enumerate(facts["advice"], 1)} or {"-": "nothing to change"},
     }
     return "\n\n".join(_section(title, rows) for title, rows in sections.items())
@@ -158,6 +207,23 @@ def _device_line(device: dict[str, Any]) -> str:
     capability = f", compute capability {device['capability']}" if "capability" in device else ""
     threads = f", {device['threads']} threads" if "threads" in device else ""
     return f"{device['name']}{memory}{free}{capability}{threads}"
+
+
+def _session_rows(session: dict[str, Any]) -> dict[str, str]:
+    """What the log says, as far as it says it."""
+    if not session["log"]:
+        return {"log": "none found (--log FILE names one)"}
+    partial, errors = session["partial_loads"], session["memory_errors"]
+    away = max((load["offloaded"] for load in partial), default=0) / environment.GIB
+    rows = {
+        "log": session["log"],
+        "versions": ", ".join(f"{name} {version}" for name, version in session["versions"]),
+        "memory": ", ".join(filter(None, (session["vram_state"], session["allocator"], session["attention"]))),
+        "runs": str(session["runs"]),
+        "offloaded": f"{len(partial)} times, {away:.1f} GiB at most" if partial else "",
+        "out of memory": f"{len(errors)} times" if errors else "",
+    }
+    return {name: text for name, text in rows.items() if text}
 
 
 def _section(title: str, rows: dict[str, str]) -> str:

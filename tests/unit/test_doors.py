@@ -46,6 +46,7 @@ OWN_ROOM = {
     "vae/network": {"config", "kernels", "settings"},
     "vae/kernels": set(),
     "nodes/host": {"vae_choices"},
+    "commands/launch": {"files"},
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
 

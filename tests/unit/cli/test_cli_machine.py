@@ -130,7 +130,7 @@ def test_doctor_prints_json_that_holds_every_section(capsys: pytest.CaptureFixtu
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {
         *("versions", "system", "devices", "best_device", "attention", "torch_compile", "cudnn", "allocator"),
-        *("paths", "advice"),
+        *("paths", "session", "launch", "advice"),
     }
     assert printed["attention"]["sdpa"] == ""
     assert any(reason for reason in printed["attention"].values())

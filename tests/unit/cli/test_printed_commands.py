@@ -22,7 +22,12 @@ PROGRAM = re.compile(
 
 def texts() -> list[Path]:
     """What people read: documents, help pages, and the sources for the help and errors that they print."""
-    documents = [*PACK.glob("*.md"), *(PACK / "web").rglob("*.md"), *(PACK / ".github").rglob("*.yml")]
+    documents = [
+        *PACK.glob("*.md"),
+        *(PACK / "docs").glob("*.md"),
+        *(PACK / "web").rglob("*.md"),
+        *(PACK / ".github").rglob("*.yml"),
+    ]
     rooms = ("nodes", "commands", "comparison", "pipelines", "optimizations", "vae", "benchmarks", "scripts")
     sources = [*PACK.glob("*.py"), *(file for room in rooms for file in (PACK / room).rglob("*.py"))]
     return sorted(documents) + sorted(sources)
@@ -83,7 +88,7 @@ def run(arguments: list[str], folder: Path, path: str = "") -> subprocess.Comple
 
 def test_commands_are_found_in_the_texts() -> None:
     found = printed()
-    assert {"README.md", "CONTRIBUTING.md"} <= {file for files in found.values() for file in files}
+    assert {"README.md", "CONTRIBUTING.md", "docs/claims.md"} <= {file for files in found.values() for file in files}
     assert len(found) > 20
 
 
@@ -111,7 +116,8 @@ for word in words:
             status = stop.code
     assert not status and "usage: " in out.getvalue(), (word, status, out.getvalue())
 """
-    files = {word: PACK.joinpath(*word.split(".")).with_suffix(".py") for word in wanted if "." in word}
+    files = {word: PACK.joinpath(*word.split(".")) for word in wanted if "." in word}
+    files = {word: path / "__main__.py" if path.is_dir() else path.with_suffix(".py") for word, path in files.items()}
     assert [word for word, file in files.items() if not file.is_file()] == []
     asking = [word for word in wanted if word not in files or "argparse" in files[word].read_text()]
     done = run(["-c", program, str(clone), json.dumps(asking)], clone.parent)

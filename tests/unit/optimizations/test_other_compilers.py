@@ -10,8 +10,9 @@ import torch
 import torch._dynamo.config
 from torch import nn
 
-from fastdiffusers.commands import doctor, environment
-from fastdiffusers.commands.advice import LaunchFacts, launch_advice
+from fastdiffusers.commands import environment
+from fastdiffusers.commands.launch.advice import LaunchFacts, launch_advice
+from fastdiffusers.commands.launch.start_script import known_flags
 from fastdiffusers.optimizations.apply import apply, revert
 from fastdiffusers.optimizations.compile import compiled_elsewhere, switched_off
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
@@ -77,13 +78,13 @@ def test_compile_that_is_off_in_the_process_is_said(how: str, monkeypatch: pytes
 
 def test_doctor_knows_whether_comfyui_compiles_and_that_it_does_not_matter(tmp_path: Path) -> None:
     options = tmp_path / "comfy" / "cli_args.py"
-    assert not doctor.has_comfy_compiler("")
-    assert not doctor.has_comfy_compiler(str(tmp_path))
+    assert known_flags("") == frozenset()
+    assert "--disable-comfy-compiler" not in known_flags(str(tmp_path))
     options.parent.mkdir()
     options.write_text('parser.add_argument("--disable-cuda-graphs")')
-    assert not doctor.has_comfy_compiler(str(tmp_path))
+    assert "--disable-comfy-compiler" not in known_flags(str(tmp_path))
     options.write_text('parser.add_argument("--disable-comfy-compiler")')
-    assert doctor.has_comfy_compiler(str(tmp_path))
+    assert "--disable-comfy-compiler" in known_flags(str(tmp_path))
     assert launch_advice(LaunchFacts()) == []
-    (line,) = launch_advice(LaunchFacts(comfy_compiler=True))
-    assert line.startswith("nothing to do about the Comfy Compiler")
+    (advice,) = launch_advice(LaunchFacts(flags=known_flags(str(tmp_path))))
+    assert advice.text.startswith("nothing to do about the Comfy Compiler")

@@ -1,0 +1,72 @@
+"""Every figure of the README is the one in its data file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[3]
+README = " ".join((PACK / "README.md").read_text(encoding="utf-8").split())
+
+
+def data(name: str) -> Any:
+    path = PACK / "benchmarks" / "results" / f"{name}_intel_r_xeon_r_processor.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def exponent(value: float) -> str:
+    """ "3e-5" as people write it."""
+    return re.sub(r"e-0*", "e-", f"{value:.0e}") if value else "0"
+
+
+@pytest.mark.parametrize("row", data("vae_decode")["cases"][0]["rows"], ids=lambda row: row["row"])
+def test_the_video_vae(row: dict[str, Any]) -> None:
+    peak = f"{row['peak_mib']:.0f} MiB ({row['peak_ratio']:.2f}x)" if row["peak_mib"] else "not counted"
+    faster = f"{row['times_faster']:.2f}x as fast"
+    assert f"| {row['row']} | {faster} | {peak} | {exponent(row['max_difference'])} |" in README
+
+
+def test_where_the_time_of_a_decode_goes() -> None:
+    spent = data("vae_decode")["cases"][0]["seconds_by_class"]["auto"]
+    said = f"Convolution is {spent['convolution']:.1f} of the {sum(spent.values()):.1f} s that `auto` takes"
+    assert said in README
+
+
+@pytest.mark.parametrize("row", data("causal_decode")["rows"], ids=lambda row: f"{row['vae']} {row['frames']}")
+def test_long_clips(row: dict[str, Any]) -> None:
+    sizes = " | ".join(f"{row[key]:.1f} GiB" for key in ("diffusers_gib", "streamed_gib", "fast_gib"))
+    assert f"| {row['vae']} | {row['frames']} | {sizes} |" in README
+
+
+def test_long_clips_in_time() -> None:
+    times = {(row["vae"], row["way"]): row for row in data("causal_decode")["time"]}
+    wan, ltx = ({way: row for (vae, way), row in times.items() if vae == name} for name in ("Wan 2.1", "LTX-2"))
+    faster = {way: f"{row['times_faster']:.2f}x" for way, row in wan.items()}
+    said = f"streamed {faster['streamed']} and `fast` {faster['fast, channels-last']} as fast as diffusers"
+    assert f"{said} ({faster['fast']} without channels-last)" in README
+    slower = {way: f"{row['times_faster']:.2f}x" for way, row in ltx.items()}
+    assert f"streamed {slower['streamed']} and `fast` {slower['fast']} as fast as diffusers' whole decode" in README
+    assert max(row["largest_difference"] for row in times.values()) <= 5e-6
+
+
+def test_what_auto_chooses() -> None:
+    rows = data("auto_choice")["rows"]
+    assert f"at most {max(row['behind_percent'] for row in rows):.1f}% behind the best median" in README
+    probing = [row["probing_s"] for row in rows]
+    limit = data("auto_choice")["time_limit_s"]
+    assert f"took {min(probing):.0f} to {max(probing):.0f} s with a limit of {limit:.0f} s" in README
+
+
+def test_what_the_pack_costs() -> None:
+    found = data("overhead")
+    small, mid = found["rows"]
+    assert f"{small['overhead_ms']:.0f} ms on a run of {1000 * small['bare_s']:.0f} ms" in README
+    low, high = mid["interval_percent"]
+    said = f"on a run of {mid['bare_s']:.1f} s, {mid['overhead_percent']:.1f}% ({low:.1f}% to {high:+.1f}%)"
+    assert said in README
+    assert max(found["switch_s"].values()) <= 0.002
+    assert f"importing the pack {1000 * found['import_s']:.0f} ms" in README
