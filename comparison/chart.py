@@ -29,7 +29,7 @@ MEMORY_COLOUR = "#8fa3b8"
 STAGE_COLOURS = {
     "load": "#b8a9d9",
     "text encode": "#7e57c2",
-    "encode": "#7e57c2",
+    "encode": "#f6c48f",
     "compile": "#c2185b",
     "first step": "#64b5f6",
     "steps": "#1e66c8",
@@ -144,6 +144,8 @@ def _row(brush: _Brush, row: ComparisonRow, comparison: Comparison, top: float, 
 
 
 def _verdict(row: ComparisonRow) -> str:
+    if row.undecided:
+        return "not known yet"
     if row.versus is None or row.verdict == "noise":
         return {"noise": "no difference", "plain": ""}.get(row.verdict, row.verdict)
     return f"{abs(row.versus.gain):.0%} {'less' if row.versus.gain > 0 else 'more'} time"

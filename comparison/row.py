@@ -15,6 +15,8 @@ from ..optimizations.tuning.quality import Quality
 from ..optimizations.tuning.statistics import PairedVerdict, Spread
 
 GIB = 2**30
+UNKNOWN_GAIN = 0.05
+"""A difference within the noise is none only where a gain above this is ruled out; else it is not known."""
 DENOISING, VAE = ("first step", "steps"), ("encode", "decode")
 """The stages of a run that the steps make up, and those that the VAE does."""
 
@@ -87,6 +89,11 @@ class ComparisonRow:
         if self.run is None:
             return "not measured"
         return "plain" if self.versus is None else self.versus.verdict
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the noise is so large that a gain may be hidden in it."""
+        return self.verdict == "noise" and self.versus is not None and self.versus.low < 1 - UNKNOWN_GAIN
 
     @property
     def lossless(self) -> bool | None:

@@ -92,7 +92,7 @@ def _expert(expert: ExpertSteps | None) -> str:
 
 
 def _result(row: ComparisonRow, comparison: Comparison) -> str:
-    """ "fastest", "22% slower", "no difference"; "keep this" of plain that is not surely the fastest."""
+    """ "fastest", "22% more time", "no difference", "not known yet"; of plain "keep this" where it is not surely so."""
     others = [other for other in comparison.rows if other is not row and other.run is not None]
     if row is comparison.recommended:
         beaten = row is not comparison.plain or all(other.verdict == "slower" for other in others)
@@ -100,7 +100,7 @@ def _result(row: ComparisonRow, comparison: Comparison) -> str:
     if row.versus is None:
         return "plain"
     if row.verdict == "noise":
-        return "no difference"
+        return "not known yet" if row.undecided else "no difference"
     return f"{abs(row.versus.gain):.0%} {'less' if row.versus.gain > 0 else 'more'} time"
 
 

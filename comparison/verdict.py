@@ -13,8 +13,6 @@ FEW_STEPS = 8
 """Up to so many steps a run is called one of few steps: what LoRAs and turbo models for few steps take."""
 SMALL_SHARE = 0.5
 """Where the steps are less of a run than this, that is said: making them faster wins little."""
-UNKNOWN_GAIN = 0.05
-"""A difference within the noise is none only where a gain above this is ruled out; else it is not known."""
 Rows = Sequence[ComparisonRow]
 
 
@@ -84,7 +82,7 @@ def _against(row: ComparisonRow, plain: ComparisonRow) -> Iterator[str]:
     if row.versus is None:
         return
     found = _in_words(row)
-    if row.verdict == "noise" and row.versus.low < 1 - UNKNOWN_GAIN:
+    if row.undecided:
         between = f"{row.versus.low - 1:+.0%} to {row.versus.high - 1:+.0%}"
         yield f"of {row.name} too little is known ({between} time): measure more runs on a quiet machine"
     elif row.settings.torch_compile == "on" and row.verdict in ("slower", "noise"):

@@ -142,6 +142,8 @@ def test_what_the_noise_hides_is_not_called_no_difference() -> None:
     assert noisy.verdict == "noise"
     assert "of compile too little is known (-40% to +50% time): measure more runs" in comparison(noisy).verdict.lower()
     assert "pay back" not in comparison(noisy).verdict
+    assert drawing._verdict(noisy) == "not known yet"
+    assert drawing._verdict(row("compile", 1.0)) == "no difference"
     same = comparison(row("compile", 1.0, first_run_extra=41.0)).verdict.lower()
     assert "compile would not pay back (no difference beyond the noise, and its first run 41 s more)" in same
 
