@@ -16,7 +16,11 @@ import torch
 from guided_pipelines import GUIDED, build_guided
 from PIL import Image
 
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import checkpoints, components, loader
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 
 @pytest.mark.parametrize("class_name", GUIDED)
@@ -24,25 +28,31 @@ def test_a_folder_with_a_guider_gives_what_bare_diffusers_gives(class_name: str,
     build_guided(class_name).save_pretrained(tmp_path)
     assert (tmp_path / "guider/guider_config.json").is_file()
     bare = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
-    loaded = loader.load(loader.resolve(str(tmp_path), dtype="float32", device="cpu")).pipeline
-    assert {name: type(part) for name, part in loaded.components.items()} == {
-        name: type(part) for name, part in bare.components.items()
-    }
-    for name, part in bare.components.items():
-        if "guider" in name:
-            assert dict(getattr(loaded, name).config) == dict(part.config)
-    options: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "pt"}
-    if "num_frames" in (taken := inspect.signature(bare.__call__).parameters):
-        options["num_frames"] = 5
+    taken = inspect.signature(bare.__call__).parameters
+    asked = {"width": 32, "height": 32, "num_frames": 5}
+    asked = {name: value for name, value in asked.items() if name in taken}
+    options: dict[str, Any] = {**asked, "num_inference_steps": 2, "output_type": "pt"}
+    picture = torch.full((32, 32, 3), 51 / 255)
+    images: tuple[torch.Tensor, ...] = ()
     if "image" in taken:
-        options["image"] = Image.new("RGB", (32, 32), (200, 30, 90))
-    options = {name: value for name, value in options.items() if name in taken}
-    results = [
-        pipeline(prompt="a fox 'one'", generator=torch.Generator().manual_seed(0), **options)[0]
-        for pipeline in (bare, loaded)
-    ]
-    assert results[0].std() > 0.01
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-5)
+        images, options["image"] = (picture,), Image.new("RGB", (32, 32), (51, 51, 51))
+    expected = bare(prompt="a fox 'one'", generator=torch.Generator().manual_seed(0), **options)[0]
+    assert expected.std() > 0.01
+
+    handle = PipelineHandle(loader.resolve(str(tmp_path), dtype="float32", device="cpu"))
+    request = SampleRequest("a fox 'one'", steps=2, images=images, **asked)
+    frames = generate(handle, request, OptimizationSettings.plain()).frames
+    assert frames is not None
+    found = frames.permute(0, 1, 4, 2, 3).reshape(expected.shape)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    with CACHE.use(handle.key) as loaded:
+        parts = loaded.pipeline.components
+        assert {name: type(part) for name, part in parts.items()} == {
+            name: type(part) for name, part in bare.components.items()
+        }
+        for name in (name for name in parts if "guider" in name):
+            assert dict(parts[name].config) == dict(bare.components[name].config)
+    CACHE.clear()
 
 
 @pytest.fixture(scope="module")
