@@ -220,10 +220,14 @@ def _session_rows(session: dict[str, Any]) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in session["versions"]),
         "memory": ", ".join(filter(None, (session["vram_state"], session["allocator"], session["attention"]))),
         "runs": str(session["runs"]),
-        "offloaded": f"{len(partial)} times, {away:.1f} GiB at most" if partial else "",
-        "out of memory": f"{len(errors)} times" if errors else "",
+        "offloaded": f"{_times(partial)}, {away:.1f} GiB at most" if partial else "",
+        "out of memory": _times(errors) if errors else "",
     }
     return {name: text for name, text in rows.items() if text}
+
+
+def _times(events: list[Any]) -> str:
+    return "once" if len(events) == 1 else f"{len(events)} times"
 
 
 def _section(title: str, rows: dict[str, str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from torch import nn
 
 from fastdiffusers.commands.launch.comfyui_log import MIB, PartialLoad, read_log
 from fastdiffusers.commands.launch.start_script import known_flags
+
+if TYPE_CHECKING:
+    from comfy_client import Client
 
 
 class Model(nn.Module):
@@ -34,6 +39,18 @@ def test_a_partial_load_is_read(core: object, caplog: pytest.LogCaptureFixture) 
     (load,) = read_log(caplog.text).partial_loads
     assert load.loaded in (MIB, 2 * MIB, 3 * MIB)  # it keeps room for the layer that it fetches
     assert load == PartialLoad(load.loaded, 4 * MIB - load.loaded)
+
+
+def test_what_it_writes_when_it_starts_is_read(server: Client, comfyui: Path) -> None:
+    version = re.search(r'__version__ = "(.*)"', (comfyui / "comfyui_version.py").read_text(encoding="utf-8"))
+    assert version is not None
+    session = read_log(server.server.log())
+    found = dict(session.versions)
+    assert (found["ComfyUI"], found["pytorch"]) == (version[1], torch.__version__)
+    assert session.vram_state == "DISABLED"
+    assert session.attention != ""
+    assert "probe_nodes.py" in [name for _, name in session.imports]
+    assert session.failed_imports == ()
 
 
 def test_its_flags_are_known(comfyui: Path) -> None:

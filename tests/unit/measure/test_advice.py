@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,19 @@ def test_doctor_reads_comfyuis_log_and_the_card(tmp_path: Path) -> None:
     without = facts | {"paths": {"comfyui": ""}, "devices": [{"device": "cpu", "total_gib": 64.0, "free_gib": 1.0}]}
     assert doctor.launch_facts(without, SessionLog()) == LaunchFacts(no_accelerator=True)
     assert not doctor.launch_facts(without, read_log(LOG)).no_accelerator  # it ran on something
+
+
+def test_what_the_log_says_is_told_to_a_person() -> None:
+    session = {"log": "comfyui.log", **asdict(read_log(LOG))}
+    rows = doctor._session_rows(session)
+    assert rows == {
+        "log": "comfyui.log",
+        "versions": "pytorch 2.9.0+cu130",
+        "memory": "NORMAL_VRAM, cudaMallocAsync",
+        "runs": "0",
+        "offloaded": "once, 2.2 GiB at most",
+    }
+    assert "none found" in doctor._session_rows({"log": ""})["log"]
 
 
 def test_a_device_that_only_comfyui_knows_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
