@@ -8,8 +8,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-FIRST_RUN = "first run only"
-"""What a person should know of the time that compiling takes."""
+
+def first_run(last: float | None) -> str:
+    """What a person should know of the time that compiling takes.
+
+    Args:
+        last: seconds that it took last time on this machine, None if that is not known.
+    """
+    return "first run only" if last is None else f"first run only, {last:.1f} s last time"
 
 
 @dataclass
@@ -27,6 +33,10 @@ class Compilations:
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count} times"
         return f"compiling took {self.seconds:.1f} s ({times})"
+
+    def told(self, last: float | None) -> str:
+        """What a report says of it, with the seconds of the last time on this machine; "" if nothing was compiled."""
+        return f"{self}, {first_run(last)}" if self.count else ""
 
 
 @contextlib.contextmanager

@@ -270,12 +270,13 @@ def _record(pipeline: Any, before: OptimizationRecord, how: CompileSettings, bre
         notes.append("the VAE has no decoder stages to compile")
     made = [region.compilations for region in regions]
     compilations = Compilations(sum(one.count for one in made), sum(one.seconds for one in made))
+    last = [region.last for region in regions if region.last is not None]
     return OptimizationRecord(
         NAME,
         before.requested,
         applied or "off",
         "; ".join([*failures, *notes]) or before.reason,
-        str(compilations) if compilations.count else "",
+        compilations.told(sum(last) if last else None),
         failed=bool(failures),
     )
 

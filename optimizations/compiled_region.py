@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from ..compile_clock import FIRST_RUN, Compilations, counted
+from ..compile_clock import Compilations, counted, first_run
 from ..compile_stop import stoppable
 from ..fallback import Signals, all_finite, describe
+from . import compile_times
 from .attention_processors import Trust
 from .components import attention_layers
 
@@ -75,6 +76,7 @@ class Region:
         signals: whom to tell about progress; it may raise to cancel.
         failure: why the region went back to plain, or "".
         compilations: how often its code was compiled, recompilations included, and what that took.
+        last: seconds that it took last time on this machine, or None.
     """
 
     def __init__(self, name: str, modules: Sequence[nn.Module], recipe: Recipe) -> None:
@@ -86,6 +88,8 @@ class Region:
         self._asked_for = recipe
         self._modules = [weakref.ref(module) for module in modules]
         self._started = 0
+        self._key = compile_times.key_of(modules, recipe)
+        self.last = compile_times.last_seconds(self._key)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -138,12 +142,14 @@ class Region:
         """The same while it compiles, which it has done for `seconds`."""
         total = len(self._modules)
         part = "for another size" if self._started == total else f"{self._started + 1} of {total}"
-        taken = self.compilations.seconds + seconds
-        self.signals.tick("compile", self._started, total, f"{self.name}: {part}, {FIRST_RUN}, {taken:.0f} s")
+        taken = f"{self.compilations.seconds + seconds:.0f} s"
+        self.signals.tick("compile", self._started, total, f"{self.name}: {part}, {taken} ({first_run(self.last)})")
 
     def after_first_call(self) -> None:
         self._started += 1
         if self._started == len(self._modules):
+            if self.compilations.count:
+                compile_times.remember(self._key, self.compilations.seconds)
             self.signals.tick(
                 "compile", self._started, self._started, f"{self.name}: done in {self.compilations.seconds:.1f} s"
             )

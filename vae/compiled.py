@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from ..cache_folder import device_name
 from ..callbacks import SILENT, Callbacks
-from ..compile_clock import FIRST_RUN, Compilations, counted
+from ..compile_clock import Compilations, counted, first_run
 from ..compile_stop import stoppable
 from ..fallback import Signals, describe
 from .compiled_units import CompiledKernels
+from .kernels.saved_choices import SAVED
 from .network.execution import Execution, Network
 from .network.model import VideoVAE
 from .planner import Task
@@ -43,10 +45,14 @@ class CompileWatch:
     Args:
         callbacks: of the job.
         made: where compilations are counted; a new count unless given.
+        last: seconds that they took last time on this machine, or None.
     """
 
-    def __init__(self, callbacks: Callbacks = SILENT, made: Compilations | None = None) -> None:
+    def __init__(
+        self, callbacks: Callbacks = SILENT, made: Compilations | None = None, last: float | None = None
+    ) -> None:
         self.signals = Signals(callbacks)
+        self._last = last
         self.made = Compilations() if made is None else made
 
     def run(self, call: Callable[[], Any]) -> Any:
@@ -55,11 +61,42 @@ class CompileWatch:
             return stoppable(call, self._tick)
 
     def _tick(self, seconds: float) -> None:
-        taken = self.made.seconds + seconds
-        part = self.made.count + 1
-        self.signals.tick("compile", 0, 1, f"video VAE: part {part}, {FIRST_RUN}, {taken:.0f} s")
+        taken = f"{self.made.seconds + seconds:.0f} s"
+        message = f"video VAE: part {self.made.count + 1}, {taken} ({first_run(self._last)})"
+        self.signals.tick("compile", 0, 1, message)
 
 
+class CompileTime:
+    """What compiling has taken in this process for one stage and choice of settings, kept for the next process.
+
+    Args:
+        stage: of the task.
+        settings: how it compiles.
+        device: that it compiles for.
+    """
+
+    def __init__(self, stage: str, settings: VaeSettings, device: torch.device) -> None:
+        options = sorted((settings.compile or {}).items())
+        self._key = ("compile seconds", stage, settings.compile_scope, repr(options), device_name(device))
+        with _lock:
+            if self._key not in _last:
+                _last[self._key] = SAVED.get(self._key)
+
+    @property
+    def last(self) -> float | None:
+        """Seconds of the last process, or None."""
+        text = _last[self._key]
+        return None if text is None else float(text)
+
+    def add(self, made: Compilations) -> None:
+        if made.count:
+            with _lock:
+                _taken[self._key] = _taken.get(self._key, 0.0) + made.seconds
+            SAVED.put(self._key, f"{_taken[self._key]:.2f}")
+
+
+_last: dict[tuple[str, ...], str | None] = {}
+_taken: dict[tuple[str, ...], float] = {}
 _networks: weakref.WeakKeyDictionary[VideoVAE, dict[str, _Checked]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 

@@ -104,8 +104,8 @@ def _norm_frame(
     One frame, because the memory layout of a clip of one item and few frames has accidents that code would rely on.
     """
     given = None if mean is None or rstd is None else eager.Statistics(mean[None, None], rstd[None, None])
-    options = {"statistics": given, "activation": activation, "out": out[None, :, None]}
-    eager.group_norm_silu(x[None, :, None], weight, bias, groups, eps, **options)
+    clip, target = x[None, :, None], out[None, :, None]
+    eager.group_norm_silu(clip, weight, bias, groups, eps, statistics=given, activation=activation, out=target)
 
 
 def _frame_moments(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from ..callbacks import Callbacks
 from ..compile_clock import Compilations
 from ..errors import FastDiffusersError
-from .compiled import CompileWatch, compiled_network
+from .compiled import CompileTime, CompileWatch, compiled_network
 from .cuda_graphs import CudaBackend, GraphedNetwork
 from .kernels import Kernels
 from .kernels.conv_choice import rules
@@ -64,6 +64,7 @@ class Job:
         read: the caller's values to the network's (scaling), on a slice in float32.
         callbacks: told and asked between slices.
         kernels: the operations with more than one implementation.
+        compile_time: what compiling took before, where it compiles.
         network: one slice through the VAE, compiled and recorded where the settings ask for it.
         notes: what had to be changed about the settings.
         compilations: what compiling has taken, in the attempts before this one too.
@@ -77,6 +78,7 @@ class Job:
     callbacks: Callbacks
     kernels: Kernels = field(init=False)
     network: Network = field(init=False)
+    compile_time: CompileTime | None = field(init=False, default=None)
     notes: list[str] = field(default_factory=list)
     compilations: Compilations = field(default_factory=Compilations)
 
@@ -86,7 +88,8 @@ class Job:
         self.network = self.task.network(self.vae)
         scope = settings.compile_scope
         if settings.compile is not None and (self.plan.layout.uncut or scope == "blocks"):
-            watch = CompileWatch(self.callbacks, self.compilations)
+            self.compile_time = CompileTime(self.task.stage, settings, self.vae.device)
+            watch = CompileWatch(self.callbacks, self.compilations, self.compile_time.last)
             self.network = compiled_network(self.vae, self.task, settings.compile, watch, scope)
         if settings.cuda_graphs and device.type == "cuda":
             self.network = GraphedNetwork(self.network, CudaBackend(device), needed=self.plan.peak)

@@ -40,7 +40,10 @@ def describe(
     report.set(OptimizationRecord("temporal_slices", size, applied))
     report.set(_overlap_record(settings, plan, vae.device))
     record = _compile_record(settings, asked, plan, not_compiled)
-    report.set(replace(record, cost=str(job.compilations)) if job.compilations.count else record)
+    time = job.compile_time
+    report.set(replace(record, cost=job.compilations.told(None if time is None else time.last)))
+    if time is not None:
+        time.add(job.compilations)
     report.set(OptimizationRecord("precision", "as loaded", str(vae.dtype).removeprefix("torch.")))
     used = ", ".join(f"{operation}: {name}" for operation, name in kernels.used.items())
     reason = "; ".join(f"{name}: {why}" for name, why in kernels.refusals().items())

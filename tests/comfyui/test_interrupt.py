@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -17,8 +18,8 @@ TEXT_EVENT = (3).to_bytes(4, "big")
 PREVIEW_EVENTS = ((1).to_bytes(4, "big"), (4).to_bytes(4, "big"))
 
 
-async def cancel_after(server: Client, prompt: dict[str, Any], steps: int) -> list[Any]:
-    """Run a prompt, press Cancel after some steps of its sampler, and return all messages until it is over."""
+async def cancel_when(server: Client, prompt: dict[str, Any], ripe: Callable[[Any], bool]) -> list[Any]:
+    """Run a prompt, press Cancel at the first message that `ripe` picks, and return all messages until it is over."""
     messages: list[Any] = []
     async with aiohttp.ClientSession() as session:
         url = f"{server.server.url}/ws?clientId=watcher"
@@ -27,24 +28,33 @@ async def cancel_after(server: Client, prompt: dict[str, Any], steps: int) -> li
             pressed = False
             while True:
                 message = await asyncio.wait_for(socket.receive(), 300)
-                if message.type is aiohttp.WSMsgType.BINARY:
-                    messages.append(message.data)
-                    continue
-                event = json.loads(message.data)
+                binary = message.type is aiohttp.WSMsgType.BINARY
+                event = message.data if binary else json.loads(message.data)
                 messages.append(event)
-                data = event["data"]
-                if event["type"] == "progress" and data["node"] == "sample" and data["value"] >= steps and not pressed:
+                if not pressed and ripe(event):
                     pressed = True
                     await asyncio.to_thread(server.server.interrupt)
-                if event["type"] in ("execution_interrupted", "execution_error", "execution_success"):
+                if not binary and event["type"] in ("execution_interrupted", "execution_error", "execution_success"):
                     return messages
+
+
+def after_steps(steps: int) -> Callable[[Any], bool]:
+    def ripe(event: Any) -> bool:
+        data = event["data"] if isinstance(event, dict) and event["type"] == "progress" else None
+        return data is not None and data["node"] == "sample" and data["value"] >= steps
+
+    return ripe
+
+
+def says(text: bytes) -> Callable[[Any], bool]:
+    return lambda event: isinstance(event, bytes) and event[:4] == TEXT_EVENT and text in event
 
 
 def test_cancel_shows_as_interrupted_and_leaves_the_pipeline_as_new(server: Client) -> None:
     small = {"width": 64, "height": 64, "seed": 9}
     fresh = server.images(server.succeed(server.sampling(TINY + "sd3", **small, steps=3)))
     long_run = server.sampling(TINY + "sd3", **small, steps=1000)
-    messages = asyncio.run(cancel_after(server, long_run, steps=5))
+    messages = asyncio.run(cancel_when(server, long_run, after_steps(5)))
     assert messages[-1]["type"] == "execution_interrupted", messages[-1]["data"].get("exception_message")
 
     interrupted = next(m for m in messages if isinstance(m, dict) and m["type"] == "execution_interrupted")
@@ -59,3 +69,20 @@ def test_cancel_shows_as_interrupted_and_leaves_the_pipeline_as_new(server: Clie
     again = server.sampling(TINY + "sd3", **small, steps=3, batch_size=2)
     first = server.images(server.succeed(again))[:1]
     np.testing.assert_allclose(first.astype(int), fresh.astype(int), atol=1, rtol=0)
+
+
+def test_cancel_while_code_is_compiled(server: Client) -> None:
+    small = {"width": 64, "height": 64, "seed": 9, "steps": 3, "vae_tiling": "off", "attention": "sdpa"}
+    fresh = server.images(server.succeed(server.sampling(TINY + "sd3", **small, torch_compile="off")))
+    compiled = server.sampling(TINY + "sd3", **small, torch_compile="on")
+    compiled["compile"] = server.node("FastDiffusersTorchCompileSettings", memory_check=False)
+    compiled["sample"]["inputs"]["compile_settings"] = ["compile", 0]
+    messages = asyncio.run(cancel_when(server, compiled, says(b"first run only")))
+    assert messages[-1]["type"] == "execution_interrupted", messages[-1]["data"].get("exception_message")
+    assert messages[-1]["data"]["node_id"] == "sample"
+    again = server.sampling(TINY + "sd3", **small, torch_compile="off", prompt="a cat")
+    again["sample"]["inputs"]["max_sequence_length"] = 0
+    again["sample"]["inputs"]["seed"] = 10
+    server.succeed(again)  # another seed first, so that ComfyUI cannot answer from its cache of outputs
+    again["sample"]["inputs"]["seed"] = 9
+    assert np.array_equal(server.images(server.succeed(again)), fresh)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch._dynamo.backends import registry
 
+from fastdiffusers.cache_folder import default_folder
+from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.compile_clock import Compilations, counted
 from fastdiffusers.optimizations.apply import active, apply
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
@@ -85,3 +87,25 @@ def test_a_reset_of_dynamo_in_between_does_no_harm():
     with counted(made):
         torch._dynamo.reset()
     assert made.count == 0
+
+
+def test_the_next_process_is_told_what_compiling_took(tiny_pipeline, picture, compiled):
+    ticks = []
+
+    def go():
+        pipeline = tiny_pipeline("flux")
+        report = apply(pipeline, SETTINGS, callbacks=Callbacks(on_progress=ticks.append))
+        with active(pipeline, SETTINGS, report):
+            picture(pipeline, "flux")
+        return report["torch_compile"].cost
+
+    first = go()
+    assert first.endswith("first run only")
+    seconds = float(first.split()[2])
+    torch._dynamo.reset()  # as a new process
+    second = go()
+    assert f"first run only, {seconds:.1f} s last time" in second
+    assert f"{seconds:.1f} s last time" in ticks[-2].message
+    (default_folder() / "compile_seconds.json").write_text("[not ours")
+    torch._dynamo.reset()
+    assert go().endswith("first run only")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +12,22 @@ import torch
 from golden_models import golden_config, golden_weights
 
 from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.compile_clock import Compilations
 from fastdiffusers.memory import LiveBytes, MemoryState
-from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
+from fastdiffusers.vae import (
+    VaeConfig,
+    VaeSettings,
+    VideoVAE,
+    compiled,
+    decode_raw,
+    encode_raw,
+    from_state_dict,
+    planner,
+)
 from fastdiffusers.vae.compiled import compiled_network, with_our_graphs
 from fastdiffusers.vae.kernels import eager
 from fastdiffusers.vae.kernels.conv_choice import rules
+from fastdiffusers.vae.kernels.saved_choices import SavedChoices
 from fastdiffusers.vae.network import convolution
 from fastdiffusers.vae.network.execution import CarriedFrames, Execution, Layout
 from fastdiffusers.vae.settings import COMPILE_SCOPES
@@ -278,3 +291,20 @@ def test_the_budget_is_respected(small: VideoVAE, latents: Latents, share: float
 
     budget = int(share * peak(VaeSettings(mode="whole", temporal_slice=1)))
     assert peak(VaeSettings(mode="exact", memory_budget_gib=budget / 2**30)) <= 1.1 * budget
+
+
+def test_the_next_process_is_told_what_compiling_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "SAVED", SavedChoices(tmp_path / "kernels.json", {}))
+    monkeypatch.setattr(compiled, "_taken", {})
+    settings, cpu = VaeSettings(compile={}), torch.device("cpu")
+
+    def time(**changes: Any) -> compiled.CompileTime:
+        monkeypatch.setattr(compiled, "_last", {})  # as a new process
+        return compiled.CompileTime("decode", replace(settings, **changes), cpu)
+
+    first = time()
+    for made in (Compilations(2, 3.0), Compilations(), Compilations(1, 1.5)):
+        first.add(made)
+    assert first.last is None
+    assert time().last == 4.5
+    assert time(compile_scope="slice").last is None
