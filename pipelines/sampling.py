@@ -13,6 +13,7 @@ from ..optimizations.components import denoisers
 from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for
+from .classes.guidance import guided
 from .decoding import pipeline_vae
 from .families import Family
 from .requests import ready, seeds
@@ -116,7 +117,8 @@ def _denoise(
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
         arguments = call_arguments(pipeline, family, request)
         previews = family.known and callbacks.previews
-        with watched(pipeline, loaded.device, on_step, previews) as watch:
+        guidance = guided(pipeline, family.guidance_argument, request.guidance)
+        with guidance, watched(pipeline, loaded.device, on_step, previews) as watch:
             if family.layout == "tokens":  # of image-to-video, the scheduler sees the frames after the first alone
                 arguments["callback_on_step_end"] = watch.keep_latents
             output = pipeline(**arguments)

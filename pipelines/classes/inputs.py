@@ -47,6 +47,7 @@ _MAKES = {
     "FluxPriorRedux": "embeddings for another pipeline",
     "KandinskyPrior": "embeddings for another pipeline",
     "KandinskyV22Prior": "embeddings for another pipeline",
+    "LEditsPP": "edits of a picture that it has to invert first",
     "LLaDA2": "text",
     "LongCatAudio": "sound",
     "MusicLDM": "sound",
