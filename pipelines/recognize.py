@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .classes.guidance import guidance_of_model
+from .classes.guidance import GUIDER, guidance_of_model
 from .classes.signature import family_from_signature
 from .families import FAMILIES, Family
 
@@ -92,7 +92,8 @@ def _unknown_variant(
 ) -> Family:
     argument = guidance_of_model(pipeline_class, model.get("guidance_embeds"), family.guidance_argument)
     if argument != family.guidance_argument:
-        family = replace(family, guidance_argument=argument, guidance=family.guidance if argument else None)
+        own = None if argument in ("", GUIDER) else family.guidance
+        family = replace(family, guidance_argument=argument, guidance=own)
     if family.second_guidance and config.get("boundary_ratio") is None:
         family = replace(family, second_guidance=False)
     if family.name.startswith("CogVideoX") and model.get("patch_size_t") is not None:

@@ -15,6 +15,7 @@ from ..optimizations.components import denoisers, step_experts
 from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for
+from .classes.guidance import guided
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
@@ -140,17 +141,18 @@ def _denoise(
         shift = None if scheduler is None else scheduler.config.get("shift_terminal")
         if request.steps == 1 and shift:  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
-        with watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
+        guidance = guided(pipeline, family.guidance_argument, request.guidance)
+        with guidance, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
             try:
                 outputs, last = [call(request)], watch.latent
             except _OneByOne as why:
                 report.note(f"{why}: the batch was made one by one, each with its own seed.")
-                outputs, latents = [], []
+                outputs, each_last = [], []
                 for index, seed in enumerate(seeds(request)):
                     calls_to_come, begun = request.batch - 1 - index, watch.done
                     outputs.append(call(ready(family, replace(request.asked, batch=1, seed=seed))))
-                    latents.append(watch.latent)
-                last = _joined(latents)
+                    each_last.append(watch.latent)
+                last = _joined(each_last)
         return outputs, last, watch, step_experts(pipeline)
 
 

@@ -7,9 +7,13 @@ the model twice. What is on by default is what the model was made for.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+GUIDER = "guider"
+"""The component that takes the guidance scale, in the place of an argument, where a pipeline has one."""
 _MAIN = {
     "StableVideoDiffusionPipeline": "max_guidance_scale",
     "StableCascadeCombinedPipeline": "prior_guidance_scale",
@@ -30,13 +34,15 @@ _FIXED_SCHEDULE = {"Ideogram4Pipeline": 48}
 
 
 def guidance_argument(pipeline_class: type) -> str:
-    """The call argument that takes the guidance scale, "" where there is none."""
+    """The call argument that takes the guidance scale, `GUIDER` or "" where there is none."""
     if pipeline_class.__name__ in _MAIN:
         return _MAIN[pipeline_class.__name__]
     parameters = inspect.signature(pipeline_class.__call__).parameters
     if "true_cfg_scale" in parameters and ("guidance_scale" not in parameters or _cfg_is_on(parameters)):
         return "true_cfg_scale"
-    return "guidance_scale" if "guidance_scale" in parameters else ""
+    if "guidance_scale" in parameters:
+        return "guidance_scale"
+    return GUIDER if GUIDER in inspect.signature(pipeline_class).parameters else ""
 
 
 def _cfg_is_on(parameters: Any) -> bool:
@@ -48,7 +54,7 @@ def guidance_rules(pipeline_class: type) -> dict[str, Any]:
     """What a class says about guidance, as fields of `Family`."""
     parameters = inspect.signature(pipeline_class.__call__).parameters
     argument = guidance_argument(pipeline_class)
-    default = parameters[argument].default if argument else None
+    default = parameters[argument].default if argument in parameters else None
     negative = "negative_prompt" in parameters
     if argument == "guidance_scale" and "true_cfg_scale" in parameters:
         # The negative prompt belongs to the true CFG, which is off; but some only have the argument and never read it.
@@ -93,5 +99,19 @@ def guidance_of_model(pipeline_class: type, embeds: bool | None, argument: str) 
             return argument
         return "true_cfg_scale" if pipeline_class.__name__ == "HunyuanVideoImageToVideoPipeline" else ""
     if embeds is False and argument == "distilled_guidance_scale":
-        return ""
+        return GUIDER
     return argument
+
+
+@contextmanager
+def guided(pipeline: Any, argument: str, scale: float | None) -> Iterator[None]:
+    """Let the guiders of `pipeline` work with another scale while the block runs, where they are the guidance."""
+    names = [name for name in (GUIDER, f"ocr_{GUIDER}") if getattr(pipeline, name, None) is not None]
+    originals = {name: getattr(pipeline, name) for name in names} if argument == GUIDER and scale is not None else {}
+    for name, original in originals.items():
+        setattr(pipeline, name, original.new(guidance_scale=scale))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(pipeline, name, original)

@@ -43,6 +43,7 @@ _MAKES = {
     "FluxPriorRedux": "embeddings for another pipeline",
     "KandinskyPrior": "embeddings for another pipeline",
     "KandinskyV22Prior": "embeddings for another pipeline",
+    "LEditsPP": "edits of a picture that it has to invert first",
     "LLaDA2": "text",
     "RFD4Proteina": "proteins",
     "ShapE": "shapes in three dimensions",

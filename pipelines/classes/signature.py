@@ -62,10 +62,15 @@ def family_from_signature(pipeline_class: type) -> Family:
         timestep_arguments=use.timestep_arguments,
         own_flow_sigmas=use.own_flow_sigmas,
         scheduling=use,
-        own_strength=default("strength") if "image" in parameters else None,
+        own_strength=_own_strength(default("strength")) if "image" in parameters else None,
         image_to_image="" if frames else _from_image(pipeline_class),
         image_to_video=video_form,
     )
+
+
+def _own_strength(default: Any) -> float | None:
+    """A strength of 1 keeps nothing of the picture, or means something else (LTX-Video's conditions)."""
+    return float(default) if isinstance(default, int | float) and default < 1 else None
 
 
 def _from_image(pipeline_class: type) -> str:

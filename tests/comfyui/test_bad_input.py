@@ -115,6 +115,17 @@ def test_a_picture_for_a_text_model_is_refused(server: Client) -> None:
     works(server)
 
 
+def test_transparency_that_is_not_read_and_a_prompt_that_is_cut_are_reported(server: Client) -> None:
+    prompt = server.sampling(TINY + "flux-kontext", prompt="a red fox " * 12, steps=1, width=32, height=32)
+    prompt["picture"] = server.node("LoadImage", image="gradient.png")
+    prompt["mask"] = server.node("SolidMask", value=0.5, width=64, height=64)
+    prompt["joined"] = server.node("JoinImageWithAlpha", image=["picture", 0], alpha=["mask", 0])
+    prompt["sample"]["inputs"]["images.image_1"] = ["joined", 0]
+    notes = server.report(server.run(prompt))["notes"]
+    assert any(note.startswith("transparency of images[0] ignored") for note in notes)
+    assert any(note.startswith("prompt: text_encoder reads 77 tokens, not the end: ") for note in notes)
+
+
 def test_a_negative_prompt_that_means_nothing_is_reported(server: Client) -> None:
     entry = server.succeed(server.sampling(TINY + "flux", width=64, height=64, steps=1, negative_prompt="fog"))
     assert any("negative_prompt" in note for note in server.report(entry)["notes"])

@@ -362,3 +362,14 @@ class TestPipelines:
         ]
         latent, _ = self.run("encode", handle("sdxl"), pixels)
         assert latent["samples"].shape[0] == length
+
+
+def test_pictures_of_any_number_of_channels(core: Any) -> None:
+    from fastdiffusers.nodes.sampler import _image_list
+
+    grey, clear = torch.rand(2, 8, 8, 1), torch.rand(1, 8, 8, 4)
+    pictures = _image_list({"image_1": grey, "image_2": clear, "image_3": None, "image_4": grey.repeat(1, 1, 1, 2)})
+    assert [picture.shape[-1] for picture in pictures] == [3, 3, 4, 4, 4]
+    assert torch.equal(pictures[1], grey[1].expand(8, 8, 3))
+    assert torch.equal(pictures[2], clear[0])
+    assert torch.equal(pictures[3], grey[0].expand(8, 8, 4))

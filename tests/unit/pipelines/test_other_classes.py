@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -14,6 +15,7 @@ from other_pipelines import around, build, cogvideox, generator, loaded, stable_
 from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines import sampling
 from fastdiffusers.pipelines.arguments import call_arguments, to_pil
+from fastdiffusers.pipelines.classes.guidance import guided
 from fastdiffusers.pipelines.families import FAMILIES
 from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.requests import check_request, ready
@@ -117,6 +119,20 @@ def test_a_model_without_embedded_guidance_says_that_it_takes_none() -> None:
     assert family.guidance_argument == ""
     notes = check_request(family, replace(REQUEST, guidance=3.0, images=(PICTURE,)))
     assert any(note.startswith("guidance ignored") for note in notes)
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "HunyuanVideo15Pipeline"), reason="this diffusers has no guiders")
+def test_a_guider_gets_the_guidance_for_the_run() -> None:
+    assert family_of("HunyuanVideo15Pipeline").guidance_argument == "guider"
+    assert family_of("HunyuanVideo15Pipeline").guidance is None
+    guider = diffusers.ClassifierFreeGuidance(guidance_scale=6.0)
+    pipeline = SimpleNamespace(guider=guider)
+    with guided(pipeline, "guider", 3.0):
+        assert (pipeline.guider.guidance_scale, guider.guidance_scale) == (3.0, 6.0)
+    assert pipeline.guider is guider
+    for argument, scale in (("guider", None), ("guidance_scale", 3.0)):
+        with guided(pipeline, argument, scale):
+            assert pipeline.guider is guider
 
 
 def test_a_negative_prompt_that_the_class_never_reads_is_said() -> None:
