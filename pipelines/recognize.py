@@ -56,6 +56,7 @@ def _from_signature(pipeline_class: type) -> Family:
         second_guidance="guidance_scale_2" in parameters,
         negative_prompt="negative_prompt" in parameters,
         steps=int(default("num_inference_steps") or 28),
+        empty_negative="" if name.startswith("EasyAnimate") else None,  # it fails with None
         guidance=None if scale is None else float(scale),
         width=int(default("width") or 0),
         height=int(default("height") or 0),
@@ -86,6 +87,7 @@ def small(family: Family) -> Family:
 def _variant_of(family: Family, pipeline: Any) -> Family:
     """The family with the recommendations that belong to this checkpoint, read from its configuration."""
     config = pipeline.config
+    family = _as_built(family, pipeline)
     if family.name == "flux" and not pipeline.transformer.config.guidance_embeds:
         return replace(family, steps=4, guidance=0.0, guidance_argument="")
     if family.name == "flux2-klein" and config.get("is_distilled"):
@@ -99,6 +101,20 @@ def _variant_of(family: Family, pipeline: Any) -> Family:
         extra = (("spatio_temporal_guidance_blocks", (29,)), ("use_cross_timestep", False))
         return replace(family, steps=40, extra=extra)
     return family
+
+
+def _as_built(family: Family, pipeline: Any) -> Family:
+    """The family with this checkpoint's own VAE: the channels of its latents, and their stride."""
+    if family.layout not in ("plain", "packed", "video") or pipeline.vae is None:
+        return family
+    config = pipeline.vae.config
+    stride = getattr(pipeline, "vae_scale_factor_spatial", None) or getattr(pipeline, "vae_scale_factor", None)
+    channels = config.get("z_dim") or config.get("latent_channels")
+    return replace(
+        family,
+        latent_channels=int(channels or family.latent_channels),
+        latent_stride=int(stride or family.latent_stride),
+    )
 
 
 def _wan_variant(family: Family, config: Any) -> Family:
