@@ -74,7 +74,7 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]
     if original is None and name != "model default":
         reason = f"{type(pipeline).__name__} has several schedulers, or none, in fixed roles"
         raise InputError("scheduler", name, reason, "use 'model default'")
-    fresh = {id(scheduler): type(scheduler).from_config(scheduler.config) for scheduler in schedulers_of(pipeline)}
+    fresh = {id(scheduler): _afresh(scheduler) for scheduler in schedulers_of(pipeline)}
     class_name = class_of(name, original)
     if class_name not in ("model default", type(original).__name__):
         fresh[id(original)] = _candidate(original, class_name)
@@ -95,6 +95,16 @@ def scheduler_for_run(pipeline: Any, family: Family, name: str) -> Iterator[Any]
     finally:
         for part, place, value in changed:
             setattr(part, place, value)
+
+
+def _afresh(scheduler: Any) -> Any:
+    """Another scheduler of the same class and configuration, and of none of the state.
+
+    `from_config` goes back to the class's default for what it notes as left to that, also where the pipeline has
+    changed it since (Stable Diffusion puts a missing `steps_offset` right).
+    """
+    config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    return type(scheduler).from_config(config)
 
 
 def pipelines_of(pipeline: Any) -> list[Any]:

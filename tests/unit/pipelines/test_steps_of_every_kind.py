@@ -16,6 +16,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 
 from fastdiffusers.callbacks import Callbacks, Progress
@@ -211,6 +212,16 @@ def test_a_pipeline_without_one_scheduler_takes_no_other() -> None:
     assert sampling.run(loaded(pipeline), SampleRequest("a fox", steps=STEPS)).frames is not None
     with pytest.raises(InputError, match="fixed roles"):
         sampling.run(loaded(pipeline), SampleRequest("a fox", steps=STEPS, scheduler="euler"))
+
+
+def test_what_a_pipeline_has_changed_in_its_scheduler_is_kept() -> None:
+    """Stable Diffusion corrects the `steps_offset` of old checkpoints, which say nothing of it."""
+    pipeline = looping("with")
+    config = {**pipeline.scheduler.config, "steps_offset": 1}
+    pipeline.scheduler._internal_dict = FrozenDict(config)
+    bare = pipeline("a fox", generator=torch.Generator().manual_seed(7))
+    result = sampling.run(loaded(pipeline), SampleRequest("a fox", steps=STEPS, seed=7))
+    assert torch.equal(result.frames[:, 0], torch.from_numpy(bare.images))
 
 
 def skyreels() -> Any:
