@@ -34,7 +34,7 @@ def family_of(pipeline: Any) -> Family:
     if isinstance(pipeline, type):
         return family
     parts = {name: part.config for name, part in pipeline.components.items() if _has_settings(part)}
-    return _variant_of(family, pipeline_class, pipeline.config, parts)
+    return _as_built(_variant_of(family, pipeline_class, pipeline.config, parts), pipeline)
 
 
 def family_of_configuration(
@@ -99,6 +99,20 @@ def _unknown_variant(
     if family.name.startswith("CogVideoX") and model.get("patch_size_t") is not None:
         family = replace(family, frame_rate=16.0)  # CogVideoX 1.5
     return family
+
+
+def _as_built(family: Family, pipeline: Any) -> Family:
+    """The family with this checkpoint's own VAE: the channels of its latents, and their stride."""
+    if family.layout not in ("plain", "packed", "video") or pipeline.vae is None:
+        return family
+    config = pipeline.vae.config
+    stride = getattr(pipeline, "vae_scale_factor_spatial", None) or getattr(pipeline, "vae_scale_factor", None)
+    channels = config.get("z_dim") or config.get("latent_channels")
+    return replace(
+        family,
+        latent_channels=int(channels or family.latent_channels),
+        latent_stride=int(stride or family.latent_stride),
+    )
 
 
 def _wan_variant(family: Family, config: Mapping[str, Any]) -> Family:

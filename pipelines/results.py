@@ -48,7 +48,8 @@ def refuse_without_picture(family: Family, sound_counts: bool = True) -> None:
 def returned_fields(pipeline_class: type) -> tuple[str, ...]:
     """Fields of the output classes that the code of `__call__` names; () where it hands on what another one returns."""
     call: Any = inspect.unwrap(pipeline_class.__call__)
-    named = [getattr(call, "__globals__", {}).get(name) for name in getattr(call, "__code__", call).co_names]
+    code = getattr(call, "__code__", None)  # a stand-in for a class that cannot be imported has none
+    named = [call.__globals__.get(name) for name in code.co_names] if code is not None else []
     outputs = [each for each in named if is_dataclass(each) and issubclass(each, Mapping)]  # type: ignore[arg-type]
     return tuple(dict.fromkeys(field.name for output in outputs for field in fields(output)))
 
@@ -143,7 +144,7 @@ def _channels_last(value: Any, is_clip: bool) -> torch.Tensor | None:
         value = torch.from_numpy(value)
     if not isinstance(value, torch.Tensor) or not 3 <= value.ndim <= 5:
         return None
-    channels = _channel_axis(value.shape, from_numpy)
+    channels = _channel_axis(value.shape, from_numpy, is_clip)
     if channels is None:
         return None
     whole = not value.is_floating_point()
@@ -151,14 +152,14 @@ def _channels_last(value: Any, is_clip: bool) -> torch.Tensor | None:
     return pixels / 255 if whole else pixels
 
 
-def _channel_axis(shape: torch.Size, channels_last: bool) -> int | None:
+def _channel_axis(shape: torch.Size, channels_last: bool, is_clip: bool) -> int | None:
     """Which axis holds the channels: before the rows in tensors, last in numpy arrays, and before the frames at times.
 
     Three and four channels are looked for first: one may be an axis of length one.
     """
     before_rows, last = len(shape) - 3, len(shape) - 1
     likely = [last, before_rows] if channels_last else [before_rows, last]
-    if len(shape) > 3:
+    if is_clip and len(shape) > 3:
         likely.append(before_rows - 1)
     return next((axis for count in ((3, 4), (1,)) for axis in likely if shape[axis] in count), None)
 

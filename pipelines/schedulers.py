@@ -81,7 +81,7 @@ def scheduler_for_run(
         if shift is not None:
             raise InputError("flow_shift", shift, reason, "leave it out")
         raise InputError("scheduler", name, reason, "use 'model default'")
-    fresh = {id(scheduler): type(scheduler).from_config(scheduler.config) for scheduler in schedulers_of(pipeline)}
+    fresh = {id(scheduler): _afresh(scheduler) for scheduler in schedulers_of(pipeline)}
     if original is not None:
         fresh[id(original)] = fitting_scheduler(original, family, name, steps, type(pipeline))
     if shift is not None:
@@ -99,6 +99,16 @@ def scheduler_for_run(
     finally:
         for part, place, value in changed:
             setattr(part, place, value)
+
+
+def _afresh(scheduler: Any) -> Any:
+    """Another scheduler of the same class and configuration, and of none of the state.
+
+    `from_config` goes back to the class's default for what it notes as left to that, also where the pipeline has
+    changed it since (Stable Diffusion puts a missing `steps_offset` right).
+    """
+    config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    return type(scheduler).from_config(config)
 
 
 def pipelines_of(pipeline: Any) -> list[Any]:
@@ -146,7 +156,7 @@ def fitting_scheduler(
     """
     class_name = class_of(name, original)
     own = class_name in ("model default", type(original).__name__)
-    fresh = type(original).from_config(original.config) if own else _candidate(original, class_name)
+    fresh = _afresh(original) if own else _candidate(original, class_name)
     uses = _uses(family, pipeline_class)
     if objection := "" if name == "model default" else _objection(family, fresh, uses, steps):
         fitting = ", ".join(compatible_schedulers(original, family, steps, pipeline_class))

@@ -59,14 +59,15 @@ def guidance_rules(pipeline_class: type) -> dict[str, Any]:
     if argument == "guidance_scale" and "true_cfg_scale" in parameters:
         # The negative prompt belongs to the true CFG, which is off; but some only have the argument and never read it.
         negative = negative and hasattr(pipeline_class, "do_classifier_free_guidance")
-    needs_negative = argument == "true_cfg_scale"  # without one, the guidance does nothing
+    # Without one, the guidance of the first does nothing, and EasyAnimate fails.
+    empty = " " if argument == "true_cfg_scale" else "" if pipeline_class.__name__.startswith("EasyAnimate") else None
     return {
         "guidance_argument": argument,
         "guidance": float(default) if isinstance(default, int | float) else None,
         "second_guidance": "guidance_scale_2" in parameters,
         "negative_prompt": negative,
         "negative_above": 0.0 if _acts_below_one(pipeline_class) else 1.0,
-        "empty_negative": " " if needs_negative else None,
+        "empty_negative": empty,
         "guidance_replaces": _REPLACES.get(pipeline_class.__name__, ""),
         "guided_steps": _FIXED_SCHEDULE.get(pipeline_class.__name__, 0),
     }

@@ -211,3 +211,20 @@ def test_a_picture_of_any_kind_has_its_right_values(mode: str, tmp_path: Path) -
         picture = Image.merge(mode, [Image.fromarray(band) for band in bands])
     picture.save(tmp_path / "picture.png")
     assert np.abs(read_picture(tmp_path / "picture.png").numpy() - expected).max() < 1e-6
+
+
+def test_alpha_is_kept_in_png_and_left_out_of_video_and_jpg(tmp_path: Path) -> None:
+    layers = torch.rand(1, 2, 20, 32, 4)
+    png = write_frames(layers, tmp_path / "out.png", None)
+    assert [path.name for path in png] == ["out_0.png", "out_1.png"]
+    for path, layer in zip(png, layers[0], strict=True):
+        with Image.open(path) as picture:
+            assert picture.mode == "RGBA"
+            read = torch.from_numpy(np.array(picture)).float() / 255
+        assert (read - layer).abs().max() <= 0.5 / 255 + 1e-6
+    (folder,) = write_frames(layers, tmp_path / "jpgs", None, smaller=True)
+    with Image.open(folder / "frame_00000.jpg") as picture:
+        assert picture.mode == "RGB"
+    clip = smooth_frames(1, 3, 32, 32)
+    (video,) = write_frames(torch.cat((clip, torch.rand(1, 3, 32, 32, 1)), -1), tmp_path / "out.mp4", 8.0)
+    assert (read_frames(video)[0] - clip[0]).abs().mean() < 0.03

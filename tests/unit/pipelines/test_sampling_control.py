@@ -391,3 +391,24 @@ def test_every_short_name_stands_for_classes_that_are_offered():
     assert {name for names in SHORT_NAMES.values() for name in names if name} <= set(SCHEDULERS)
     with pytest.raises(InputError, match="Use euler"):
         sampling.run(load("sdxl"), small_request(scheduler="eulr"))
+
+
+def test_a_run_that_ends_in_nan_is_made_again_before_anything_is_decoded(monkeypatch):
+    """The first run's latent is not worth a decode: only that of the run with the plain attention is decoded."""
+    from fastdiffusers.optimizations import attention
+    from fastdiffusers.pipelines import generate as generating
+
+    loaded = load("sdxl")
+    plain = sampling.run(loaded, small_request())
+    broken, decoded, own = [True], [], generating._decode
+    monkeypatch.setattr(attention, "can_give_up", lambda pipeline: broken[0])
+    monkeypatch.setattr(attention, "give_up", lambda pipeline, reason: broken.__setitem__(0, False))
+    monkeypatch.setattr(generating, "_decode", lambda *arguments: decoded.append(arguments[1]) or own(*arguments))
+    spoil = lambda model, inputs, output: (output[0] * float("nan"),) if broken[0] else output
+    hook = loaded.pipeline.unet.register_forward_hook(spoil)
+    handle = PipelineHandle(loaded.key)
+    result = generating.run_loaded(loaded, handle, small_request(), OptimizationSettings.plain())
+    hook.remove()
+    assert len(decoded) == 1
+    assert torch.equal(decoded[0], plain.latent)
+    assert torch.equal(result.frames, plain.frames)
