@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,22 @@ def test_units_are_compiled_once_for_every_size_layer_and_strip(shallow: VideoVA
     with torch._dynamo.config.patch(error_on_recompile=True):
         run(latents(3, 9, 8), mode="exact", strips=(3, 2))
     assert counter.graphs == settled
+
+
+def test_the_report_counts_every_unit(flat: VideoVAE, latents: Latents) -> None:
+    class Slow(Counter):
+        def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+            time.sleep(0.1)
+            return super().__call__(graph, inputs)
+
+    slow, began = Slow(), time.perf_counter()
+    chosen = VaeSettings(mode="whole", compile={"backend": slow})
+    _, report = decode_raw(flat, latents(1, 4, 4), chosen)
+    cost = report["torch_compile"].cost
+    assert cost.endswith(f"({slow.graphs} times), first run only")
+    assert 0.1 * slow.graphs <= float(cost.split()[2]) <= time.perf_counter() - began
+    _, report = decode_raw(flat, latents(1, 4, 4), chosen)
+    assert report["torch_compile"].cost == ""  # of that run, in which nothing was compiled
 
 
 def test_generated_code_agrees(tiny: VideoVAE) -> None:
