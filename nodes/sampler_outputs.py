@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 STILL_FRAME_RATE = 1.0
 """Frame rate that is put out with still images: one a second, so that a video made of them can be looked at."""
 UNDECODED = "Diffusers Sampler: 'decode' is off, so there are no images to pass on."
-NO_PICTURE = "Diffusers Sampler: this model makes sound alone. Use the output 'audio', and disconnect the others."
+NO_PICTURE = (
+    "Diffusers Sampler: no images to pass on: 'decode' is off, or this model makes sound alone (output 'audio')."
+)
 NO_LATENT = (
     "Diffusers Sampler: this model's pipeline shows no latent. Use the output 'images', and disconnect 'latent'."
 )
@@ -40,7 +42,7 @@ def outputs() -> list[Any]:
 def values(result: SampleResult) -> tuple[Any, ...]:
     """Return one result in the order of `outputs`; a missing one is an `ExecutionBlocker` that says why."""
     rate = result.frame_rate or STILL_FRAME_RATE
-    missing = UNDECODED if result.latent is not None else NO_PICTURE
+    missing = UNDECODED if result.audio is None else NO_PICTURE
     images: Any = ExecutionBlocker(missing)
     video: Any = ExecutionBlocker(missing)
     if result.frames is not None:

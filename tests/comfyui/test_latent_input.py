@@ -311,6 +311,25 @@ def test_alpha_is_kept_in_pictures_and_left_out_of_videos(core: Any) -> None:
     assert torch.equal(video.get_components().images, images[..., :3])
 
 
+def test_what_a_pipeline_does_not_give_blocks_its_output_alone_and_says_so(core: Any) -> None:
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    from fastdiffusers.nodes import sampler_outputs
+
+    frames, sound = torch.rand(1, 3, 16, 16, 3), {"waveform": torch.rand(1, 1, 80), "sample_rate": 8000}
+    without_latent = SimpleNamespace(frames=frames, audio=None, frame_rate=8.0, latent=None, report=None)
+    images, latent, *_ = sampler_outputs.values(without_latent)
+    assert torch.equal(images, frames[0])
+    assert isinstance(latent, ExecutionBlocker)
+    assert "shows no latent" in latent.message
+    sound_alone = SimpleNamespace(frames=None, audio=sound, frame_rate=None, latent=torch.rand(1, 4, 8), report=None)
+    images, latent, _, _, video, audio = sampler_outputs.values(sound_alone)
+    assert audio is sound
+    for blocked in (images, video):
+        assert isinstance(blocked, ExecutionBlocker)
+        assert "sound alone" in blocked.message
+
+
 def test_pictures_of_clips_and_grey_ones_reach_the_sampler(core: Any) -> None:
     from fastdiffusers.nodes.sampler import _image_list
 
