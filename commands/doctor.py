@@ -16,6 +16,7 @@ from .launch import start_script
 from .launch.advice import Advice, LaunchFacts, launch_advice
 from .launch.comfyui_log import SessionLog, find_logs, last_session
 from .libraries import prepare_libraries
+from .options import path_argument
 from .paths import PACK, find_comfyui, find_comfyuis, model_folders
 
 HELP = "show what this machine can do, and why not the rest"
@@ -26,28 +27,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launch",
         nargs="?",
-        const="",
+        const=True,
+        type=path_argument,
         metavar="FILE",
         help="print the script that starts ComfyUI as advised here; with FILE (.sh or .bat), write it",
     )
     parser.add_argument("--overwrite", action="store_true", help="with --launch FILE: whatever FILE is now")
-    parser.add_argument("--log", metavar="FILE", help="ComfyUI's log, where doctor does not find it by itself")
+    parser.add_argument(
+        "--log", type=path_argument, metavar="FILE", help="ComfyUI's log, where doctor does not find it by itself"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     if args.launch is not None and args.json:
         raise InputError("--launch", args.launch, "a script is no JSON", "leave out --json")
-    if args.overwrite and not args.launch:
+    target: Path | None = args.launch if isinstance(args.launch, Path) else None
+    if args.overwrite and target is None:
         raise InputError("--overwrite", True, "nothing is to be written", "name the script: --launch FILE")
-    logs = None if args.log is None else [Path(args.log)]
+    if target is not None:
+        start_script.check_target(target, overwrite=args.overwrite)
+    logs = None if args.log is None else [args.log]
     if logs and not logs[0].is_file():
-        raise InputError("--log", args.log, "there is no such file", "check the path")
+        raise InputError("--log", str(args.log), "there is no such file", "check the path")
     prepare_libraries(args.verbose)
     facts = examine(logs)
     if args.launch is None:
         print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else as_text(facts))
         return
-    launch(facts, Path(args.launch) if args.launch else None, overwrite=args.overwrite)
+    launch(facts, target, overwrite=args.overwrite)
 
 
 def launch(facts: dict[str, Any], path: Path | None, *, overwrite: bool = False) -> None:

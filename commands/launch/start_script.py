@@ -141,6 +141,16 @@ def is_own(text: str) -> bool:
     return found is not None and found[1] == _digest(body)
 
 
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Raise InputError where `write` would."""
+    check_file_target("--launch", path, KINDS)
+    if path.exists() and not overwrite:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        if not is_own(text):
+            reason = "it was changed since it was written" if MARK in text else "there is a file that is not doctor's"
+            raise InputError("--launch", str(path), reason, "choose another name, or add --overwrite")
+
+
 def write(path: Path, start: Start, *, overwrite: bool) -> None:
     """Write the script that the name's ending asks for.
 
@@ -150,12 +160,7 @@ def write(path: Path, start: Start, *, overwrite: bool) -> None:
     Raises:
         InputError: another ending, a folder that is missing or not writable, or a file that is somebody else's.
     """
-    check_file_target("--launch", path, KINDS)
-    if path.exists() and not overwrite:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-        if not is_own(text):
-            reason = "it was changed since it was written" if MARK in text else "there is a file that is not doctor's"
-            raise InputError("--launch", str(path), reason, "choose another name, or add --overwrite")
+    check_target(path, overwrite=overwrite)
     script = as_bat(start) if path.suffix.lower() == ".bat" else as_sh(start)
     with replacing(path) as temporary:
         temporary.write_bytes(script.encode("utf-8"))

@@ -85,7 +85,7 @@ OUTPUTS = {
 def arguments(command: str, dest: str, ordinary: dict[str, str], output: Path) -> list[str]:
     """An ordinary command line without the option in question: what is required, and where there is a choice, one."""
     parser = subparsers()[command]
-    wanted = {**ordinary, "output": str(output / OUTPUTS[command])}
+    wanted = {**ordinary, "output": str(output / OUTPUTS.get(command, ""))}
     exclusive = [a for group in parser._mutually_exclusive_groups for a in group._group_actions]
     words = []
     for action in parser._actions:
@@ -140,7 +140,15 @@ HOSTILE: dict[str, Callable[[Path, str], object]] = {
     "nothing": lambda f, suffix: "",
     "no permission": lambda f, suffix: made(f / f"secret{suffix}", Path.touch),
 }
-SUFFIXES = {"report": ".json", "recommended": ".json", "image": ".png", "last_image": ".png", "frames": ".png"}
+SUFFIXES = {
+    "launch": ".sh",
+    "log": ".log",
+    "report": ".json",
+    "recommended": ".json",
+    "image": ".png",
+    "last_image": ".png",
+    "frames": ".png",
+}
 """Of the file that an option takes; the others take .safetensors, and --output what its subcommand writes."""
 FOLDERS = ("bench", "quantize", "demo")
 """Subcommands whose --output is a folder; generate and decode take a file or a folder, encode a file."""
@@ -152,7 +160,9 @@ def is_fine(command: str, dest: str, value: str) -> bool:
         return command != "encode"
     if dest in ("output", "report", "export") and value == "an empty file":  # it is replaced
         return not (dest == "output" and command in FOLDERS)
-    return (dest, value) == ("export", "a file without a suffix")
+    if dest == "log" and value == "an empty file":
+        return True
+    return dest in ("export", "log") and value == "a file without a suffix"
 
 
 @pytest.fixture(autouse=True)

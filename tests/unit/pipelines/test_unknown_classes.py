@@ -51,6 +51,8 @@ def test_what_nobody_asked_for_is_what_the_signature_says() -> None:
             default = parameters[name].default
             if name == "negative_prompt" and family.guidance_argument == "true_cfg_scale":
                 default = " "
+            if name == "negative_prompt" and pipeline_class.__name__.startswith("EasyAnimate"):
+                default = ""  # it fails with its own None
             if name not in ASIDE and default is not inspect.Parameter.empty:
                 assert value == default, f"{pipeline_class.__name__}: {name} = {value}, the signature has {default}"
 
