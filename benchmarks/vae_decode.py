@@ -134,7 +134,8 @@ def rows(
         if dtype == torch.float16:
             found.append(Row("whole, float16 sums", own(replace(slices_of_one, fp16_accumulation=True))))
     if compiled:
-        code = replace(slices_of_one, compile={})
+        code = replace(slices_of_one, compile={}, compile_scope="slice")
+        found.append(Row("whole, compiled units", own(replace(slices_of_one, compile={})), device.type == "cuda"))
         found.append(Row("whole, compiled", own(code), device.type == "cuda"))
         if device.type == "cuda":
             found.append(Row("whole, compiled, CUDA graphs", own(replace(code, cuda_graphs=True))))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..callbacks import SILENT
 from ..comparison.choices import ALL, CHOICES, parse
-from ..comparison.presets import PRESETS, preset
+from ..comparison.presets import PRESETS, Preset, preset
 from ..errors import InputError
 from ..optimizations.settings import COMPILE_BACKENDS, CompileSettings, OptimizationSettings
 from .files import check_folder_target, check_writable, replacing, write_text
@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> None:
     from ..pipelines.loading.loader import family_of_key
 
     plan = Plan(runs=args.runs, time_limit=args.time_limit)
-    _check_request(args)
-    _check_output(args)
     chosen = preset(args.preset) if args.preset else None
+    _check_request(args, chosen)
+    _check_output(args)
     names = _names(args)
     with TerminalProgress(args.quiet) as callbacks:
         handle = replace(pipeline_handle(args, callbacks), loras=loras)
@@ -130,14 +130,18 @@ def _check_output(args: argparse.Namespace) -> None:
     check_folder_target("output", args.output)
 
 
-def _check_request(args: argparse.Namespace) -> None:
+def _check_request(args: argparse.Namespace, chosen: Preset | None) -> None:
     """What is wrong with the options for the model, of one that is at hand: nothing is downloaded to find out."""
+    from ..comparison.run import with_picture
     from ..pipelines.loading.loader import family_of_key
     from ..pipelines.loading.sources import is_local
     from ..pipelines.requests import ready
 
     if is_local(args.model):
-        ready(family_of_key(pipeline_handle(args, SILENT).key), _request(args))
+        family = family_of_key(pipeline_handle(args, SILENT).key)
+        if chosen is not None:
+            chosen.check(family.name)
+        ready(family, with_picture(_request(args), family))
 
 
 def _names(args: argparse.Namespace) -> str:
