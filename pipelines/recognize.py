@@ -34,7 +34,7 @@ def family_of(pipeline: Any) -> Family:
     if isinstance(pipeline, type):
         return family
     parts = {name: part.config for name, part in pipeline.components.items() if _has_settings(part)}
-    return _as_built(_variant_of(family, pipeline_class, pipeline.config, parts), pipeline)
+    return _variant_of(_as_built(family, pipeline), pipeline_class, pipeline.config, parts)
 
 
 def family_of_configuration(
