@@ -335,8 +335,8 @@ def test_pictures_of_clips_and_grey_ones_reach_the_sampler(core: Any) -> None:
 
     clips, grey = torch.rand(1, 2, 8, 8, 4), torch.rand(1, 8, 8, 1)
     images = _image_list({"image_1": clips, "image_2": grey, "image_3": None})
-    assert [tuple(image.shape) for image in images] == [(8, 8, 3)] * 3
-    assert torch.equal(images[1], clips[0, 1, ..., :3])
+    assert [tuple(image.shape) for image in images] == [(8, 8, 4), (8, 8, 4), (8, 8, 3)]
+    assert torch.equal(images[1], clips[0, 1])
     assert torch.equal(images[2], grey[0].repeat(1, 1, 3))
 
 
