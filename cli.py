@@ -122,6 +122,10 @@ def _run(args: argparse.Namespace) -> int:
         return _complain(name, str(error), BAD_INPUT, args.verbose)
     except FastDiffusersError as error:
         return _complain(name, str(error), FAILURE, args.verbose)
+    except ModuleNotFoundError as error:
+        python = sys.executable or "this Python"
+        text = f"{python} has no package {error.name!r}. Use the Python that has the requirements: ComfyUI's own, or"
+        return _complain(name, f"{text} .venv/bin/python after `make demo`", FAILURE, args.verbose)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         where = f"{error.filename}: " if error.filename else ""

@@ -71,6 +71,10 @@ def launch(facts: dict[str, Any], path: Path | None, *, overwrite: bool = False)
         for one in facts["launch"]
     )
     start = start_script.Start(sys.executable, comfyui, advice, start_script.known_flags(comfyui))
+    if missing := environment.missing_requirements(Path(comfyui)):
+        shown = ", ".join(missing[:4]) + (" ..." if len(missing) > 4 else "")
+        lacks = f"this Python lacks {len(missing)} of ComfyUI's requirements ({shown})"
+        print(f"{lacks}: run doctor with ComfyUI's own Python", file=sys.stderr)
     if path is None:
         print(start_script.as_bat(start) if sys.platform == "win32" else start_script.as_sh(start), end="")
         return

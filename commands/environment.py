@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -165,3 +167,21 @@ def cache_folders() -> dict[str, str]:
     from torch._inductor.runtime.runtime_utils import cache_dir
 
     return {"hub": str(HF_HUB_CACHE), "inductor": str(cache_dir())}
+
+
+def missing_requirements(comfyui: Path) -> list[str]:
+    """What ComfyUI's requirements.txt names and this Python does not have, without versions."""
+    try:
+        lines = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    names = [found[0] for line in lines if (found := re.match(r"[A-Za-z][\w.-]*", line.strip()))]
+    return [name for name in names if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

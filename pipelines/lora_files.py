@@ -76,13 +76,13 @@ def read(path: str, pipeline: Any, branches: Mapping[str, LoraBranches]) -> Lora
     """
     shapes = check(path)
     parts_of = [key for key in shapes if keys.split(key) is not None]
-    norms = [key for key in shapes if replaced_norms.is_one(key, pipeline)] if parts_of else []
+    norms = [key for key in shapes if replaced_norms.is_one(key, pipeline)]
     tensors, metadata = read_file(path, [*parts_of, *norms])
     others = {key: shape for key, shape in shapes.items() if key not in tensors}
     try:
         groups = keys.group(tensors)
         _refuse_kinds(path, groups, metadata)
-        remarks, groups = _without_the_unusable(path, groups, others)
+        remarks, groups = _without_the_unusable(path, groups, others, norms)
         settings = {component: scales.settings_of(component, metadata) for component in branches}
         groups = {stem: _as_pair(group, settings) for stem, group in groups.items()}
         found = _assign(groups, pipeline, branches, settings)
@@ -123,7 +123,7 @@ def _refuse_kinds(path: str, groups: Mapping[str, keys.Group], metadata: Mapping
 
 
 def _without_the_unusable(
-    path: str, groups: dict[str, keys.Group], others: Mapping[str, Sequence[int]]
+    path: str, groups: dict[str, keys.Group], others: Mapping[str, Sequence[int]], norms: Sequence[str]
 ) -> tuple[list[str], dict[str, keys.Group]]:
     """What is left out, in words, and the rest. A file of which nothing is left is refused."""
     remarks = []
@@ -139,7 +139,9 @@ def _without_the_unusable(
         remarks.append(f"{text}: {_some(modulations)}")
     kept = {stem: _meaningful(group) for stem, group in groups.items() if not lacking[stem]}
     kept = {stem: group for stem, group in kept.items() if group}
-    if not kept:
+    if norms:
+        remarks.append(f"{_count(len(norms), 'norm')} taken whole from the file, by the strength as all of it")
+    if not kept and (others or not norms):
         kind = architectures.kind_of(list(others), others) if not groups else ""
         reason = f"it is no LoRA but {kind}" if kind else "there is no LoRA in it"
         of = "; ".join(remarks) or "all of it is zero"

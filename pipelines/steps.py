@@ -204,6 +204,7 @@ def _bar(watch: Watch, after_turn: Callable[[int], None], iterable: Any, total: 
     from tqdm import tqdm
 
     class Bar(tqdm):
+        monitor_interval = 0  # tqdm's monitor is a thread that would hold this class, and through it the pipeline
         seen = watch.done
 
         def update(self, n: float | None = 1) -> None:

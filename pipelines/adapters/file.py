@@ -111,6 +111,10 @@ def read(path: str, keys: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict[
         raise ModelFileError("lora", path, reason, DOWNLOAD_AGAIN) from error
     narrow = [getattr(torch, name) for name in _NARROW if hasattr(torch, name)]
     tensors = {key: tensor.float() if tensor.dtype in narrow else tensor for key, tensor in tensors.items()}
+    broken = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        reason = f"{len(broken)} of its {len(tensors)} tensors hold NaN or infinity: {broken[0]}"
+        raise ModelFileError("lora", path, reason, DOWNLOAD_AGAIN)
     try:
         metadata = json.loads(header) if header else {}
     except (ValueError, RecursionError):

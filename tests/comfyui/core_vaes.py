@@ -48,6 +48,7 @@ class LocalModel(torch.nn.Module):
 
 
 @functools.cache
+@torch.inference_mode(mode=False)  # whoever asks first: others need to load the weights into a model
 def autoencoder(latent_channels: int) -> Any:
     """One full-size AutoencoderKL for all families with that many latent channels; SDXL's have 4."""
     from diffusers import AutoencoderKL
@@ -59,6 +60,7 @@ def autoencoder(latent_channels: int) -> Any:
 
 
 @functools.cache
+@torch.inference_mode(mode=False)
 def wan_weights() -> dict[str, torch.Tensor]:
     """Random weights of a full-size Wan autoencoder under the keys of its own release."""
     import comfy.ldm.wan.vae

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastdiffusers import cli
-from fastdiffusers.commands import doctor
+from fastdiffusers.commands import doctor, environment
 from fastdiffusers.commands.launch.advice import EXPANDABLE, Advice
 from fastdiffusers.commands.launch.start_script import Start, as_bat, as_sh, is_own, known_flags, write
 from fastdiffusers.errors import InputError
@@ -224,3 +224,9 @@ def test_without_a_comfyui_there_is_nothing_to_start(
     monkeypatch.setattr(doctor, "examine", lambda logs: {"paths": {"comfyui": ""}, "launch": []})
     assert cli.main(["doctor", "--launch"]) == cli.BAD_INPUT
     assert "Set COMFYUI_PATH" in capsys.readouterr().err
+
+
+def test_what_comfyui_requires_and_this_python_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("torch\nno-such-package-of-any-name>=1\n# a comment\n\npytest~=9.0\n")
+    assert environment.missing_requirements(tmp_path) == ["no-such-package-of-any-name"]
+    assert environment.missing_requirements(tmp_path / "nowhere") == []

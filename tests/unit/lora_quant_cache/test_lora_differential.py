@@ -239,13 +239,16 @@ def test_norms_that_a_file_holds_whole_take_the_place_of_the_models_own(
     own = {f"{norm}.weight": pipeline.transformer.get_parameter(f"{norm}.weight").detach().clone() for norm in norms}
     tensors = {**random_pair(f"{block}.to_q", 32, 32), **random_values(own, seed=3, size=1.0)}
     path = write(tmp_path / "norms.safetensors", prefixed("transformer", tensors))
-    assert apply(pipeline, path).reason == ""
+    assert "4 norms taken whole from the file" in apply(pipeline, path).reason
     reference.load_lora_weights(str(path))
     for norm in norms:
         ours, theirs = (model.transformer.get_submodule(norm) for model in (pipeline, reference))
         x = torch.randn(2, 3, theirs.weight.numel(), generator=torch.Generator().manual_seed(0)).to(dtype)
         torch.testing.assert_close(ours(x), theirs(x))
         assert not torch.equal(theirs.weight, own[f"{norm}.weight"])
+    alone = {key: tensor for key, tensor in tensors.items() if key in own}
+    apply(pipeline, write(tmp_path / "alone.safetensors", prefixed("transformer", alone)))
+    torch.testing.assert_close(pipeline.transformer.get_submodule(norms[-1])(x), theirs(x))
     set_loras(loaded(pipeline), ())
     for key, weight in own.items():
         assert torch.equal(pipeline.transformer.get_parameter(key), weight)

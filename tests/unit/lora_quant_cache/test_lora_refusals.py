@@ -270,3 +270,10 @@ def test_a_control_lora_says_that_it_needs_a_control_picture(tiny_pipeline: Call
     text = message(tiny_pipeline("flux"), write(tmp_path / "control.safetensors", wide))
     assert "a control LoRA" in text
     assert "FluxPipeline takes no control picture" in text
+
+
+def test_a_file_with_nan_in_it_is_refused(tiny_pipeline: Callable, tmp_path: Path) -> None:
+    tensors = pair(LAYER)
+    tensors[f"{LAYER}{B}"][0, 0] = float("nan")
+    text = message(tiny_pipeline("flux"), write(tmp_path / "nan.safetensors", tensors))
+    assert f"1 of its 2 tensors hold NaN or infinity: {LAYER}{B}" in text

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.schedulers import pipelines_of, schedulers_of
+from fastdiffusers.pipelines.steps import watched
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, SampleRequest
 
 STEPS = 3
@@ -297,3 +299,15 @@ def test_an_error_of_the_model_is_not_taken_for_one_about_generators() -> None:
     pipeline.__class__ = Broken
     with pytest.raises(ValueError, match="something else"):
         sampling.run(loaded(pipeline), SampleRequest("a cat", steps=2, batch=2))
+
+
+def test_a_bar_leaves_no_thread_behind(tiny_pipeline: Any) -> None:
+    """tqdm's monitor is one per class of bars, and would hold what the class holds: the pipeline."""
+    pipeline = tiny_pipeline("flux")
+    before = set(threading.enumerate())
+    with watched(pipeline, torch.device("cpu"), lambda *_: None):
+        for _ in pipeline.progress_bar(range(2)):
+            pass
+        with pipeline.progress_bar(total=2) as bar:
+            bar.update()
+    assert set(threading.enumerate()) == before
