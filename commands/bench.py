@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..callbacks import SILENT
 from ..comparison.choices import ALL, CHOICES, parse
-from ..comparison.presets import PRESETS, Preset, preset
+from ..comparison.presets import PRESETS, preset
 from ..errors import InputError
 from ..optimizations.settings import COMPILE_BACKENDS, CompileSettings, OptimizationSettings
 from .files import check_folder_target, check_writable, replacing, write_text
@@ -87,23 +86,28 @@ def run(args: argparse.Namespace) -> None:
     loras = lora_specs(args)
     prepare_libraries(args.verbose)
 
-    from ..comparison.run import ComparisonRun
+    from ..comparison.run import ComparisonRun, with_picture
     from ..optimizations.tuning.candidates import Plan
     from ..optimizations.tuning.store import default_store
     from ..pipelines.loading.loader import family_of_key
+    from ..pipelines.loading.sources import is_local
+    from ..pipelines.requests import ready
 
     plan = Plan(runs=args.runs, time_limit=args.time_limit)
     chosen = preset(args.preset) if args.preset else None
-    _check_request(args, chosen)
-    _check_output(args)
-    names = _names(args)
+    names, request = _names(args), _request(args)
     with TerminalProgress(args.quiet) as callbacks:
+        if not is_local(args.model):
+            _check_output(args)  # nothing is downloaded for results that have no place
         handle = replace(pipeline_handle(args, callbacks), loras=loras)
+        family = family_of_key(handle.key)
         if chosen is not None:
-            chosen.check(family_of_key(handle.key).name)
+            chosen.check(family.name)
+        ready(family, with_picture(request, family))
+        _check_output(args)
         comparison = ComparisonRun(
             handle,
-            _request(args),
+            request,
             parse(names, lambda wanted: _working(wanted, handle)),
             plan,
             base=OptimizationSettings.plain(compile=CompileSettings(backend=args.compile_backend)),
@@ -128,20 +132,6 @@ def _check_output(args: argparse.Namespace) -> None:
     if args.output is None:
         raise InputError("output", "", "there is no place for the results", "give --output FOLDER")
     check_folder_target("output", args.output)
-
-
-def _check_request(args: argparse.Namespace, chosen: Preset | None) -> None:
-    """What is wrong with the options for the model, of one that is at hand: nothing is downloaded to find out."""
-    from ..comparison.run import with_picture
-    from ..pipelines.loading.loader import family_of_key
-    from ..pipelines.loading.sources import is_local
-    from ..pipelines.requests import ready
-
-    if is_local(args.model):
-        family = family_of_key(pipeline_handle(args, SILENT).key)
-        if chosen is not None:
-            chosen.check(family.name)
-        ready(family, with_picture(_request(args), family))
 
 
 def _names(args: argparse.Namespace) -> str:

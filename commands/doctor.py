@@ -66,10 +66,7 @@ def launch(facts: dict[str, Any], path: Path | None, *, overwrite: bool = False)
     comfyui = facts["paths"]["comfyui"]
     if not comfyui:
         raise InputError("--launch", "", "no ComfyUI was found to start", "set COMFYUI_PATH to its folder")
-    advice = tuple(
-        Advice(one["text"], tuple(one["flags"]), tuple((name, value) for name, value in one["variables"]))
-        for one in facts["launch"]
-    )
+    advice = tuple(Advice(**one) for one in facts["launch"])
     start = start_script.Start(sys.executable, comfyui, advice, start_script.known_flags(comfyui))
     if missing := environment.missing_requirements(Path(comfyui)):
         shown = ", ".join(missing[:4]) + (" ..." if len(missing) > 4 else "")

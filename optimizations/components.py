@@ -38,7 +38,8 @@ def step_experts(pipeline: Any) -> tuple[str, ...]:
 
     diffusers' own rule: steps whose timestep is at or above the boundary are the first expert's.
     """
-    boundary, scheduler = pipeline.config.get("boundary_ratio"), pipeline.scheduler
+    boundary = pipeline.config.get("boundary_ratio")
+    scheduler: Any = getattr(pipeline, "scheduler", None)  # some have several, each by a name of its own
     timesteps = getattr(scheduler, "timesteps", None)
     if boundary is None or timesteps is None:
         return ()

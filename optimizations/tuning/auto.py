@@ -198,7 +198,7 @@ class AutoRun:
 
     def _phase(self, step: int) -> str:
         """Which of two experts did a step; "" where there is one denoiser."""
-        timesteps = getattr(self._pipeline.scheduler, "timesteps", None)
+        timesteps = getattr(getattr(self._pipeline, "scheduler", None), "timesteps", None)
         if timesteps is not self._experts[0]:  # read once per run: it waits for the device
             self._experts = (timesteps, step_experts(self._pipeline))
         return self._experts[1][step - 1] if 0 < step <= len(self._experts[1]) else ""

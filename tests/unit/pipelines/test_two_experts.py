@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.components import step_experts
 from fastdiffusers.pipelines import sampling
 from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, SampleRequest
@@ -73,3 +75,8 @@ def test_a_shift_that_cannot_be_set_is_refused(family: str, reason: str, tiny_pi
 def test_a_shift_out_of_range_is_refused(shift: float, tiny_pipeline: Callable) -> None:
     with pytest.raises(InputError, match="flow_shift"):
         sampling.run(loaded(tiny_pipeline("wan22-i2v")), work(flow_shift=shift))
+
+
+def test_a_pipeline_without_a_scheduler_of_that_name_has_no_experts() -> None:
+    pipeline = SimpleNamespace(config={"boundary_ratio": 0.9})
+    assert step_experts(pipeline) == ()
