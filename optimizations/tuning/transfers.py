@@ -50,19 +50,26 @@ def _watched(owner: Any, name: str, device: torch.device, transfers: Transfers) 
     """Put a counter before the method `name` of this one model or group."""
     method = getattr(owner, name)
     own = owner.__dict__.get(name)
+    seen = _bytes_on(owner, device)
 
     @torch.compiler.disable
     def counter(*args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
         before = _bytes_on(owner, device)
         result = method(*args, **kwargs)
-        transfers.add(before, _bytes_on(owner, device))
+        seen = _bytes_on(owner, device)
+        transfers.add(before, seen)
         return result
 
     owner.__dict__[name] = counter
     try:
         yield
     finally:
-        if own is None:
+        if owner.__dict__.get(name) is not counter:
+            # accelerate takes `to` off a model together with its hooks, which diffusers renews at the end of a run;
+            # what it moved behind that is seen in where the weights are now.
+            transfers.add(seen, _bytes_on(owner, device))
+        elif own is None:
             del owner.__dict__[name]
         else:
             owner.__dict__[name] = own

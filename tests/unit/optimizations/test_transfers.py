@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate.hooks
 import pytest
 import torch
 from torch import nn
@@ -93,3 +94,14 @@ def test_on_the_cpu_nothing_is_watched() -> None:
     with counted(pipeline_of(transformer=model), CPU) as moved:
         assert "to" not in vars(model)
     assert (moved.on, moved.off) == (0, 0)
+
+
+def test_a_model_whose_hooks_are_renewed_at_the_end_of_the_run() -> None:
+    """diffusers does that when a run with model offload ends, and accelerate takes `to` off the model with its hooks."""
+    model = Component()
+    with counted(pipeline_of(transformer=model), CARD) as moved:
+        model.to("meta")
+        accelerate.hooks.remove_hook_from_module(model, recurse=True)
+        model.to("cpu")
+    assert (moved.on, moved.off) == (SIZE, SIZE)
+    assert "to" not in vars(model)
