@@ -97,7 +97,7 @@ def test_on_the_cpu_nothing_is_watched() -> None:
 
 
 def test_a_model_whose_hooks_are_renewed_at_the_end_of_the_run() -> None:
-    """diffusers does that when a run with model offload ends, and accelerate takes `to` off the model with its hooks."""
+    """So diffusers ends a run with model offload, and accelerate takes `to` off the model together with its hooks."""
     model = Component()
     with counted(pipeline_of(transformer=model), CARD) as moved:
         model.to("meta")
