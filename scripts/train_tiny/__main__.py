@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=0, help="0: 32 (vae) or 192 (flux) on a card, 8 or 16 on a CPU")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on a CPU too; a card always has it")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     declare_torchvision_ops()
@@ -55,7 +56,7 @@ def main() -> int:
 def train_vae(options: argparse.Namespace, device: torch.device) -> None:
     batch = options.batch or (32 if device.type == "cuda" else 8)
     vae = models.image_vae().to(device)
-    half = device.type == "cuda"
+    half = options.bf16 or device.type == "cuda"
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         pictures = scenes.draw(scenes.choose(batch, options.seed * 10**9 + step), device)
@@ -79,9 +80,7 @@ def train_vae(options: argparse.Namespace, device: torch.device) -> None:
     average: Any = loop.train("vae", {"vae": vae}, loss_of, show, options.output, options.minutes, 2e-3, device)["vae"]
     show({"vae": average})
     with torch.no_grad():
-        seen = [
-            average.encode(scenes.draw(scenes.choose(16, 10**14 + k), device)).latent_dist.mode() for k in range(8)
-        ]
+        seen = [average.encode(scenes.draw(scenes.choose(16, 10**14 + k), device)).latent_dist.mode() for k in range(8)]
     latents = torch.cat(seen).double()
     average.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
     average.save_pretrained(options.output / "vae")
@@ -101,7 +100,7 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
     print({name: sum(p.numel() for p in part.parameters()) for name, part in {**parts, "vae": vae}.items()}, flush=True)
     side = scenes.SIZE // 8
     image_ids = FluxPipeline._prepare_latent_image_ids(1, side // 2, side // 2, device, torch.float32)
-    half = device.type == "cuda"
+    half = options.bf16 or device.type == "cuda"
     # exp(mu) is the shift that the pipeline's scheduler applies to 144 tokens; here it moves the logit's middle.
     mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (image_ids.shape[0] - 256)
 
@@ -155,7 +154,7 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
     worker.shutdown(cancel_futures=True)
     final = [copy.deepcopy(part).cpu().half() for part in (vae, averages["clip"], averages["t5"], averages["flux"])]
     models.pipeline(*final).save_pretrained(options.output / "flux")
-    sample(FluxPipeline.from_pretrained(options.output / "flux", torch_dtype=torch.float32), options.output / "flux.png")
+    sample(FluxPipeline.from_pretrained(options.output / "flux").to(device, torch.float32), options.output / "flux.png")
 
 
 def sample(pipeline: Any, path: Path) -> None:

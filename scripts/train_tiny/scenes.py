@@ -176,7 +176,8 @@ def draw(scenes: Scenes, device: torch.device | str = "cpu", size: int = SIZE) -
     wave = torch.where(
         (ground == 0)[:, None, None],
         0.0 * x,
-        0.035 * torch.sin(6.2832 * (x * (1.0 + 0.8 * at(11)) + at(12))) + 0.015 * torch.sin(6.2832 * (x * 2.7 + at(13))),
+        0.035 * torch.sin(6.2832 * (x * (1.0 + 0.8 * at(11)) + at(12)))
+        + 0.015 * torch.sin(6.2832 * (x * 2.7 + at(13))),
     )
     edge = horizon + wave
     canvas = paint(canvas, base * 0.85, cover(edge - y))
