@@ -2,7 +2,7 @@
 
 `python -m fastdiffusers.scripts.train_tiny --stage vae --minutes 1 --output FOLDER`, then the same with
 `python -m fastdiffusers.scripts.train_tiny --stage vae --minutes 1 --output FOLDER`, then the same with
-is then a pipeline in float16 that `FluxPipeline.from_pretrained` reads; the `.jsonl` files are the losses.
+`--stage flux --minutes 2.3`. A stage that was stopped goes on; `--minutes` counts all its runs. FOLDER/flux
 """
 
 from __future__ import annotations
