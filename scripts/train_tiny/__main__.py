@@ -1,0 +1,186 @@
+"""Train the embedded tiny Flux from drawn landscapes.
+
+`python -m fastdiffusers.scripts.train_tiny --stage vae --minutes 1 --output FOLDER`, then the same with
+`--stage flux --minutes 2.3`. A stage that was stopped goes on; `--minutes` counts all its runs. FOLDER/flux
+is then a pipeline in float16 that `FluxPipeline.from_pretrained` reads; the `.jsonl` files are the losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...commands.libraries import declare_torchvision_ops
+from . import loop, models, scenes
+
+PROMPTS = (
+    "a red lighthouse at dusk, calm sea",
+    "a white house on the hills at noon, clear sky, sun",
+    "green trees in the snow, dawn, snowing",
+    "a blue boat at night, full moon, calm sea",
+    "yellow house, desert, sunset",
+    "rainy day, hills, red trees",
+    "foggy sea at dawn, white lighthouse",
+    "a castle of glass",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="train_tiny", description=__doc__)
+    parser.add_argument("--stage", choices=("vae", "flux"), required=True)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=0, help="0: 32 (vae) or 192 (flux) on a card, 8 or 16 on a CPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on a CPU too; a card always has it")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    declare_torchvision_ops()
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    (train_vae if options.stage == "vae" else train_flux)(options, device)
+    return 0
+
+
+def train_vae(options: argparse.Namespace, device: torch.device) -> None:
+    batch = options.batch or (32 if device.type == "cuda" else 8)
+    vae = models.image_vae().to(device)
+    half = options.bf16 or device.type == "cuda"
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        pictures = scenes.draw(scenes.choose(batch, options.seed * 10**9 + step), device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            posterior = vae.encode(pictures).latent_dist
+            made = vae.decode(posterior.sample()).sample
+        error = made.float() - pictures
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        mean, spread = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
+        loss = error.abs().mean() + 0.5 * edges + 5e-4 * kl
+        psnr = -10 * torch.log10((error.detach() / 2).square().mean())
+        return {"loss": loss, "psnr": psnr, "kl": kl.detach()}
+
+    def show(averages: dict[str, Any]) -> None:
+        pictures = scenes.draw(scenes.choose(8, 10**15), device)
+        with torch.no_grad():
+            made = averages["vae"].decode(averages["vae"].encode(pictures).latent_dist.mode()).sample
+        save_sheet(torch.cat([pictures, made.float()]), options.output / "vae.png")
+
+    average: Any = loop.train("vae", {"vae": vae}, loss_of, show, options.output, options.minutes, 2e-3, device)["vae"]
+    show({"vae": average})
+    with torch.no_grad():
+        seen = [average.encode(scenes.draw(scenes.choose(16, 10**14 + k), device)).latent_dist.mode() for k in range(8)]
+    latents = torch.cat(seen).double()
+    average.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    average.save_pretrained(options.output / "vae")
+
+
+def train_flux(options: argparse.Namespace, device: torch.device) -> None:
+    from diffusers import AutoencoderKL, FluxPipeline
+
+    batch = options.batch or (192 if device.type == "cuda" else 16)
+    vae: Any = AutoencoderKL.from_pretrained(options.output / "vae").to(device).eval().requires_grad_(False)
+    shift, scale = vae.config.shift_factor, vae.config.scaling_factor
+    (clip_tokens, clip_size), (t5_tokens, t5_size) = models.clip_tokenizer(), models.t5_tokenizer()
+    clip, t5 = models.text_encoders(clip_size, t5_size)
+    parts = {"clip": clip, "t5": t5, "flux": models.transformer()}
+    for part in parts.values():
+        part.to(device).train()
+    print({name: sum(p.numel() for p in part.parameters()) for name, part in {**parts, "vae": vae}.items()}, flush=True)
+    side = scenes.SIZE // 8
+    image_ids = FluxPipeline._prepare_latent_image_ids(1, side // 2, side // 2, device, torch.float32)
+    half = options.bf16 or device.type == "cuda"
+    # exp(mu) is the shift that the pipeline's scheduler applies to 144 tokens; here it moves the logit's middle.
+    mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (image_ids.shape[0] - 256)
+
+    def prepare(step: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        chosen = scenes.choose(batch, options.seed * 10**9 + step)
+        random = torch.Generator().manual_seed(step)
+        empty = (torch.rand(batch, generator=random) < 0.1).tolist()
+        texts = ["" if gone else text for gone, text in zip(empty, chosen.captions, strict=True)]
+        # Pipelines pad prompts to 512 tokens unless told otherwise, and nothing masks the padding: all lengths occur.
+        length = (48, 48, 128, 512)[int(torch.randint(4, (1,), generator=random))]
+        fixed: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return (
+            chosen,
+            clip_tokens(texts, max_length=77, **fixed).input_ids,
+            t5_tokens(texts, max_length=length, **fixed).input_ids,
+        )
+
+    worker = ThreadPoolExecutor(1)
+    ready: dict[int, Any] = {}
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        for ahead in range(step, step + 4):
+            if ahead not in ready:
+                ready[ahead] = worker.submit(prepare, ahead)
+        chosen, clip_ids, t5_ids = ready.pop(step).result()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            latents = vae.encode(scenes.draw(chosen, device)).latent_dist.mode()
+        clean = FluxPipeline._pack_latents((latents.float() - shift) * scale, batch, 16, side, side)
+        noise = torch.randn_like(clean)
+        sigma = torch.sigmoid(torch.randn(batch, device=device) * 1.1 + mu)
+        sigma = torch.where(torch.rand(batch, device=device) < 0.15, torch.rand(batch, device=device), sigma)
+        noisy = torch.lerp(clean, noise, sigma[:, None, None])
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            pooled = parts["clip"](clip_ids.to(device)).pooler_output
+            text = parts["t5"](t5_ids.to(device))[0]
+            guess = parts["flux"](
+                hidden_states=noisy,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                timestep=sigma,
+                img_ids=image_ids,
+                txt_ids=torch.zeros(t5_ids.shape[1], 3, device=device),
+                return_dict=False,
+            )[0]
+        return {"loss": (guess.float() - (noise - clean)).square().mean()}
+
+    def show(averages: dict[str, Any]) -> None:
+        sample(models.pipeline(vae, averages["clip"], averages["t5"], averages["flux"]), options.output / "flux.png")
+
+    averages: Any = loop.train("flux", parts, loss_of, show, options.output, options.minutes, 1.5e-3, device)
+    worker.shutdown(cancel_futures=True)
+    final = [copy.deepcopy(part).cpu().half() for part in (vae, averages["clip"], averages["t5"], averages["flux"])]
+    models.pipeline(*final).save_pretrained(options.output / "flux")
+    sample(FluxPipeline.from_pretrained(options.output / "flux").to(device, torch.float32), options.output / "flux.png")
+
+
+def sample(pipeline: Any, path: Path) -> None:
+    """Draw `PROMPTS` by the pipeline, 8 steps and a seed each, and say how many times of day are told by the sky."""
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        made = pipeline(
+            list(PROMPTS),
+            height=scenes.SIZE,
+            width=scenes.SIZE,
+            num_inference_steps=8,
+            generator=[torch.Generator().manual_seed(k) for k in range(len(PROMPTS))],
+            output_type="pt",
+        ).images
+    made = made.float().cpu() * 2 - 1
+    save_sheet(made, path)
+    print(json.dumps({"sheet": str(path), "times": scenes.classify(made)}), flush=True)
+
+
+def save_sheet(pictures: torch.Tensor, path: Path) -> None:
+    """Save (count, 3, height, width) pictures in [-1, 1] as a sheet of four columns."""
+    from PIL import Image
+
+    rows = pictures.cpu().unflatten(0, (-1, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    Image.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

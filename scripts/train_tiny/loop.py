@@ -1,0 +1,95 @@
+"""One training loop for all stages: time limit, schedule, average weights, checkpoints, a log, signals."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SAVE_EVERY = 30.0
+SHOW_EVERY = 60.0
+
+
+def train(
+    name: str,
+    modules: dict[str, torch.nn.Module],
+    loss_of: Callable[[int], dict[str, torch.Tensor]],
+    show: Callable[[dict[str, torch.nn.Module]], None],
+    output: Path,
+    minutes: float,
+    rate: float,
+    device: torch.device,
+) -> dict[str, torch.nn.Module]:
+    """Train `modules` for `minutes` in all (earlier runs count), and return their averages.
+
+    `loss_of(step)` gives named losses, of which "loss" is stepped on.
+    """
+    averages = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
+    weights = [p for module in modules.values() for p in module.parameters()]
+    mean_weights = [p for module in averages.values() for p in module.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    step, before = 0, 0.0
+    checkpoint = output / f"{name}.pt"
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        for key, module in modules.items():
+            module.load_state_dict(saved["modules"][key])
+            averages[key].load_state_dict(saved["averages"][key])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, before = saved["step"], saved["seconds"]
+    stopped: list[int] = []
+    old = {n: signal.signal(n, lambda number, frame: stopped.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+    start = saved_at = shown_at = logged_at = time.monotonic()
+    limit = minutes * 60
+
+    def save() -> None:
+        state: dict[str, Any] = {"step": step, "seconds": before + time.monotonic() - start}
+        state["modules"] = {key: module.state_dict() for key, module in modules.items()}
+        state["averages"] = {key: module.state_dict() for key, module in averages.items()}
+        state["optimizer"] = optimizer.state_dict()
+        torch.save(state, checkpoint.with_suffix(".part"))
+        os.replace(checkpoint.with_suffix(".part"), checkpoint)
+
+    with open(output / f"{name}.jsonl", "a", encoding="utf-8") as log:
+        while not stopped:
+            now = time.monotonic()
+            seconds = before + now - start
+            if seconds >= limit:
+                break
+            scale = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * seconds / limit)))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
+            losses = loss_of(step)
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            step += 1
+            decay = min(0.998, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(mean_weights, weights, 1 - decay)
+            if now - logged_at > 1 or step == 1:
+                row = {"step": step, "seconds": round(seconds, 1), "rate": rate * scale}
+                row |= {key: round(value.item(), 5) for key, value in losses.items()}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                print(name, row, flush=True)
+                logged_at = now
+            if now - saved_at > SAVE_EVERY:
+                save()
+                saved_at = now
+            if now - shown_at > SHOW_EVERY:
+                show(averages)
+                shown_at = now
+    save()
+    for number, handler in old.items():
+        signal.signal(number, handler)
+    return averages

@@ -1,0 +1,130 @@
+"""The small real models that are trained: an image VAE, and Flux with its text encoders and tokenizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...pipelines.tiny import tokenizers
+from ...pipelines.tiny.components import dynamic_flow_euler
+from . import scenes
+
+CLIP_WIDTH, T5_WIDTH = 48, 64
+
+
+def words() -> list[str]:
+    """The words of all captions, longest first."""
+    groups = (scenes.TIME_WORDS, scenes.WEATHER_WORDS, scenes.GROUND_WORDS, scenes.OBJECT_WORDS)
+    phrases = [phrase for group in groups for row in group for phrase in row]
+    phrases += [*scenes.FILLERS, *scenes.COLOURS, "the moon full moon", "the low sun", "one and the a"]
+    return sorted({word for phrase in phrases for word in phrase.split()}, key=lambda word: (-len(word), word))
+
+
+def clip_tokenizer() -> tuple[Any, int]:
+    """Bytes, and merges that make each word of the captions one token; with the vocabulary's size."""
+    from transformers import CLIPTokenizer
+
+    characters = tokenizers._byte_characters()
+    tokens = [*characters, *(c + "</w>" for c in characters)]
+    merges: list[tuple[str, str]] = []
+    for word in words():
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            pair = (pieces[0], pieces[1])
+            pieces[:2] = [pieces[0] + pieces[1]]
+            if pair not in merges:
+                merges.append(pair)
+            if pieces[0] not in tokens:
+                tokens.append(pieces[0])
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokenizers.CLIP_TOKENS), len(tokens)
+
+
+def t5_tokenizer() -> tuple[Any, int]:
+    """A piece for each word of the captions and each printable character; with the vocabulary's size."""
+    from transformers import T5Tokenizer
+
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (tokenizers.SPACE, -2.0)]
+    vocabulary += [(character, -3.0) for character in tokenizers._latin_characters()]
+    vocabulary += [(tokenizers.SPACE + word, -1.0) for word in words()]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512), len(vocabulary)
+
+
+def image_vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 24, 48, 64),
+        norm_num_groups=8,
+        layers_per_block=1,
+        latent_channels=16,
+        sample_size=scenes.SIZE,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        force_upcast=False,
+    )
+
+
+def text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[Any, Any]:
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    clip = CLIPTextConfig(
+        vocab_size=clip_vocabulary,
+        hidden_size=CLIP_WIDTH,
+        projection_dim=CLIP_WIDTH,
+        intermediate_size=2 * CLIP_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizers.CLIP_TOKENS,
+        bos_token_id=clip_vocabulary - 2,
+        eos_token_id=clip_vocabulary - 1,
+        pad_token_id=clip_vocabulary - 1,
+    )
+    t5 = T5Config(
+        vocab_size=t5_vocabulary,
+        d_model=T5_WIDTH,
+        d_kv=16,
+        d_ff=2 * T5_WIDTH,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    return CLIPTextModel(clip), T5EncoderModel(t5)
+
+
+def transformer() -> Any:
+    """Flux without a guidance input, as schnell is."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def pipeline(vae: Any, clip: Any, t5: Any, flux: Any) -> Any:
+    from diffusers import FluxPipeline
+
+    built: Any = FluxPipeline(
+        scheduler=dynamic_flow_euler(shift=3.0, base_image_seq_len=256, max_image_seq_len=4096),
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=clip_tokenizer()[0],
+        text_encoder_2=t5,
+        tokenizer_2=t5_tokenizer()[0],
+        transformer=flux,
+    )
+    built.set_progress_bar_config(disable=True)
+    return built
