@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fastdiffusers.benchmarks.plain_video_vae import PlainVideoVae
 from fastdiffusers.vae import VaeSettings, decode_raw, encode_raw
 from fastdiffusers.vae.config import VaeConfig
 from fastdiffusers.vae.network.model import VideoVAE
@@ -14,8 +15,8 @@ from fastdiffusers.vae.network.model import VideoVAE
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 CARD = torch.device("cuda")
-ALLOWED = {torch.bfloat16: 0.15, torch.float16: 0.02}
-"""Largest error against float32, of the standard deviation: 1.5 times that of the established implementation."""
+WORSE_THAN_PLAIN = 1.2
+"""How much further from float32 than plain PyTorch in the same precision a decode may be."""
 AGREES = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 """Compiled against plain code: sums in another order, through the whole network."""
 
@@ -51,11 +52,14 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kernels", ["auto", "eager"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_as_close_as_it_can_be(full: VideoVAE, dtype: torch.dtype, kernels: str) -> None:
+def test_half_precision_is_as_close_as_plain_pytorch(full: VideoVAE, dtype: torch.dtype, kernels: str) -> None:
     z = latents()
     expected, _ = decode_raw(on_card(full, torch.float32), z, VaeSettings(kernels="eager"))
+    plain = PlainVideoVae({name: tensor.to(CARD, dtype) for name, tensor in full.state_dict().items()})
+    with torch.inference_mode():
+        usual = plain.decode(z.to(CARD, dtype)).float().cpu()
     result, _ = decode_raw(on_card(full, dtype), z, VaeSettings(kernels=kernels))
-    assert difference(result, expected) <= ALLOWED[dtype]
+    assert difference(result, expected) <= WORSE_THAN_PLAIN * difference(usual, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
