@@ -46,6 +46,8 @@ class VaeSettings:
         compile_scope: "blocks" compiles what repeats between the convolutions, once per kind and for all sizes;
             "slice" a slice as one graph, which takes many times as long. Planes that have to be cut into strips are
             not compiled by that.
+        compile_trial: run plain code where compiled code is not faster, which the first slices of each shape, run both
+            ways, show; False runs compiled code whatever it takes.
         compile_headroom_gib: memory in GiB left to compiled code when the budget is chosen from what is free.
     """
 
@@ -64,6 +66,7 @@ class VaeSettings:
     overlap_tiles: bool = False
     compile: Mapping[str, Any] | None = field(default=None, hash=False)
     compile_scope: str = "blocks"
+    compile_trial: bool = True
     compile_headroom_gib: float = 1.0
 
     def __post_init__(self) -> None:
