@@ -236,6 +236,8 @@ class _Checked:
         if warm:
             trial.add(plain, compiled)
         compiling = watch.made.seconds - before[1]
+        if again is None:
+            compiled = max(0.0, compiled - compiling)
         watch.checking += max(0.0, time.perf_counter() - began - compiling - compiled)
         return made
 
