@@ -14,7 +14,7 @@ suffice, name one part per call, and with `--options` what it shall measure.
     flux_dev_1024, z_image_1024, qwen_image_1024, wan22_i2v_480p, wan22_i2v
                   whole models: settings, step caches and fp8 against plain
 
-Only the standard library is used here, so that a missing package is a line in a log.
+Only the standard library is needed here, so that a missing package is a line in a log; without a card it says so.
 """
 
 from __future__ import annotations
@@ -141,6 +141,20 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
+def no_card() -> str:
+    """Why nothing can be measured on a card here, in one line; "" where there is one."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    return "" if torch.cuda.is_available() else f"torch {torch.__version__} sees no CUDA card here"
+
+
+def _end(number: int, frame: object) -> None:
+    """Asked to end: as an exception, so that what was started ends too."""
+    raise SystemExit(128 + number)
+
+
 def keep_results(folder: Path, since: float) -> list[Path]:
     """Copy the result files that were written since then."""
     new = [path for path in RESULTS.rglob("*") if path.is_file() and path.stat().st_mtime >= since]
@@ -164,6 +178,11 @@ def main(arguments: list[str] | None = None) -> int:
     parts = options.parts or list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    missing = "" if options.small else no_card()
+    if missing:
+        print(f"nothing to measure: {missing}. Try --small, which needs no card.", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _end)
     output = options.output or Path(os.environ.get("OUT") or "gpu_output")
     output.mkdir(parents=True, exist_ok=True)
     started, deadline = time.time(), time.monotonic() + options.limit

@@ -15,6 +15,8 @@ from ..optimizations.tuning.quality import Quality
 from ..optimizations.tuning.statistics import PairedVerdict, Spread
 
 GIB = 2**30
+ENOUGH_PAIRS = 3
+"""Runs of each side from which an interval is told: of two it is wider than any difference could be."""
 UNKNOWN_GAIN = 0.05
 """A difference within the noise is none only where a gain above this is ruled out; else it is not known."""
 DENOISING, VAE = ("first step", "steps"), ("encode", "decode")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..optimizations.tuning.expert_steps import ExpertSteps
 from .result import Comparison
-from .row import VAE, ComparisonRow
+from .row import ENOUGH_PAIRS, VAE, ComparisonRow
 from .words import gib, seconds, times
 
 HEADER = ("setting", "run", "against plain", "step", "first run", "pays after", "peak memory", "same picture?")
@@ -140,6 +140,8 @@ def against_plain(row: ComparisonRow) -> str:
     if found is None:
         return ""
     interval = f"[{found.low - 1:+.1%}, {found.high - 1:+.1%}]"
+    if found.pairs < ENOUGH_PAIRS:
+        interval = f"(spread unknown: {found.pairs} run{'s' * (found.pairs > 1)})"
     if found.verdict == "noise":
         return f"noise {interval}"
     return f"{found.ratio - 1:+.0%} {interval}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ..memory import is_shortage
-from .row import DENOISING, VAE, ComparisonRow
+from .row import DENOISING, ENOUGH_PAIRS, VAE, ComparisonRow
 from .words import gib, seconds, times
 
 FEW_STEPS = 8
@@ -84,7 +84,11 @@ def _against(row: ComparisonRow, plain: ComparisonRow) -> Iterator[str]:
     found = _in_words(row)
     if row.undecided:
         between = f"{row.versus.low - 1:+.0%} to {row.versus.high - 1:+.0%}"
-        yield f"of {row.name} too little is known ({between} time): measure more runs on a quiet machine"
+        if row.versus.pairs < ENOUGH_PAIRS:
+            between = f"{row.versus.pairs} run{'s' * (row.versus.pairs > 1)}, so that the spread is unknown"
+        else:
+            between += " time"
+        yield f"of {row.name} too little is known ({between}): measure more runs on a quiet machine"
     elif row.settings.torch_compile == "on" and row.verdict in ("slower", "noise"):
         extra = f", and its first run {seconds(row.first_run_extra)} more" if row.first_run_extra > 0 else ""
         yield f"{row.name} would not pay back ({found}{extra})"

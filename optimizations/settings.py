@@ -79,7 +79,8 @@ class CompileSettings:
         return {
             "compile": self.arguments(fullgraph=True),
             "compile_scope": "slice" if self.scope == "model" else "blocks",
-            "compile_headroom_gib": self.headroom_gib if self.memory_check else 0.0,
+            "compile_headroom_gib": self.headroom_gib,
+            "compile_memory_check": self.memory_check,
         }
 
 

@@ -22,6 +22,7 @@ from .planner import Task, budget_of, decoding, encoding, make_plan
 from .reporting import describe
 from .settings import VaeSettings
 
+OVERRULED = "compiled against the memory check, which is off as asked"
 RETRIES = 4
 """Attempts after the first, each with half the memory, when the device runs out of it."""
 
@@ -178,8 +179,11 @@ def _run(
         if settings is not asked:
             report.note("CUDA graphs are recorded by the VAE itself, not by the compiler")
         if settings.compile is not None and vae.dtype != torch.float32 and conv3d_memory_defect():
-            not_compiled = "compiled convolutions take three times the memory with this cuDNN; 9.15 cures it"
-            settings = replace(settings, compile=None)
+            reason = "compiled convolutions take three times the memory with this cuDNN; 9.15 cures it"
+            if settings.compile_memory_check:
+                not_compiled, settings = reason, replace(settings, compile=None)
+            else:
+                report.note(f"{OVERRULED}: {reason}")
     budget, origin, attempt = 0, "", 0
     shortage: torch.OutOfMemoryError | None = None
     while True:
@@ -194,6 +198,13 @@ def _run(
             if shortage is not None:  # nobody asked for this budget: it is what running out of memory left
                 raise shortage from None
             raise
+        headroom = int(settings.compile_headroom_gib * GIB)
+        overruled = settings.compile is not None and not settings.compile_memory_check
+        if overruled and not settings.memory_budget_gib and plan.peak + headroom > budget:
+            needed = (
+                f"about {plan.peak / GIB:.2f} GiB above weights and output, and {headroom / GIB:g} for compiled code"
+            )
+            report.note(f"{OVERRULED}: it needs {needed}, of {budget / GIB:.2f} allowed")
         try:
             job = Job(vae, task, settings, plan, read, callbacks, compilations=compilations)
             job.run(x, out)

@@ -1,14 +1,16 @@
 """torch.compile of the video VAE: of its repeated units, or of one slice as a whole, as one graph without state.
 
 Compiling happens when a shape is first seen. It can fail then, or give wrong values without a word; so the first slice
-of every kind is run by uncompiled code too, and compared. Whatever is amiss is told apart from failures of the network
-itself, so that the job can go on without compiled code.
+of every kind is run by uncompiled code too, and compared, in its values and in the time it takes: where compiled code
+is not faster, plain code goes on. Whatever is amiss is told apart from failures of the network itself, so that the job
+can go on without compiled code.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +23,7 @@ from ..callbacks import SILENT, Callbacks
 from ..compile_clock import Compilations, counted, first_run
 from ..compile_stop import stoppable
 from ..fallback import Signals, describe
+from .compile_trial import SpeedTrial, recording, timed
 from .compiled_units import CompiledKernels
 from .kernels.saved_choices import SAVED
 from .network.execution import Execution, Network
@@ -46,12 +49,26 @@ class CompileWatch:
         callbacks: of the job.
         made: where compilations are counted; a new count unless given.
         last: seconds that they took last time on this machine, or None.
+        trial: whether plain code runs where compiled code is not faster.
+
+    Attributes:
+        checking: seconds that slices took beyond compiling and beyond one run of compiled code: plain runs to compare
+            with, and second ones.
+        trials: those that this job's slices belong to.
     """
 
     def __init__(
-        self, callbacks: Callbacks = SILENT, made: Compilations | None = None, last: float | None = None
+        self,
+        callbacks: Callbacks = SILENT,
+        made: Compilations | None = None,
+        last: float | None = None,
+        *,
+        trial: bool = True,
     ) -> None:
         self.signals = Signals(callbacks)
+        self.trial = trial
+        self.checking = 0.0
+        self.trials: list[SpeedTrial] = []
         self._last = last
         self.made = Compilations() if made is None else made
 
@@ -162,30 +179,66 @@ def with_our_graphs(settings: VaeSettings) -> VaeSettings:
 
 
 class _Checked:
-    """Compiled code that raises CompiledCodeError when it fails, or when a first slice of its kind comes out wrong."""
+    """Compiled code that raises CompiledCodeError when it fails, or when a first slice of its kind comes out wrong.
+
+    Plain code takes its place for shapes with which it turned out not to be faster.
+    """
 
     def __init__(self, compiled: Watched, eager: Network) -> None:
         self._compiled = compiled
         self._eager = eager
         self._trusted: set[object] = set()
         self._failed: dict[object, str] = {}
+        self._trials: dict[object, SpeedTrial] = {}
 
     def __call__(self, x: torch.Tensor, run: Execution, watch: CompileWatch) -> torch.Tensor:
         continued = {name: tuple(frames.shape) for name, frames in run.state.frames.items()}
-        here = (tuple(x.shape), x.dtype, x.device, *continued.items())
-        kind = (here, run.carry, run.layout)
+        here = (x.shape[0], *x.shape[3:], x.dtype, x.device, run.layout)
+        kind = (here, x.shape[2], run.carry, *continued.items())
+        trial = self._trials.setdefault(here, SpeedTrial())
+        if watch.trial:
+            if trial not in watch.trials:
+                watch.trials.append(trial)
+            if trial.reverted:
+                return self._eager(x, run)
         if kind in self._failed:  # in a decode before: compiling again would take its time and fail again
             raise CompiledCodeError(self._failed[kind])
+        trusted = kind in self._trusted
+        if trusted and (not watch.trial or trial.verdict or recording()):
+            return self._run(x, run, watch)
         try:
-            if kind in self._trusted:
-                return self._run(x, run, watch)
-            expected = self._eager(x, replace(run, state=run.state.copy()))
-            made = self._run(x, run, watch)
-            _check(made, expected)
+            made = self._both(x, run, watch, trial, first=not trusted)
         except CompiledCodeError as error:
             self._failed[kind] = str(error)
             raise
         self._trusted.add(kind)
+        return made
+
+    def _both(
+        self, x: torch.Tensor, run: Execution, watch: CompileWatch, trial: SpeedTrial, *, first: bool
+    ) -> torch.Tensor:
+        """Run a slice by plain and by compiled code, compare them, and return what the compiled one made.
+
+        Args:
+            first: of its kind, so that it may have to be compiled; its values are compared.
+        """
+        began, before = time.perf_counter(), (watch.made.count, watch.made.seconds)
+        expected, plain = timed(lambda: self._eager(x, replace(run, state=run.state.copy())), x.device)
+        again = replace(run, state=run.state.copy()) if first and watch.trial else None
+        made, compiled = timed(lambda: self._run(x, run, watch), x.device)
+        if first:
+            _check(made, expected)
+        warm = watch.made.count == before[0]
+        if not warm and again is not None:
+            settled = watch.made.count
+            _, compiled = timed(lambda: self._run(x, again, watch), x.device)
+            warm = watch.made.count == settled
+        if warm:
+            trial.add(plain, compiled)
+        compiling = watch.made.seconds - before[1]
+        if again is None:
+            compiled = max(0.0, compiled - compiling)
+        watch.checking += max(0.0, time.perf_counter() - began - compiling - compiled)
         return made
 
     def _run(self, x: torch.Tensor, run: Execution, watch: CompileWatch) -> torch.Tensor:

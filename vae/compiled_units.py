@@ -57,16 +57,16 @@ class CompiledKernels(Kernels):
     ) -> torch.Tensor:
         out = options["out"]
         inside = out.inside if isinstance(out, Padded) else torch.empty_like(x) if out is None else out
-        statistics = options["statistics"]
-        unit = _unit(_norm_frame, self._options)
-        # Parameters would tie the code to their number of channels.
-        affine = weight.detach(), bias.detach()
+        statistics = options["statistics"] or self._statistics(x, groups).statistics(eps)
+        scale, shift = (t[..., 0, 0].transpose(1, 2) for t in eager.scale_and_shift(statistics, weight, bias))
+        # Of whole memory, where a view of a view would tie the code to how many frames there are.
+        scale, shift = scale.detach().contiguous(), shift.detach().contiguous()
+        unit = _unit(_affine_frame, self._options)
 
         def frames() -> None:
             for item, frame in product(range(x.shape[0]), range(x.shape[2])):
-                given = (None, None) if statistics is None else (s[item, frame] for s in statistics)
                 one = x[item, :, frame], inside[item, :, frame]
-                unit(*one, *affine, *given, groups, eps, options["activation"])
+                unit(*one, scale[item, frame], shift[item, frame], options["activation"])
 
         with _any_sizes():
             self._run_compiled(frames)
@@ -75,43 +75,49 @@ class CompiledKernels(Kernels):
         return inside
 
     def _statistics(self, x: torch.Tensor, groups: int) -> Moments:
-        unit = _unit(_frame_moments, self._options)
-        mean = x.new_empty((x.shape[0], x.shape[2], groups), dtype=torch.float32)
+        batch, channels, count = x.shape[:3]
+        unit = _unit(_channel_moments, self._options)
+        mean = x.new_empty((batch, count, channels), dtype=torch.float32)
         deviations = torch.empty_like(mean)
 
         def frames() -> None:
-            for item, frame in product(range(x.shape[0]), range(x.shape[2])):
-                mean[item, frame], deviations[item, frame] = unit(x[item, :, frame], groups)
+            for item, frame in product(range(batch), range(count)):
+                mean[item, frame], deviations[item, frame] = unit(x[item, :, frame])
 
         with _any_sizes():
             self._run_compiled(frames)
-        return Moments(x.shape[1] // groups * x.shape[3] * x.shape[4], mean, deviations)
+        return _of_groups(mean, deviations, groups, x.shape[3] * x.shape[4])
 
 
-def _norm_frame(
-    x: torch.Tensor,
-    out: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor | None,
-    groups: int,
-    eps: float,
-    activation: bool,
+def _affine_frame(
+    x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, activation: bool
 ) -> None:
-    """Norm and activation of one frame [C, H, W] into another, with statistics [groups] if they are given.
+    """`x * scale + shift`, then SiLU, of one frame [C, H, W] into another; scale and shift are float32 [C].
 
     One frame, because the memory layout of a clip of one item and few frames has accidents that code would rely on.
     """
-    given = None if mean is None or rstd is None else eager.Statistics(mean[None, None], rstd[None, None])
-    clip, target = x[None, :, None], out[None, :, None]
-    eager.group_norm_silu(clip, weight, bias, groups, eps, statistics=given, activation=activation, out=target)
+    y = torch.addcmul(shift[:, None, None], x.float(), scale[:, None, None])
+    out.copy_(torch.nn.functional.silu(y) if activation else y)
 
 
-def _frame_moments(x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and sum of squared deviations, each [groups], of a frame [C, H, W]."""
-    moments = eager.group_norm_statistics(x[None, :, None], groups)
-    return moments.mean[0, 0], moments.deviations[0, 0]
+def _channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and sum of squared deviations, each float32 [C], of every channel of a frame [C, H, W].
+
+    Of channels and not of groups: with their number open, a compiler would find the group of each value by a division,
+    which makes code ten times slower where channels are innermost in memory. In two passes: see `eager`.
+    """
+    values = x.float()
+    mean = values.mean((1, 2))
+    return mean, (values - mean[:, None, None]).square().sum((1, 2))
+
+
+def _of_groups(mean: torch.Tensor, deviations: torch.Tensor, groups: int, cells: int) -> Moments:
+    """Moments of each group from those of its channels, both [B, T, C], of `cells` values each."""
+    means = mean.unflatten(-1, (groups, -1))
+    middle = means.mean(-1)
+    between = (means - middle.unsqueeze(-1)).square().sum(-1) * cells
+    size = mean.shape[-1] // groups * cells
+    return Moments(size, middle, deviations.unflatten(-1, (groups, -1)).sum(-1) + between)
 
 
 def _unit(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:

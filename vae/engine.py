@@ -65,6 +65,7 @@ class Job:
         callbacks: told and asked between slices.
         kernels: the operations with more than one implementation.
         compile_time: what compiling took before, where it compiles.
+        watch: of its compiled code, where it compiles.
         network: one slice through the VAE, compiled and recorded where the settings ask for it.
         notes: what had to be changed about the settings.
         compilations: what compiling has taken, in the attempts before this one too.
@@ -79,6 +80,7 @@ class Job:
     kernels: Kernels = field(init=False)
     network: Network = field(init=False)
     compile_time: CompileTime | None = field(init=False, default=None)
+    watch: CompileWatch | None = field(init=False, default=None)
     notes: list[str] = field(default_factory=list)
     compilations: Compilations = field(default_factory=Compilations)
 
@@ -89,8 +91,9 @@ class Job:
         scope = settings.compile_scope
         if settings.compile is not None and (self.plan.layout.uncut or scope == "blocks"):
             self.compile_time = CompileTime(self.task.stage, settings, self.vae.device)
-            watch = CompileWatch(self.callbacks, self.compilations, self.compile_time.last)
-            self.network = compiled_network(self.vae, self.task, settings.compile, watch, scope)
+            last, trial = self.compile_time.last, settings.compile_trial
+            self.watch = CompileWatch(self.callbacks, self.compilations, last, trial=trial)
+            self.network = compiled_network(self.vae, self.task, settings.compile, self.watch, scope)
         if settings.cuda_graphs and device.type == "cuda":
             self.network = GraphedNetwork(self.network, CudaBackend(device), needed=self.plan.peak)
 

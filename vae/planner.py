@@ -95,7 +95,7 @@ def budget_of(settings: VaeSettings, device: torch.device) -> tuple[int, str]:
         return int(settings.memory_budget_gib * GIB), "given"
     free = device_memory(device).free
     budget, origin = int(FREE_SHARE * free), f"{FREE_SHARE:.0%} of {free / GIB:.1f} GiB free"
-    if settings.compile is not None and settings.compile_headroom_gib:
+    if settings.compile is not None and settings.compile_headroom_gib and settings.compile_memory_check:
         budget = max(1, budget - int(settings.compile_headroom_gib * GIB))
         origin += f" but {settings.compile_headroom_gib:g} GiB for compiled code"
     return budget, origin

@@ -41,7 +41,8 @@ def describe(
     report.set(_overlap_record(settings, plan, vae.device))
     record = _compile_record(settings, asked, plan, not_compiled)
     time = job.compile_time
-    report.set(replace(record, cost=job.compilations.told(None if time is None else time.last)))
+    record = _judged(record, job)
+    report.set(replace(record, cost=_compile_cost(job)))
     if time is not None:
         time.add(job.compilations)
     report.set(OptimizationRecord("precision", "as loaded", str(vae.dtype).removeprefix("torch.")))
@@ -80,6 +81,25 @@ def _compile_record(settings: VaeSettings, asked: VaeSettings, plan: Plan, not_c
         return OptimizationRecord("torch_compile", options, "one graph per slice")
     reason = "strips would become one huge graph; whole planes compile: mode whole, or scope blocks"
     return OptimizationRecord("torch_compile", options, "off", reason, failed=True)
+
+
+def _judged(record: OptimizationRecord, job: Job) -> OptimizationRecord:
+    """The record of compiled code, with what its speed was found to be; "off" where plain code took its place."""
+    if job.watch is None or not job.watch.trials:
+        return record
+    trials = job.watch.trials
+    reason = "; ".join(dict.fromkeys(str(trial) for trial in trials if trial.plain))
+    if all(trial.reverted for trial in trials):
+        return replace(record, applied="off", reason=reason)
+    return replace(record, reason=reason)
+
+
+def _compile_cost(job: Job) -> str:
+    """The seconds that a warm decode does without: of compiling, and of runs to compare with."""
+    last = None if job.compile_time is None else job.compile_time.last
+    checking = 0.0 if job.watch is None else job.watch.checking
+    told = [job.compilations.told(last), f"checking it against plain code took {checking:.1f} s" if checking else ""]
+    return "; ".join(text for text in told if text)
 
 
 def _graphs_record(job: Job) -> OptimizationRecord:

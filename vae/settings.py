@@ -46,7 +46,11 @@ class VaeSettings:
         compile_scope: "blocks" compiles what repeats between the convolutions, once per kind and for all sizes;
             "slice" a slice as one graph, which takes many times as long. Planes that have to be cut into strips are
             not compiled by that.
+        compile_trial: run plain code where compiled code is not faster, which the first slices of each shape, run both
+            ways, show; False runs compiled code whatever it takes.
         compile_headroom_gib: memory in GiB left to compiled code when the budget is chosen from what is free.
+        compile_memory_check: False compiles whatever memory says: nothing is left to compiled code, and a cuDNN with
+            which it takes several times the memory is no obstacle. The report says what was overruled.
     """
 
     mode: str = "auto"
@@ -64,7 +68,9 @@ class VaeSettings:
     overlap_tiles: bool = False
     compile: Mapping[str, Any] | None = field(default=None, hash=False)
     compile_scope: str = "blocks"
+    compile_trial: bool = True
     compile_headroom_gib: float = 1.0
+    compile_memory_check: bool = True
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)

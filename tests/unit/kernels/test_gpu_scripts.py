@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -92,6 +94,35 @@ def test_every_part_has_commands_and_others_are_refused(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         gpu_all.main(["everything"])
     assert "unknown part 'everything'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_there_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert gpu_all.main(["kernels", "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "sees no CUDA card" in said[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_asked_to_end_it_leaves_no_child(tmp_path: Path) -> None:
+    note = tmp_path / "child"
+    child = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = (
+        "import sys; from fastdiffusers.benchmarks import gpu_all as g; "
+        f"g.commands = lambda *a, **k: [[sys.executable, '-c', {child!r}]]; "
+        f"g.main(['tests', '--small', '--output', {str(tmp_path / 'out')!r}])"
+    )
+    process = subprocess.Popen(python(code))
+    try:
+        end = time.monotonic() + 60
+        while not (note.exists() and note.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert not alive(int(note.read_text()))
 
 
 def test_kernels_are_measured_where_they_run_and_say_why_where_not() -> None:

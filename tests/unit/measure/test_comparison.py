@@ -281,3 +281,12 @@ def test_a_recommendation_with_an_unknown_value_is_refused(tmp_path: Path) -> No
     path.write_text(comparison(row("compile", 0.8)).as_json().replace('"sdpa"', '"turbo"'), encoding="utf-8")
     with pytest.raises(InputError, match="attention = 'turbo'"):
         recommended_settings(path)
+
+
+def test_two_runs_have_no_interval() -> None:
+    """Student's of two is so wide that it says nothing: "+44912%"."""
+    few = comparison(row("compile", versus=compare([1.0, 1.0], [0.2, 5.0])))
+    assert "noise (spread unknown: 2 runs)" in as_table(few)
+    assert "too little is known (2 runs, so that the spread is unknown)" in few.verdict
+    enough = comparison(row("compile", versus=compare([1.0, 1.0, 1.0], [0.9, 1.1, 1.0])))
+    assert "spread unknown" not in as_table(enough)

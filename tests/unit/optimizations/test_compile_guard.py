@@ -108,6 +108,12 @@ def test_the_guard_yields_to_an_explicit_choice_alone_and_says_so(tiny_pipeline)
     assert apply(pipeline, settings_of(CompileSettings(backend="eager")), memory=NO_ROOM)["torch_compile"].failed
 
 
+def test_the_video_vae_is_told_the_choice_and_the_headroom():
+    chosen = CompileSettings(headroom_gib=2.0, memory_check=False).for_video_vae()
+    assert (chosen["compile_headroom_gib"], chosen["compile_memory_check"]) == (2.0, False)
+    assert CompileSettings().for_video_vae()["compile_memory_check"]
+
+
 def test_a_decision_of_auto_never_goes_against_the_guard(tiny_pipeline, tmp_path):
     pipeline, free = tiny_pipeline("flux"), CompileSettings(backend="eager", memory_check=False)
     key = TuningKey(*["x"] * len(fields(TuningKey)))
