@@ -57,7 +57,7 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         arguments |= {"image": _start(pipeline, family, request), "strength": request.strength}
     elif request.images:
         pictures = [to_pil(image, family.alpha) for image in request.images]
-        arguments[family.image_argument] = pictures if family.max_images > 1 else pictures[0]
+        arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
     _check_text_length(pipeline, request)
@@ -65,6 +65,12 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
     if family.guidance_replaces and request.guidance is not None:
         call[family.guidance_replaces] = None
+    if family.images_as_list and "adapter_conditioning_scale" in accepted:
+        call["adapter_conditioning_scale"] = [1.0] * family.min_images  # several adapters cannot share its default
+    if "intermediate_timesteps" in accepted and request.steps != 2:
+        call["intermediate_timesteps"] = (
+            None  # Sana Sprint takes one between two steps, and fails with any other number
+        )
     return call
 
 
@@ -94,15 +100,25 @@ def _form(family: Family, request: SampleRequest) -> str:
 
 def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:
     """Prompt, negative prompt where it acts, and the size of the batch."""
-    negative = request.negative_prompt or family.empty_negative
-    unguided = request.guidance is not None and request.guidance <= family.negative_above
-    if not family.negative_prompt or unguided:
-        negative = None
+    negative = (request.negative_prompt or family.empty_negative) if _negative_acts(family, request) else None
     if family.batch_by_prompts and request.batch > 1:
         negatives = None if negative is None else [negative] * request.batch
         return {"prompt": [request.prompt] * request.batch, "negative_prompt": negatives}
     batch = {"num_images_per_prompt": request.batch, "num_videos_per_prompt": request.batch}
     return {"prompt": request.prompt, "negative_prompt": negative, **batch}
+
+
+def _negative_acts(family: Family, request: SampleRequest) -> bool:
+    unguided = request.guidance is not None and request.guidance <= family.negative_above
+    return family.negative_prompt and not unguided
+
+
+def stand_in_note(family: Family, request: SampleRequest) -> str:
+    """That a negative prompt was given which nobody wrote, "" where none was, or where the table says so."""
+    stand_in = family.empty_negative
+    if family.known or stand_in is None or request.negative_prompt or not _negative_acts(family, request):
+        return ""
+    return f"negative_prompt: {stand_in!r} stands in for none, since {family.name} guides only with one."
 
 
 def _first_frames(pipeline: Any, picture: Image, batch: int) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class Family:
         max_frames: longest clip, in frames.
         images: "none" for text only, "optional", or "required".
         max_images: reference images accepted.
+        min_images: how many a model that works on pictures wants.
+        images_as_list: takes its pictures as a list, one for each of the models that read them.
         image_argument: call argument that takes them.
         alpha: reads the transparency of a picture.
         last_image: takes a last frame besides the first.
@@ -95,6 +97,8 @@ class Family:
     max_frames: int = 1
     images: str = "none"
     max_images: int = 0
+    min_images: int = 1
+    images_as_list: bool = False
     image_argument: str = "image"
     alpha: bool = False
     last_image: bool = False
@@ -113,6 +117,13 @@ class Family:
     image_to_image: str = ""
     image_to_video: str = ""
     extra: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def pictures(self) -> str:
+        """What a model that works on pictures wants, in words."""
+        return (
+            "a picture" if self.min_images == 1 else f"{self.min_images} pictures, one for each model that reads them"
+        )
 
     @property
     def known(self) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from .classes.guidance import GUIDER, guidance_of_model
+from .classes.models import NETS, nets_in, with_models
 from .classes.signature import family_from_signature
 from .families import FAMILIES, Family
 
@@ -33,7 +34,7 @@ def family_of(pipeline: Any) -> Family:
     family = _BY_CLASS.get(pipeline_class.__name__) or family_from_signature(pipeline_class)
     if isinstance(pipeline, type):
         return family
-    parts = {name: part.config for name, part in pipeline.components.items() if _has_settings(part)}
+    parts = {name: _configuration(part) for name, part in pipeline.components.items() if part is not None}
     return _variant_of(_as_built(family, pipeline), pipeline_class, pipeline.config, parts)
 
 
@@ -44,14 +45,16 @@ def family_of_configuration(
 
     Args:
         config: of the pipeline: what its `model_index.json` holds.
-        parts: component name -> its configuration.
+        parts: name of each component that is there -> its configuration, {} where it is not read.
     """
     family = _BY_CLASS.get(pipeline_class.__name__) or family_from_signature(pipeline_class)
     return _variant_of(family, pipeline_class, config, parts)
 
 
-def _has_settings(part: Any) -> bool:
-    return isinstance(getattr(part, "config", None), Mapping)
+def _configuration(part: Any) -> Mapping[str, Any]:
+    config = getattr(part, "config", None)
+    nets = nets_in(part)
+    return {NETS: nets} if nets else config if isinstance(config, Mapping) else {}
 
 
 def small(family: Family) -> Family:
@@ -69,6 +72,13 @@ def _variant_of(
     family: Family, pipeline_class: type, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
 ) -> Family:
     """The family with the recommendations that belong to this checkpoint, read from its configuration."""
+    return with_models(_trained(family, pipeline_class, config, parts), pipeline_class.__name__, parts)
+
+
+def _trained(
+    family: Family, pipeline_class: type, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+) -> Family:
+    """The family with what this checkpoint was trained for."""
     model, scheduler = parts.get("transformer", {}), parts.get("scheduler", {})
     if not family.known:
         return _unknown_variant(family, pipeline_class, config, model)

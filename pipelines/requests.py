@@ -207,8 +207,9 @@ def _check_images(family: Family, request: SampleRequest) -> None:
         if family.image_to_image:
             cure = "set strength below 1 to start from the image, or disconnect it"
         raise InputError("images", f"{count} image(s)", f"{family.name} is a text-only model", cure)
-    elif family.images == "required" and not count:
-        raise InputError("images", "none", f"{family.name} works on a picture", "connect one")
+    elif family.images == "required" and count < family.min_images:
+        cure = "connect one" if family.min_images == 1 else "connect them"
+        raise InputError("images", count or "none", f"{family.name} works on {family.pictures}", cure)
     elif count > max(1, family.max_images) and family.images != "none":
         raise InputError("images", f"{count} images", f"{family.name} takes at most {family.max_images}", "")
 
@@ -241,8 +242,7 @@ def _check_steps_left(family: Family, request: SampleRequest, strength: float) -
 def _check_image(name: str, image: torch.Tensor) -> None:
     shape = list(getattr(image, "shape", ()))
     if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
-        reason = "an image is [height, width, 3] or [height, width, 4]"
-        raise InputError(name, f"shape {shape}", reason, "connect an IMAGE output")
+        raise InputError(name, f"shape {shape}", "an image is [height, width, 3 or 4]", "connect an IMAGE output")
 
 
 def _ignored(family: Family, request: SampleRequest) -> list[str]:

@@ -14,7 +14,7 @@ from ..errors import InputError, first_line
 from ..optimizations.components import denoisers, step_experts
 from ..report import OptimizationReport
 from . import latents
-from .arguments import call_arguments, form_for
+from .arguments import call_arguments, form_for, stand_in_note
 from .classes.guidance import guided
 from .decoding import pipeline_vae
 from .families import Family
@@ -234,6 +234,8 @@ def _cleaned_up(pipeline: Any) -> Iterator[None]:
 
 def _report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest) -> None:
     report = result.report
+    if note := stand_in_note(loaded.family, request):
+        report.note(note)
     if result.frames is not None and not bool(result.frames.isfinite().all()):
         report.note(NOT_FINITE.format(what="picture"))
         result.frames = result.frames.nan_to_num(0.0, 1.0, 0.0)

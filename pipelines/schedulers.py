@@ -216,6 +216,8 @@ def _candidate(original: Any, name: str) -> Any:
     if type(original).__name__ not in SCHEDULERS and scheduler_class not in original.compatibles:
         return _ANOTHER_PROCESS  # the model was made for a scheduler of its own
     parameters = inspect.signature(scheduler_class.__init__).parameters
+    if original.config.get("invert_sigmas") and "invert_sigmas" not in parameters:
+        return "its noise levels cannot rise, as this model's do"
     flow_class = name.startswith("FlowMatch")
     changes: dict[str, Any] = {}
     if is_flow(original):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
+from ..classes.models import NETS
 from ..families import Family
 from ..recognize import family_of, family_of_configuration
 from . import checkpoints
 from .small_files import read_json
 
-_READ = ("transformer", "scheduler")
-"""The components whose configuration tells which variant of a family a checkpoint is."""
+_READ = ("transformer", "scheduler", "unet", "vae")
+"""The components whose configuration tells which variant of a family a checkpoint is, and what it can be asked for."""
 
 
 def family_of_folder(folder: Path) -> Family:
@@ -25,8 +27,18 @@ def family_of_folder(folder: Path) -> Family:
     if not isinstance(pipeline_class, type):
         return family_of(name)
     present = checkpoints.components(index)
-    parts = {part: configuration(folder, part) for part in _READ if part in present}
+    parts = {part: _part(folder, part, class_name) for part, (_, class_name) in present.items()}
     return family_of_configuration(pipeline_class, index, parts)
+
+
+def _part(folder: Path, part: str, class_name: str) -> dict[str, Any]:
+    """A component's configuration where it is read; of one that holds several models, saved side by side, their number.
+
+    They lie as diffusers saves them: "controlnet", "controlnet_1", "controlnet_2" ...
+    """
+    if "Multi" in class_name and part in ("controlnet", "adapter"):
+        return {NETS: 1 + next(index for index in count() if not (folder / f"{part}_{index + 1}").is_dir())}
+    return configuration(folder, part) if part in _READ else {}
 
 
 def scheduler_of_folder(folder: Path) -> Any:

@@ -1,0 +1,58 @@
+"""What the models at hand ask of a call, whatever their class would take: read from their configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..families import Family
+
+NETS = "_nets"
+"""Entry of a part's configuration that counts the control models or adapters in it, where it holds several."""
+_LIMITED_BY_EMBEDDING = ("StableDiffusion3", "CogView3")
+"""Beginnings of class names whose transformers raise an error beyond `pos_embed_max_size` patches a side."""
+_READS_PICTURES = {
+    "StableCascadeCombinedPipeline": "prior_image_encoder",
+    "StableCascadePriorPipeline": "image_encoder",
+}
+"""Class -> the component, which may be missing, that reads its pictures."""
+
+
+def with_models(family: Family, class_name: str, parts: Mapping[str, Mapping[str, Any]]) -> Family:
+    """The family with the limits of these models.
+
+    Args:
+        class_name: of the pipeline.
+        parts: name of each component that is there -> its configuration, {} where that is not known.
+    """
+    encoder = _READS_PICTURES.get(class_name)
+    if encoder is not None and encoder not in parts:
+        family = replace(family, images="none", max_images=0)
+    if parts.get("unet", {}).get("encoder_hid_dim_type") == "ip_image_proj":
+        family = replace(family, required=(*family.required, "ip_adapter_image"))
+    nets = max((config.get(NETS, 0) for config in parts.values()), default=0)
+    if nets and family.max_images:
+        family = replace(family, min_images=nets, max_images=nets, images_as_list=True)
+    if class_name.startswith(_LIMITED_BY_EMBEDDING):
+        family = _limited(family, parts.get("transformer", {}), parts.get("vae", {}))
+    return family
+
+
+def nets_in(part: Any) -> int:
+    """How many control models (`MultiControlNetModel` and its like) or adapters (`MultiAdapter`) a component holds."""
+    held = getattr(part, "nets", None) or getattr(part, "adapters", None) if "Multi" in type(part).__name__ else None
+    return len(held) if held is not None else 0
+
+
+def _limited(family: Family, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Family:
+    """The largest size is what the position embedding reaches, the recommended one what the model was trained on."""
+    reach, patch = transformer.get("pos_embed_max_size"), transformer.get("patch_size")
+    if not isinstance(reach, int) or not isinstance(patch, int) or not vae.get("block_out_channels"):
+        return family
+    stride = 2 ** (len(vae["block_out_channels"]) - 1)
+    largest = reach * patch * stride
+    trained = transformer.get("sample_size")
+    size = min(largest, trained * stride if isinstance(trained, int) else largest)
+    width, height = (min(edge, size) for edge in (family.width, family.height))
+    return replace(family, max_size=min(family.max_size, largest), width=width, height=height)
