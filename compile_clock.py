@@ -25,10 +25,12 @@ class Compilations:
     Attributes:
         count: compilations; code that is found on disk counts as one that was quick.
         seconds: what they took, from the beginning of tracing to callable code.
+        checking: seconds of runs beside them that only compare compiled code with plain code, where it is compared.
     """
 
     count: int = 0
     seconds: float = 0.0
+    checking: float = 0.0
 
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count} times"

@@ -52,8 +52,6 @@ class CompileWatch:
         trial: whether plain code runs where compiled code is not faster.
 
     Attributes:
-        checking: seconds that slices took beyond compiling and beyond one run of compiled code: plain runs to compare
-            with, and second ones.
         trials: those that this job's slices belong to.
     """
 
@@ -67,7 +65,6 @@ class CompileWatch:
     ) -> None:
         self.signals = Signals(callbacks)
         self.trial = trial
-        self.checking = 0.0
         self.trials: list[SpeedTrial] = []
         self._last = last
         self.made = Compilations() if made is None else made
@@ -115,6 +112,8 @@ class CompileTime:
 _last: dict[tuple[str, ...], str | None] = {}
 _taken: dict[tuple[str, ...], float] = {}
 _networks: weakref.WeakKeyDictionary[VideoVAE, dict[str, _Checked]] = weakref.WeakKeyDictionary()
+_trials: dict[object, dict[object, SpeedTrial]] = {}
+"""What was found of the speed in this process: it holds for a VAE that is loaded again too."""
 _lock = threading.Lock()
 
 
@@ -143,7 +142,9 @@ def compiled_network(
                     raise ReferenceError("the VAE of this compiled step is gone")
                 return task.network(owner)(x, run)
 
-            networks[key] = _Checked(_by_units(step, options) if scope == "blocks" else _whole(step, options), step)
+            trials = _trials.setdefault((key, options.get("backend"), vae.config), {})
+            made = _by_units(step, options) if scope == "blocks" else _whole(step, options)
+            networks[key] = _Checked(made, step, trials)
         checked, watching = networks[key], watch or CompileWatch()
     return lambda x, run: checked(x, run, watching)
 
@@ -182,18 +183,21 @@ class _Checked:
     """Compiled code that raises CompiledCodeError when it fails, or when a first slice of its kind comes out wrong.
 
     Plain code takes its place for shapes with which it turned out not to be faster.
+
+    Args:
+        trials: where their verdicts are kept; a new place unless given.
     """
 
-    def __init__(self, compiled: Watched, eager: Network) -> None:
+    def __init__(self, compiled: Watched, eager: Network, trials: dict[object, SpeedTrial] | None = None) -> None:
         self._compiled = compiled
         self._eager = eager
         self._trusted: set[object] = set()
         self._failed: dict[object, str] = {}
-        self._trials: dict[object, SpeedTrial] = {}
+        self._trials = {} if trials is None else trials
 
     def __call__(self, x: torch.Tensor, run: Execution, watch: CompileWatch) -> torch.Tensor:
         continued = {name: tuple(frames.shape) for name, frames in run.state.frames.items()}
-        here = (x.shape[0], *x.shape[3:], x.dtype, x.device, run.layout)
+        here = (x.shape[0], *x.shape[3:], x.dtype, x.device, run.layout, run.kernels.choice)
         kind = (here, x.shape[2], run.carry, *continued.items())
         trial = self._trials.setdefault(here, SpeedTrial())
         if watch.trial:
@@ -220,25 +224,33 @@ class _Checked:
         """Run a slice by plain and by compiled code, compare them, and return what the compiled one made.
 
         Args:
-            first: of its kind, so that it may have to be compiled; its values are compared.
+            first: of its kind, so that its values are compared, and neither run counts as a warm one: the compiler and
+                choices of kernels take their time in it. The trial then gets a second run of both.
         """
-        began, before = time.perf_counter(), (watch.made.count, watch.made.seconds)
-        expected, plain = timed(lambda: self._eager(x, replace(run, state=run.state.copy())), x.device)
-        again = replace(run, state=run.state.copy()) if first and watch.trial else None
-        made, compiled = timed(lambda: self._run(x, run, watch), x.device)
-        if first:
-            _check(made, expected)
-        warm = watch.made.count == before[0]
-        if not warm and again is not None:
-            settled = watch.made.count
-            _, compiled = timed(lambda: self._run(x, again, watch), x.device)
-            warm = watch.made.count == settled
-        if warm:
-            trial.add(plain, compiled)
-        compiling = watch.made.seconds - before[1]
-        if again is None:
-            compiled = max(0.0, compiled - compiling)
-        watch.checking += max(0.0, time.perf_counter() - began - compiling - compiled)
+        began, compiled_before, own = time.perf_counter(), watch.made.seconds, 0.0
+        start = run.state.copy()
+
+        def plainly() -> torch.Tensor:
+            return self._eager(x, replace(run, state=start.copy()))
+
+        try:
+            count = watch.made.count
+            expected, plain = timed(plainly, x.device)
+            made, compiled = timed(lambda: self._run(x, run, watch), x.device)
+            own = max(0.0, compiled - (watch.made.seconds - compiled_before))
+            if first:
+                _check(made, expected)
+                del expected
+            if first and watch.trial and not trial.verdict:
+                _, plain = timed(plainly, x.device)
+                again, count = replace(run, state=start.copy()), watch.made.count
+                _, compiled = timed(lambda: self._run(x, again, watch), x.device)
+            if watch.trial and watch.made.count == count:
+                own = compiled
+                trial.add(plain, compiled)
+        finally:
+            compiling = watch.made.seconds - compiled_before
+            watch.made.checking += max(0.0, time.perf_counter() - began - compiling - own)
         return made
 
     def _run(self, x: torch.Tensor, run: Execution, watch: CompileWatch) -> torch.Tensor:

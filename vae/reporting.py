@@ -97,7 +97,7 @@ def _judged(record: OptimizationRecord, job: Job) -> OptimizationRecord:
 def _compile_cost(job: Job) -> str:
     """The seconds that a warm decode does without: of compiling, and of runs to compare with."""
     last = None if job.compile_time is None else job.compile_time.last
-    checking = 0.0 if job.watch is None else job.watch.checking
+    checking = job.compilations.checking
     told = [job.compilations.told(last), f"checking it against plain code took {checking:.1f} s" if checking else ""]
     return "; ".join(text for text in told if text)
 

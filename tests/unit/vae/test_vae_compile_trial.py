@@ -58,7 +58,9 @@ def figures(reason: str) -> tuple[float, float]:
 def test_slower_compiled_code_gives_way_to_plain_code(flat: VideoVAE, latents: Latents, scope: str) -> None:
     slow = Compiler(running=0.05 if scope == "blocks" else 1.0)
     chosen, z = settings(slow, compile_scope=scope), latents(3, 4, 4)
-    _, first = decode_raw(flat, z, chosen)
+    plain_frames, _ = decode_raw(flat, z, VaeSettings(mode="whole", temporal_slice=1))
+    frames, first = decode_raw(flat, z, chosen)
+    assert float((frames - plain_frames).abs().max() / plain_frames.std()) <= 2e-5
     record = first["torch_compile"]
     assert (record.applied, record.failed) == ("off", False)
     assert "compiled slices are slower, so plain ones run" in record.reason
@@ -68,8 +70,14 @@ def test_slower_compiled_code_gives_way_to_plain_code(flat: VideoVAE, latents: L
     calls = slow.calls
     result, second = decode_raw(flat, z, chosen)
     assert slow.calls == calls
-    assert torch.equal(result, decode_raw(flat, z, VaeSettings(mode="whole", temporal_slice=1))[0])
+    assert torch.equal(result, plain_frames)
     assert (second["torch_compile"].reason, second["torch_compile"].cost) == (record.reason, "")
+    twin = VideoVAE(flat.config).eval().requires_grad_(False)
+    twin.load_state_dict(flat.state_dict())
+    result, third = decode_raw(twin, z, chosen)  # loaded again: the verdict is the process's
+    assert slow.calls == calls
+    assert torch.equal(result, plain_frames)
+    assert third["torch_compile"].reason == record.reason
     decode_raw(flat, z, settings(slow, compile_scope=scope, compile_trial=False))
     assert slow.calls > calls  # whoever asks for it all the same
 
@@ -87,15 +95,19 @@ def test_faster_compiled_code_stays_and_its_compiling_does_not_count(
 
     monkeypatch.setattr(eager, "group_norm_statistics", slow)
     chosen, z = settings(quick), latents(3, 4, 4)
-    _, first = decode_raw(flat, z, chosen)
+    plain_frames, _ = decode_raw(flat, z, VaeSettings(mode="whole", temporal_slice=1))
+    frames, first = decode_raw(flat, z, chosen)
+    assert float((frames - plain_frames).abs().max() / plain_frames.std()) <= 2e-5
     record = first["torch_compile"]
     assert record.applied == "repeated units, for any size"
     assert "compiled slices are faster and kept" in record.reason
     plain, compiled = figures(record.reason)
     assert compiled < plain
     calls = quick.calls
-    _, second = decode_raw(flat, z, chosen)
+    again, second = decode_raw(flat, z, chosen)
     assert quick.calls > calls
+    assert torch.equal(again, frames)
+    assert second["torch_compile"].reason == record.reason
     assert second["torch_compile"].cost == ""  # nothing is compiled or run twice any more
 
 
