@@ -185,10 +185,10 @@ def test_the_report_counts_every_unit(flat: VideoVAE, latents: Latents) -> None:
             return super().__call__(graph, inputs)
 
     slow, began = Slow(), time.perf_counter()
-    chosen = VaeSettings(mode="whole", compile={"backend": slow})
+    chosen = VaeSettings(mode="whole", compile={"backend": slow}, compile_trial=False)
     _, report = decode_raw(flat, latents(1, 4, 4), chosen)
     cost = report["torch_compile"].cost
-    assert cost.endswith(f"({slow.graphs} times), first run only")
+    assert f"({slow.graphs} times), first run only; checking it against plain code took" in cost
     assert 0.1 * slow.graphs <= float(cost.split()[2]) <= time.perf_counter() - began
     _, report = decode_raw(flat, latents(1, 4, 4), chosen)
     assert report["torch_compile"].cost == ""  # of that run, in which nothing was compiled
