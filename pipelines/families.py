@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+NETS = "_nets"
+"""Entry of a part's configuration that counts the control models or adapters in it, where it holds several."""
 MAX_SIZE = 16384
 """Largest width or height that any family is asked for, in pixels."""
 

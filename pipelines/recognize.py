@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from .classes.guidance import GUIDER, guidance_of_model
-from .classes.models import NETS, nets_in, with_models
+from .classes.models import nets_in, with_models
 from .classes.signature import family_from_signature
-from .families import FAMILIES, Family
+from .families import FAMILIES, NETS, Family
 
 _BY_CLASS = {name: family for family in FAMILIES for name in family.classes}
 

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..families import Family
+from ..families import NETS, Family
 
-NETS = "_nets"
-"""Entry of a part's configuration that counts the control models or adapters in it, where it holds several."""
 _LIMITED_BY_EMBEDDING = ("StableDiffusion3", "CogView3")
 """Beginnings of class names whose transformers raise an error beyond `pos_embed_max_size` patches a side."""
 _READS_PICTURES = {

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
-from ..classes.models import NETS
-from ..families import Family
+from ..families import NETS, Family
 from ..recognize import family_of, family_of_configuration
 from . import checkpoints
 from .small_files import read_json

@@ -33,8 +33,8 @@ def train(
     `loss_of(step)` gives named losses, of which "loss" is stepped on.
     """
     averages = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
-    weights = [p for module in modules.values() for p in module.parameters()]
-    mean_weights = [p for module in averages.values() for p in module.parameters()]
+    weights: list[torch.Tensor] = [p for module in modules.values() for p in module.parameters()]
+    mean_weights: list[torch.Tensor] = [p for module in averages.values() for p in module.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     step, before = 0, 0.0
     checkpoint = output / f"{name}.pt"

@@ -25,7 +25,7 @@ def clip_tokenizer() -> tuple[Any, int]:
 
     characters = tokenizers._byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters)]
-    merges: list[tuple[str, str]] = []
+    merges: Any = []
     for word in words():
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
@@ -83,6 +83,7 @@ def text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[Any, Any]:
         eos_token_id=clip_vocabulary - 1,
         pad_token_id=clip_vocabulary - 1,
     )
+    t5_options: dict[str, Any] = {"tie_word_embeddings": False}
     t5 = T5Config(
         vocab_size=t5_vocabulary,
         d_model=T5_WIDTH,
@@ -92,7 +93,7 @@ def text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[Any, Any]:
         num_heads=4,
         dropout_rate=0.0,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
+        **t5_options,
     )
     return CLIPTextModel(clip), T5EncoderModel(t5)
 
