@@ -1,8 +1,14 @@
 """Configurations of the published models, for files that hold weights only.
 
-Sources: the `config.json` files of black-forest-labs/FLUX.1-dev and FLUX.1-schnell, which are the defaults of
-diffusers' classes but for what is written here; `comfy/sd1_clip_config.json` and
-`comfy/text_encoders/t5_config_xxl.json` of ComfyUI. Sizes that a file's shapes tell are taken from there.
+Sources, all in agreement with what is here:
+- diffusers, `scripts/convert_flux_to_diffusers.py`: the transformer is its class's defaults, with `guidance_embeds`
+  where the file has a guidance embedder; the VAE is SD3's with scaling factor 0.3611 and shift 0.1159.
+- edkamesh/FluX-optimized on GitHub, a copy of black-forest-labs/FLUX.1-schnell's configurations: transformer, VAE,
+  CLIP-L, T5-XXL, scheduler.
+- multimodalart/FLUX.1-dev2pro-full on the Hub, a copy of black-forest-labs/FLUX.1-dev: the scheduler of dev; the other
+  configurations of dev are those of schnell but for `guidance_embeds`.
+- ComfyUI, `comfy/sd1_clip_config.json` and `comfy/text_encoders/t5_config_xxl.json`: the same sizes.
+Sizes that a file's shapes tell are taken from there.
 """
 
 from __future__ import annotations

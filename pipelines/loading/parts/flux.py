@@ -38,9 +38,34 @@ def variant(shapes: Shapes) -> str:
     return "dev" if "guidance_in.in_layer.weight" in shapes else "schnell"
 
 
+def slot_of(shapes: Shapes) -> str:
+    """The component of FLUX.1 whose names these are, "" for none. Sizes are compared later."""
+    if is_flux(shapes):
+        return "transformer" if variant(shapes) else ""
+    if "text_model.embeddings.token_embedding.weight" in shapes:
+        return "" if "text_model.encoder.layers.12.mlp.fc1.weight" in shapes else "text_encoder"
+    if "encoder.block.0.layer.0.SelfAttention.q.weight" in shapes:
+        umt5 = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in shapes
+        return "" if umt5 else "text_encoder_2"
+    latents = shapes.get("decoder.conv_in.weight", ())
+    if "decoder.mid.block_1.norm1.weight" in shapes and "post_quant_conv.weight" not in shapes:
+        return "vae" if len(latents) == 4 and latents[1] == configurations.FLUX_VAE["latent_channels"] else ""
+    return ""
+
+
+def not_told(slot: str, config: dict[str, Any]) -> str:
+    """What a component was taken for that its tensors do not tell, for the report."""
+    if slot == "vae":
+        numbers = f"scaling factor {config.get('scaling_factor')} and shift {config.get('shift_factor')}"
+        return f"; taken as FLUX.1's, {numbers}, to go with the diffusion model: SD3's VAE has the same tensors"
+    if slot == "transformer" and config.get("guidance_embeds"):
+        return "; run as FLUX.1 dev, text to image: Kontext has the same tensors"
+    return ""
+
+
 def transformer_config(shapes: Shapes) -> dict[str, Any]:
     """What the shapes tell, and the axes of the rotary embedding that belong to the size of the heads."""
-    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    head = _with_scales(shapes)["double_blocks.0.img_attn.norm.query_norm.scale"][0]
     return {
         "in_channels": shapes["img_in.weight"][1],
         "num_layers": _count(shapes, "double_blocks."),
@@ -72,7 +97,7 @@ def _rename_transformer(weights: Weights) -> Weights:
     import torch
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
-    weights = dict(weights)
+    weights = _with_scales(weights)
     width = weights["img_in.weight"].shape[0]
     own: Weights = {}
     if width != _CONVERTERS_WIDTH:
@@ -87,6 +112,14 @@ def _rename_transformer(weights: Weights) -> Weights:
                 }
                 weights[_FUSED.format(number, kind)] = torch.empty(7 * _CONVERTERS_WIDTH, device="meta")
     return dict(convert_flux_transformer_checkpoint_to_diffusers(weights)) | own
+
+
+def _with_scales(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Norms under the names of the published files: ComfyUI calls their scale "weight" in the files that it saves."""
+    return {
+        key.removesuffix("weight") + "scale" if key.endswith("_norm.weight") else key: value
+        for key, value in tensors.items()
+    }
 
 
 def _rename_clip(weights: Weights) -> Weights:

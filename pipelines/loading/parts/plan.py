@@ -62,6 +62,20 @@ def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str) -
     return parts, hashlib.sha256(" ".join(marks).encode()).hexdigest()[:16]
 
 
+def kind_of_part(file: Path) -> str:
+    """The component that a file may be: a name of `flux.CLASSES`, "" for any other file, a damaged one included."""
+    try:
+        return _kind(str(file), checkpoints.stamp(file))
+    except (ModelFileError, OSError):
+        return ""
+
+
+@lru_cache(maxsize=4096)
+def _kind(path: str, stamp: str) -> str:
+    """`stamp` is for the cache."""
+    return flux.slot_of(read_part(Path(path), "file").shapes)
+
+
 def family_of_parts(diffusion_model: Path) -> Family:
     """The family of a model in parts, as the loaded pipeline will have it."""
     import diffusers
@@ -131,12 +145,8 @@ def _require(slot: str, file: Path, chosen: Path, name: str) -> None:
 
 
 def _encoder_slot(file: Path, chosen: Path) -> str:
-    shapes = read_part(file, "text_encoder").shapes
-    if "text_model.embeddings.token_embedding.weight" in shapes:
-        slot = "text_encoder"
-    elif "encoder.block.0.layer.0.SelfAttention.q.weight" in shapes:
-        slot = "text_encoder_2"
-    else:
+    slot = flux.slot_of(read_part(file, "text_encoder").shapes)
+    if not slot.startswith("text_encoder"):
         reason = "it is neither CLIP-L nor T5-XXL, the text encoders of FLUX.1"
         raise ModelFileError("text_encoder", str(file), reason, f"give {_lacking({})}")
     _require(slot, file, chosen, "text_encoder")

@@ -33,7 +33,7 @@ def read_parts(
         comfyui: folder of a ComfyUI, whose tokenizers are used; "" for none.
 
     Returns:
-        the pipeline, and of each component the precision that its file has.
+        the pipeline, and of each component the precision that its file has, and what its tensors do not tell.
 
     Raises:
         ModelFileError: there is no tokenizer, or a file cannot be read.
@@ -48,9 +48,10 @@ def read_parts(
     for number, (slot, path) in enumerate(files.items()):
         callbacks.tick("load", number, len(files), slot)
         part = read_part(path, slot)
-        found[slot] = part.precision
+        config = configuration(slot, part, chosen)
+        found[slot] = part.precision + flux.not_told(slot, config)
         guidance = guidance or "guidance_in.in_layer.weight" in part.shapes
-        made[slot] = _read_component(slot, part, configuration(slot, part, chosen), dtype)
+        made[slot] = _read_component(slot, part, config, dtype)
     callbacks.tick("load", len(files), len(files))
     made["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_config(_scheduler_config(chosen, guidance))
     return diffusers.FluxPipeline(**made), found

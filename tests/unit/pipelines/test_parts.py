@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from original_layout import make_files
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -17,148 +17,12 @@ from fastdiffusers import cli
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.loading import loader
-
-FP8 = torch.float8_e4m3fn
-Tensors = dict[str, torch.Tensor]
-NAMES = {
-    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
-    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
-    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
-    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
-    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
-    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
-    "context_embedder": "txt_in",
-    "x_embedder": "img_in",
-    "proj_out": "final_layer.linear",
-}
-DOUBLE = {
-    "norm1.linear": "img_mod.lin",
-    "norm1_context.linear": "txt_mod.lin",
-    "ff.net.0.proj": "img_mlp.0",
-    "ff.net.2": "img_mlp.2",
-    "ff_context.net.0.proj": "txt_mlp.0",
-    "ff_context.net.2": "txt_mlp.2",
-    "attn.to_out.0": "img_attn.proj",
-    "attn.to_add_out": "txt_attn.proj",
-}
-NORMS = {"norm_q": "img_attn.norm.query_norm", "norm_k": "img_attn.norm.key_norm"}
-NORMS |= {"norm_added_q": "txt_attn.norm.query_norm", "norm_added_k": "txt_attn.norm.key_norm"}
-
-
-def original_transformer(state: Tensors) -> Tensors:
-    """FLUX.1's own names and fused layers."""
-    out: Tensors = {}
-    for kind in ("weight", "bias"):
-        out |= {f"{new}.{kind}": state[f"{old}.{kind}"] for old, new in NAMES.items() if f"{old}.{kind}" in state}
-        scale, shift = state[f"norm_out.linear.{kind}"].chunk(2)
-        out[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat([shift, scale])
-        for i in range(2):
-            block = f"transformer_blocks.{i}."
-            out |= {f"double_blocks.{i}.{new}.{kind}": state[f"{block}{old}.{kind}"] for old, new in DOUBLE.items()}
-            for side, names in (("img", "to_q to_k to_v"), ("txt", "add_q_proj add_k_proj add_v_proj")):
-                pieces = [state[f"{block}attn.{name}.{kind}"] for name in names.split()]
-                out[f"double_blocks.{i}.{side}_attn.qkv.{kind}"] = torch.cat(pieces)
-            block, own = f"single_transformer_blocks.{i}.", f"single_blocks.{i}."
-            pieces = [state[f"{block}{name}.{kind}"] for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
-            out[f"{own}linear1.{kind}"] = torch.cat(pieces)
-            out[f"{own}linear2.{kind}"] = state[f"{block}proj_out.{kind}"]
-            out[f"{own}modulation.lin.{kind}"] = state[f"{block}norm.linear.{kind}"]
-    for i in range(2):
-        for old, new in NORMS.items():
-            out[f"double_blocks.{i}.{new}.scale"] = state[f"transformer_blocks.{i}.attn.{old}.weight"]
-        for old, new in (("norm_q", "query_norm"), ("norm_k", "key_norm")):
-            out[f"single_blocks.{i}.norm.{new}.scale"] = state[f"single_transformer_blocks.{i}.attn.{old}.weight"]
-    return out
-
-
-def original_vae(state: Tensors) -> Tensors:
-    """The names of latent diffusion's code, whose decoder counts its blocks from the other end."""
-    out: Tensors = {}
-    for name, value in state.items():
-        parts = name.split(".")
-        if parts[1] in ("down_blocks", "up_blocks"):
-            level = int(parts[2]) if parts[1] == "down_blocks" else 3 - int(parts[2])
-            middle = (
-                f"block.{parts[4]}" if parts[3] == "resnets" else parts[3].removesuffix("rs").removesuffix("e") + "e"
-            )
-            way = parts[1].split("_")[0]
-            rest = parts[5:] if parts[3] == "resnets" else ["conv", parts[-1]]
-            middle = middle if parts[3] == "resnets" else f"{way}sample"
-            new = ".".join([parts[0], way, str(level), middle, *rest]).replace("conv_shortcut", "nin_shortcut")
-        elif "mid_block.resnets" in name:
-            new = name.replace(f"mid_block.resnets.{parts[3]}", f"mid.block_{int(parts[3]) + 1}")
-        elif "mid_block.attentions" in name:
-            new = name.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
-            for old, short in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
-                new = new.replace(f".{old}.", f".{short}.")
-            if value.ndim == 2:
-                value = value[:, :, None, None]
-        else:
-            new = name.replace("conv_norm_out", "norm_out")
-        out[new] = value
-    return out
-
-
-def scaled(tensors: Tensors) -> tuple[Tensors, Tensors]:
-    """Linear weights as scaled fp8 with its marker, and what they stand for."""
-    stored: Tensors = {"scaled_fp8": torch.zeros(0, dtype=FP8)}
-    meant: Tensors = {}
-    for name, value in tensors.items():
-        if value.ndim == 2 and name.endswith(".weight"):
-            scale = value.float().abs().max() / 448
-            stored[name] = (value.float() / scale).to(FP8)
-            stored[name.removesuffix("weight") + "scale_weight"] = scale
-            meant[name] = stored[name].float() * scale
-        else:
-            stored[name] = meant[name] = value
-    return stored, meant
+from fastdiffusers.pipelines.loading.parts import kind_of_part
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save("flux", tmp_path_factory.mktemp("diffusers") / "flux")
-
-
-def make_files(folder: Path, place: Path, precision: str) -> tuple[dict[str, Path], Path]:
-    """The parts in one precision, and a diffusers folder of the same weights."""
-    twin = place / "twin"
-    shutil.copytree(folder, twin)
-    pipeline: Any = FluxPipeline.from_pretrained(folder)
-    transformer = original_transformer(pipeline.transformer.state_dict())
-    other = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
-    if precision == "scaled fp8":
-        stored, meant = scaled(transformer)
-    else:
-        stored = {key: value.to(FP8 if precision == "fp8" else other) for key, value in transformer.items()}
-        meant = {key: value.float() for key, value in stored.items()}
-    # The twin's weights come out of the test's own renaming of what was stored: position by position, not by name.
-    positions = {
-        key: torch.arange(value.numel()).view(value.shape) for key, value in pipeline.transformer.state_dict().items()
-    }
-    start = 0
-    for key in positions:
-        positions[key] = positions[key] + start
-        start += positions[key].numel()
-    flat = torch.empty(start)
-    for key, where in original_transformer(positions).items():
-        flat[where.flatten()] = meant[key].float().flatten()
-    pipeline.transformer.load_state_dict({key: flat[where] for key, where in positions.items()})
-    pipeline.transformer.save_pretrained(twin / "transformer")
-    files = {name: place / f"{name}.safetensors" for name in ("model", "clip_l", "t5xxl", "ae")}
-    save_file({f"model.diffusion_model.{key}": value.contiguous() for key, value in stored.items()}, files["model"])
-    clip = {
-        "text_model." + key.removeprefix("text_model."): value
-        for key, value in pipeline.text_encoder.state_dict().items()
-    }
-    save_file({**clip, "text_projection.weight": torch.eye(32), "logit_scale": torch.ones(())}, files["clip_l"])
-    t5 = {key: value for key, value in pipeline.text_encoder_2.state_dict().items() if "embed_tokens" not in key}
-    save_file(t5, files["t5xxl"])
-    save_file({key: value.contiguous() for key, value in original_vae(pipeline.vae.state_dict()).items()}, files["ae"])
-    for pattern in ("*/*.json", "*/*.txt", "*/*.model"):
-        for file in folder.glob(pattern):
-            (place / "model" / file.parent.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, place / "model" / file.parent.name / file.name)
-    return files, twin
 
 
 @pytest.fixture
@@ -180,22 +44,80 @@ def picture(model: list[str], output: Path, dtype: str) -> bytes:
         return image.tobytes()
 
 
+def report_of(output: Path) -> str:
+    return json.dumps(json.loads(output.with_suffix(".json").read_text()), ensure_ascii=False)
+
+
 @pytest.mark.parametrize(
-    ("precision", "dtype"),
+    ("precision", "encoder", "dtype"),
     [
-        ("float32", "float32"),
-        ("bfloat16", "bfloat16"),
-        ("float16", "float16"),
-        ("fp8", "float32"),
-        ("scaled fp8", "float32"),
+        ("float32", "float32", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float16", "float16", "float16"),
+        ("fp8", "scaled fp8", "float32"),
+        ("scaled fp8", "fp8", "float32"),
     ],
 )
-def test_the_picture_is_that_of_the_folder(precision: str, dtype: str, folder: Path, tmp_path: Path) -> None:
-    parts, twin = make_files(folder, tmp_path, precision)
+def test_the_picture_is_that_of_the_folder(
+    precision: str, encoder: str, dtype: str, folder: Path, tmp_path: Path
+) -> None:
+    parts, twin = make_files(folder, tmp_path, precision, encoder)
     made = picture(options(parts), tmp_path / "parts.png", dtype)
     assert made == picture(["--model", str(twin)], tmp_path / "folder.png", dtype)
-    facts = json.dumps(json.loads((tmp_path / "parts.json").read_text()))
-    assert f"({precision}" in facts
+    report = report_of(tmp_path / "parts.png")
+    assert f"model.safetensors ({precision}" in report
+    assert re.search(rf"t5xxl\.safetensors \([^)]*{encoder}", report)
+    assert "Kontext has the same tensors" in report
+    assert "scaling factor 0.3611 and shift 0.1159" in report
+
+
+def test_a_lora_gives_what_it_gives_on_the_folder(folder: Path, tmp_path: Path) -> None:
+    parts, twin = make_files(folder, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"lora_A": (4, 32), "lora_B": (32, 4)}
+    layers = [f"transformer_blocks.{n}.attn.to_q" for n in (0, 1)] + ["single_transformer_blocks.0.attn.to_k"]
+    tensors = {
+        f"transformer.{layer}.{side}.weight": torch.randn(shape, generator=generator)
+        for layer in layers
+        for side, shape in shapes.items()
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    lora = ["--lora", str(tmp_path / "lora.safetensors")]
+    plain = picture(options(parts), tmp_path / "plain.png", "float32")
+    made = picture(options(parts) + lora, tmp_path / "parts.png", "float32")
+    assert made == picture(["--model", str(twin), *lora], tmp_path / "folder.png", "float32")
+    assert made != plain
+
+
+def test_files_that_comfyui_saved_name_the_norms_otherwise(folder: Path, tmp_path: Path) -> None:
+    files, twin = make_files(folder, tmp_path)
+    renamed = {key.replace("_norm.scale", "_norm.weight"): value for key, value in load_file(files["model"]).items()}
+    assert any(key.endswith("_norm.weight") for key in renamed)
+    save_file(renamed, files["model"])
+    made = picture(options(files), tmp_path / "parts.png", "float32")
+    assert made == picture(["--model", str(twin)], tmp_path / "folder.png", "float32")
+
+
+def test_what_a_file_may_be_is_told_from_its_header(files: dict[str, Path], tmp_path: Path) -> None:
+    kinds = {"model": "transformer", "clip_l": "text_encoder", "t5xxl": "text_encoder_2", "ae": "vae"}
+    assert {name: kind_of_part(path) for name, path in files.items()} == kinds
+    others: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+        "fill": ("model", {"model.diffusion_model.img_in.weight": (32, 384)}),
+        "clip_g": ("clip_l", {"text_model.encoder.layers.12.mlp.fc1.weight": (64, 32)}),
+        "umt5": ("t5xxl", {"encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": (32, 4)}),
+        "sdxl_vae": ("ae", {"decoder.conv_in.weight": (64, 4, 3, 3), "post_quant_conv.weight": (4, 4, 1, 1)}),
+        "flux2_vae": ("ae", {"decoder.conv_in.weight": (64, 32, 3, 3)}),
+        "lora": ("", {"transformer.x.lora_A.weight": (4, 32)}),
+    }
+    for name, (base, changes) in others.items():
+        tensors = load_file(files[base]) if base else {}
+        save_file(
+            tensors | {key: torch.zeros(shape) for key, shape in changes.items()}, tmp_path / f"{name}.safetensors"
+        )
+        assert kind_of_part(tmp_path / f"{name}.safetensors") == "", name
+    (tmp_path / "cut.safetensors").write_bytes(files["ae"].read_bytes()[:-8])
+    assert kind_of_part(tmp_path / "cut.safetensors") == ""
+    assert kind_of_part(tmp_path / "missing.safetensors") == ""
 
 
 def resolve(files: dict[str, Path], **changes: Any) -> Any:
