@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_OF_CHECKPOINTS = ("first_stage_model.", "vae.", "conditioner.", "cond_stage_model.", "text_encoders.")
 _FP8 = {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MARKER = "scaled_fp8"
@@ -52,8 +53,9 @@ def read_part(path: Path, name: str) -> Part:
         kind = "GGUF files are" if path.suffix == ".gguf" else f"{path.suffix or 'a file without a suffix'} is"
         raise ModelFileError(name, str(path), f"{kind} not read as parts", f"choose a {SUFFIX} file")
     entries = read_header(path, name)
-    if any(key.startswith(("first_stage_model.", "conditioner.", "cond_stage_model.")) for key in entries):
-        raise ModelFileError(name, str(path), "it is a whole checkpoint, not a part", "load it with --model")
+    if any(key.startswith(_OF_CHECKPOINTS) for key in entries):
+        cure = "load it whole: with Load Diffusers Pipeline, or --model"
+        raise ModelFileError(name, str(path), "it is a whole checkpoint, not a part", cure)
     prefix = next((each for each in _PREFIXES if any(key.startswith(each) for key in entries)), "")
     strange = [key for key in entries if not key.startswith(prefix) and not key.endswith(_MARKER)]
     if strange:

@@ -163,6 +163,8 @@ def test_damage_is_one_line(folder: Path, tmp_path: Path) -> None:
         (lambda path: change(path, "double_blocks.1.img_attn.qkv.scale_weight"), "scale of 'double_blocks.1"),
         (lambda path: change(path, **key), "comfy_quant"),
         (lambda path: change(path, "double_blocks.1.img_attn.proj.bias"), "does not fit"),
+        (lambda path: change(path, **{"text_encoders.clip_l.x": torch.zeros(1)}), "whole checkpoint"),
+        (lambda path: change(path, **{"lora_unet_x": torch.zeros(1)}), "mixes models"),
         (lambda path: path.write_bytes(whole[:-8]), "unfinished download"),
         (lambda path: path.write_bytes(b"\x80\x04\x95pickle"), "not a safetensors file"),
     ):
@@ -174,3 +176,12 @@ def test_damage_is_one_line(folder: Path, tmp_path: Path) -> None:
     resolve(files)
     with pytest.raises(ModelFileError, match="GGUF"):
         resolve(files, model=files["model"].with_suffix(".gguf"))
+
+
+def test_without_a_tokenizer_it_says_what_to_name(files: dict[str, Path]) -> None:
+    for file in (files["model"].with_suffix("") / "tokenizer_2").iterdir():
+        file.unlink()
+    (files["model"].with_suffix("") / "tokenizer_2").rmdir()
+    with pytest.raises(ModelFileError, match=r"no tokenizer_2 .* COMFYUI_PATH") as error:
+        loader.load(resolve(files))
+    assert "\n" not in str(error.value)
