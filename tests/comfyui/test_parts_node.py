@@ -277,3 +277,22 @@ def test_the_list_of_a_wrong_size_is_refused(core: Any, comfyui: Path, tmp_path:
     rest = {"in_parts": True, "vae": str(paths["ae"]), "device": "cpu"}
     with pytest.raises(ModelFileError, match=r"clip_l\.safetensors.*does not fit"):
         loader.resolve(str(paths["model"]), text_encoders=[str(paths["t5xxl"]), str(paths["clip_l"])], **rest)
+
+
+def test_the_configurations_are_those_of_comfyui(core: Any, comfyui: Path) -> None:
+    import comfy.latent_formats
+
+    from fastdiffusers.pipelines.loading.parts import configurations
+
+    latents = comfy.latent_formats.Flux()
+    vae = configurations.FLUX_VAE
+    assert (vae["scaling_factor"], vae["shift_factor"]) == (latents.scale_factor, latents.shift_factor)
+    assert vae["latent_channels"] == latents.latent_channels
+    for ours, file, least in (
+        (configurations.CLIP_L, "sd1_clip_config.json", 9),
+        (configurations.T5_XXL, "text_encoders/t5_config_xxl.json", 8),
+    ):
+        theirs = json.loads((comfyui / "comfy" / file).read_text())
+        shared = ours.keys() & theirs.keys() - {"eos_token_id"}  # ComfyUI pools at its own token, FLUX.1 at the largest
+        assert len(shared) >= least
+        assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
