@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +54,7 @@ def core_tokenizers(comfyui: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def parts(comfyui: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def parts(comfyui: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """A tiny FLUX.1 with the published vocabularies, among ComfyUI's models as files and as a diffusers folder."""
     from fastdiffusers.commands.libraries import declare_torchvision_ops
 
@@ -86,7 +88,12 @@ def parts(comfyui: Path, models: Path, tmp_path_factory: pytest.TempPathFactory)
             file.unlink()
         (beside / name).rmdir()
     twin.rename(models / "diffusers" / "parts-twin")
-    return found
+    yield found
+    # Other tests share these folders and take the first of a list.
+    for file in found.values():
+        file.unlink()
+    shutil.rmtree(beside)
+    shutil.rmtree(models / "diffusers" / "parts-twin")
 
 
 def loader_node(server: Client, **changes: str) -> dict[str, Any]:
