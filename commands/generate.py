@@ -35,7 +35,23 @@ HELP = "make pictures or video from a prompt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help=MODEL_HELP)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
+    model.add_argument(
+        "--diffusion-model",
+        type=path_argument,
+        metavar="FILE",
+        help="FLUX.1 dev or schnell from the files that ComfyUI takes, with --text-encoder twice and --vae",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="FILE",
+        help="with --diffusion-model: a text encoder; repeat for several, in any order",
+    )
+    parser.add_argument("--vae", type=path_argument, metavar="FILE", help="with --diffusion-model: its VAE")
     parser.add_argument("--prompt", required=True, metavar="TEXT")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT")
     parser.add_argument(

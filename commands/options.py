@@ -28,6 +28,7 @@ from ..optimizations.settings import (
 from ..pipelines.loading.devices import dtype_name
 from ..pipelines.loading.small_files import plain_path
 from ..pipelines.tiny import TINY_LORAS
+from .paths import find_comfyui
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoraSpec, PipelineHandle
@@ -232,16 +233,28 @@ def lora_spec(file: str, *words: str) -> LoraSpec:
 
 
 def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineHandle:
-    """Resolve `--model` without loading its weights. Raises InputError or ModelFileError."""
+    """Resolve `--model`, or `--diffusion-model` and its parts, without loading weights.
+
+    Raises:
+        InputError, ModelFileError: as `resolve`.
+    """
     from ..pipelines.loading.loader import resolve
     from ..pipelines.types import PipelineHandle
 
+    parts: dict[str, Any] = {}
+    diffusion_model = getattr(args, "diffusion_model", None)
+    if diffusion_model is not None:
+        encoders, vae = [str(path) for path in args.text_encoder], "" if args.vae is None else str(args.vae)
+        parts = {"in_parts": True, "text_encoders": encoders, "vae": vae, "comfyui": find_comfyui()}
+    elif getattr(args, "text_encoder", None) or getattr(args, "vae", None):
+        raise InputError("model", args.model, "--text-encoder and --vae go with a diffusion model", "leave them out")
     key = resolve(
-        args.model,
+        str(args.model or diffusion_model),
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
         callbacks=callbacks,
+        **parts,
     )
     return PipelineHandle(key, memory_mode=args.memory_mode)

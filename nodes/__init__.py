@@ -8,6 +8,7 @@ from .benchmark import BenchmarkOptimizations
 from .host.comfy_bridge import keep_measurements_with_the_user
 from .host.shown_errors import with_cures_first
 from .lora import LoadLora
+from .parts import LoadPipelineParts
 from .pipeline import LoadPipeline
 from .quantize import QuantizeModel
 from .report import ShowReport
@@ -24,6 +25,7 @@ class FastDiffusersExtension(ComfyExtension):
         keep_measurements_with_the_user()
         nodes: list[type[io.ComfyNode]] = [
             LoadPipeline,
+            LoadPipelineParts,
             LoadLora,
             Sampler,
             TorchCompileSettings,

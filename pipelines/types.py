@@ -29,6 +29,9 @@ class LoadKey:
         device: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu".
         quantization: "none" (whatever the checkpoint holds) or a scheme to apply while loading.
         lora_rank: total rank that LoRAs are given room for with the first one, 0 for no more than that needs.
+        parts: (component, absolute path) of a model whose components are files of their own; `source` is its
+            diffusion model.
+        comfyui: folder of the ComfyUI whose tokenizers such a model takes, "" for none.
     """
 
     source: str
@@ -39,6 +42,8 @@ class LoadKey:
     device: str = "auto"
     quantization: str = "none"
     lora_rank: int = 0
+    parts: tuple[tuple[str, str], ...] = ()
+    comfyui: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 
 const WIDTHS = {
   FastDiffusersLoadPipeline: 380,
+  FastDiffusersLoadPipelineParts: 380,
   FastDiffusersLoadLora: 380,
   FastDiffusersLoadVideoVAE: 380,
   FastDiffusersQuantize: 380,

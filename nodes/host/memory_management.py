@@ -147,4 +147,6 @@ def _estimate(key: LoadKey) -> int:
     if place is None:
         return 0
     files: Iterable[Path] = place.glob("*/*.safetensors") if place.is_dir() else [place]
+    if key.parts:
+        files = [Path(file) for _, file in key.parts]
     return sum(file.stat().st_size for file in files)

@@ -15,6 +15,7 @@ import folder_paths
 
 from ...errors import InputError, ModelFileError
 from ...pipelines.loading.local_models import find_local_pipelines
+from ...pipelines.loading.parts import kind_of_part
 from ...pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
 
 CUSTOM = "[custom]"
@@ -99,6 +100,26 @@ def video_vae_path(name: str) -> str:
         if name == SEEDVR2 + file.name:
             return str(file)
     return _full_path("vae", "vae_name", name, "put the VAE's .safetensors file there and press R in ComfyUI")
+
+
+def part_choices(kind: str, *components: str) -> list[str]:
+    """The files under the paths of a kind ("diffusion_models", "text_encoders", "vae") that may be these components.
+
+    Told from their headers: files of other families and formats are not offered. The first component's come first.
+    """
+    kinds = {name: kind_of_part(Path(_found(kind, name))) for name in _safetensors(kind)}
+    names = [name for name, component in kinds.items() if component in components]
+    return sorted(names, key=lambda name: (components.index(kinds[name]), name.lower())) or [NONE_FOUND]
+
+
+def part_path(kind: str, widget: str, name: str) -> str:
+    """Return the absolute path of a chosen part. Raises ModelFileError when the file is missing."""
+    return _full_path(kind, widget, name, "put the file there and press R in ComfyUI")
+
+
+def comfyui_folder() -> Path:
+    """Return the folder of the running ComfyUI's code."""
+    return Path(folder_paths.__file__).parent
 
 
 def lora_choices() -> list[str]:

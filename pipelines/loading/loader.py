@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from .completeness import check_complete, check_read
 from .components import components, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .mapped_files import mapped_files
+from .parts import family_of_parts, locate_parts, read_parts
 from .progress import component_progress, reading_errors
 from .sources import TINY, files_stamp, folder_of, locate
 
@@ -46,6 +47,10 @@ def resolve(
     quantization: str = "none",
     lora_rank: int = 0,
     library: Path | None = None,
+    text_encoders: Sequence[str] = (),
+    vae: str = "",
+    in_parts: bool = False,
+    comfyui: Path | None = None,
     callbacks: Callbacks = SILENT,
 ) -> LoadKey:
     """Check everything that can be checked without reading weights; download a Hub id.
@@ -60,6 +65,8 @@ def resolve(
         quantization: one of `QUANTIZATION_CHOICES`.
         lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
         library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
+        text_encoders, vae: files of the other components, where `in_parts` says that `source` is a diffusion model's.
+        comfyui: folder of a ComfyUI, whose tokenizers a model in parts takes.
 
     Returns:
         A key in which nothing is "auto" any more, so that equal requests share one pipeline.
@@ -79,7 +86,12 @@ def resolve(
         raise InputError("lora_rank", lora_rank, "it must be between 0 and 4096", "use 0 unless LoRAs are exchanged")
     schemes.check_quantization(quantization, chosen_device)
 
-    location, commit, identity = locate(source, revision, quantization, library, callbacks)
+    parts: tuple[tuple[str, str], ...] = ()
+    if in_parts:
+        parts, identity = locate_parts(source, text_encoders, vae)
+        location, commit = parts[0][1], ""
+    else:
+        location, commit, identity = locate(source, revision, quantization, library, callbacks)
     return LoadKey(
         source=location,
         revision=commit,
@@ -89,6 +101,8 @@ def resolve(
         device=chosen_device,
         quantization=quantization,
         lora_rank=lora_rank,
+        parts=parts,
+        comfyui=str(comfyui or "") if in_parts else "",
     )
 
 
@@ -99,6 +113,8 @@ def family_of_key(key: LoadKey) -> Family:
         return small(family_of(tiny.PIPELINE_CLASSES[key.source.removeprefix(TINY)]))
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
+    if key.parts:
+        return family_of_parts(path)
     return family_of(single_file.pipeline_class_of(path)) if path.is_file() else described.family_of_folder(path)
 
 
@@ -122,7 +138,14 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     started = time.perf_counter()
     dtype = getattr(torch, key.dtype)
     stamp = files_stamp(key)
-    pipeline = _read(key, dtype, callbacks)
+    precisions: dict[str, str] = {}
+    if key.parts:
+        signals = Signals(callbacks)
+        with reading_errors(Path(key.source), signals):
+            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals)
+        quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
+    else:
+        pipeline = _read(key, dtype, callbacks)
     if files_stamp(key) not in ("", stamp):
         reason = "its files were written to while they were read"
         raise ModelFileError("model", key.source, reason, "run again when nothing changes them any more")
@@ -146,9 +169,13 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         facts["revision"] = commit
     if quantized := describe_quantization(pipeline):
         facts["quantization"] = quantized
+    if key.parts:
+        facts["parts"] = {slot: f"{path} ({precisions[slot]})" for slot, path in key.parts}
     if dropped := _dropped(key):
         facts["not loaded"] = f"{', '.join(dropped)}: {facts['pipeline']} takes no such component"
     mapped = mapped_files(folder_of(key))
+    for _, file in key.parts:
+        mapped |= mapped_files(Path(file))
     return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp, mapped)
 
 

@@ -13,6 +13,7 @@ from .. import tiny
 from ..types import LoadKey
 from . import checkpoints, hub, single_file
 from .components import components
+from .parts import locate_parts
 from .small_files import plain_path
 
 TINY = "tiny:"
@@ -99,6 +100,11 @@ def check(key: LoadKey) -> None:
     path = folder_of(key)
     if path is None:
         return
+    if key.parts:
+        files = dict(key.parts)
+        encoders = [file for slot, file in key.parts if slot.startswith("text_encoder")]
+        locate_parts(files["transformer"], encoders, files["vae"])
+        return
     if not path.exists():
         raise ModelFileError("model", key.source, "it is not there any more", "choose another model")
     _check_path(path, key.quantization)
@@ -106,6 +112,8 @@ def check(key: LoadKey) -> None:
 
 def files_stamp(key: LoadKey) -> str:
     """What changes when a file of a key is written to or replaced; "" where there are none to look at."""
+    if key.parts:
+        return " ".join(checkpoints.stamp(Path(file)) for _, file in key.parts)
     try:
         path = folder_of(key)
     except ModelFileError:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PACK = Path(__file__).resolve().parents[2]
 NODES = {
     "FastDiffusersLoadPipeline": ["FASTDIFFUSERS_PIPELINE"],
+    "FastDiffusersLoadPipelineParts": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadLora": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersQuantize": ["STRING"],
     "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT", "VIDEO", "AUDIO"],
