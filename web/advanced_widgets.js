@@ -34,6 +34,7 @@ app.registerExtension({
     if (!node.comfyClass?.startsWith("FastDiffusers")) return;
     const advanced = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
     if (!advanced.length) return;
+    const fit = () => node.setSize([node.size[0], node.computeSize()[1] + (node.fastDiffusersExtraHeight ?? 0)]);
     const always = () => app.extensionManager?.setting?.get(ALWAYS) === true;
     for (const widget of advanced) {
       Object.defineProperty(widget, "hidden", {
@@ -45,7 +46,7 @@ app.registerExtension({
     }
     const button = node.addWidget("button", "show_advanced", null, () => {
       node.showAdvanced = !node.showAdvanced;
-      node.setSize([node.size[0], node.computeSize()[1] + (node.fastDiffusersExtraHeight ?? 0)]);
+      fit();
       node.setDirtyCanvas(true, true);
     });
     button.serialize = false; // not saved with the workflow
@@ -65,6 +66,6 @@ app.registerExtension({
       set: () => {},
       configurable: true,
     });
-    node.setSize([node.size[0], node.computeSize()[1]]);
+    fit(); // whichever extension has its turn first
   },
 });
