@@ -86,7 +86,7 @@ class VAEDecode(io.ComfyNode):
         progress.show_report("VAE Decode (Fast)", report)
         if frames.ndim == 5:
             frames = frames.flatten(0, 1)
-        return io.NodeOutput(frames, report, ui=ui.PreviewText(report.as_table()))
+        return io.NodeOutput(frames, report, ui=ui.PreviewText(report.as_text()))
 
 
 class VAEEncode(io.ComfyNode):
@@ -112,4 +112,4 @@ class VAEEncode(io.ComfyNode):
         choices = VaeChoices(compile=compile_settings, **widgets)
         latent, report = vae_engines.encode(vae, pixels, choices, progress.callbacks)
         progress.show_report("VAE Encode (Fast)", report)
-        return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_table()))
+        return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_text()))
