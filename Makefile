@@ -87,7 +87,7 @@ $(VENV)/lint/fastdiffusers: $(VENV)/.stamp-test
 demo: $(VENV)/.stamp-pack $(if $(COMFYUI),$(LAYER)/.stamp)
 	$(PY) -m fastdiffusers demo --output demo_output
 ifneq ($(COMFYUI),)
-	$(COMFY_PY) -m fastdiffusers.scripts.comfyui run example_workflows/tiny_text_to_image.json --output demo_output
+	$(COMFY_PY) -m fastdiffusers.scripts.comfyui run "example_workflows/Text to Image.json" --output demo_output
 else
 	@echo "ComfyUI: none found, so the example workflow was not run (COMFYUI_PATH=folder names one)"
 endif

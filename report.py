@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 logger = logging.getLogger("fastdiffusers.run")
 """Gets one line per run. It has one name however the pack was imported: ComfyUI loads it by its path."""
+
+FOR_SPEED = (
+    "attention",
+    "torch_compile",
+    "step_cache",
+    "fused_projections",
+    "quantized_matmul",
+    "tf32",
+    "cudnn_benchmark",
+    "channels_last",
+    "kernels",
+    "convolution",
+    "cuda_graphs",
+    "overlap_tiles",
+    "exactness",
+)
+"""Records of what is there to be faster; the others are about memory, or say what was done."""
+PLAIN = ("off", "none", "sdpa", "conv3d", "PyTorch operations", "bit-identical")
+"""What is applied where nothing is switched on."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +102,47 @@ class OptimizationReport:
         """What is active, in one line: the first line on a node and on the console."""
         return " · ".join(f"{r.name} {r.applied}" for r in self.records if r.applied != "off") or "everything off"
 
+    def timed(self, seconds: dict[str, float]) -> None:
+        """Keep what the stages of a run took, and the time of day at which it ended."""
+        self.facts["seconds"] = seconds
+        self.facts["finished_at"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
     @property
     def stage_line(self) -> str:
         """Seconds by stage, in one line; "" where nothing was timed."""
         seconds = self.facts.get("seconds")
         stages = seconds.items() if isinstance(seconds, dict) else ()
         return " · ".join(f"{stage} {value:.2f} s" for stage, value in stages)
+
+    @property
+    def for_speed(self) -> str:
+        """What is switched on to be faster, in one line."""
+        active = (r for r in self.records if r.name in FOR_SPEED and r.applied not in PLAIN)
+        return " · ".join(f"{r.name} {r.applied}" for r in active) or "nothing, all of it plain"
+
+    def summary(self) -> list[str]:
+        """What a person wants to know first, one thing a line.
+
+        What ran, how large, in how many steps, how long it took and where that went; what made it faster; then what was
+        asked for and not had, with the reason; then the notes.
+        """
+        facts = self.facts
+        size, steps = facts.get("size"), facts.get("steps")
+        what = [str(facts.get("model") or facts.get("vae") or ""), str(size or ""), f"{steps} steps" if steps else ""]
+        seconds = facts.get("seconds")
+        if isinstance(seconds, dict) and seconds:
+            total = f"{sum(seconds.values()):.2f} s: " if len(seconds) > 1 else ""
+            what.append(f"{total}{self.stage_line}")
+        if finished := facts.get("finished_at"):
+            what.append(f"at {time_of_day(finished)}")
+        lines = [" | ".join(filter(None, what)), f"for speed: {self.for_speed}"]
+        missed = (r for r in self.records if r.failed or (r.declined and r.requested != "auto"))
+        lines += [f"not had: {r.name} {r.requested}, {r.applied} instead: {r.reason}" for r in missed]
+        return [line for line in (*lines, *(f"note: {note}" for note in self.notes)) if line]
+
+    def as_text(self) -> str:
+        """The summary, without the details."""
+        return "\n".join(self.summary())
 
     def in_one_line(self) -> str:
         """The headline, what was declined and why, what compiling took, and the seconds by stage."""
@@ -107,7 +162,7 @@ class OptimizationReport:
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
 
     def as_table(self) -> str:
-        """The records as an aligned text table, then the notes and the facts, one per line."""
+        """The summary; then the details: the records as an aligned text table, and the facts, one per line."""
         header = ("optimization", "requested", "applied", "why", "cost")
         rows = [header, *((r.name, r.requested, r.applied, r.reason, r.cost) for r in self.records)]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -117,9 +172,34 @@ class OptimizationReport:
             tail = " | ".join(cell for cell in row[3:] if cell)
             lines.append(f"{fixed}  {tail}".rstrip())
         lines.insert(1, "-" * max(len(lines[0]), 40))
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"{key}: {value}" for key, value in self.facts.items()]
-        return "\n".join(lines)
+        lines += [f"{key}: {in_words(value)}" for key, value in self.facts.items()]
+        return "\n".join([*self.summary(), "", *lines])
+
+
+def in_words(value: Any) -> str:
+    """A fact without Python's brackets and quotes, and a moment as a date and a time of day."""
+    if isinstance(value, Mapping):
+        return " · ".join(f"{key} {in_words(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    if isinstance(value, str) and (moment := _moment(value)):
+        return moment.strftime("%Y-%m-%d %H:%M:%S")
+    return str(value)
+
+
+def time_of_day(moment: str) -> str:
+    """The hours, minutes and seconds of a moment as ISO 8601 has it."""
+    return datetime.datetime.fromisoformat(moment).strftime("%H:%M:%S")
+
+
+def _moment(text: str) -> datetime.datetime | None:
+    """The moment that a fact is, None where it is something else."""
+    if "T" not in text:
+        return None
+    try:
+        return datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def log_run(what: str, report: OptimizationReport) -> None:

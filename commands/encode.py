@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     if args.report is not None:
         write_text(args.report, report.as_json())
     if not args.quiet:
-        print(report.as_table())
+        print(report.as_text())
         print_written([*written, args.report])
 
 

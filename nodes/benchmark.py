@@ -44,7 +44,7 @@ class BenchmarkOptimizations(io.ComfyNode):
             node_id="FastDiffusersBenchmark",
             display_name="Benchmark Optimizations",
             category=types.CATEGORY,
-            search_aliases=["benchmark", "speed test", "compare settings", "tune", "fastest"],
+            search_aliases=["benchmark", "speed test", "compare settings", "tune", "fastest", "speed"],
             inputs=[*_what_to_compare(), *_the_work()],
             outputs=[
                 types.OptimizationSettings.Output(display_name="settings"),

@@ -26,7 +26,10 @@ class LoadPipeline(io.ComfyNode):
             node_id="FastDiffusersLoadPipeline",
             display_name="Load Diffusers Pipeline",
             category=types.CATEGORY,
-            search_aliases=["diffusers", "load model", "flux", "qwen image", "wan", "sdxl", "sd3", "z-image", "hub"],
+            search_aliases=[
+                *("diffusers", "load model", "flux", "sdxl", "wan", "qwen image", "sd3", "z-image", "hub"),
+                *("low vram", "memory", "offload"),
+            ],
             inputs=[
                 io.Combo.Input(
                     "model",

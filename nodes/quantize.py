@@ -24,7 +24,17 @@ class QuantizeModel(io.ComfyNode):
             node_id="FastDiffusersQuantize",
             display_name="Quantize Model",
             category=types.CATEGORY,
-            search_aliases=["quantize", "sdnq", "int8", "uint4", "4 bit", "8 bit", "smaller model", "save model"],
+            search_aliases=[
+                "quantize",
+                "sdnq",
+                "int8",
+                "uint4",
+                "4 bit",
+                "8 bit",
+                "smaller model",
+                "save model",
+                "gguf",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from ..report import in_words
 from . import types
 from .host.compat import schema
 
@@ -38,20 +39,12 @@ class ShowReport(io.ComfyNode):
 
 
 def _lines(report: OptimizationReport) -> Iterator[str]:
-    """The whole report, one thing a line, what is to be said about it below it."""
+    """The summary; then the details, one thing a line, what is to be said about it below it."""
+    yield from report.summary()
+    yield ""
     for record in report:
         change = record.applied if record.applied == record.requested else f"{record.requested} → {record.applied}"
         yield f"{record.name}: {change}" + (" (fell back)" if record.failed else "")
         yield from (f"    {text}" for text in (record.reason, record.cost) if text)
-    if report.notes:
-        yield ""
-        yield from (f"note: {note}" for note in report.notes)
     yield ""
-    yield from (f"{name}: {_plain(value)}" for name, value in report.facts.items())
-
-
-def _plain(value: Any) -> str:
-    """A fact without Python's brackets and quotes."""
-    if isinstance(value, Mapping):
-        return " · ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+    yield from (f"{name}: {in_words(value)}" for name, value in report.facts.items())

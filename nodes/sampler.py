@@ -31,7 +31,10 @@ class Sampler(io.ComfyNode):
             node_id="FastDiffusersSampler",
             display_name="Diffusers Sampler",
             category=types.CATEGORY,
-            search_aliases=["diffusers", "ksampler", "generate", "text to image", "text to video", "image edit"],
+            search_aliases=[
+                *("diffusers", "ksampler", "generate", "text to image", "text to video", "image edit"),
+                *("xformers", "sage attention", "flash attention", "attention", "teacache", "step cache", "inpaint"),
+            ],
             inputs=sampler_inputs.inputs(),
             outputs=sampler_outputs.outputs(),
             hidden=[io.Hidden.unique_id],

@@ -47,8 +47,8 @@ def _what_to_make() -> list[Any]:
         io.Int.Input("width", default=0, min=0, max=16384, step=8),
         io.Int.Input("height", default=0, min=0, max=16384, step=8),
         io.Int.Input("num_frames", default=0, min=0, max=100000),
-        io.Int.Input("batch_size", default=1, min=1, max=4096),
-        io.Combo.Input("scheduler", options=list(SCHEDULERS), default=MODEL_DEFAULT),
+        io.Int.Input("batch_size", default=1, min=1, max=4096, **ADVANCED),
+        io.Combo.Input("scheduler", options=list(SCHEDULERS), default=MODEL_DEFAULT, **ADVANCED),
     ]
 
 
@@ -57,7 +57,7 @@ def _how_to_run() -> list[Any]:
         io.Combo.Input("attention", options=list(ATTENTION_CHOICES), default=FOLLOW),
         io.Combo.Input("torch_compile", options=list(COMPILE_CHOICES), default=FOLLOW),
         io.Combo.Input("vae_tiling", options=list(TRISTATE), default=FOLLOW),
-        io.Combo.Input("step_cache", options=[FOLLOW, *STEP_CACHE_CHOICES], default=FOLLOW),
+        io.Combo.Input("step_cache", options=[FOLLOW, *STEP_CACHE_CHOICES], default=FOLLOW, **ADVANCED),
     ]
 
 

@@ -30,7 +30,7 @@ class LoadVideoVAE(io.ComfyNode):
             node_id="FastDiffusersLoadVideoVAE",
             display_name="Load Video VAE",
             category=types.CATEGORY,
-            search_aliases=["seedvr2", "video vae", "ema_vae_fp16", "3d vae"],
+            search_aliases=["seedvr2", "video vae", "ema_vae_fp16", "3d vae", "video upscale"],
             inputs=[
                 io.Combo.Input("vae_name", options=video_vae_choices()),
                 io.Combo.Input("dtype", options=["auto", "float16", "bfloat16", "float32"], default="auto"),
@@ -70,7 +70,7 @@ class VAEDecode(io.ComfyNode):
             node_id="FastDiffusersVAEDecode",
             display_name="VAE Decode (Fast)",
             category=types.CATEGORY,
-            search_aliases=["decode", "vae decode", "tiled decode", "latent to image", "latent to video"],
+            search_aliases=["decode", "vae decode", "tiled", "tiled decode", "latent to image", "latent to video"],
             inputs=[io.Latent.Input("samples"), *shared_inputs("decode"), exactness_input()],
             outputs=[io.Image.Output(display_name="images"), types.Report.Output(display_name="report")],
             hidden=[io.Hidden.unique_id],
@@ -86,7 +86,7 @@ class VAEDecode(io.ComfyNode):
         progress.show_report("VAE Decode (Fast)", report)
         if frames.ndim == 5:
             frames = frames.flatten(0, 1)
-        return io.NodeOutput(frames, report, ui=ui.PreviewText(report.as_table()))
+        return io.NodeOutput(frames, report, ui=ui.PreviewText(report.as_text()))
 
 
 class VAEEncode(io.ComfyNode):
@@ -112,4 +112,4 @@ class VAEEncode(io.ComfyNode):
         choices = VaeChoices(compile=compile_settings, **widgets)
         latent, report = vae_engines.encode(vae, pixels, choices, progress.callbacks)
         progress.show_report("VAE Encode (Fast)", report)
-        return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_table()))
+        return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_text()))

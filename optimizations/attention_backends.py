@@ -113,6 +113,14 @@ BACKENDS: dict[str, Backend] = {
 """By the name in `settings.ATTENTION_CHOICES`. `flex` builds a block mask per call where it is given one, which costs
 more than it saves, so masked calls stay with SDPA."""
 
+INSTALL = {
+    "xformers": "pip install xformers",
+    "flash_attn": "pip install flash-attn",
+    "flash_attn_interface": "built from the hopper folder of Dao-AILab/flash-attention",
+    "sageattention": "pip install sageattention",
+}
+"""By package: how to get it."""
+
 _verdicts: dict[tuple[str, Case], str] = {}
 _guard = threading.Lock()
 
@@ -189,7 +197,7 @@ def available(device: torch.device | str, dtype: torch.dtype, head_dim: int = 64
 
 def _probe(backend: Backend, case: Case) -> str:
     if backend.package and not _installed(backend.package):
-        return f"the package {backend.package} is not installed"
+        return f"the package {backend.package} is not installed ({INSTALL[backend.package]})"
     for check in backend.checks:
         reason = check(case)
         if reason:

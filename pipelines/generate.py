@@ -64,7 +64,7 @@ def generate(
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         result = run_loaded(loaded, handle, request, settings, callbacks, memory=memory)
-    result.report.facts["seconds"] = _loading(loaded, before) | result.report.facts["seconds"]
+    result.report.timed(_loading(loaded, before) | result.report.facts["seconds"])
     return result
 
 
@@ -166,7 +166,8 @@ def decode(
             started = time.perf_counter()
             pictures = _decode(loaded, latent, report, callbacks, memory, exactness)
             seconds = round(time.perf_counter() - started, 4)
-    report.facts["seconds"] = _loading(loaded, before) | {"decode": seconds}
+    report.facts["size"] = "x".join(map(str, (*size, *([frames] if latent.ndim == 5 else []))))
+    report.timed(_loading(loaded, before) | {"decode": seconds})
     return pictures, report
 
 
@@ -196,7 +197,8 @@ def encode(
             started = time.perf_counter()
             latent = shrink_until_it_fits(vae, run, report, edge=edge, stage="encode")
             seconds = round(time.perf_counter() - started, 4)
-    report.facts["seconds"] = _loading(loaded, before) | {"encode": seconds}
+    report.facts["size"] = "x".join(map(str, (width, height, *([frames] if pixels.ndim == 5 else []))))
+    report.timed(_loading(loaded, before) | {"encode": seconds})
     return latent, report
 
 

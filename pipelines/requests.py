@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .families import Family
+from .requested.sizes import fit
 from .schedulers import SCHEDULERS, SHORT_NAMES
 from .types import SampleRequest
 
@@ -27,7 +28,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     """Check a request against a family, in microseconds.
 
     Returns:
-        Notes: what will be ignored, and why.
+        Notes: what will be ignored or brought to what the family takes, and why.
 
     Raises:
         InputError: the first thing that cannot be done, naming the input, its value, the reason and the cure.
@@ -40,15 +41,14 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
         cure = "leave it out for the model's own" if family.guidance is None else f"{family.guidance:g} is recommended"
         _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
     _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
-    _check_size("width", request.width, family)
-    _check_size("height", request.height, family)
-    _check_frames(family, request)
+    request, fitted = fit(family, request)
+    _check_frame_rate(request.frame_rate)
     _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
     _check_guided_steps(family, request)
-    _check_prompt(family, request)
+    _check_prompt(request)
     _check_scheduler_name(request.scheduler)
     _check_images(family, request)
-    return [*_ignored(family, request), *_assumed(family, request)]
+    return [*fitted, *_ignored(family, request), *_assumed(family, request)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ReadyRequest(SampleRequest):
     Attributes:
         asked: the request as it came.
         family: what it was checked against.
-        notes: what will be ignored, and why.
+        notes: what will be ignored or brought to what the family takes, and why.
     """
 
     asked: SampleRequest = field(kw_only=True)
@@ -83,7 +83,11 @@ def ready(family: Family, request: SampleRequest) -> ReadyRequest:
 
 
 def complete(family: Family, request: SampleRequest) -> SampleRequest:
-    """The request with every gap filled by what the family recommends; the size follows a reference image's aspect."""
+    """The request brought to what the family takes, and every gap filled by what it recommends.
+
+    The size follows a reference image's aspect.
+    """
+    request, _ = fit(family, request)
     guidance = family.guidance if request.guidance is None else request.guidance
     guidance_2 = request.guidance_2
     if guidance_2 is None and request.guidance is None:
@@ -129,54 +133,19 @@ def _check_range(name: str, value: float | None, low: float, high: float, cure: 
         raise InputError(name, value, f"it must be between {least} and {most}", cure)
 
 
-def _check_size(name: str, value: int | None, family: Family) -> None:
-    if value is None:
-        return
-    multiple = family.size_multiple
-    if isinstance(value, int) and multiple <= value <= family.max_size and value % multiple == 0:
-        return
-    reason = f"{family.name} takes multiples of {multiple}, from {multiple} to {family.max_size}"
-    raise InputError(name, value, reason, f"the nearest: {_nearest(value, multiple, multiple, family.max_size)}")
+def _check_frame_rate(rate: float | None) -> None:
+    if rate is not None and not 0 < rate <= 1000:
+        raise InputError("frame_rate", rate, "it must be above 0 and at most 1000", "use 24")
 
 
-def _nearest(value: float, step: int, low: int, high: int) -> str:
-    """The valid values (low + a multiple of step) on both sides of `value`, as text."""
-    below = low + math.floor((min(max(value, low), high) - low) / step) * step
-    options = [below] if below == value or below + step > high or value < low else [below, below + step]
-    return " or ".join(str(option) for option in options)
-
-
-def _check_frames(family: Family, request: SampleRequest) -> None:
-    frames = request.num_frames
-    if request.frame_rate is not None and not 0 < request.frame_rate <= 1000:
-        raise InputError("frame_rate", request.frame_rate, "it must be above 0 and at most 1000", "use 24")
-    if frames is None:
-        return
-    if not family.video:
-        if frames != 1:
-            raise InputError("num_frames", frames, f"{family.name} makes single images", "use 1, or batch for more")
-        return
-    if 1 <= frames <= family.max_frames and (frames - 1) % family.frame_step == 0:
-        return
-    rule = f"{family.frame_step}n + 1 frames" if family.frame_step > 1 else "frames"
-    reason = f"{family.name} makes {rule}, at most {family.max_frames}"
-    cure = f"the nearest: {_nearest(frames, family.frame_step, 1, family.max_frames)}"
-    recommended = f"; {family.num_frames} is recommended" if family.num_frames else ""
-    raise InputError("num_frames", frames, reason, cure + recommended)
-
-
-def _check_prompt(family: Family, request: SampleRequest) -> None:
-    """Text there must be, unless a picture, or a latent to start from, says what to make."""
+def _check_prompt(request: SampleRequest) -> None:
+    """Any text will do, none too: a picture may come of it, as of ComfyUI's own nodes."""
     if not isinstance(request.prompt, str):
         raise InputError("prompt", request.prompt, "it must be text", "")
     for name in ("prompt", "negative_prompt"):
         if _NO_TEXT.search(getattr(request, name) or ""):
             reason = "it holds a NUL or half a surrogate pair, which no tokenizer reads"
             raise InputError(name, getattr(request, name), reason, "leave that character out")
-    from_latent = request.latent is not None and request.strength < 1.0
-    if family.prompt and not request.prompt.strip() and not request.images and not from_latent:
-        cure = "write what the picture should show, if only one word"
-        raise InputError("prompt", request.prompt, "it is empty, so nothing says what to make", cure)
 
 
 def _check_scheduler_name(name: str) -> None:

@@ -22,7 +22,7 @@ from .node_texts import CATEGORY
 
 THEMES = {"dark": DARK, "light": LIGHT}
 RENDERINGS = {"classic": CLASSIC, "nodes2": NODES_2}
-EXAMPLE = PACK / "example_workflows" / "tiny_text_to_image.json"
+EXAMPLE = PACK / "example_workflows" / "Text to Image.json"
 WINDOW = (1400, 1200)
 MARGIN = 20
 BADGE, FOOTER = 15, 35

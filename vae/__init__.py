@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .api import decode, decode_raw, encode, encode_raw
     from .checkpoint import from_state_dict, is_video_vae, load_video_vae
     from .config import VaeConfig
+    from .embedded import embedded_video_vae
     from .kernels.saved_choices import remember_in
     from .network.model import VideoVAE
     from .settings import VaeSettings
@@ -25,6 +26,7 @@ __all__ = [
     "VideoVAE",
     "decode",
     "decode_raw",
+    "embedded_video_vae",
     "encode",
     "encode_raw",
     "from_state_dict",
@@ -39,6 +41,7 @@ _HOMES = {
     "VideoVAE": "network.model",
     "decode": "api",
     "decode_raw": "api",
+    "embedded_video_vae": "embedded",
     "encode": "api",
     "encode_raw": "api",
     "from_state_dict": "checkpoint",

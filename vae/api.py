@@ -64,6 +64,7 @@ def decode(
     if num_frames is not None and num_frames < made:
         report.note(f"{made - num_frames} padding frames cut off behind frame {num_frames}")
         frames = frames[:, :num_frames]
+    report.facts["size"] = f"{width}x{height}x{frames.shape[1]}"
     return frames, report
 
 
@@ -114,6 +115,7 @@ def encode(
     latents = torch.empty(shape, device=output_device)
     _run(vae, encoding(config), pixels, latents, lambda x: x * 2 - 1, settings, callbacks, report)
     report.facts["frames"] = frames.shape[1]
+    report.facts["size"] = f"{width}x{height}x{frames.shape[1]}"
     return latents.sub_(config.shifting_factor).mul_(config.scaling_factor), report
 
 
@@ -227,7 +229,7 @@ def _run(
     if vae.device.type == "cuda":
         torch.cuda.synchronize(vae.device)
     describe(report, job, asked, budget_origin=origin, not_compiled=not_compiled)
-    report.facts["seconds"] = {task.stage: round(time.perf_counter() - started, 3)}
+    report.timed({task.stage: round(time.perf_counter() - started, 3)})
 
 
 def _check_latents(latents: torch.Tensor, config: VaeConfig) -> None:

@@ -57,6 +57,7 @@ def describe(
     report.set(_graphs_record(job))
     for note in job.notes:
         report.note(note)
+    report.facts["vae"] = "causal 3D video VAE"
     report.facts["stage"] = job.task.stage
     report.facts["device"] = str(vae.device)
     report.facts["torch"] = torch.__version__

@@ -157,11 +157,5 @@ class NodeProgress:
 
 
 def summary_lines(report: OptimizationReport) -> Iterator[str]:
-    """Yield the lines of a report that fit on a node: what was on, the seconds, what failed, the notes."""
-    yield report.headline
-    if report.stage_line:
-        yield report.stage_line
-    for record in report:
-        if record.failed:
-            yield f"{record.name} fell back: {record.reason}"
-    yield from report.notes
+    """Yield the lines of a report that fit on a node."""
+    yield from report.summary()

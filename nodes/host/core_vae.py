@@ -199,8 +199,8 @@ def _run(job: Job, choices: VaeChoices) -> tuple[torch.Tensor, OptimizationRepor
         "vae": f"ComfyUI {type(job.vae.first_stage_model).__name__}",
         "device": str(job.vae.device),
         "dtype": str(job.vae.vae_dtype).removeprefix("torch."),
-        "seconds": {job.stage: round(time.perf_counter() - started, 3)},
     }
+    report.timed({job.stage: round(time.perf_counter() - started, 3)})
     return result, report
 
 

@@ -13,15 +13,18 @@ from pathlib import Path
 
 import folder_paths
 
+from ...cache_folder import cache_folder
 from ...errors import InputError, ModelFileError
 from ...pipelines.loading.local_models import find_local_pipelines
 from ...pipelines.loading.parts import kind_of_part
 from ...pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
+from ...vae import embedded_video_vae
 
 CUSTOM = "[custom]"
 NONE_FOUND = "[none found]"
 """What a list offers that would else be empty. Choosing it is refused, with the folders that were searched."""
 TINY_PREFIX = "embedded tiny: "
+TINY_VIDEO_VAE = TINY_PREFIX + "video VAE"
 TINY_LORA_CHOICES = {TINY_PREFIX + name.removeprefix("tiny:").replace("-", " "): name for name in TINY_LORAS}
 """What Load LoRA offers for the embedded tiny Wan -> what stands for a path."""
 CHECKPOINT_PREFIX = "checkpoints/"
@@ -89,13 +92,19 @@ def download_folder() -> Path:
 
 
 def video_vae_choices() -> list[str]:
-    """Files that Load Video VAE offers: those under the `vae` paths, and those of SeedVR2's model folder."""
+    """What Load Video VAE offers: files under the `vae` paths and in SeedVR2's model folder, and the embedded one."""
     names = {*_safetensors("vae"), *(SEEDVR2 + file.name for file in _seedvr2_files())}
-    return sorted(names, key=str.lower) or [NONE_FOUND]
+    return [*sorted(names, key=str.lower), TINY_VIDEO_VAE]
 
 
 def video_vae_path(name: str) -> str:
     """Return the absolute path of a chosen video VAE. Raises ModelFileError when the file is missing."""
+    if name == TINY_VIDEO_VAE:
+        try:
+            return str(embedded_video_vae(cache_folder()))
+        except OSError as error:
+            cure = "set FASTDIFFUSERS_CACHE to a folder that can be written"
+            raise ModelFileError("vae_name", name, f"it cannot be written ({error})", cure) from error
     for file in _seedvr2_files():
         if name == SEEDVR2 + file.name:
             return str(file)

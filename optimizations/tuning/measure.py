@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ...callbacks import SILENT, Callbacks, Progress
-from ...errors import InputError
+from ...errors import FastDiffusersError, InputError
 from ...fallback import all_finite
 from .candidates import STEP_STAGE, Candidate, Measured, Outcome, Plan, TimedRun, split
 from .meters import MemoryMeter, Stopwatch
@@ -217,7 +217,9 @@ class PairedMeasurement:
         except BaseException as error:
             if index == 0 or progress.interrupted or not isinstance(error, Exception):
                 raise
-            measured.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            said = " ".join(str(error).split())[:300]
+            # The pack's own errors are sentences; of another the kind tells more than its text.
+            measured.problem = said if isinstance(error, FastDiffusersError) else f"{type(error).__name__}: {said}"
             logger.info("%s is given up: %s", candidate.name, measured.problem)
         else:
             seconds = self._stopwatch.between(start, self._stopwatch.mark())

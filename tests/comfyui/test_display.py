@@ -85,7 +85,7 @@ def test_a_closed_terminal_travels(bridge: Any, monkeypatch: pytest.MonkeyPatch)
         bridge.NodeProgress(None).callbacks.on_progress(Progress("denoise", 1, 3))
 
 
-def test_the_console_begins_as_the_node_does(
+def test_the_node_shows_the_summary_and_the_console_one_line(
     bridge: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shown: list[str] = []
@@ -96,6 +96,6 @@ def test_the_console_begins_as_the_node_does(
     with caplog.at_level(logging.INFO, logger="fastdiffusers.run"):
         bridge.NodeProgress("7").show_report("Diffusers Sampler", report)
     (line,) = [record.getMessage() for record in caplog.records]
-    first = shown[0].splitlines()[0].strip()
-    assert line.startswith(f"FastDiffusers, Diffusers Sampler: {first} | ")
+    assert [part.strip() for part in shown[0].splitlines()] == report.summary()
+    assert line.startswith("FastDiffusers, Diffusers Sampler: attention sdpa | ")
     assert line.endswith("attention sage declined (it is not installed) | decode 2.00 s")

@@ -86,7 +86,7 @@ def test_bench_speaks_of_other_options_before_its_output(capsys: pytest.CaptureF
     words = ["bench", "--model", "tiny:sdxl"]
     for options, said in (
         (["--steps", "0"], "steps = 0"),
-        (["--width", "33"], "width = 33"),
+        (["--width", "-33"], "width = -33"),
         (["--runs", "0"], "runs = 0"),
         (["--compare", "nonsense"], "nonsense"),
         ([], "give --output FOLDER"),

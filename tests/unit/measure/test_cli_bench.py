@@ -164,7 +164,7 @@ def test_what_is_shown_of_a_row_reads_well(capsys: pytest.CaptureFixture[str]) -
         (["--compare", "math", "--lora", "tiny:wan-high-noise@middle"], "expert = 'middle'"),
         (["--compare", "math", "--lora", "tiny:wan-high-noise:101"], "strength = 101"),
         (["--compare", "math", "--flow-shift", "0"], "flow_shift = 0"),
-        (["--compare", "math", "--width", "33"], "width = 33"),
+        (["--compare", "math", "--width", "-33"], "width = -33"),
         (["--compare", "math", "--image", "missing.png"], "no such file"),
         (["--compare", "math", "--model", "/no/such/model"], "model = "),
     ],

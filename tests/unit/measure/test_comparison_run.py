@@ -324,7 +324,7 @@ def test_where_compile_makes_no_difference_it_does_not_pay_back() -> None:
             comparing.FellBackError(
                 "torch_compile fell back to off: it needs 2 GiB, and 1.00 GiB of 32.00 GiB are free"
             ),
-            "memory would not hold compile (FellBackError: torch_compile fell back to off: it needs 2 GiB",
+            "memory would not hold compile (torch_compile fell back to off: it needs 2 GiB",
         ),
     ],
     ids=["out of memory", "another error", "the guard"],

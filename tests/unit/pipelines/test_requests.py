@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines.families import FAMILIES, Family
 from fastdiffusers.pipelines.recognize import family_of, small
-from fastdiffusers.pipelines.requests import check_request, complete, seeds
+from fastdiffusers.pipelines.requests import check_request, complete, ready, seeds
 from fastdiffusers.pipelines.types import SampleRequest
 
 FLUX, SDXL = family_of("FluxPipeline"), family_of("StableDiffusionXLPipeline")
@@ -20,15 +20,13 @@ PICTURE = torch.zeros(60, 80, 3)
 
 BAD = [
     (FLUX, {"width": 0}, "width", "16"),
-    (FLUX, {"width": 1000}, "width", "992 or 1008"),
+    (FLUX, {"num_frames": 0}, "num_frames", "batch"),
+    (WAN, {"num_frames": 8.5}, "num_frames", "5 or 9"),
     (FLUX, {"height": -5}, "height", "16"),
     (FLUX, {"height": 1_000_000}, "height", "16384"),
     (FLUX, {"width": 512.5}, "width", "512 or 528"),
-    (SDXL, {"width": 1001}, "width", "1000 or 1008"),
     (WAN, {"num_frames": 1_000_000}, "num_frames", "4093"),
-    (WAN, {"num_frames": 80}, "num_frames", "77 or 81"),
     (WAN, {"num_frames": 0}, "num_frames", "nearest: 1"),
-    (FLUX, {"num_frames": 5}, "num_frames", "batch"),
     (FLUX, {"steps": 0}, "steps", "28"),
     (FLUX, {"steps": 5000}, "steps", "1000"),
     (FLUX, {"batch": 0}, "batch", "64"),
@@ -54,8 +52,6 @@ BAD = [
     (WAN, {"frame_rate": 0.0}, "frame_rate", "24"),
     (FLUX, {"max_sequence_length": 0}, "max_sequence_length", "4096"),
     (FLUX, {"prompt": None}, "prompt", "text"),
-    (FLUX, {"prompt": ""}, "prompt", "Write"),
-    (FLUX, {"prompt": " \n", "latent": torch.zeros(1, 16, 8, 8)}, "prompt", "Write"),
 ]
 
 
@@ -77,37 +73,67 @@ def test_what_is_ignored_is_said():
     assert check_request(SDXL, SampleRequest("a", negative_prompt="dark")) == []
 
 
-def test_a_picture_or_a_latent_to_start_from_stands_in_for_text():
-    assert check_request(SDXL, SampleRequest("", images=(PICTURE,), strength=0.5)) == []
-    assert check_request(SDXL, SampleRequest("", latent=torch.zeros(1, 4, 8, 8), strength=0.5)) == []
+@pytest.mark.parametrize("family", [FLUX, SDXL, WAN], ids=lambda family: family.name)
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_an_empty_prompt_is_a_prompt(family, prompt):
+    assert check_request(family, SampleRequest(prompt)) == []
+
+
+FITTED = [
+    (FLUX, {"width": 250, "height": 256}, {"width": 256, "height": 256}, "width: 256 instead of 250"),
+    (FLUX, {"height": 1000}, {"height": 1008}, "height: 1008 instead of 1000"),
+    (FLUX, {"width": 3}, {"width": 16}, "width: 16 instead of 3"),
+    (SDXL, {"width": 1001}, {"width": 1000}, "width: 1000 instead of 1001; sdxl takes multiples of 8."),
+    (WAN, {"num_frames": 80}, {"num_frames": 81}, "num_frames: 81 instead of 80; wan-t2v makes 4n + 1 frames."),
+    (WAN, {"num_frames": 3}, {"num_frames": 5}, "num_frames: 5 instead of 3"),
+    (FLUX, {"num_frames": 81}, {"num_frames": 1}, "num_frames ignored: flux makes single images."),
+]
+
+
+@pytest.mark.parametrize(("family", "asked", "made", "note"), FITTED)
+def test_sizes_and_frames_are_brought_to_what_the_model_takes_and_it_is_said(family, asked, made, note):
+    request = ready(family, SampleRequest("a ship", **asked))
+    assert {name: getattr(request, name) for name in made} == made
+    (said,) = request.notes
+    assert said.startswith(note)
+    assert request.asked == SampleRequest("a ship", **asked)
+
+
+def test_another_family_is_given_what_was_asked_and_not_what_the_first_made_of_it():
+    request = ready(FLUX, SampleRequest("a ship", width=1001, num_frames=80))
+    again = ready(SDXL, request)
+    assert (request.width, again.width) == (1008, 1000)
+    assert [note.split(":")[0] for note in again.notes] == ["width", "num_frames ignored"]
 
 
 @given(st.integers(-(10**7), 10**7))
-def test_every_size_is_valid_or_answered_with_valid_ones(value):
+def test_every_size_becomes_the_nearest_valid_one_or_is_answered_with_valid_ones(value):
+    nearest = min(range(16, FLUX.max_size + 1, 16), key=lambda size: (abs(size - value), -size))
     try:
-        check_request(FLUX, SampleRequest("a", width=value))
+        made = ready(FLUX, SampleRequest("a", width=value))
     except InputError as error:
+        assert not 0 < value <= FLUX.max_size
         offered = [int(word) for word in str(error).split("nearest: ")[1].rstrip(".").split(" or ")]
-        assert 1 <= len(offered) <= 2
-        for width in offered:
-            check_request(FLUX, SampleRequest("a", width=width))
-        nearest = min(range(16, FLUX.max_size + 1, 16), key=lambda size: abs(size - value))
         assert nearest in offered
+        for width in offered:
+            assert ready(FLUX, SampleRequest("a", width=width)).width == width
     else:
-        assert value % 16 == 0
-        assert 16 <= value <= FLUX.max_size
+        assert made.width == nearest
+        assert bool(made.notes) == (value != nearest)
 
 
 @given(st.integers(-100, 10**7))
-def test_every_frame_count_is_valid_or_answered_with_valid_ones(value):
+def test_every_frame_count_becomes_the_nearest_valid_one_or_is_answered_with_valid_ones(value):
+    nearest = min(range(1, WAN.max_frames + 1, 4), key=lambda frames: (abs(frames - value), -frames))
     try:
-        check_request(WAN, SampleRequest("a", num_frames=value))
+        made = ready(WAN, SampleRequest("a", num_frames=value))
     except InputError as error:
-        offered = str(error).split("nearest: ")[1].split(";")[0].split(" or ")
-        for frames in offered:
-            check_request(WAN, SampleRequest("a", num_frames=int(frames)))
+        assert not 1 <= value <= WAN.max_frames
+        for frames in str(error).split("nearest: ")[1].split(";")[0].split(" or "):
+            assert ready(WAN, SampleRequest("a", num_frames=int(frames))).num_frames == int(frames)
     else:
-        assert value % 4 == 1
+        assert made.num_frames == nearest
+        assert bool(made.notes) == (value != nearest)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))

@@ -1,0 +1,82 @@
+"""Sizes and frames: brought to the nearest that a family takes, and refused where none is near."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InputError
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+
+def fit(family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str]]:
+    """Bring width, height and frames to the nearest that the family takes; of two as near, the larger.
+
+    Returns:
+        The request, and a note for everything that was changed or has no meaning for this family.
+
+    Raises:
+        InputError: no whole number, none above 0, or more than the family can make at all.
+    """
+    changes: dict[str, Any] = {}
+    notes: list[str] = []
+    for name in ("width", "height"):
+        value = getattr(request, name)
+        fitted = _fit_size(name, value, family)
+        if fitted != value:
+            changes[name] = fitted
+            notes.append(
+                f"{name}: {fitted} instead of {value}; {family.name} takes multiples of {family.size_multiple}."
+            )
+    frames = request.num_frames
+    fitted = _fit_frames(frames, family)
+    if fitted != frames:
+        changes["num_frames"] = fitted
+        rule = f"{family.frame_step}n + 1 frames"
+        changed = f"num_frames: {fitted} instead of {frames}; {family.name} makes {rule}."
+        notes.append(changed if family.video else f"num_frames ignored: {family.name} makes single images.")
+    return (replace(request, **changes) if changes else request), notes
+
+
+def _fit_size(name: str, value: int | None, family: Family) -> int | None:
+    if value is None:
+        return None
+    multiple, most = family.size_multiple, family.max_size // family.size_multiple * family.size_multiple
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= family.max_size:
+        reason = f"{family.name} takes multiples of {multiple}, from {multiple} to {most}"
+        raise InputError(name, value, reason, f"the nearest: {_nearest(value, multiple, multiple, most)}")
+    return min(max(multiple, _to_step(value, multiple)), most)
+
+
+def _fit_frames(frames: int | None, family: Family) -> int | None:
+    if frames is None:
+        return None
+    whole = isinstance(frames, int) and not isinstance(frames, bool)
+    if not family.video:
+        if not whole or frames < 1:
+            raise InputError("num_frames", frames, f"{family.name} makes single images", "use 1, or batch for more")
+        return 1
+    if not whole or not 1 <= frames <= family.max_frames:
+        rule = f"{family.frame_step}n + 1 frames" if family.frame_step > 1 else "frames"
+        cure = f"the nearest: {_nearest(frames, family.frame_step, 1, family.max_frames)}"
+        recommended = f"; {family.num_frames} is recommended" if family.num_frames else ""
+        reason = f"{family.name} makes {rule}, at most {family.max_frames}"
+        raise InputError("num_frames", frames, reason, cure + recommended)
+    most = 1 + (family.max_frames - 1) // family.frame_step * family.frame_step
+    return min(1 + _to_step(frames - 1, family.frame_step), most)
+
+
+def _to_step(value: int, step: int) -> int:
+    """The nearest multiple of `step`; of two as near, the larger."""
+    return (2 * value + step) // (2 * step) * step
+
+
+def _nearest(value: float, step: int, low: int, high: int) -> str:
+    """The valid values (low + a multiple of step) on both sides of `value`, as text."""
+    below = low + math.floor((min(max(value, low), high) - low) / step) * step
+    options = [below] if below == value or below + step > high or value < low else [below, below + step]
+    return " or ".join(str(option) for option in options)
