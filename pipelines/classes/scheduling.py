@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,27 +47,24 @@ class SchedulerUse:
     only: tuple[str, ...] = ()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)  # more than diffusers has classes: a scan of them all would push out what the next one asks
 def scheduler_use(pipeline_class: type) -> SchedulerUse:
     """How the methods of a class, and of its bases in the same part of diffusers, drive `self.scheduler`."""
-    trees = list(_sources(pipeline_class))
-    for tree in trees:
-        _Branches().visit(tree)
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    text = "\n".join(ast.unparse(tree) for tree in trees)
+    nodes = [node for tree in _sources(pipeline_class) for node in ast.walk(tree)]
+    calls = list(_timestep_calls(nodes))
     asked = {node.args[1].value for node in nodes if _is_has_attribute(node)}  # type: ignore[attr-defined]
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_scheduler(node.value)}
     steps = [node for node in nodes if isinstance(node, ast.Call) and _is_scheduler_method(node.func, "step")]
     return SchedulerUse(
-        timestep_arguments=_timestep_arguments(nodes),
-        further_arguments=tuple(sorted({name for words in _timestep_calls(nodes) for name in words} - set(_USUAL))),
+        timestep_arguments=_timestep_arguments(nodes, calls),
+        further_arguments=tuple(sorted({name for words in calls for name in words} - set(_USUAL))),
         sigmas_as_array=any(_makes_array(node) for node in nodes),
-        own_noise_levels=any(_rises(node) for node in nodes) or "deepcopy(self.scheduler)" in text,
-        own_flow_sigmas="use_flow_sigmas" in text,
-        shifts_dynamically="use_dynamic_shifting" in text,
+        own_noise_levels=any(_rises(node) or _copies(node) for node in nodes),
+        own_flow_sigmas=_mentioned("use_flow_sigmas", nodes),
+        shifts_dynamically=_mentioned("use_dynamic_shifting", nodes),
         attributes=tuple(sorted(used - asked - {"step", "register_to_config"})),
         step_arguments=tuple(sorted({word.arg for call in steps for word in call.keywords if word.arg})),
-        empty_eta="prepare_extra_step_kwargs(generator, None)" in text,
+        empty_eta=any(_leaves_eta_empty(node) for node in nodes),
         step_results=tuple(
             sorted({node.attr for node in nodes if isinstance(node, ast.Attribute) and node.value in steps})
         ),
@@ -131,20 +128,71 @@ class _Branches(ast.NodeTransformer):
 
 
 def _is_instance_test(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and _is_scheduler(node.args[0])
+    return isinstance(node, ast.Call) and _name(node.func) == "isinstance" and _is_scheduler(node.args[0])
 
 
 def _sources(pipeline_class: type) -> Iterator[ast.AST]:
     for each in pipeline_class.__mro__:
         if "diffusers.pipelines." in f"{each.__module__}." and "pipeline_utils" not in each.__module__:
             try:
-                yield ast.parse(textwrap.dedent(inspect.getsource(each)))
+                classes = _classes(each.__module__)
             except (OSError, TypeError):
                 continue
+            if each.__qualname__ in classes:
+                yield classes[each.__qualname__]
+
+
+@lru_cache(maxsize=8)
+def _classes(module: str) -> dict[str, ast.AST]:
+    """The classes of a module by name, without the branches for one class of scheduler.
+
+    Raises:
+        OSError, TypeError: its source is not to be had.
+    """
+    found: dict[str, ast.AST] = {}
+    waiting: list[ast.AST] = [ast.parse(inspect.getsource(sys.modules.get(module)))]  # type: ignore[arg-type]
+    for node in waiting:
+        if isinstance(node, ast.ClassDef):
+            found.setdefault(node.name, _Branches().visit(node))
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            within = ast.iter_child_nodes(node)
+            waiting.extend(each for each in within if isinstance(each, ast.stmt | ast.ExceptHandler))
+    return found
+
+
+def _name(node: ast.AST) -> str:
+    """Of a plain name, "" of all else."""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _last_name(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else _name(node)
+
+
+def _mentioned(word: str, nodes: list[ast.AST]) -> bool:
+    """Whether a word is part of any name or text."""
+    fields = ("attr", "id", "arg", "name", "value")
+    return any(
+        isinstance(text := getattr(node, field, None), str) and word in text for node in nodes for field in fields
+    )
+
+
+def _copies(node: ast.AST) -> bool:
+    """`deepcopy(self.scheduler)`"""
+    if not isinstance(node, ast.Call) or not _last_name(node.func).endswith("deepcopy"):
+        return False
+    return len(node.args) == 1 and not node.keywords and _is_scheduler(node.args[0])
+
+
+def _leaves_eta_empty(node: ast.AST) -> bool:
+    """`self.prepare_extra_step_kwargs(generator, None)`"""
+    if not isinstance(node, ast.Call) or not _last_name(node.func).endswith("prepare_extra_step_kwargs"):
+        return False
+    return not node.keywords and [ast.unparse(each) for each in node.args] == ["generator", "None"]
 
 
 def _is_scheduler(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr == "scheduler" and ast.unparse(node.value) == "self"
+    return isinstance(node, ast.Attribute) and node.attr == "scheduler" and _name(node.value) == "self"
 
 
 def _is_scheduler_method(node: ast.AST, name: str) -> bool:
@@ -154,14 +202,14 @@ def _is_scheduler_method(node: ast.AST, name: str) -> bool:
 def _is_has_attribute(node: ast.AST) -> bool:
     return (
         isinstance(node, ast.Call)
-        and ast.unparse(node.func) in ("hasattr", "getattr")
+        and _name(node.func) in ("hasattr", "getattr")
         and len(node.args) > 1
         and _is_scheduler(node.args[0])
         and isinstance(node.args[1], ast.Constant)
     )
 
 
-def _timestep_arguments(nodes: list[ast.AST]) -> tuple[str, ...]:
+def _timestep_arguments(nodes: list[ast.AST], calls: list[dict[str, ast.expr]]) -> tuple[str, ...]:
     """Of the calls of `set_timesteps`, its own or that of `retrieve_timesteps`, those that are more than None."""
     computed = {
         target.id
@@ -171,7 +219,7 @@ def _timestep_arguments(nodes: list[ast.AST]) -> tuple[str, ...]:
         if isinstance(target, ast.Name)
     }
     found = set()
-    for words in _timestep_calls(nodes):
+    for words in calls:
         for name in _TAKES_TIMESTEPS:
             value = words.get(name)
             nothing = value is None or (isinstance(value, ast.Constant) and value.value is None)
@@ -188,14 +236,14 @@ def _timestep_calls(nodes: list[ast.AST]) -> Iterator[dict[str, ast.expr]]:
         words = {word.arg: word.value for word in node.keywords if word.arg}
         for name in (word.value.id for word in node.keywords if not word.arg and isinstance(word.value, ast.Name)):
             words |= _dictionary(name, nodes)
-        if ast.unparse(node.func).endswith("retrieve_timesteps"):
+        if _last_name(node.func).endswith("retrieve_timesteps"):
             yield words | dict(zip(("scheduler", "steps", "device", "timesteps", "sigmas"), node.args, strict=False))
         elif _is_scheduler_method(node.func, "set_timesteps"):
             yield words
 
 
 def _rises(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Assign) or ast.unparse(node.targets[0]) not in ("sigmas", "sigmas_dtype"):
+    if not isinstance(node, ast.Assign) or _name(node.targets[0]) not in ("sigmas", "sigmas_dtype"):
         return False
     return "linspace(0" in ast.unparse(node.value)
 
@@ -204,14 +252,14 @@ def _dictionary(name: str, nodes: list[ast.AST]) -> dict[str, ast.expr]:
     """The entries of the dictionary that is assigned to a name: `scheduler_kwargs = {"mu": mu}`."""
     found: dict[str, ast.expr] = {}
     for node in nodes:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and ast.unparse(node.targets[0]) == name:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and _name(node.targets[0]) == name:
             keys = (key.value if isinstance(key, ast.Constant) else None for key in node.value.keys)
             found |= {str(key): value for key, value in zip(keys, node.value.values, strict=True) if key}
     return found
 
 
 def _makes_array(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Assign) or ast.unparse(node.targets[0]) != "sigmas":
+    if not isinstance(node, ast.Assign) or _name(node.targets[0]) != "sigmas":
         return False
     text = ast.unparse(node.value)
     return ("linspace" in text or text.startswith("np.array")) and "tolist" not in text

@@ -1,12 +1,16 @@
 """Run by `test_attention_stand_ins.py` in a process that finds the stand-in packages: prints one JSON object.
 
-`python stand_in_runs.py families FAMILY ...` or `python stand_in_runs.py faults`.
+`python stand_in_runs.py families FAMILY ...`, `python stand_in_runs.py faults` or
+`python stand_in_runs.py commands FOLDER FAULT ARGUMENT ...`: the command line with each of the faults ("a,b"; "" is
+none) and `--attention xformers`, after each with `sdpa`, in one process. Writes FAULT.png, FAULT.json and sdpa.png.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import attention_stand_in as stand_in
@@ -17,7 +21,8 @@ from fastdiffusers.commands.libraries import prepare_libraries
 prepare_libraries(verbose=False)
 torch.set_num_threads(1)
 
-from fastdiffusers.callbacks import Callbacks  # noqa: E402 - after the libraries are ready
+from fastdiffusers import cli  # noqa: E402 - after the libraries are ready
+from fastdiffusers.callbacks import Callbacks  # noqa: E402
 from fastdiffusers.optimizations import attention_backends  # noqa: E402
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings  # noqa: E402
 from fastdiffusers.pipelines.generate import generate  # noqa: E402
@@ -109,6 +114,23 @@ def faults() -> dict[str, Any]:
     return found
 
 
+def commands(folder: str, faults: str, *arguments: str) -> dict[str, int]:
+    """The exit codes, by fault and "sdpa". What the command prints goes to standard error."""
+    codes = {}
+    plain = [*arguments, "--attention", "sdpa", "--output", str(Path(folder, "sdpa.png"))]
+    with contextlib.redirect_stdout(sys.stderr):
+        for fault in faults.split(","):
+            stand_in.calls.clear()
+            stand_in.FAULT = stand_in.parse(fault)
+            name = Path(folder, fault or "none")
+            results = ["--report", f"{name}.json", "--output", f"{name}.png"]
+            codes[fault] = cli.main([*arguments, "--attention", "xformers", *results])
+            stand_in.FAULT = None
+            codes["sdpa"] = codes.get("sdpa", 0) or cli.main(plain)  # also lets go of a backend that failed
+    return codes
+
+
 if __name__ == "__main__":
     what, *names = sys.argv[1:]
-    print(json.dumps(families(names) if what == "families" else faults()))
+    doing = {"families": lambda: families(names), "faults": faults, "commands": lambda: commands(*names)}
+    print(json.dumps(doing[what]()))
