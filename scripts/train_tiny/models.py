@@ -20,7 +20,7 @@ def words() -> list[str]:
 
 
 def clip_tokenizer() -> tuple[Any, int]:
-    """Bytes, and merges that make each word of the captions one token; with the vocabulary's size."""
+    """Bytes, and the merges that spell the words of the captions; with the vocabulary's size."""
     from transformers import CLIPTokenizer
 
     characters = tokenizers._byte_characters()
