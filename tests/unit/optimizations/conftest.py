@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import types
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from fastdiffusers.memory import GIB, MemoryState
 
 # pytest listens to every logger at every level, and that wakes dynamo's trace, which writes thousands of lines a graph.
 logging.getLogger("torch.__trace").disabled = True
@@ -43,6 +46,14 @@ def make_picture(pipeline: Any, family: str, edge: int = 32, prompt: str = "a ca
 def picture(small_edit_pictures: None) -> Callable[..., torch.Tensor]:
     """`make_picture`, on any family within a second."""
     return make_picture
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every device has 100 GiB free, whatever else runs on this machine: a full one would decline compiling."""
+    plenty = MemoryState(100 * GIB, 100 * GIB)
+    module = importlib.import_module("fastdiffusers.optimizations.apply")
+    monkeypatch.setattr(module, "device_memory", lambda device: plenty)
 
 
 class FakeKernels:

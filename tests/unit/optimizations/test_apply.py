@@ -22,6 +22,8 @@ from fastdiffusers.optimizations.settings import (
 from fastdiffusers.pipelines.tiny import TINY_FAMILIES
 
 EDGE = 96
+pytestmark = pytest.mark.usefixtures("room")
+
 WORK = Workload(EDGE, EDGE, steps=2)
 TILES = TilingSettings("on", 64, 16, slicing="on")
 RECORDS = (

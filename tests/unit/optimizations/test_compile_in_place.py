@@ -30,7 +30,7 @@ def compiling(backend="eager", choice="on", tiling="off", memory_mode="gpu", att
     )
 
 
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "room")
 
 PLAIN = OptimizationSettings.plain(memory_mode="gpu")
 
