@@ -13,8 +13,8 @@ PACK = Path(__file__).resolve().parents[3]
 README = " ".join((PACK / "README.md").read_text(encoding="utf-8").split())
 
 
-def data(name: str) -> Any:
-    path = PACK / "benchmarks" / "results" / f"{name}_intel_r_xeon_r_processor.json"
+def data(name: str, machine: str = "intel_r_xeon_r_processor") -> Any:
+    path = PACK / "benchmarks" / "results" / f"{name}_{machine}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -70,3 +70,30 @@ def test_what_the_pack_costs() -> None:
     assert said in README
     assert max(found["switch_s"].values()) <= 0.002
     assert f"importing the pack {1000 * found['import_s']:.0f} ms" in README
+
+
+def test_the_video_vae_on_a_card() -> None:
+    found = data("vae_decode", "nvidia_h200")
+    rows = {row["row"]: row for row in found["cases"][0]["rows"]}
+    assert found["cases"][0]["case"] == "81 frames 1248x720"
+    whole, two = rows["+ fused kernels"], rows["auto"]
+    assert f"in float16 in {whole['seconds']:.1f} s with {whole['peak_mib'] / 1024:.1f} GiB above the weights" in README
+    said = f"two frames at a time took {two['seconds']:.1f} s and {two['peak_mib'] / 1024:.1f} GiB"
+    assert said in README
+    assert rows["plain decoder"]["seconds"] == "out of memory"
+    assert f"ran out of the card's {found['machine']['device']['total_gib']} GiB" in README
+
+
+def test_kernels_on_a_card() -> None:
+    rows = data("kernels", "nvidia_h200")["rows"]
+
+    def fastest(operation: str, size: str, way: str) -> float:
+        times = [
+            r["microseconds"] for r in rows if r["operation"] == operation and size in r["size"] and r["way"] == way
+        ]
+        return min(times)
+
+    own, plain = (fastest("group_norm_silu", "1x128x20x256x256", way) for way in ("triton", "plain"))
+    assert f"in bfloat16: {own:.0f} us by the pack's kernel, {plain:.0f} us by the faster layout" in README
+    own, plain = (fastest("pixel_shuffle_3d", "1x1024x2x360x624", way) for way in ("triton_pixel_shuffle", "plain"))
+    assert f"{own:.0f} us, and {plain:.0f} us by plain PyTorch" in README
