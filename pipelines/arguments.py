@@ -68,9 +68,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     if family.images_as_list and "adapter_conditioning_scale" in accepted:
         call["adapter_conditioning_scale"] = [1.0] * family.min_images  # several adapters cannot share its default
     if "intermediate_timesteps" in accepted and request.steps != 2:
-        call["intermediate_timesteps"] = (
-            None  # Sana Sprint takes one between two steps, and fails with any other number
-        )
+        # Sana Sprint takes one between two steps, and fails with any other number.
+        call["intermediate_timesteps"] = None
     return call
 
 
