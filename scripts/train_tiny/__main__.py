@@ -1,6 +1,6 @@
 """Train the embedded tiny Flux from drawn landscapes.
 
-`python -m fastdiffusers.scripts.train_tiny --stage vae --minutes 1 --output FOLDER`, then the same with
+`python . scripts.train_tiny --stage vae --minutes 1 --output FOLDER`, then the same with
 `--stage flux --minutes 2.3`. A stage that was stopped goes on; `--minutes` counts all its runs. FOLDER/flux
 is then a pipeline in float16 that `FluxPipeline.from_pretrained` reads; the `.jsonl` files are the losses.
 """
