@@ -253,9 +253,13 @@ def test_a_vae_that_is_told_the_noise_level_is_told_that_there_is_none(monkeypat
     assert torch.equal(told[0], torch.zeros(2))
 
 
-def test_sizes_frames_and_text_lengths_that_do_not_fit_are_refused():
+def test_sizes_and_frames_are_brought_to_what_fits_and_what_cannot_be_is_refused():
     handle = PipelineHandle(loader.resolve("tiny:ltx2-t2v"))
-    wrong = {"num_frames": (10, "8n \\+ 1"), "width": (72, "multiples of 32"), "max_sequence_length": (100, "128")}
+    asked = request_for("ltx2-t2v", num_frames=10, width=72)
+    notes = generate(handle, asked, OptimizationSettings.plain()).report.notes
+    assert [note for note in notes if note.startswith("num_frames: 9 instead of 10")]
+    assert [note for note in notes if note.startswith("width: 64 instead of 72")]
+    wrong = {"num_frames": (0, "8n \\+ 1"), "width": (0, "multiples of 32"), "max_sequence_length": (100, "128")}
     for field, (value, reason) in wrong.items():
         with pytest.raises(InputError, match=reason):
             generate(handle, request_for("ltx2-t2v", **{field: value}), OptimizationSettings.plain())
