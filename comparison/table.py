@@ -141,7 +141,7 @@ def against_plain(row: ComparisonRow) -> str:
         return ""
     interval = f"[{found.low - 1:+.1%}, {found.high - 1:+.1%}]"
     if found.pairs < ENOUGH_PAIRS:
-        interval = f"(spread unknown: {found.pairs} run{'s' * (found.pairs > 1)})"
+        interval = f"(spread unknown: {times(found.pairs, 'run')})"
     if found.verdict == "noise":
         return f"noise {interval}"
     return f"{found.ratio - 1:+.0%} {interval}"

@@ -85,7 +85,7 @@ def _against(row: ComparisonRow, plain: ComparisonRow) -> Iterator[str]:
     if row.undecided:
         between = f"{row.versus.low - 1:+.0%} to {row.versus.high - 1:+.0%}"
         if row.versus.pairs < ENOUGH_PAIRS:
-            between = f"{row.versus.pairs} run{'s' * (row.versus.pairs > 1)}, so that the spread is unknown"
+            between = f"{times(row.versus.pairs, 'run')}, so that the spread is unknown"
         else:
             between += " time"
         yield f"of {row.name} too little is known ({between}): measure more runs on a quiet machine"

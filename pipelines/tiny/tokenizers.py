@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 
 def clip_tokenizer() -> Any:
     """Bytes, and bytes that end a word, between <|startoftext|> and <|endoftext|>."""
-    characters = _byte_characters()
+    characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     specials = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
@@ -63,7 +63,7 @@ def clip_tokenizer() -> Any:
 
 def t5_tokenizer() -> Any:
     """The printable characters of Latin-1; anything else is unknown."""
-    characters = _latin_characters()
+    characters = latin_characters()
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, -2.0), *((c, -3.0) for c in characters)]
 
     def backend() -> Any:
@@ -80,7 +80,7 @@ def t5_tokenizer() -> Any:
 
 def gemma_tokenizer() -> Any:
     """The printable characters of Latin-1 after <bos>; anything else is unknown."""
-    tokens = [*GEMMA_SPECIALS, SPACE, *_latin_characters()]
+    tokens = [*GEMMA_SPECIALS, SPACE, *latin_characters()]
     vocabulary = {token: index for index, token in enumerate(tokens)}
 
     def backend() -> Any:
@@ -101,7 +101,7 @@ def gemma_tokenizer() -> Any:
 
 def qwen_tokenizer() -> Any:
     """Bytes and Qwen's special tokens, with a chat template."""
-    vocabulary = {token: index for index, token in enumerate((*_byte_characters(), *QWEN_SPECIALS))}
+    vocabulary = {token: index for index, token in enumerate((*byte_characters(), *QWEN_SPECIALS))}
 
     def backend() -> Any:
         from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -137,11 +137,11 @@ def _pattern(expression: str) -> Any:
     return Regex(expression)
 
 
-def _latin_characters() -> list[str]:
+def latin_characters() -> list[str]:
     return [chr(code) for code in (*range(33, 127), *range(161, 256))]
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The 256 printable stand-ins for bytes that byte-level BPE vocabularies are written in (the GPT-2 table)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]

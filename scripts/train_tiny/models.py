@@ -23,7 +23,7 @@ def clip_tokenizer() -> tuple[Any, int]:
     """Bytes, and the merges that spell the words of the captions; with the vocabulary's size."""
     from transformers import CLIPTokenizer
 
-    characters = tokenizers._byte_characters()
+    characters = tokenizers.byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters)]
     merges: Any = []
     for word in words():
@@ -45,7 +45,7 @@ def t5_tokenizer() -> tuple[Any, int]:
     from transformers import T5Tokenizer
 
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (tokenizers.SPACE, -2.0)]
-    vocabulary += [(character, -3.0) for character in tokenizers._latin_characters()]
+    vocabulary += [(character, -3.0) for character in tokenizers.latin_characters()]
     vocabulary += [(tokenizers.SPACE + word, -1.0) for word in words()]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512), len(vocabulary)
 
