@@ -83,13 +83,14 @@ class LoadPipeline(io.ComfyNode):
         cls, model: str, custom_model: str, dtype: str, memory_mode: str, quantization: str, device: str, revision: str
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        key = loader.resolve(
-            pipeline_source(model, custom_model),
-            revision=revision.strip(),
-            dtype=dtype,
-            device=comfy_bridge.device_name(device),
-            quantization=quantization,
-            library=download_folder(),
-            callbacks=progress.callbacks,
-        )
+        with progress.running() as callbacks:
+            key = loader.resolve(
+                pipeline_source(model, custom_model),
+                revision=revision.strip(),
+                dtype=dtype,
+                device=comfy_bridge.device_name(device),
+                quantization=quantization,
+                library=download_folder(),
+                callbacks=callbacks,
+            )
         return io.NodeOutput(memory_management.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_registration import NODES
+from test_workflows import read
 
 from fastdiffusers.scripts.browser import CLASSIC, DARK, NODES_2, Browser
 
 if TYPE_CHECKING:
     from comfy_client import Client
 
+SAMPLER_ID = "FastDiffusersSampler"
 LOADER, SAMPLER = "Load Diffusers Pipeline", "Diffusers Sampler"
 WORDS = {
     "flux": LOADER,
@@ -71,6 +73,21 @@ CONNECT = """
   sample.connect(0, save, save.inputs.findIndex(input => input.name === 'images'));
 })()
 """
+RUN_AND_CANCEL = """
+(async () => {
+  const api = window.app.api, node = window.app.graph.nodes.find(n => n.comfyClass === 'FastDiffusersSampler');
+  node.widgets.find(w => w.name === 'steps').value = 1000;
+  const over = new Promise(done => api.addEventListener('execution_interrupted', done, { once: true }));
+  api.addEventListener('progress', () => api.interrupt(), { once: true });
+  await window.app.queuePrompt(0);
+  await over;
+})()
+"""
+TEXTS = """
+Object.fromEntries(window.app.graph.nodes.flatMap(node => (node.widgets ?? [])
+  .filter(w => ['shown', '$$node-text-preview'].includes(w.name)).map(w => [node.comfyClass, w.value])))
+"""
+"""What nodes show of their last run, by the kind of node."""
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +159,18 @@ def test_from_scratch_to_a_picture(server: Client, page: Browser, drawn: dict[st
     page.run()
     assert len(set(folder.rglob("*.png")) - before) == 1
     assert not any(node["errors"] for node in page.nodes())
+
+
+@both_ways
+def test_after_cancel_the_node_says_so_and_the_report_is_marked_as_old(page: Browser, drawn: dict[str, Any]) -> None:
+    page.load(read("Text to Image"))
+    page.evaluate(SEED.replace("nodes[1]", f"nodes.find(n => n.comfyClass === '{SAMPLER_ID}')") % int(drawn == NODES_2))
+    page.run()
+    before = page.evaluate(TEXTS)
+    assert not any("earlier run" in text for text in before.values())
+    page.evaluate(RUN_AND_CANCEL)
+    page.settle()
+    after = page.evaluate(TEXTS)
+    assert after[SAMPLER_ID].startswith("cancelled at ")
+    assert after["FastDiffusersShowReport"].startswith("(of an earlier run)")
+    assert after["FastDiffusersShowReport"].endswith(before["FastDiffusersShowReport"])

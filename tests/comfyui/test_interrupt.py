@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ def test_cancel_shows_as_interrupted_and_leaves_the_pipeline_as_new(server: Clie
     texts = [m[8:] for m in messages if isinstance(m, bytes) and m[:4] == TEXT_EVENT]
     assert any(b"denoise" in text for text in texts), "the node says what it is doing"
     assert not any(b"decode" in text for text in texts), "nothing is decoded after a cancel"
+    assert re.fullmatch(rb"sample(cancelled at \d\d:\d\d:\d\d, in denoise \d+/1000.*)", texts[-1]), texts[-1]
     assert any(isinstance(m, bytes) and m[:4] in PREVIEW_EVENTS for m in messages), "the node shows a preview"
 
     # Another graph on the same pipeline, so that ComfyUI cannot answer from its cache of outputs. A batch of two takes
@@ -79,6 +81,8 @@ def test_cancel_while_code_is_compiled(server: Client) -> None:
     compiled["sample"]["inputs"]["compile_settings"] = ["compile", 0]
     messages = asyncio.run(cancel_when(server, compiled, says(b"first run only")))
     assert messages[-1]["type"] == "execution_interrupted", messages[-1]["data"].get("exception_message")
+    last = [m[8:].decode() for m in messages if isinstance(m, bytes) and m[:4] == TEXT_EVENT][-1]
+    assert re.search(r"cancelled at \d\d:\d\d:\d\d, in compile \d/\d: transformer: .* so far \(first run only", last), last
     assert messages[-1]["data"]["node_id"] == "sample"
     again = server.sampling(TINY + "sd3", **small, torch_compile="off", prompt="a cat")
     again["sample"]["inputs"]["max_sequence_length"] = 0
