@@ -99,7 +99,7 @@ class NodeProgress:
 
     @contextmanager
     def running(self) -> Iterator[Callbacks]:
-        """Give the callbacks for a run in the block; of one that is cancelled or fails, the node says where and when."""
+        """Give the callbacks for a run in the block. One that is cancelled or fails says so on the node: when, where."""
         try:
             yield self.callbacks
         except BaseException as error:

@@ -82,7 +82,8 @@ def test_cancel_while_code_is_compiled(server: Client) -> None:
     messages = asyncio.run(cancel_when(server, compiled, says(b"first run only")))
     assert messages[-1]["type"] == "execution_interrupted", messages[-1]["data"].get("exception_message")
     last = [m[8:].decode() for m in messages if isinstance(m, bytes) and m[:4] == TEXT_EVENT][-1]
-    assert re.search(r"cancelled at \d\d:\d\d:\d\d, in compile \d/\d: transformer: .* so far \(first run only", last), last
+    told = r"cancelled at \d\d:\d\d:\d\d, in compile \d/\d: transformer: .* so far \(first run only"
+    assert re.search(told, last), last
     assert messages[-1]["data"]["node_id"] == "sample"
     again = server.sampling(TINY + "sd3", **small, torch_compile="off", prompt="a cat")
     again["sample"]["inputs"]["max_sequence_length"] = 0
