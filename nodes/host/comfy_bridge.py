@@ -99,7 +99,7 @@ class NodeProgress:
 
     @contextmanager
     def running(self) -> Iterator[Callbacks]:
-        """Give the callbacks for a run in the block. One that is cancelled or fails says so on the node: when, where."""
+        """Give the callbacks for a run in the block. How it was cancelled or failed is then said on the node."""
         try:
             yield self.callbacks
         except BaseException as error:
