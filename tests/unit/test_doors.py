@@ -47,6 +47,7 @@ OWN_ROOM = {
     "vae/kernels": set(),
     "nodes/host": {"vae_choices"},
     "commands/launch": {"files"},
+    "commands/plan": set(),
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
 
