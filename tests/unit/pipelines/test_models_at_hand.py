@@ -16,6 +16,7 @@ from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.arguments import call_arguments, to_pil
 from fastdiffusers.pipelines.loading.described import family_of_folder
+from fastdiffusers.pipelines.loading.loader import load, resolve
 from fastdiffusers.pipelines.recognize import family_of, family_of_configuration
 from fastdiffusers.pipelines.requests import check_request, ready
 from fastdiffusers.pipelines.schedulers import compatible_schedulers
@@ -85,6 +86,43 @@ def test_a_unet_without_a_sample_size_starts_from_pictures() -> None:
     made = sampling.run(loaded(pipeline), request).frames
     assert torch.equal(made.flatten(), torch.from_numpy(expected).flatten())
     assert pipeline.unet.config.sample_size is None
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline"])
+def test_a_folder_whose_unet_says_no_size_loads_as_any_class(name: str, tmp_path: Path) -> None:
+    """diffusers' own classes for pictures cannot be made around one; what they give with a size is what comes out."""
+    pipeline = _with_nets("controlnet") if "Control" in name else build("stable_diffusion")
+    parts = {**pipeline.components, "requires_safety_checker": False}
+    pipeline.unet.register_to_config(sample_size=64)
+    bare = build(lambda: getattr(diffusers, name)(**parts))
+    bare.unet.register_to_config(sample_size=None)
+    bare.save_pretrained(tmp_path)
+    original = getattr(diffusers, name).__init__
+    key = resolve(str(tmp_path), device="cpu", dtype="float32")
+    held = load(key)
+    assert getattr(diffusers, name).__init__ is original
+    assert held.pipeline.unet.config.sample_size is None
+    controlled = "Control" in name
+    if not controlled:
+        with pytest.raises(TypeError):
+            diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    images = PICTURES[: 2 if controlled else 1]
+    request = SampleRequest("a fox", steps=4, width=32, height=32, images=images)
+    shown = [to_pil(picture) for picture in images]
+    given = {"width": 32, "height": 32} if controlled else {}
+    call = {"num_inference_steps": 4, "generator": generator(), "output_type": "np", **given}
+    expected = bare("a fox", image=shown if controlled else shown[0], **call)[0]
+    made = sampling.run(held, request).frames
+    assert torch.equal(made.flatten(), torch.from_numpy(expected).flatten())
+
+
+def test_the_size_is_the_one_that_the_unet_was_trained_for() -> None:
+    """SDXL Turbo is an SDXL of half the edge."""
+    vae = {"block_out_channels": (128, 256, 512, 512)}
+    for cells, edge in ((128, 1024), (64, 512), (None, 1024)):
+        parts = {"unet": {"sample_size": cells}, "vae": vae}
+        family = family_of_configuration(diffusers.StableDiffusionXLPipeline, {}, parts)
+        assert (family.width, family.height) == (edge, edge)
 
 
 @pytest.mark.parametrize(
