@@ -24,11 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=Path, metavar="FOLDER", help="a checkout of diffusers, for its tests' cases")
     parser.add_argument("--plain", action="store_true", help="without the optimizations")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--list", action="store_true", help="every installed class and what is known of it")
     parser.add_argument("--no-store", action="store_true", help="write neither results nor tables")
     parser.add_argument("--seconds", type=float, default=180.0, help="most that one case may take (default: 180)")
     parser.add_argument("--gib", type=float, default=6.0, help="most memory that one case may take (default: 6)")
     parser.add_argument("--journal", type=Path, default=None, help="where results are kept as they come")
     args = parser.parse_args(arguments)
+    if args.list:
+        from ...commands.libraries import prepare_libraries
+        from .tables import listed
+
+        prepare_libraries(verbose=False)
+        print(listed())
+        return 0
     folder = cache_folder() / "coverage"
     os.environ["HF_HUB_CACHE"] = str(folder / "hub")  # read when the libraries are imported
     os.environ["HF_HUB_OFFLINE"] = "1"

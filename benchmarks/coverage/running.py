@@ -65,8 +65,9 @@ def _in_child(trial: Trial, limits: Limits, writing: int) -> None:
         with os.fdopen(writing, "w", encoding="utf-8") as pipe:
             json.dump(found, pipe)
         status = 0
-    except MemoryError:
-        os.write(writing, json.dumps({"state": "not finished", "reason": f"more than {limits.gib:g} GiB"}).encode())
+    except BaseException as error:  # noqa: BLE001 - told to the parent, which goes on
+        reason = f"more than {limits.gib:g} GiB" if isinstance(error, MemoryError) else repr(error)
+        os.write(writing, json.dumps({"state": "not finished", "reason": reason}).encode())
         status = 0
     finally:
         os._exit(status)

@@ -62,7 +62,7 @@ def try_case(case: Case, options: bool = True) -> dict[str, Any]:
         inputs = case.inputs()
     except Exception as error:  # noqa: BLE001 - whatever a case raises is its result
         return found | {"state": "not built", "reason": _line(error)}
-    found["pipeline"] = type(bare).__name__
+    found["pipeline"] = _public_name(type(bare))
     with tempfile.TemporaryDirectory() as folder:
         key, found["loads"] = _saved(bare, Path(folder))
         tried = _compared(bare, key, inputs, options)
@@ -79,11 +79,22 @@ def try_case(case: Case, options: bool = True) -> dict[str, Any]:
 
 def _saved(bare: Any, folder: Path) -> tuple[LoadKey | None, str]:
     """The key of the pipeline as a folder, None where bare diffusers cannot write one; and whether it can."""
+    import diffusers
+
+    if not hasattr(diffusers, type(bare).__name__):
+        return None, "a class of the case's own"
     try:
         bare.save_pretrained(folder)
     except Exception as error:  # noqa: BLE001
         return None, f"bare diffusers cannot save it: {_line(error)}"
     return loader.resolve(str(folder), dtype="float32", device="cpu"), "yes"
+
+
+def _public_name(pipeline_class: type) -> str:
+    """Of the class of diffusers that a case's own class is made from."""
+    import diffusers
+
+    return next(each.__name__ for each in pipeline_class.__mro__ if hasattr(diffusers, each.__name__))
 
 
 def _again(folder: str) -> Any:

@@ -15,6 +15,7 @@ import torch
 
 from ...errors import first_line
 from ...pipelines import tiny
+from ...pipelines.classes.scheduling import scheduler_use
 from ...pipelines.tiny import components, tokenizers
 from ...pipelines.tiny.build import PIPELINE_CLASSES
 from .cases import Case, NotBuilt, pipeline_classes, takes
@@ -36,7 +37,6 @@ def _of(name: str, **settings: Any) -> Callable[[], Any]:
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BY_TYPE: Mapping[str, Callable[[], Any]] = {
-    "AutoencoderKL": lambda: components.image_vae(4, 0.18215, quant=True),
     "AutoencoderKLWan": components.wan_vae,
     "AutoencoderKLQwenImage": components.qwen_vae,
     "AutoencoderKLFlux2": components.flux2_vae,
@@ -183,8 +183,9 @@ def _assembled(pipeline_class: Any) -> Any:
     """A pipeline of components that are made from their types alone."""
     parts: dict[str, Any] = {}
     parameters = inspect.signature(pipeline_class.__init__).parameters
-    for name, classes in _needed(pipeline_class).items():
-        parts[name] = _component(name, classes, pipeline_class)
+    needed = _needed(pipeline_class)
+    for name, classes in sorted(needed.items(), key=lambda item: item[0] == "vae"):  # it fits the denoiser
+        parts[name] = _component(name, classes, pipeline_class, parts)
     for name in ("safety_checker", "feature_extractor", "image_encoder", "watermarker"):
         if name in parameters and name not in parts:
             parts[name] = None
@@ -196,12 +197,14 @@ def _assembled(pipeline_class: Any) -> Any:
     return pipeline_class(**parts)
 
 
-def _component(name: str, classes: list[str], pipeline_class: Any) -> Any:
+def _component(name: str, classes: list[str], pipeline_class: Any, parts: dict[str, Any]) -> Any:
     import diffusers
 
     if name == "unet" and "UNet2DConditionModel" in classes:
         channels = 9 if "Inpaint" in pipeline_class.__name__ else 8 if "Pix2Pix" in pipeline_class.__name__ else 4
         return _unet("UNet2DConditionModel", in_channels=channels)
+    if "AutoencoderKL" in classes:
+        return _image_vae(parts.get("unet") or parts.get("transformer"))
     for each in classes:
         if each in BY_TYPE:
             return BY_TYPE[each]()
@@ -209,10 +212,20 @@ def _component(name: str, classes: list[str], pipeline_class: Any) -> Any:
         found = getattr(diffusers, each, None)
         if found is None:
             continue
+        if each == "FlowMatchEulerDiscreteScheduler":
+            return found(use_dynamic_shifting="mu" in scheduler_use(pipeline_class).timestep_arguments)
         if "Scheduler" in each:
             return found()
         return shrunk(found)
     raise ValueError(f"nothing here makes its {name} ({', '.join(classes) or 'no type is given'})")
+
+
+def _image_vae(denoiser: Any) -> Any:
+    """With the channels that a denoiser works on: as many as it takes, or a quarter, where it takes 2 x 2 cells."""
+    if denoiser is None or "UNet" in type(denoiser).__name__:
+        return components.image_vae(4, 0.18215, quant=True)
+    channels = int(denoiser.config.get("in_channels") or 16)
+    return components.image_vae(channels if channels <= 16 else channels // 4, 0.3611, 0.1159)
 
 
 def inputs(pipeline_class: type) -> dict[str, Any]:

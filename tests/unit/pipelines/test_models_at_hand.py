@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from fastdiffusers.pipelines.loading.described import family_of_folder
 from fastdiffusers.pipelines.loading.loader import load, resolve
 from fastdiffusers.pipelines.recognize import family_of, family_of_configuration
 from fastdiffusers.pipelines.requests import check_request, ready
-from fastdiffusers.pipelines.schedulers import compatible_schedulers
+from fastdiffusers.pipelines.schedulers import SCHEDULERS, compatible_schedulers
 from fastdiffusers.pipelines.types import SampleRequest
 
 PICTURES = tuple(torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3))
@@ -207,3 +208,35 @@ def test_a_model_whose_noise_levels_rise_gets_schedulers_that_rise() -> None:
     falling = diffusers.UniPCMultistepScheduler.from_config(rising.config, use_flow_sigmas=True)
     falling.set_timesteps(sigmas=np.array([1.0, 0.75, 0.5, 0.25]))
     assert bool((falling.sigmas.diff() < 0).all())
+
+
+def test_a_model_trained_from_pure_noise_gets_schedulers_that_begin_there() -> None:
+    """Others take the configuration, drop what they do not know, and begin with a rest of the picture."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    original = diffusers.EulerDiscreteScheduler(**betas, **zero)
+    names = compatible_schedulers(original, family_of("StableDiffusionXLPipeline"))
+    assert {"EulerDiscreteScheduler", "DDIMScheduler", "UniPCMultistepScheduler"} <= set(names)
+    for name in SCHEDULERS:
+        made = getattr(diffusers, name)
+        if name not in names and not name.startswith("FlowMatch") and not getattr(made, "_backends", ()):
+            rest = getattr(made.from_config(original.config), "alphas_cumprod", None)
+            assert rest is None or rest[-1] > 1e-4, name
+    plain = diffusers.EulerDiscreteScheduler(**betas)
+    assert "HeunDiscreteScheduler" in compatible_schedulers(plain, family_of("StableDiffusionXLPipeline"))
+    assert "HeunDiscreteScheduler" not in names
+
+
+def test_everything_that_holds_several_models_is_counted() -> None:
+    """Every class of diffusers that holds several control models or adapters keeps them where they are looked for."""
+    held = set()
+    for name in dir(diffusers):
+        each = getattr(diffusers, name)
+        if isinstance(each, type) and issubclass(each, diffusers.DiffusionPipeline):
+            held |= {kind for kinds in each._get_signature_types().values() for kind in kinds if isinstance(kind, type)}
+    several = [kind for kind in held if kind.__name__.startswith("Multi") or "MultiControl" in kind.__name__]
+    several = [kind for kind in several if kind.__module__.startswith("diffusers.") and "lingual" not in kind.__name__]
+    assert len(several) >= 6
+    for kind in several:
+        stored = inspect.getsource(kind.__init__)
+        assert "self.nets =" in stored or "self.adapters =" in stored, kind
