@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from . import latents
 from .classes.forms import around
+from .classes.guidance import OWN_SCHEDULES
 from .families import Family
 from .requests import ReadyRequest, seeds
 from .types import SampleRequest
@@ -63,8 +64,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     _check_text_length(pipeline, request)
     accepted = inspect.signature(pipeline.__call__).parameters
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
-    if family.guidance_replaces and request.guidance is not None:
-        call[family.guidance_replaces] = None
+    if request.guidance is not None and family.name in OWN_SCHEDULES:
+        call[OWN_SCHEDULES[family.name].argument] = None
     if family.images_as_list and "adapter_conditioning_scale" in accepted:
         call["adapter_conditioning_scale"] = [1.0] * family.min_images  # several adapters cannot share its default
     if "intermediate_timesteps" in accepted and request.steps != 2:

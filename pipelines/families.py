@@ -22,8 +22,6 @@ class Family:
         name: short name, "flux2-klein".
         classes: diffusers classes it covers.
         guidance_argument: call argument that takes the guidance scale, "" when there is none.
-        guidance_replaces: call argument that is None where a guidance is given, "" when there is none.
-        guided_steps: steps that the model's own guidance, one per step, is made for; 0 = any number.
         second_guidance: has `guidance_scale_2` for its second expert.
         prompt: takes a prompt.
         negative_prompt: honours a negative prompt.
@@ -41,7 +39,8 @@ class Family:
         rate_argument: call argument that takes the frame rate, where there is one.
         frames_argument: call argument that takes the number of frames.
         required: call arguments that it fails without, and that no input of a request fills.
-        makes: what it makes instead of pictures, in words, "" for one that makes those.
+        makes: what it makes instead of pictures, clips or sound, in words; "" for one that makes those.
+        sound_alone: makes sound, and nothing to be seen.
         frame_step: frames are 1 + a multiple of it; 1 = any number.
         max_frames: longest clip, in frames.
         images: "none" for text only, "optional", or "required".
@@ -73,8 +72,6 @@ class Family:
     name: str
     classes: tuple[str, ...] = ()
     guidance_argument: str = "guidance_scale"
-    guidance_replaces: str = ""
-    guided_steps: int = 0
     second_guidance: bool = False
     prompt: bool = True
     negative_prompt: bool = True
@@ -95,6 +92,7 @@ class Family:
     frames_argument: str = "num_frames"
     required: tuple[str, ...] = ()
     makes: str = ""
+    sound_alone: bool = False
     frame_step: int = 1
     max_frames: int = 1
     images: str = "none"

@@ -84,6 +84,8 @@ def _trained(
         return _unknown_variant(family, pipeline_class, config, model)
     if family.name == "flux" and not model.get("guidance_embeds"):
         return replace(family, steps=4, guidance=0.0, guidance_argument="")
+    if family.name == "sdxl":
+        return _of_trained_size(family, parts.get("unet", {}), parts.get("vae", {}))
     if family.name == "flux2-klein" and config.get("is_distilled"):
         return replace(family, steps=4, guidance=1.0)
     if family.name == "zimage" and scheduler.get("shift", 3.0) > 3.0:
@@ -95,6 +97,15 @@ def _trained(
         extra = (("spatio_temporal_guidance_blocks", (29,)), ("use_cross_timestep", False))
         return replace(family, steps=40, extra=extra)
     return family
+
+
+def _of_trained_size(family: Family, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Family:
+    """The family with the size that the UNet says it was trained for: SDXL Turbo makes pictures of half the edge."""
+    cells, blocks = unet.get("sample_size"), vae.get("block_out_channels")
+    if not isinstance(cells, int) or not blocks:
+        return family
+    edge = min(family.max_size, cells * 2 ** (len(blocks) - 1))
+    return replace(family, width=edge, height=edge)
 
 
 def _unknown_variant(

@@ -9,8 +9,10 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .classes.guidance import OWN_SCHEDULES
 from .families import Family
 from .requested.sizes import fit
+from .results import refuse_without_picture
 from .schedulers import SCHEDULERS, SHORT_NAMES
 from .types import SampleRequest
 
@@ -112,17 +114,17 @@ def seeds(request: SampleRequest) -> tuple[int, ...]:
 
 def _check_purpose(family: Family) -> None:
     """Refuse a class that makes something else than pictures, or that needs more than a request can say."""
-    if family.makes:
-        raise InputError("model", family.name, f"it makes {family.makes}", "choose a model of pictures or video")
+    refuse_without_picture(family)
     if family.required:
         reason = f"it needs what no input here gives: {', '.join(family.required)}"
         raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
 
 
 def _check_guided_steps(family: Family, request: SampleRequest) -> None:
-    if family.guided_steps and request.guidance is None and request.steps not in (None, family.guided_steps):
-        reason = f"{family.name}'s own guidance is a list for {family.guided_steps} steps"
-        raise InputError("steps", request.steps, reason, f"use {family.guided_steps}, or set guidance too")
+    schedule = OWN_SCHEDULES.get(family.name)
+    if schedule is not None and request.guidance is None and request.steps not in (None, schedule.steps):
+        reason = f"{family.name}'s own guidance is a list for {schedule.steps} steps"
+        raise InputError("steps", request.steps, reason, f"use {schedule.steps}, or set guidance too")
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, cure: str) -> None:

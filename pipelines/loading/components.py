@@ -6,9 +6,12 @@ A class that this version of the libraries does not have is judged by its name.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -100,3 +103,35 @@ def find_class(library: str, class_name: str) -> type[Any] | None:
         log.debug("%s of %s is not there: %s", class_name, library, describe(error))
         return None
     return found if isinstance(found, type) and type(found).__name__ != "DummyObject" else None
+
+
+@contextmanager
+def made_around_any_unet(pipeline_class: type) -> Iterator[None]:
+    """Let `pipeline_class` be made, while the block runs, around a UNet that says no `sample_size` too.
+
+    Where its constructor fails with one, it is called once more, as for a form.
+    """
+    from ...optimizations.components import unet_with_a_size
+
+    original: Any = pipeline_class.__init__
+
+    @functools.wraps(original)
+    def made(self: Any, *args: Any, **parts: Any) -> None:
+        try:
+            original(self, *args, **parts)
+        except TypeError:
+            unet = parts.get("unet")
+            if unet is None or unet.config.get("sample_size", 64) is not None:
+                raise
+            with unet_with_a_size(unet):
+                original(self, *args, **parts)
+
+    inherited = "__init__" not in vars(pipeline_class)
+    pipeline_class.__init__ = made  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        if inherited:
+            del pipeline_class.__init__
+        else:
+            pipeline_class.__init__ = original  # type: ignore[misc]

@@ -23,7 +23,7 @@ from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, described, single_file
 from .completeness import check_complete, check_read
-from .components import components, not_taken
+from .components import components, find_class, made_around_any_unet, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .mapped_files import mapped_files
 from .parts import family_of_parts, locate_parts, read_parts
@@ -213,7 +213,8 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
     held = schemes.checkpoint_quantization(folder, parts)
     config = pipeline_quantization_config(key.quantization, parts, dtype=dtype, device=key.device)
     sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())
-    with import_sdnq_safely() if sdnq else nullcontext():
+    made = find_class("diffusers", str(checked.index["_class_name"]))
+    with import_sdnq_safely() if sdnq else nullcontext(), made_around_any_unet(made) if made else nullcontext():
         return DiffusionPipeline.from_pretrained(
             folder,
             torch_dtype=_dtype_argument(key, dtype),
