@@ -50,7 +50,7 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def not_taken(index: dict[str, Any]) -> list[str]:
-    """The components of an index that its pipeline class has no argument for, or its blocks no use: they are dropped."""
+    """The components of an index that its pipeline class has no argument for, or its blocks no use: they go unread."""
     pipeline_class = find_class("diffusers", str(index.get("_class_name")))
     if pipeline_class is None:
         return []

@@ -54,7 +54,11 @@ def scheduler_of_folder(folder: Path) -> Any:
 
 
 def configuration(folder: Path, part: str) -> dict[str, Any]:
-    """A component's configuration in its own folder, {} where it cannot be read: what is wrong with it the load says."""
+    """A component's configuration, {} where it cannot be read: what is wrong with it is for the load to say.
+
+    Args:
+        folder: the component's own.
+    """
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     try:
         return read_json(folder / name)

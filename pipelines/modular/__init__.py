@@ -1,1 +1,1 @@
-"""Modular Diffusers: pipelines as blocks. Reads nothing of the loading but files; what the blocks say of themselves is enough."""
+"""Modular Diffusers: pipelines made of blocks, found, described and run by what their blocks say of themselves."""
