@@ -98,23 +98,27 @@ def _run(pipeline: Any, blocks: list[tuple[str, Any]], state: Any) -> None:
     import torch
 
     with torch.no_grad():
-        for _, block in blocks:
-            block(pipeline, state)
-            _stand_in(pipeline, state)
+        for name, block in blocks:
+            with _negative_too(pipeline, name):
+                block(pipeline, state)
 
 
-def _stand_in(pipeline: Any, state: Any) -> None:
-    """Let the prompt's embeddings stand in for those of a negative prompt where guidance is off.
+@contextmanager
+def _negative_too(pipeline: Any, name: str) -> Iterator[None]:
+    """Encode a negative prompt also when guidance is off, for the blocks of Wan and LTX.
 
-    Blocks of Wan and LTX ask for both also when no step reads the second.
+    They ask for its embeddings in any case, of which then no step reads anything; Wan's fail where there are none.
     """
     guider = getattr(pipeline, GUIDER, None)
-    if guider is None or guider.num_conditions > 1:
+    asked = name == "text_encoder" and "negative_prompt_embeds" in blocks_of(pipeline).required_inputs
+    if not asked or guider is None or guider.num_conditions > 1 or SCALE not in guider.config:
+        yield
         return
-    for name in ("prompt_embeds", "prompt_attention_mask"):
-        missing = f"negative_{name}" in state.values and state.get(f"negative_{name}") is None
-        if missing and state.get(name) is not None:
-            state.set(f"negative_{name}", state.get(name))
+    setattr(pipeline, GUIDER, guider.new(**{SCALE: 2.0, "enabled": True}))
+    try:
+        yield
+    finally:
+        setattr(pipeline, GUIDER, guider)
 
 
 @contextmanager
