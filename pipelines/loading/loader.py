@@ -221,10 +221,10 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
     parts = components(checked.index)
     held = schemes.checkpoint_quantization(folder, parts, folders(folder, checked.index))
     config = pipeline_quantization_config(key.quantization, parts, dtype=dtype, device=key.device)
-    if is_modular(checked.index):
-        return _read_modular(folder, key, dtype, checked, config)
     sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())
     with import_sdnq_safely() if sdnq else nullcontext():
+        if is_modular(checked.index):
+            return _read_modular(folder, key, dtype, checked, config)
         return DiffusionPipeline.from_pretrained(
             folder,
             torch_dtype=_dtype_argument(key, dtype),

@@ -106,7 +106,10 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "its vae is in another repository, nobody/nothing-at-all/vae, which is not on this machine",
     ),
     "custom blocks": (lambda f: (f / "block.py").write_text("raise SystemExit"), "blocks of its own (block.py)"),
-    "custom class": (lambda f: edit(f, lambda i: i.update(_class_name="MyModularPipeline")), "has no MyModularPipeline"),
+    "custom class": (
+        lambda f: edit(f, lambda i: i.update(_class_name="MyModularPipeline")),
+        "has no MyModularPipeline",
+    ),
     "custom blocks class": (lambda f: edit(f, lambda i: i.update(_blocks_class_name="Mine")), "has no Mine"),
     "classical class": (lambda f: edit(f, lambda i: i.update(_class_name="FluxPipeline")), "is no modular pipeline"),
     "unknown component class": (

@@ -134,7 +134,7 @@ class Cancelled(BaseException):
     """As ComfyUI's own, no Exception."""
 
 
-class Stopped(Exception):  # noqa: N818 - what a library may raise to stop
+class Stopped(Exception):
     pass
 
 
