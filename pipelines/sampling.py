@@ -20,7 +20,7 @@ from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.blocks import is_modular_class
-from .modular.run import Ran, call_blocks, fresh_parts
+from .modular.run import Ran, call_blocks, fresh_parts, ignored
 from .requests import ReadyRequest, ready, seeds
 from .results import frames_of
 from .schedulers import TRIAL_STEPS, scheduler_for_run
@@ -115,6 +115,8 @@ def _denoise(
     family = loaded.family
     pipeline = form_for(loaded.pipeline, family, request)
     modular = is_modular_class(type(pipeline))
+    for note in ignored(pipeline, family, request.asked) if modular else ():
+        report.note(note)
 
     def on_step(done: int, total: int, estimate: torch.Tensor | None) -> None:
         check_unchanged(loaded.key.source, loaded.mapped)

@@ -89,16 +89,21 @@ def loop_blocks(blocks: Any) -> Iterator[Any]:
             yield from loop_blocks(block)
 
 
+def running_blocks(blocks: Any, given: Mapping[str, Any]) -> Any:
+    """The blocks that a call with these inputs runs, where that can be told; else all."""
+    try:
+        return blocks.get_execution_blocks(**given)
+    except (NotImplementedError, ValueError):
+        return blocks
+
+
 def needed_components(blocks: Any, given: Mapping[str, Any]) -> list[str]:
     """The components that are loaded and that a call with these inputs cannot do without.
 
     Args:
         given: name -> value of what decides between blocks: `image`, `mask_image`, `control_image` ...
     """
-    try:
-        running = blocks.get_execution_blocks(**given)
-    except (NotImplementedError, ValueError):
-        running = blocks
+    running = running_blocks(blocks, given)
     needed: dict[str, None] = {}
     for name, block in running.sub_blocks.items():
         if not name.startswith(ENHANCERS):

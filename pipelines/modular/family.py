@@ -9,12 +9,12 @@ from typing import Any
 from ..classes.frame_rates import ASSUMED, frame_rate_of
 from ..classes.guidance import GUIDER
 from ..families import Family
-from .blocks import default_blocks, guiders, inputs, outputs
+from .blocks import LEAST, default_blocks, guiders, inputs, outputs, running_blocks
 from .models import CLASSICAL, MODELS, SCALE
 
 RATE_ARGUMENTS = ("frame_rate", "fps")
 _PICTURES = ("image", "images")
-_FILLED = ("prompt", "image", "images", "num_frames")
+_FILLED = ("prompt", "image", "images", "num_frames", "num_inference_steps", "width", "height")
 
 
 def classical_class(pipeline_class: type) -> str:
@@ -46,7 +46,6 @@ def modular_family(pipeline_class: type, classical: Family | None = None) -> Fam
     family = Family(
         name,
         (name,),
-        **described,
         prompt="prompt" in takes,
         steps=int(takes.get("num_inference_steps") or 28),
         width=int(takes.get("width") or 0),
@@ -65,7 +64,7 @@ def modular_family(pipeline_class: type, classical: Family | None = None) -> Fam
         last_image="last_image" in takes,
         sound=False,
     )
-    return replace(family, **MODELS.get(name, {}))
+    return replace(family, **described | MODELS.get(name, {}))
 
 
 def _guidance(blocks: Any, takes: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +88,9 @@ def _guidance(blocks: Any, takes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _required(blocks: Any) -> tuple[str, ...]:
     """Inputs that a call fails without and that no request can fill."""
-    return tuple(item.name for item in blocks.inputs if item.required and item.name not in _FILLED)
+    running = running_blocks(blocks, LEAST)
+    first = [item for item in running.inputs if item.name is not None and item.required and item.default is None]
+    return tuple(item.name for item in first if item.name not in _FILLED)
 
 
 def _picture_use(blocks: Any, argument: str) -> str:

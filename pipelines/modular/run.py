@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 _LOGGER = "diffusers.modular_pipelines.modular_pipeline"
 _LATENTS = "latents"
+_ASKED = {
+    "steps": "num_inference_steps",
+    "width": "width",
+    "height": "height",
+    "max_sequence_length": "max_sequence_length",
+}
+"""Field of a request -> the input that it becomes."""
 
 
 class Ran(Mapping[str, Any]):
@@ -71,6 +78,16 @@ class Ran(Mapping[str, Any]):
 def accepted(pipeline: Any) -> dict[str, Any]:
     """Name -> default of what a call takes."""
     return inputs(blocks_of(pipeline))
+
+
+def ignored(pipeline: Any, family: Family, asked: SampleRequest) -> list[str]:
+    """What a request says that the blocks have no input for, one line each."""
+    takes = accepted(pipeline)
+    return [
+        f"{name} ignored: the blocks of {family.name} have no such input."
+        for name, argument in _ASKED.items()
+        if getattr(asked, name) is not None and argument not in takes
+    ]
 
 
 def call_blocks(pipeline: Any, arguments: Mapping[str, Any]) -> Ran:
