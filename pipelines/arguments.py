@@ -68,6 +68,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     _check_text_length(pipeline, request)
     accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
+    if modular and request.asked.steps is None and accepted.get("num_inference_steps", 0) is None:
+        call.pop("num_inference_steps", None)  # a distilled model has its own
     if family.guidance_argument == "guidance_schedule" and request.guidance is not None:  # one for each step
         call["guidance_schedule"] = (request.guidance,) * (request.steps or 1)
     if family.guidance_replaces and request.guidance is not None:

@@ -81,6 +81,7 @@ def test_switches_and_a_cancel_leave_no_trace(name: str, folder_of: Callable[[st
     ):
         result = run(folder, request, replace(GPU, **changes))
         assert not any(record.failed for record in result.report.records), changes
+        assert changes.get("attention", "sdpa") in result.report["attention"].applied
         assert torch.allclose(result.frames, plain.frames, atol=2e-3), changes
 
     class Cancelled(BaseException):
@@ -109,7 +110,7 @@ def test_the_rules_of_minimax_h3(folder_of: Callable[[str], Path]) -> None:
     assert fitted.notes == ("num_frames: 124 instead of 130; minimax-h3 makes 17n + 5 frames.",)
     for changes, said in (
         ({"num_frames": 100}, "17n + 5 frames, at least 124 and at most 345"),
-        ({"num_frames": 346}, "the nearest: 345"),
+        ({"num_frames": 346}, "The nearest: 345"),
         ({"steps": 1}, "between 2 and"),
         ({"width": 1600, "height": 320}, "from 1:4 to 4:1"),
     ):
