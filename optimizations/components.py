@@ -34,6 +34,14 @@ def denoisers(pipeline: Any) -> dict[str, nn.Module]:
     return {name: found[name] for name in DENOISERS if name in found}
 
 
+def is_modular(pipeline: Any) -> bool:
+    """Whether it is one of Modular Diffusers: blocks around components, without the methods of other pipelines."""
+    import diffusers
+
+    modular = getattr(diffusers, "ModularPipeline", None)  # older releases have none
+    return isinstance(modular, type) and isinstance(pipeline, modular)
+
+
 def step_experts(pipeline: Any) -> tuple[str, ...]:
     """Which of two noise experts does each step that the scheduler is set for; () for a pipeline with one denoiser.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -10,6 +11,8 @@ from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
 from .families import Family
+from .modular.blocks import is_modular_class
+from .modular.run import accepted as accepted_by_blocks
 from .requests import ReadyRequest, seeds
 from .types import SampleRequest
 
@@ -31,6 +34,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         request: checked and completed.
     """
     from_image = request.strength < 1.0
+    modular = is_modular_class(type(pipeline))
+    as_lists = family.known and not modular
     arguments: dict[str, Any] = {
         **dict(family.extra),
         **_prompts(family, request),
@@ -40,9 +45,9 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         family.frames_argument: request.num_frames,
         family.rate_argument: _rate(request.frame_rate),
         # Not every pipeline takes a list; one generator gives the same noise as a list of one.
-        "generator": generators(request) if family.known or request.batch > 1 else generators(request)[0],
+        "generator": generators(request) if as_lists or request.batch > 1 else generators(request)[0],
         # "pt" is raw in some classes (Kandinsky, DeepFloyd IF) and unknown to others (Shap-E).
-        "output_type": "latent" if family.known else "np",
+        "output_type": "latent" if family.known and not modular else "np",
         "max_sequence_length": request.max_sequence_length,
         # Kontext scales whatever size it is given to this area.
         "max_area": (request.width or 0) * (request.height or 0) or None,
@@ -62,16 +67,27 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
     _check_text_length(pipeline, request)
-    accepted = inspect.signature(pipeline.__call__).parameters
+    accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
     if request.guidance is not None and family.name in OWN_SCHEDULES:
         call[OWN_SCHEDULES[family.name].argument] = None
+    if modular and request.asked.steps is None and accepted.get("num_inference_steps", 0) is None:
+        call.pop("num_inference_steps", None)  # a distilled model has its own
+    if family.guidance_argument == "guidance_schedule" and request.guidance is not None:  # one for each step
+        call["guidance_schedule"] = (request.guidance,) * (request.steps or 1)
     if family.images_as_list and "adapter_conditioning_scale" in accepted:
         call["adapter_conditioning_scale"] = [1.0] * family.min_images  # several adapters cannot share its default
     if "intermediate_timesteps" in accepted and request.steps != 2:
         # Sana Sprint takes one between two steps, and fails with any other number.
         call["intermediate_timesteps"] = None
     return call
+
+
+def _accepted(pipeline: Any) -> Mapping[str, Any]:
+    """What a call takes: of a modular pipeline, the inputs of its blocks."""
+    if is_modular_class(type(pipeline)):
+        return accepted_by_blocks(pipeline)
+    return inspect.signature(pipeline.__call__).parameters
 
 
 def _rate(rate: float | None) -> float | None:
@@ -174,6 +190,8 @@ def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:
         picture = to_pil(request.images[0])
         if request.width and request.height:
             picture = picture.resize((request.width, request.height), resample=LANCZOS)
+        if is_modular_class(type(pipeline)):  # it repeats what is encoded
+            return picture
         return [picture] * request.batch
     native = latents.from_comfy(request.latent, family, pipeline.vae).to(pipeline.vae.dtype)
     native = native.squeeze(2) if native.ndim == 5 else native

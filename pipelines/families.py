@@ -33,6 +33,8 @@ class Family:
             area.
         size_multiple: width and height are multiples of it, in pixels.
         max_size: largest width or height, in pixels: what the position embeddings reach.
+        most_aspect: longer edge to shorter edge at most, 0 for any.
+        min_steps: fewest steps.
         video: gives frames with a rate.
         num_frames, frame_rate: recommended clip, frames (0 = the pipeline's own) and frames per second.
         frame_rate_assumed: nothing says which rate the model makes.
@@ -41,8 +43,9 @@ class Family:
         required: call arguments that it fails without, and that no input of a request fills.
         makes: what it makes instead of pictures, clips or sound, in words; "" for one that makes those.
         sound_alone: makes sound, and nothing to be seen.
-        frame_step: frames are 1 + a multiple of it; 1 = any number.
-        max_frames: longest clip, in frames.
+        frame_step: frames are `frame_rest` + a multiple of it; 1 = any number.
+        frame_rest: what is over of any number of frames divided by `frame_step`; 1 but for MiniMax-H3.
+        min_frames, max_frames: shortest and longest clip, in frames.
         images: "none" for text only, "optional", or "required".
         max_images: reference images accepted.
         min_images: how many a model that works on pictures wants.
@@ -84,6 +87,8 @@ class Family:
     height: int = 1024
     size_multiple: int = 16
     max_size: int = MAX_SIZE
+    most_aspect: float = 0.0
+    min_steps: int = 1
     video: bool = False
     num_frames: int = 1
     frame_rate: float | None = None
@@ -94,6 +99,8 @@ class Family:
     makes: str = ""
     sound_alone: bool = False
     frame_step: int = 1
+    frame_rest: int = 1
+    min_frames: int = 1
     max_frames: int = 1
     images: str = "none"
     max_images: int = 0

@@ -16,6 +16,8 @@ from functools import lru_cache
 from typing import Any
 
 from ...fallback import describe, is_out_of_memory
+from ..modular.blocks import all_components, default_blocks
+from ..modular.index import BLOCKS, is_modular
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +53,13 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def not_taken(index: dict[str, Any]) -> list[str]:
-    """The components of a `model_index.json` that its pipeline class has no argument for: diffusers drops them."""
+    """The components of an index that its pipeline class has no argument for, or its blocks no use: they go unread."""
     pipeline_class = find_class("diffusers", str(index.get("_class_name")))
     if pipeline_class is None:
         return []
-    taken = inspect.signature(pipeline_class.__init__).parameters
+    taken: Any = inspect.signature(pipeline_class.__init__).parameters
+    if is_modular(index):
+        taken = all_components(default_blocks(pipeline_class, index.get(BLOCKS)))
     return [name for name in _listed(index) if name not in taken]
 
 
@@ -71,6 +75,8 @@ def has_weights(library: str, class_name: str) -> bool:
         return _NO_WEIGHTS.search(class_name) is None
     import torch
 
+    if class_name.startswith("AutoModel"):  # stands for the class that the configuration names
+        return True
     # AceStepAudioTokenizer is one; those of ONNX have their weights without.
     return issubclass(found, torch.nn.Module) or class_name.startswith("Onnx")
 

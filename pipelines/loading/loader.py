@@ -19,6 +19,8 @@ from ...optimizations.quantization.quantize import pipeline_quantization_config,
 from ...optimizations.quantization.sdnq import import_sdnq_safely
 from .. import tiny
 from ..families import Family
+from ..modular.build import build
+from ..modular.index import folders, is_modular, other_folders
 from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, described, single_file
@@ -174,9 +176,16 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     if dropped := _dropped(key):
         facts["not loaded"] = f"{', '.join(dropped)}: {facts['pipeline']} takes no such component"
     mapped = mapped_files(folder_of(key))
+    for place in _elsewhere(key):
+        mapped |= mapped_files(place)
     for _, file in key.parts:
         mapped |= mapped_files(Path(file))
     return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp, mapped)
+
+
+def _elsewhere(key: LoadKey) -> list[Path]:
+    path = folder_of(key)
+    return [] if path is None or path.is_file() else other_folders(path, checkpoints.read_index(path))
 
 
 def _dropped(key: LoadKey) -> list[str]:
@@ -210,11 +219,13 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
     checked = checkpoints.check_folder(folder)
     check_complete(folder, checked)
     parts = components(checked.index)
-    held = schemes.checkpoint_quantization(folder, parts)
+    held = schemes.checkpoint_quantization(folder, parts, folders(folder, checked.index))
     config = pipeline_quantization_config(key.quantization, parts, dtype=dtype, device=key.device)
     sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())
     made = find_class("diffusers", str(checked.index["_class_name"]))
     with import_sdnq_safely() if sdnq else nullcontext(), made_around_any_unet(made) if made else nullcontext():
+        if is_modular(checked.index):
+            return _read_modular(folder, key, dtype, checked, config)
         return DiffusionPipeline.from_pretrained(
             folder,
             torch_dtype=_dtype_argument(key, dtype),
@@ -223,6 +234,20 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
             variant=checked.variant,
             **({"quantization_config": config} if config is not None else {}),
         )
+
+
+def _read_modular(folder: Path, key: LoadKey, dtype: torch.dtype, checked: Any, quantization: Any) -> Any:
+    import torch
+
+    classes = {}
+    for name, (library, class_name) in components(checked.index).items():
+        found = find_class(library, class_name)
+        if found is None or not hasattr(found, "from_pretrained"):
+            reason = f"its {name} is a {class_name} of {library}, which this version does not have"
+            raise ModelFileError("model", str(folder), reason, "update diffusers and transformers")
+        classes[name] = found
+    dtypes = {"default": dtype, **{part: getattr(torch, name) for part, name in key.component_dtypes}}
+    return build(folder, checked.index, classes, dtypes=dtypes, variant=checked.variant, quantization=quantization)
 
 
 def _dtype_argument(key: LoadKey, dtype: torch.dtype) -> Any:

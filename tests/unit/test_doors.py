@@ -37,7 +37,8 @@ MAY_IMPORT = {
 OWN_ROOM = {
     "pipelines/tiny": set(),
     "pipelines/classes": {"families"},
-    "pipelines/loading": {"families", "recognize", "tiny", "types"},
+    "pipelines/loading": {"families", "modular", "recognize", "tiny", "types"},
+    "pipelines/modular": {"classes", "families", "types"},
     "pipelines/decoding": {"families", "latents", "types"},
     "optimizations": {"caching", "quantization"},
     "optimizations/tuning": {"apply", "compile", "compile_cost", "components", "offload", "settings"},
