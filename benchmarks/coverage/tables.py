@@ -12,9 +12,9 @@ from typing import Any
 from ...commands.files import write_text
 from ...commands.paths import PACK
 from ..common import RESULTS, machine
-from ..step_cache_support import README
 
 TARGET = RESULTS / "pipeline_coverage.json"
+README = PACK / "README.md"
 PAGE = PACK / "docs" / "coverage.md"
 BEGIN, END = "<!-- pipeline coverage: begin -->", "<!-- pipeline coverage: end -->"
 NOT_TRIED = "not tried"

@@ -17,8 +17,8 @@ from other_pipelines import build
 from fastdiffusers.benchmarks.coverage import tables, twins
 from fastdiffusers.benchmarks.coverage.cases import Case, NotBuilt, pipeline_classes
 from fastdiffusers.benchmarks.coverage.running import Journal, Limits, within_limits
+from fastdiffusers.benchmarks.coverage.tables import README
 from fastdiffusers.benchmarks.coverage.trial import try_case
-from fastdiffusers.benchmarks.step_cache_support import README
 from fastdiffusers.pipelines import sampling
 
 INPUTS = {"prompt": "a fox", "num_inference_steps": 2, "width": 32, "height": 32}
