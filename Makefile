@@ -97,7 +97,7 @@ endif
 SUITES := lint types $(if $(COMFYUI),comfyui-tests) unit-tests
 
 test: $(VENV)/.stamp-test $(if $(COMFYUI),$(LAYER)/.stamp)
-	@echo "$(SUITES): two at a time, each is shown when it has ended"
+	@echo "$(strip $(SUITES)): two at a time, each is shown when it has ended"
 	@$(MAKE) --no-print-directory --keep-going --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) \
 		$(SUITES)
 ifeq ($(COMFYUI),)
