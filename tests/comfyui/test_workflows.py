@@ -56,6 +56,21 @@ def test_its_note_says_what_to_download(name: str) -> None:
         assert node["widgets_values"][0].startswith("embedded tiny: ")
 
 
+def test_single_files_to_download_are_named_for_the_editor(server: Client) -> None:
+    """Where they come from and in which folder they go: the editor offers them once they are chosen and missing."""
+    found = [
+        (node["type"], model)
+        for name in WORKFLOWS
+        for node in read(name)["nodes"]
+        for model in node["properties"].get("models", [])
+    ]
+    assert {kind for kind, _ in found} == {"FastDiffusersLoadVideoVAE", "FastDiffusersLoadLora"}
+    folders = server.server.get("/models")
+    for _, model in found:
+        assert model["directory"] in folders
+        assert re.fullmatch(r"https://huggingface\.co/[\w-]+/[\w.-]+/resolve/main/(.+/)?" + model["name"], model["url"])
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_runs_as_it_comes(server: Client, name: str) -> None:
     prompt = to_prompt(read(name), server.info)
