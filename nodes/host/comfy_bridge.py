@@ -110,7 +110,7 @@ class NodeProgress:
             if is_cancel(error):
                 self.show_text(f"cancelled at {at}{where}")
             else:
-                why = error.in_short() if isinstance(error, FastDiffusersError) else describe(error)
+                why = str(error) if isinstance(error, FastDiffusersError) else describe(error)
                 self.show_text(f"failed at {at}{where}{LINE_BREAK}{why}")
             raise
 

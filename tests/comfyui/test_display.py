@@ -114,4 +114,4 @@ def test_a_run_that_fails_says_on_the_node_when_where_and_why(bridge: Any, monke
         raise error
     first, why = shown[-1].splitlines()
     assert re.fullmatch(r"failed at \d\d:\d\d:\d\d, in denoise 1/3", first.strip())
-    assert why == error.in_short()
+    assert why == str(error)

@@ -169,6 +169,7 @@ def test_from_scratch_to_a_picture(server: Client, page: Browser, drawn: dict[st
     before = set(folder.rglob("*.png"))
     page.run()
     assert len(set(folder.rglob("*.png")) - before) == 1
+    assert "show_advanced" not in page.evaluate("document.body.innerText"), "Nodes 2.0 has a button of its own"
     assert not any(node["errors"] for node in page.nodes())
 
 
