@@ -148,7 +148,7 @@ MISTAKES = [
     ("Text to Image", (LOADER, "model", "gone"), LOADER, "Put it into models/diffusers", "no such model"),
     ("Text to Image", (LOADER, "model", "[custom]"), LOADER, "Enter a folder", "it is empty"),
     ("Text to Image", (SAMPLER, "pipeline"), SAMPLER, "Connect Load Diffusers Pipeline", "nothing is connected"),
-    ("Text to Image", (SAMPLER, "scheduler", "PNDMScheduler"), SAMPLER, "Use 'model default' or one of", "it does not fit"),
+    ("Text to Image", (SAMPLER, "scheduler", "PNDMScheduler"), SAMPLER, "Use 'model default'", "it does not fit"),
     ("Wan Image to Video, 4 Steps", (SAMPLER, "images.image_1"), SAMPLER, "Connect one", "works on a picture"),
     (
         "Wan Image to Video, 4 Steps",
