@@ -135,8 +135,8 @@ def _component(folder: Path, part: str, library: str, class_name: str, name: str
     try:
         with _without_data():
             if library == "diffusers":
-                return kind.from_config(kind.load_config(folder / part))  # type: ignore[attr-defined,no-any-return]
-            return kind(kind.config_class.from_pretrained(folder / part))  # type: ignore[attr-defined,no-any-return]
+                return kind.from_config(kind.load_config(folder / part))  # type: ignore[attr-defined]
+            return kind(kind.config_class.from_pretrained(folder / part))  # type: ignore[attr-defined]
     except Exception as error:  # whatever a class makes of a configuration that is not its own
         reason = f"{part} cannot be built from its config.json ({first_line(error, 120)})"
         raise InputError(OPTION, name, reason, "check the folder, or update diffusers and transformers") from error

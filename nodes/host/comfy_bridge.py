@@ -22,6 +22,8 @@ from server import PromptServer
 
 from ...cache_folder import use_folder
 from ...callbacks import Callbacks, Progress
+from ...errors import FastDiffusersError
+from ...fallback import describe
 from ...memory import MemoryState
 from ...report import log_run
 
@@ -103,9 +105,13 @@ class NodeProgress:
         try:
             yield self.callbacks
         except BaseException as error:
-            how = "cancelled" if is_cancel(error) else "failed"
             at = datetime.datetime.now().strftime("%H:%M:%S")
-            self.show_text(f"{how} at {at}" + (f", in {self._reached}" if self._reached else ""))
+            where = f", in {self._reached}" if self._reached else ""
+            if is_cancel(error):
+                self.show_text(f"cancelled at {at}{where}")
+            else:
+                why = str(error) if isinstance(error, FastDiffusersError) else describe(error)
+                self.show_text(f"failed at {at}{where}{LINE_BREAK}{why}")
             raise
 
     def show_report(self, node: str, report: OptimizationReport) -> None:

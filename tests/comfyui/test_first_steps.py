@@ -88,6 +88,17 @@ Object.fromEntries(window.app.graph.nodes.flatMap(node => (node.widgets ?? [])
   .filter(w => ['shown', '$$node-text-preview'].includes(w.name)).map(w => [node.comfyClass, w.value])))
 """
 """What nodes show of their last run, by the kind of node."""
+BYPASS = "window.app.graph.nodes.find(n => n.comfyClass === 'FastDiffusersSampler').mode = 4"
+LABELS = """
+(() => {
+  const node = window.app.graph.nodes[0], chain = window.LiteGraph.createNode('LoadImage');
+  window.app.graph.add(chain);
+  const socket = () => node.inputs.findIndex(i => i.name.startsWith('images.') && i.link == null);
+  chain.connect(0, node, socket());
+  chain.connect(0, node, socket());
+  return node.inputs.filter(i => i.name.startsWith('images.')).map(i => i.label);
+})()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +169,7 @@ def test_from_scratch_to_a_picture(server: Client, page: Browser, drawn: dict[st
     before = set(folder.rglob("*.png"))
     page.run()
     assert len(set(folder.rglob("*.png")) - before) == 1
+    assert "show_advanced" not in page.evaluate("document.body.innerText"), "Nodes 2.0 has a button of its own"
     assert not any(node["errors"] for node in page.nodes())
 
 
@@ -174,3 +186,26 @@ def test_after_cancel_the_node_says_so_and_the_report_is_marked_as_old(page: Bro
     assert after[SAMPLER_ID].startswith("cancelled at ")
     assert after["FastDiffusersShowReport"].startswith("(of an earlier run)")
     assert after["FastDiffusersShowReport"].endswith(before["FastDiffusersShowReport"])
+
+
+@on_the_canvas
+def test_a_bypassed_sampler_says_that_it_runs_nothing(page: Browser, drawn: dict[str, Any]) -> None:
+    page.load(read("Text to Image"))
+    page.evaluate(BYPASS)
+    page.evaluate("window.app.queuePrompt(0).catch(() => null)")
+    said, deadline = (
+        "Diffusers Sampler is bypassed: it runs nothing, and gives no images, report.",
+        time.monotonic() + 30,
+    )
+    while said not in page.evaluate("document.body.innerText") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert said in page.evaluate("document.body.innerText")
+
+
+def test_sockets_that_grow_are_named_in_chinese(server: Client, page: Browser) -> None:
+    page.open(server.server.url, **CLASSIC, **DARK, **{"Comfy.Locale": "zh"})
+    try:
+        page.add(SAMPLER_ID)
+        assert page.evaluate(LABELS) == ["图像 1", "图像 2", "图像 3"]
+    finally:
+        page.open(server.server.url, **CLASSIC, **DARK, **{"Comfy.Locale": "en"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -149,3 +150,19 @@ def test_the_readme_has_what_the_command_computes() -> None:
     prepare_libraries(verbose=False)
     readme = (plan_table.PACK / "README.md").read_text(encoding="utf-8")
     assert plan_table.within(readme) == plan_table.table()
+
+
+def test_the_templates_name_the_sizes_that_are_computed() -> None:
+    """Weights in bfloat16, in GB, as the notes of the example workflows have them."""
+    prepare_libraries(verbose=False)
+    named = {"FLUX.1": "flux", "Wan2.2": "wan-i2v"}
+    found = set()
+    for file in sorted((plan_table.PACK / "example_workflows").glob("*.json")):
+        text = file.read_text(encoding="utf-8")
+        for model, said in re.findall(
+            r"`[\w-]+/(FLUX\.1|Wan2\.2)[\w.-]*` \(about (\d+) GB of weights in bfloat16", text
+        ):
+            fit = figures.plan(skeleton.model_of(named[model]), GIB).fits[0]
+            assert int(said) == round(sum(fit.weights.values()) / 1e9), file.name
+            found.add(model)
+    assert found == set(named)
