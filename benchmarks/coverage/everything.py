@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[st
     limits = Limits(args.seconds, args.gib)
     waiting = []
     for each in _all(args, hub):
-        if args.only.lower() not in f"{each.name} {each.pipeline}".lower():
+        if args.only and not any(name.lower() in f"{each.name} {each.pipeline}".lower() for name in args.only):
             continue
         result = kept.results.get(each.name)
         if result is None:
