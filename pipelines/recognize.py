@@ -135,15 +135,16 @@ def _unknown_variant(
 
 def _as_built(family: Family, pipeline: Any) -> Family:
     """The family with this checkpoint's own VAE: the channels of its latents, and their stride."""
-    if family.layout not in ("plain", "packed", "video") or pipeline.vae is None:
+    if family.layout not in ("plain", "packed", "patches", "video") or pipeline.vae is None:
         return family
     config = pipeline.vae.config
     stride = getattr(pipeline, "vae_scale_factor_spatial", None) or getattr(pipeline, "vae_scale_factor", None)
     channels = config.get("z_dim") or config.get("latent_channels")
+    patch = 2 if family.layout == "patches" else 1  # Flux.2's cells are 2 x 2 of its VAE's
     return replace(
         family,
-        latent_channels=int(channels or family.latent_channels),
-        latent_stride=int(stride or family.latent_stride),
+        latent_channels=int(channels) * patch**2 if channels else family.latent_channels,
+        latent_stride=int(stride) * patch if stride else family.latent_stride,
     )
 
 

@@ -20,7 +20,7 @@ from ...cache_folder import cache_folder
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.coverage", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", metavar="NAME", default="", help="cases whose name or class contains this")
+    parser.add_argument("--only", metavar="NAME", nargs="+", help="cases whose name or class contains one of these")
     parser.add_argument("--cases", type=Path, metavar="FOLDER", help="a checkout of diffusers, for its tests' cases")
     parser.add_argument("--plain", action="store_true", help="without the optimizations")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")

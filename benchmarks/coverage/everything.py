@@ -31,12 +31,12 @@ def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[st
     from .trial import try_case
 
     diffusers.logging.set_verbosity_error()
-    _warm_up()
+    _warm_up(options=not args.plain)
     kept = Journal(journal, args.resume)
     limits = Limits(args.seconds, args.gib)
     waiting = []
     for each in _all(args, hub):
-        if args.only.lower() not in f"{each.name} {each.pipeline}".lower():
+        if args.only and not any(name.lower() in f"{each.name} {each.pipeline}".lower() for name in args.only):
             continue
         result = kept.results.get(each.name)
         if result is None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[st
     return kept.results
 
 
-def _warm_up() -> None:
+def _warm_up(options: bool) -> None:
     """Import here, once, what every child would import for itself."""
     from diffusers.pipelines import auto_pipeline  # noqa: F401
 
@@ -72,7 +72,7 @@ def _warm_up() -> None:
         return {"prompt": "a fox", "num_inference_steps": 2, "width": 64, "height": 64}
 
     family_of("FluxImg2ImgPipeline")
-    try_case(cases.Case("warm-up", "FluxPipeline", "", partial(tiny.build, "flux"), inputs))
+    try_case(cases.Case("warm-up", "FluxPipeline", "", partial(tiny.build, "flux"), inputs), options)
 
 
 def _all(args: argparse.Namespace, hub: Path) -> Iterator[cases.Case | cases.NotBuilt]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,9 +12,7 @@ from ...callbacks import Callbacks
 from ...errors import first_line
 from ...optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from ...pipelines.types import SampleResult
-
-if TYPE_CHECKING:
-    from .trial import Subject
+from .subject import Subject
 
 TOLERANCE = 1e-3
 """Largest difference of a picture in 0..1 that an exact way of computing may make in float32."""

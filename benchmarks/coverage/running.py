@@ -75,7 +75,8 @@ def _in_child(trial: Trial, limits: Limits, writing: int) -> None:
 
 def _read(reading: int, seconds: float) -> tuple[str, bool]:
     """(all that comes through a pipe, whether its other end was closed in time)"""
-    deadline, chunks = time.monotonic() + seconds, []
+    deadline = time.monotonic() + seconds
+    chunks: list[bytes] = []
     while (left := deadline - time.monotonic()) > 0:
         if select.select([reading], [], [], left)[0]:
             chunk = os.read(reading, 65536)

@@ -26,7 +26,7 @@ STATES = {
     "bare fails": "bare diffusers does not run the tiny model that was built",
     "not finished": "took too long, or too much memory, as a tiny model",
     "not built": "no tiny model of it could be built here",
-    NOT_TRIED: "there was no case of it",
+    NOT_TRIED: "not tried yet",
 }
 """State of a class -> what it means, in the order in which they are listed."""
 _WORST_FIRST = ("fails", "differs", "equal", "refused", "bare fails", "not finished", "not built")

@@ -7,41 +7,25 @@ import inspect
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...errors import InputError, first_line
-from ...optimizations.settings import OptimizationSettings
 from ...pipelines import sampling
-from ...pipelines.generate import check_before_load, run_loaded
+from ...pipelines.generate import check_before_load
 from ...pipelines.loading import loader
 from ...pipelines.recognize import family_of
 from ...pipelines.requests import ready
 from ...pipelines.results import refuse_without_picture
-from ...pipelines.types import LoadedPipeline, LoadKey, PipelineHandle, SampleResult
+from ...pipelines.types import LoadedPipeline, LoadKey, PipelineHandle
 from .cases import Case
 from .compare import difference, is_equal, leaves
 from .inputs import Translated, translate
 from .options import try_options
-
-PLAIN = OptimizationSettings.plain(memory_mode="gpu")
-
-
-@dataclass
-class Subject:
-    """A pipeline as the pack holds it. Attributes: loaded; handle; asked: the case's inputs; further: its family is
-    given those that no request carries."""
-
-    loaded: LoadedPipeline
-    handle: PipelineHandle
-    asked: Translated
-
-    def run(self, settings: OptimizationSettings = PLAIN, **callbacks: Any) -> SampleResult:
-        torch.manual_seed(0)
-        return run_loaded(self.loaded, self.handle, self.asked.request, settings, **callbacks)
+from .subject import Subject
 
 
 def try_case(case: Case, options: bool = True) -> dict[str, Any]:
