@@ -35,11 +35,11 @@ class LoadPipeline(io.ComfyNode):
                     "model",
                     options=choices,
                     default=default_pipeline(choices),
-                    tooltip="Folders with a model_index.json and .safetensors files under every 'diffusers' path "
-                    "(those of extra_model_paths.yaml too), .safetensors checkpoints, and the tiny pipelines embedded "
-                    "in this pack: random weights, no download, to try a graph. Where several paths have one of the "
-                    f"same name, the name alone is the first path's; the others say their path. {CUSTOM} takes the "
-                    "field below.",
+                    tooltip="Folders with a model_index.json or a modular_model_index.json, and .safetensors files, "
+                    "under every 'diffusers' path (those of extra_model_paths.yaml too), .safetensors checkpoints, and "
+                    "the tiny pipelines embedded in this pack: random weights, no download, to try a graph. Where "
+                    "several paths have one of the same name, the name alone is the first path's; the others say their "
+                    f"path. {CUSTOM} takes the field below.",
                 ),
                 io.String.Input(
                     "custom_model",

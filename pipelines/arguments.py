@@ -60,7 +60,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     if family.second_guidance and pipeline.config.get("boundary_ratio") is not None:
         arguments["guidance_scale_2"] = request.guidance_2
     if from_image:
-        arguments |= {"image": _start(pipeline, family, request), "strength": request.strength}
+        name = "image_latents" if modular and request.latent is not None else "image"
+        arguments |= {name: _start(pipeline, family, request), "strength": request.strength}
     elif request.images:
         pictures = [to_pil(image, family.alpha) for image in request.images]
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
@@ -71,7 +72,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
     if request.guidance is not None and family.name in OWN_SCHEDULES:
         call[OWN_SCHEDULES[family.name].argument] = None
-    if modular and request.asked.steps is None and accepted.get("num_inference_steps", 0) is None:
+    asked: SampleRequest = getattr(request, "asked", request)
+    if modular and asked.steps is None and accepted.get("num_inference_steps", 0) is None:
         call.pop("num_inference_steps", None)  # a distilled model has its own
     if family.guidance_argument == "guidance_schedule" and request.guidance is not None:  # one for each step
         call["guidance_schedule"] = (request.guidance,) * (request.steps or 1)
@@ -194,6 +196,8 @@ def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:
             return picture
         return [picture] * request.batch
     native = latents.from_comfy(request.latent, family, pipeline.vae).to(pipeline.vae.dtype)
+    if is_modular_class(type(pipeline)):  # as its own encoder gives them
+        return native
     native = native.squeeze(2) if native.ndim == 5 else native
     # The pipelines tell latents from pictures by their channels; not all of them know how many this model has.
     pipeline.image_processor.register_to_config(vae_latent_channels=family.latent_channels)

@@ -37,8 +37,9 @@ _IN_PATH = re.compile(r"(.+) \(in (.+)\)", re.DOTALL)
 def pipeline_choices() -> list[str]:
     """What Load Diffusers Pipeline offers.
 
-    Folders with a `model_index.json` and single .safetensors files under every `diffusers` path, single files under
-    the `checkpoints` paths, the embedded tiny pipelines, and `[custom]` for anything else.
+    Folders with a `model_index.json` or a `modular_model_index.json` and single .safetensors files under every
+    `diffusers` path, single files under the `checkpoints` paths, the embedded tiny pipelines, and `[custom]` for
+    anything else.
     """
     found: dict[Path, tuple[str, Path]] = {}
     for folder in _diffusers_folders():

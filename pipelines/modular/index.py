@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,22 @@ def folders(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
     return {name: component_folder(folder, index, name) for name in index.get(PLACES, {})}
 
 
-def _refuse_own_blocks(folder: Path, entries: Mapping[str, Any]) -> None:
-    brought = [name for name in _CUSTOM if (folder / name).is_file()]
+def place_in(index: Mapping[str, Any], name: str) -> str:
+    """The subfolder of a component in the model's own folder or repository, were it there."""
+    place: Place | None = index.get(PLACES, {}).get(name)
+    return name if place is None else place.subfolder
+
+
+def refuse_own_code(source: str, names: Iterable[str]) -> None:
+    """Raise ModelFileError where files of these names, beside a modular index, bring blocks of a model's own."""
+    brought = sorted(set(_CUSTOM) & set(names))
     if brought:
         reason = f"it brings blocks of its own ({brought[0]}), and {_NOT_RUN}"
-        raise ModelFileError("model", str(folder), reason, "use a model whose blocks are part of diffusers")
+        raise ModelFileError("model", source, reason, "use a model whose blocks are part of diffusers")
+
+
+def _refuse_own_blocks(folder: Path, entries: Mapping[str, Any]) -> None:
+    refuse_own_code(str(folder), [name for name in _CUSTOM if (folder / name).is_file()])
     import diffusers
 
     name, blocks = entries.get("_class_name"), entries.get(BLOCKS)

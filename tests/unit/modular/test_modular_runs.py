@@ -116,6 +116,15 @@ def test_wan_without_guidance_equals_its_classical_form(modular_folder: Folder) 
     assert torch.equal(modular.latent, classical.latent)
 
 
+@pytest.mark.parametrize("name", ["flux", "sdxl", "sd3", "qwenimage"])
+def test_a_latent_to_start_from_gives_what_the_classical_form_makes_of_it(name: str, modular_folder: Folder) -> None:
+    classical = PipelineHandle(loader.resolve(f"tiny:{name}"))
+    latent, _ = generate.encode(classical, PICTURE[None], PLAIN)
+    request = replace(REQUEST, num_frames=None, steps=4, guidance=1.0, latent=latent, strength=0.5)
+    expected = generate.generate(classical, request, PLAIN).latent
+    assert torch.equal(generate.generate(handle(modular_folder(name)), request, PLAIN).latent, expected)
+
+
 def test_guiders_and_schedulers_come_back_as_they_were(modular_folder: Folder) -> None:
     folder = modular_folder("wan22-t2v")
     generate.generate(handle(folder), REQUEST, PLAIN)

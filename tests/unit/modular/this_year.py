@@ -174,7 +174,7 @@ def _minimax_h3() -> tuple[str, dict[str, Any]]:
         decoder_kernel_sizes=(4, 4),
         resblock_kernel_sizes=(3, 7),
         resblock_dilation_sizes=((1, 3), (1, 3)),
-        sampling_rate=160,
+        sampling_rate=32_000,
         latents_mean=[0.1] * 8,
         latents_std=[1.2] * 8,
     )
