@@ -49,6 +49,7 @@ def resolve(
     library: Path | None = None,
     text_encoders: Sequence[str] = (),
     vae: str = "",
+    second_expert: str = "",
     in_parts: bool = False,
     comfyui: Path | None = None,
     callbacks: Callbacks = SILENT,
@@ -66,6 +67,7 @@ def resolve(
         lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
         library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
         text_encoders, vae: files of the other components, where `in_parts` says that `source` is a diffusion model's.
+        second_expert: file of the expert for little noise, of a diffusion model in two files.
         comfyui: folder of a ComfyUI, whose tokenizers a model in parts takes.
 
     Returns:
@@ -88,7 +90,7 @@ def resolve(
 
     parts: tuple[tuple[str, str], ...] = ()
     if in_parts:
-        parts, identity = locate_parts(source, text_encoders, vae)
+        parts, identity = locate_parts(source, text_encoders, vae, second_expert)
         location, commit = parts[0][1], ""
     else:
         location, commit, identity = locate(source, revision, quantization, library, callbacks)
