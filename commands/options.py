@@ -241,11 +241,11 @@ def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineH
     from ..pipelines.loading.loader import resolve
     from ..pipelines.types import PipelineHandle
 
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"comfyui": find_comfyui()}
     diffusion_model = getattr(args, "diffusion_model", None)
     if diffusion_model is not None:
         encoders, vae = [str(path) for path in args.text_encoder], "" if args.vae is None else str(args.vae)
-        parts = {"in_parts": True, "text_encoders": encoders, "vae": vae, "comfyui": find_comfyui()}
+        parts = {"in_parts": True, "text_encoders": encoders, "vae": vae, **parts}
         if args.second_expert is not None:
             parts["second_expert"] = str(args.second_expert)
     elif any(getattr(args, name, None) for name in ("text_encoder", "vae", "second_expert")):

@@ -68,7 +68,7 @@ def resolve(
         library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
         text_encoders, vae: files of the other components, where `in_parts` says that `source` is a diffusion model's.
         second_expert: file of the expert for little noise, of a diffusion model in two files.
-        comfyui: folder of a ComfyUI, whose tokenizers a model in parts takes.
+        comfyui: folder of a ComfyUI, whose tokenizers a model in parts or in one file takes.
 
     Returns:
         A key in which nothing is "auto" any more, so that equal requests share one pipeline.
@@ -104,7 +104,7 @@ def resolve(
         quantization=quantization,
         lora_rank=lora_rank,
         parts=parts,
-        comfyui=str(comfyui or "") if in_parts else "",
+        comfyui=str(comfyui or "") if in_parts or Path(location).is_file() else "",
     )
 
 
@@ -200,7 +200,7 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
     assert path is not None  # noqa: S101 - only tiny sources have no path
     signals = Signals(callbacks)
     with component_progress(signals), reading_errors(path, signals):
-        pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
+        pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype, key.comfyui)
     if path.is_file() or (key.quantization != "none" and schemes.SCHEMES[key.quantization].after_load):
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     return pipeline
