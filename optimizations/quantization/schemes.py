@@ -71,6 +71,7 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 NONE = "none"
+LAYERWISE = "layerwise-fp8"
 
 METHOD_PACKAGES = {
     "sdnq": ("sdnq", "sdnq"),

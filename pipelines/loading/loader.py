@@ -142,9 +142,9 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     stamp = files_stamp(key)
     precisions: dict[str, str] = {}
     if key.parts:
-        signals = Signals(callbacks)
+        signals, keep = Signals(callbacks), key.quantization == schemes.LAYERWISE
         with reading_errors(Path(key.source), signals):
-            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals)
+            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals, keep)
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     else:
         pipeline = _read(key, dtype, callbacks)

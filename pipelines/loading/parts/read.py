@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError
 from ....fallback import Signals
+from ....optimizations.quantization.layers import describe_model
 from ..small_files import read_json
 from .component import Component, Config, PartsFamily, Tokenizer
 from .gguf import fill_gguf
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
 
 def read_parts(
-    parts: tuple[tuple[str, str], ...], comfyui: str, dtype: torch.dtype, callbacks: Signals
+    parts: tuple[tuple[str, str], ...], comfyui: str, dtype: torch.dtype, callbacks: Signals, keep_fp8: bool = False
 ) -> tuple[Any, dict[str, str]]:
     """Read what `locate_parts` found, on the CPU.
 
     Args:
         comfyui: folder of a ComfyUI, whose tokenizers are used; "" for none.
+        keep_fp8: a diffusion model in plain fp8 stays in it, and its layers are cast one by one when they run.
 
     Returns:
         the pipeline, and of each component the precision that its file has, and what its tensors do not tell.
@@ -49,10 +51,14 @@ def read_parts(
         component = family.components[slot]
         part = read_part(path, slot if slot.startswith(("text_encoder", "vae")) else "diffusion_model")
         config = configuration(slot, component, part, chosen)
-        found[slot] = part.precision + component.not_told(config)
-        made[slot] = _read_component(component, part, config, dtype)
-    if family.note:
-        found[family.diffusion_model] += "; " + family.note
+        found[slot] = part.precision
+        keep = keep_fp8 and not slot.startswith(("text_encoder", "vae"))
+        made[slot] = _read_component(component, part, config, dtype, keep)
+        if keep and "fp8" in describe_model(made[slot]):
+            found[slot] += ", kept"
+        found[slot] += component.not_told(config)
+        if slot == family.diffusion_model and family.note:
+            found[slot] += "; " + family.note
     callbacks.tick("load", len(files), len(files))
     scheduler, config = _scheduler(family, chosen)
     made["scheduler"] = getattr(diffusers, scheduler).from_config(config)
@@ -70,7 +76,7 @@ def _scheduler(family: PartsFamily, chosen: Path) -> tuple[str, Config]:
     return str(config.get("_class_name", family.scheduler[0])), config
 
 
-def _read_component(component: Component, part: Part, config: Config, dtype: torch.dtype) -> Any:
+def _read_component(component: Component, part: Part, config: Config, dtype: torch.dtype, keep_fp8: bool) -> Any:
     weights = component.rename(read_weights(part, dtype), config)
     if part.is_gguf:
         import diffusers
@@ -79,7 +85,7 @@ def _read_component(component: Component, part: Part, config: Config, dtype: tor
             Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
             return fill_gguf(getattr(diffusers, component.class_name), weights, folder, dtype)
     if component.library == "diffusers":
-        return _fill(component, weights, config, dtype)
+        return _fill(component, weights, config, dtype, keep_fp8)
     import transformers
 
     model_class = getattr(transformers, component.class_name)
@@ -89,7 +95,7 @@ def _read_component(component: Component, part: Part, config: Config, dtype: tor
     return model_class.from_pretrained(None, config=settings, state_dict=weights, torch_dtype=dtype).eval()
 
 
-def _fill(component: Component, weights: dict[str, Any], config: Config, dtype: torch.dtype) -> Any:
+def _fill(component: Component, weights: dict[str, Any], config: Config, dtype: torch.dtype, keep_fp8: bool) -> Any:
     """A network of diffusers with these weights: in their file where it has `dtype` already, else rounded to it.
 
     As diffusers' own `from_pretrained` does it, layers that a class keeps in float32 are in float32, and what a class
@@ -104,11 +110,29 @@ def _fill(component: Component, weights: dict[str, Any], config: Config, dtype: 
         model = model_class.from_config(config)
     exact = model_class._keep_in_fp32_modules or []
     exact = set(exact if isinstance(exact, list) else [exact])
+    fp8 = {value.dtype for value in weights.values() if value.itemsize == 1}
+    kept = next(iter(fp8)) if keep_fp8 and len(fp8) == 1 else None
     for key in list(weights):
         kind = torch.float32 if exact & set(key.split(".")) else dtype
-        weights[key] = weights[key].to(kind)
+        if weights[key].dtype != kept or kind != dtype:
+            weights[key] = weights[key].to(kind)
     model.load_state_dict(weights, strict=True, assign=True)
+    if kept is not None:
+        _cast_layer_by_layer(model, kept, dtype)
     return model.eval()
+
+
+def _cast_layer_by_layer(model: Any, kept: torch.dtype, dtype: torch.dtype) -> None:
+    """Keep the layers in `kept`, as their file has them, that diffusers casts when they run; widen the others."""
+    from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK
+
+    model.enable_layerwise_casting(storage_dtype=kept, compute_dtype=dtype)
+    for module in model.modules():
+        hooks = getattr(module, "_diffusers_hook", None)
+        if hooks is None or hooks.get_hook(_LAYERWISE_CASTING_HOOK) is None:
+            for parameter in module.parameters(recurse=False):
+                if parameter.dtype == kept:
+                    parameter.data = parameter.data.to(dtype)
 
 
 @contextmanager

@@ -99,6 +99,23 @@ def test_what_is_loaded_is_what_the_folder_holds(
     assert np.array_equal(made, picture(expected))
 
 
+@pytest.mark.parametrize("precision", ["fp8", "fp8 e5m2"])
+def test_fp8_stays_as_its_file_has_it(precision: str, tmp_path: Path) -> None:
+    """Kept in fp8 and cast layer by layer, the weights are the same as those that are cast while loading."""
+    files, _ = write("zimage", build("zimage"), tmp_path, precision)
+    cast = loader.load(resolve(files))
+    kept = loader.load(resolve(files, quantization="layerwise-fp8"))
+    kind = torch.float8_e5m2 if "e5m2" in precision else torch.float8_e4m3fn
+    held = {key: value for key, value in kept.pipeline.transformer.state_dict().items() if value.dtype == kind}
+    assert sum(key.endswith(".weight") for key in held) >= 20
+    widened = cast.pipeline.transformer.state_dict()
+    assert all(torch.equal(value.float(), widened[key]) for key, value in held.items())
+    assert {value.dtype for value in kept.pipeline.transformer.state_dict().values()} == {kind, torch.float32}
+    assert np.array_equal(picture(kept.pipeline), picture(cast.pipeline))
+    assert f"(fp8 {'e5m2' if 'e5m2' in precision else 'e4m3'}, kept" in kept.facts["parts"]["transformer"]
+    assert "fp8 in" in kept.facts["quantization"]["transformer"]
+
+
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write("wan22-t2v", build("wan22-t2v"), tmp_path_factory.mktemp("wan"))[0]
