@@ -120,22 +120,6 @@ def _read_gguf(path: Path, name: str) -> Part:
     return Part(path, {key.removeprefix(prefix): shape for key, shape in shapes.items()}, {}, precision, prefix)
 
 
-def read_weights(part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The weights of a part on the CPU, in its own type, those with a scale multiplied by it and rounded to `dtype`."""
-    import torch
-    from safetensors.torch import load_file
-
-    if part.is_gguf:
-        shapes = {part.prefix + key: shape for key, shape in part.shapes.items()}
-        read = gguf.read_gguf_weights(part.path, shapes)
-        return {key.removeprefix(part.prefix): value for key, value in read.items()}
-    stored = {key.removeprefix(part.prefix): tensor for key, tensor in load_file(part.path).items()}
-    weights = {key: stored[key] for key in part.shapes}
-    for key, scale in part.scales.items():
-        weights[key] = (weights[key].to(torch.float32) * stored[scale].to(torch.float32)).to(dtype)
-    return weights
-
-
 def read_extra(part: Part, name: str) -> torch.Tensor | None:
     """A tensor of a file that is no weight; None where it has none of that name."""
     from safetensors import safe_open

@@ -15,8 +15,9 @@ from ....optimizations.quantization.layers import describe_model
 from ..small_files import read_json
 from .component import Component, Config, PartsFamily, Tokenizer
 from .gguf import fill_gguf
-from .header import Part, read_extra, read_part, read_weights
+from .header import Part, read_extra, read_part
 from .plan import beside, configuration, family_of_part
+from .weights import read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def read_parts(
         config = configuration(slot, component, part, chosen)
         found[slot] = part.precision
         keep = keep_fp8 and not slot.startswith(("text_encoder", "vae"))
-        made[slot] = _read_component(component, part, config, dtype, keep)
+        made[slot] = read_component(component, part, config, dtype, keep)
         if keep and "fp8" in describe_model(made[slot]):
             found[slot] += ", kept"
         found[slot] += component.not_told(config)
@@ -76,8 +77,9 @@ def _scheduler(family: PartsFamily, chosen: Path) -> tuple[str, Config]:
     return str(config.get("_class_name", family.scheduler[0])), config
 
 
-def _read_component(component: Component, part: Part, config: Config, dtype: torch.dtype, keep_fp8: bool) -> Any:
-    weights = component.rename(read_weights(part, dtype), config)
+def read_component(component: Component, part: Part, config: Config, dtype: torch.dtype, keep_fp8: bool = False) -> Any:
+    """One network of a pipeline, from its file."""
+    weights = component.rename(read_weights(part, dtype, keep_fp8), config)
     if part.is_gguf:
         import diffusers
 
