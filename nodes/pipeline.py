@@ -13,7 +13,14 @@ from ..pipelines.types import PipelineHandle
 from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
-from .host.model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
+from .host.model_files import (
+    CUSTOM,
+    comfyui_folder,
+    default_pipeline,
+    download_folder,
+    pipeline_choices,
+    pipeline_source,
+)
 
 
 class LoadPipeline(io.ComfyNode):
@@ -91,6 +98,7 @@ class LoadPipeline(io.ComfyNode):
                 device=comfy_bridge.device_name(device),
                 quantization=quantization,
                 library=download_folder(),
+                comfyui=comfyui_folder(),
                 callbacks=callbacks,
             )
         return io.NodeOutput(memory_management.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))

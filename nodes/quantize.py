@@ -33,7 +33,6 @@ class QuantizeModel(io.ComfyNode):
                 "8 bit",
                 "smaller model",
                 "save model",
-                "gguf",
             ],
             inputs=[
                 io.Combo.Input(

@@ -72,6 +72,7 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 NONE = "none"
+LAYERWISE = "layerwise-fp8"
 
 METHOD_PACKAGES = {
     "sdnq": ("sdnq", "sdnq"),

@@ -51,6 +51,7 @@ def resolve(
     library: Path | None = None,
     text_encoders: Sequence[str] = (),
     vae: str = "",
+    second_expert: str = "",
     in_parts: bool = False,
     comfyui: Path | None = None,
     callbacks: Callbacks = SILENT,
@@ -68,7 +69,8 @@ def resolve(
         lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
         library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
         text_encoders, vae: files of the other components, where `in_parts` says that `source` is a diffusion model's.
-        comfyui: folder of a ComfyUI, whose tokenizers a model in parts takes.
+        second_expert: file of the expert for little noise, of a diffusion model in two files.
+        comfyui: folder of a ComfyUI, whose tokenizers a model in parts or in one file takes.
 
     Returns:
         A key in which nothing is "auto" any more, so that equal requests share one pipeline.
@@ -90,7 +92,7 @@ def resolve(
 
     parts: tuple[tuple[str, str], ...] = ()
     if in_parts:
-        parts, identity = locate_parts(source, text_encoders, vae)
+        parts, identity = locate_parts(source, text_encoders, vae, second_expert)
         location, commit = parts[0][1], ""
     else:
         location, commit, identity = locate(source, revision, quantization, library, callbacks)
@@ -104,7 +106,7 @@ def resolve(
         quantization=quantization,
         lora_rank=lora_rank,
         parts=parts,
-        comfyui=str(comfyui or "") if in_parts else "",
+        comfyui=str(comfyui or "") if in_parts or Path(location).is_file() else "",
     )
 
 
@@ -142,9 +144,9 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     stamp = files_stamp(key)
     precisions: dict[str, str] = {}
     if key.parts:
-        signals = Signals(callbacks)
+        signals, keep = Signals(callbacks), key.quantization == schemes.LAYERWISE
         with reading_errors(Path(key.source), signals):
-            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals)
+            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals, keep)
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     else:
         pipeline = _read(key, dtype, callbacks)
@@ -207,7 +209,7 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
     assert path is not None  # noqa: S101 - only tiny sources have no path
     signals = Signals(callbacks)
     with component_progress(signals), reading_errors(path, signals):
-        pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
+        pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype, key.comfyui)
     if path.is_file() or (key.quantization != "none" and schemes.SCHEMES[key.quantization].after_load):
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     return pipeline

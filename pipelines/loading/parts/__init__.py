@@ -1,6 +1,22 @@
 """Models in parts, as ComfyUI keeps them: a diffusion model, its text encoders and its VAE, each in its own file."""
 
+from .checkpoint import write_configurations
+from .choose import choose_second_expert, choose_text_encoders, choose_vae
+from .component import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE
 from .plan import family_of_parts, kind_of_part, locate_parts
 from .read import read_parts
 
-__all__ = ["family_of_parts", "kind_of_part", "locate_parts", "read_parts"]
+__all__ = [
+    "DIFFUSION_MODEL",
+    "TEXT_ENCODER",
+    "UNREADABLE",
+    "VAE",
+    "choose_second_expert",
+    "choose_text_encoders",
+    "choose_vae",
+    "family_of_parts",
+    "kind_of_part",
+    "locate_parts",
+    "read_parts",
+    "write_configurations",
+]
