@@ -45,7 +45,7 @@ def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict
         scales = {key: file.get_tensor(part.prefix + scale).float() for key, scale in part.scales.items()}
     _read_copies(part.path, copied, weights)
     for key, scale in scales.items():
-        weights[key] = (weights[key].to(torch.float32) * scale).to(dtype)
+        weights[key] = weights[key].to(torch.float32).mul_(scale).to(dtype)
     return {key: weights.pop(key) for key in part.shapes}
 
 
