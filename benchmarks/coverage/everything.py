@@ -25,12 +25,13 @@ def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[st
     """
     prepare_libraries(verbose=False)
     torch.set_num_threads(1)
-    import diffusers
-    import transformers  # noqa: F401 - imported before the children are forked
+    import diffusers  # noqa: F401 - imported before the children are forked
+    import transformers  # noqa: F401
+    from diffusers.utils import logging
 
     from .trial import try_case
 
-    diffusers.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     _warm_up(options=not args.plain)
     kept = Journal(journal, args.resume)
     limits = Limits(args.seconds, args.gib)

@@ -64,14 +64,14 @@ def _saved(*parts: Callable[[], Any], under: str = "") -> Callable[[Path], None]
 def _t5() -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    sizes = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 5, "num_heads": 4}
-    return T5ForConditionalGeneration(T5Config(**sizes, is_gated_act=False)).eval()
+    sizes: dict[str, Any] = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 5, "num_heads": 4}
+    return T5ForConditionalGeneration(T5Config(**sizes)).eval()
 
 
 def _umt5() -> Any:
     from transformers import UMT5Config, UMT5EncoderModel
 
-    sizes = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+    sizes: dict[str, Any] = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
     return UMT5EncoderModel(UMT5Config(**sizes)).eval()
 
 
@@ -82,7 +82,7 @@ def _small_gemma() -> Any:
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", tokenizers.SPACE, "a", "e"]
     specials = {name + "_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    options = {"model_max_length": 1024, "padding_side": "left", "add_bos_token": True, **specials}
+    options: dict[str, Any] = {"model_max_length": 1024, "padding_side": "left", "add_bos_token": True, **specials}
     return GemmaTokenizer(vocab=vocabulary, merges=[], **options)
 
 
@@ -98,18 +98,28 @@ def _llama(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _llama_tokenizer(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=32000, **sizes)).eval().save_pretrained(folder)
 
 
 def _bert(folder: Path) -> None:
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
     letters = [chr(code) for code in range(33, 127)]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     BertTokenizerFast(vocab=vocabulary, model_max_length=77).save_pretrained(folder)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+    }
     BertModel(BertConfig(vocab_size=1124, **sizes)).eval().save_pretrained(folder)
 
 
@@ -122,7 +132,7 @@ def _roberta() -> Any:
 
 
 def _xlm_roberta() -> Any:
-    from transformers import XLMRobertaTokenizerFast
+    from transformers import XLMRobertaTokenizerFast  # type: ignore[attr-defined]
 
     words = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (tokenizers.SPACE, -2.0)]
     words += [(chr(code), -3.0) for code in range(33, 127)]
@@ -164,14 +174,19 @@ def _qwen_vl(name: str) -> Callable[[Path], None]:
         import transformers
 
         tokenizer = _qwen_tokenizer()
-        text = {"vocab_size": QWEN_SPECIALS + 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        text: dict[str, Any] = {
+            "vocab_size": QWEN_SPECIALS + 32,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+        }
         text |= {"num_attention_heads": 4, "num_key_value_heads": 2}
         token = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652}
         sizes: dict[str, Any] = {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}}
         video = getattr(transformers, f"{name}VideoProcessor")(**sizes)
         if name == "Qwen2VL":
             text["rope_parameters"] = {"rope_type": "default", "mrope_section": [1, 1], "rope_theta": 1e4}
-            vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2}
+            vision: dict[str, Any] = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2}
         else:
             rope = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 1e4, "mrope_interleaved": True}
             text |= {"rope_parameters": rope, "head_dim": 4}
@@ -194,7 +209,12 @@ def _qwen_vl(name: str) -> Callable[[Path], None]:
 def _siglip() -> Any:
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+    }
     return SiglipVisionModel(SiglipVisionConfig(image_size=30, patch_size=2, **sizes)).eval()
 
 
@@ -217,8 +237,9 @@ def _gemma3(folder: Path) -> None:
 def _unets(folder: Path) -> None:
     from diffusers import UNet2DModel
 
+    unet: Any = UNet2DModel
     for name, classes in (("test_unet", None), ("test_unet_class_cond", 10)):
-        UNet2DModel(
+        unet(
             sample_size=32,
             down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),

@@ -130,7 +130,7 @@ def store(cases: Mapping[str, Mapping[str, Any]]) -> None:
     from .cases import pipeline_classes
 
     facts = {"benchmark": "pipeline_coverage", "machine": machine("cpu")}
-    data = {**facts, "classes": by_class(cases, pipeline_classes()), "cases": dict(cases)}
+    data: dict[str, Any] = {**facts, "classes": by_class(cases, pipeline_classes()), "cases": dict(cases)}
     write_text(TARGET, json.dumps(data, indent=1, ensure_ascii=False))
     write_text(PAGE, as_page(data))
     write_text(README, readme_with(README.read_text(encoding="utf-8"), as_markdown(data["classes"])))

@@ -15,12 +15,13 @@ import torch
 
 from ...errors import InputError, first_line
 from ...pipelines import sampling
+from ...pipelines.families import Family
 from ...pipelines.generate import check_before_load
 from ...pipelines.loading import loader
 from ...pipelines.recognize import family_of
 from ...pipelines.requests import ready
 from ...pipelines.results import refuse_without_picture
-from ...pipelines.types import LoadedPipeline, LoadKey, PipelineHandle
+from ...pipelines.types import LoadedPipeline, LoadKey, PipelineHandle, SampleRequest
 from .cases import Case
 from .compare import difference, is_equal, leaves
 from .inputs import Translated, translate
@@ -185,8 +186,8 @@ def _noted_arguments() -> Iterator[dict[str, Any]]:
     noted: dict[str, Any] = {}
     original = sampling.call_arguments
 
-    def noting(*args: Any) -> dict[str, Any]:
-        noted.update(call := original(*args))
+    def noting(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
+        noted.update(call := original(pipeline, family, request))
         return call
 
     sampling.call_arguments = noting

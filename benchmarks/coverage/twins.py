@@ -81,7 +81,12 @@ def _transformers(name: str, **settings: Any) -> Any:
 def _vision(name: str) -> Any:
     import transformers
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+    }
     config = transformers.CLIPVisionConfig(image_size=30, patch_size=2, projection_dim=components.WIDTH, **sizes)
     return getattr(transformers, name)(config)
 
@@ -143,7 +148,8 @@ def _builder(name: str, pipeline_class: Any) -> Callable[[], Any]:
 
 @lru_cache(maxsize=32)
 def _types_of(family: str) -> dict[str, str]:
-    return {name: type(part).__name__ for name, part in tiny.build(family).components.items() if part is not None}
+    built: Any = tiny.build(family)
+    return {name: type(part).__name__ for name, part in built.components.items() if part is not None}
 
 
 def _needed(pipeline_class: Any) -> dict[str, list[str]]:

@@ -112,14 +112,14 @@ def find_class(library: str, class_name: str) -> type[Any] | None:
 
 
 @contextmanager
-def made_around_any_unet(pipeline_class: type) -> Iterator[None]:
+def made_around_any_unet(pipeline_class: Any) -> Iterator[None]:
     """Let `pipeline_class` be made, while the block runs, around a UNet that says no `sample_size` too.
 
     Where its constructor fails with one, it is called once more, as for a form.
     """
     from ...optimizations.components import unet_with_a_size
 
-    original: Any = pipeline_class.__init__
+    original = pipeline_class.__init__
 
     @functools.wraps(original)
     def made(self: Any, *args: Any, **parts: Any) -> None:
@@ -133,11 +133,11 @@ def made_around_any_unet(pipeline_class: type) -> Iterator[None]:
                 original(self, *args, **parts)
 
     inherited = "__init__" not in vars(pipeline_class)
-    pipeline_class.__init__ = made  # type: ignore[misc]
+    pipeline_class.__init__ = made
     try:
         yield
     finally:
         if inherited:
             del pipeline_class.__init__
         else:
-            pipeline_class.__init__ = original  # type: ignore[misc]
+            pipeline_class.__init__ = original

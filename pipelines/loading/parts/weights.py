@@ -58,7 +58,8 @@ def _read_copies(path: Path, wanted: Mapping[str, tuple[Any, torch.dtype]], weig
         for key, (entry, kind) in wanted.items():
             begin, end = entry["data_offsets"]
             tensor = torch.empty(end - begin, dtype=torch.uint8)
-            view, done = memoryview(tensor.numpy()), 0
+            bytes_of: Any = tensor.numpy()
+            view, done = memoryview(bytes_of), 0
             file.seek(start + begin)
             while done < end - begin:
                 count = file.readinto(view[done:])
