@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import numpy as np
+import psutil
+import pytest
 
 if TYPE_CHECKING:
     from comfy_client import Client
 
 TINY = "embedded tiny: "
+VIDEO_VAE = TINY + "video VAE"
 TEXT_EVENT = (3).to_bytes(4, "big")
 PREVIEW_EVENTS = ((1).to_bytes(4, "big"), (4).to_bytes(4, "big"))
 
@@ -91,3 +94,33 @@ def test_cancel_while_code_is_compiled(server: Client) -> None:
     server.succeed(again)  # another seed first, so that ComfyUI cannot answer from its cache of outputs
     again["sample"]["inputs"]["seed"] = 9
     assert np.array_equal(server.images(server.succeed(again)), fresh)
+
+
+@pytest.mark.parametrize("scope", ["blocks", "model"])
+def test_cancel_while_a_decoder_is_compiled(server: Client, scope: str) -> None:
+    """The video VAE, by its units and by whole slices."""
+
+    def decode(batch: int = 1, **compile_widgets: Any) -> dict[str, Any]:
+        size = {"width": 64, "height": 64, "length": 5, "batch_size": batch}
+        prompt = {
+            "latent": server.node("EmptyHunyuanLatentVideo", **size),
+            "vae": server.node("FastDiffusersLoadVideoVAE", vae_name=VIDEO_VAE, dtype="float32"),
+            "decode": server.node("FastDiffusersVAEDecode", samples=["latent", 0], vae=["vae", 0], tiling="whole"),
+            "save": server.node("SaveImage", images=["decode", 0], filename_prefix="decoded"),
+        }
+        if compile_widgets:
+            prompt["compile"] = server.node("FastDiffusersTorchCompileSettings", **compile_widgets)
+            prompt["decode"]["inputs"]["compile_settings"] = ["compile", 0]
+        return prompt
+
+    fresh = server.images(server.succeed(decode()))
+    process = psutil.Process(server.server._process.pid)
+    before = {child.pid for child in process.children(recursive=True)}
+    compiled = decode(scope=scope, memory_check=False)
+    messages = asyncio.run(cancel_when(server, compiled, says(b"first run only")))
+    assert messages[-1]["type"] == "execution_interrupted", messages[-1]["data"].get("exception_message")
+    assert messages[-1]["data"]["node_id"] == "decode"
+    assert {child.pid for child in process.children(recursive=True)} <= before
+    again = server.images(server.succeed(decode(batch=2)))  # one that ComfyUI cannot answer from its cache of outputs
+    assert np.array_equal(again[: len(fresh)], fresh)
+    assert fresh.std() > 0
