@@ -17,6 +17,7 @@ from ...pipelines import tiny
 from ...pipelines.families import Family
 from ...pipelines.loading import checkpoints, described, hub
 from ...pipelines.loading.hub_client import HuggingFace
+from ...pipelines.modular.index import component_folder
 from ...pipelines.recognize import family_of, small
 
 OPTION = "--plan"
@@ -112,31 +113,38 @@ def _folder(folder: Path, name: str) -> Model:
     try:
         index = checkpoints.read_index(folder)
         family = described.family_of_folder(folder)
+        libraries = checkpoints.components(index)
+        places = {part: component_folder(folder, index, part) for part in libraries}
     except ModelFileError as error:
         raise InputError(OPTION, name, error.reason, TAKEN) from None
-    libraries = checkpoints.components(index)
-    modules = {part: module for part, entry in libraries.items() if (module := _component(folder, part, *entry, name))}
+    made = {part: _component(places[part], part, *entry, name) for part, entry in libraries.items()}
+    modules = {part: module for part, module in made.items() if module is not None}
     pipeline_class = _pipeline_class(index["_class_name"])
     order = getattr(pipeline_class, "model_cpu_offload_seq", None)
     return Model(name, Skeleton(modules, index, order), family, libraries)
 
 
 def _component(folder: Path, part: str, library: str, class_name: str, name: str) -> nn.Module | None:
-    """One component without data, or its size alone where its weights are quantized; None where it has no weights."""
+    """One component without data, or its size alone where its weights are quantized; None where it has no weights.
+
+    Args:
+        folder: the component's own.
+        name: of the model, for errors.
+    """
     import diffusers
     import transformers
 
     kind = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), class_name, None)
     if kind is None or not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        files = list((folder / part).glob("*.safetensors"))
+        files = list(folder.glob("*.safetensors"))
         return Stored(sum(file.stat().st_size for file in files)) if files else None
     if "quantization_config" in described.configuration(folder, part):
-        return Stored(sum(file.stat().st_size for file in (folder / part).glob("*.safetensors")))
+        return Stored(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     try:
         with _without_data():
             if library == "diffusers":
-                return kind.from_config(kind.load_config(folder / part))  # type: ignore[attr-defined]
-            return kind(kind.config_class.from_pretrained(folder / part))  # type: ignore[attr-defined]
+                return kind.from_config(kind.load_config(folder))  # type: ignore[attr-defined]
+            return kind(kind.config_class.from_pretrained(folder))  # type: ignore[attr-defined]
     except Exception as error:  # whatever a class makes of a configuration that is not its own
         reason = f"{part} cannot be built from its config.json ({first_line(error, 120)})"
         raise InputError(OPTION, name, reason, "check the folder, or update diffusers and transformers") from error

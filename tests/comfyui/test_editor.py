@@ -26,9 +26,19 @@ REPORT = """
            textHeight: e.scrollHeight, colours: [getComputedStyle(e).color, getComputedStyle(e).backgroundColor] };
 })()
 """
+BESIDE_NODES = """
+(() => {
+  const onNodes = [...document.querySelectorAll('.dom-widget')], before = onNodes.map(e => e.style.display);
+  onNodes.forEach(e => { e.style.display = 'none'; });
+  const text = document.body.innerText;
+  onNodes.forEach((e, index) => { e.style.display = before[index]; });
+  return text;
+})()
+"""
+"""What can be read, but for what nodes show themselves."""
 SHOWN = """
 (start => {
-  const leaves = [...document.querySelectorAll('body *')].filter(e => !e.children.length);
+  const leaves = [...document.querySelectorAll('body *')].filter(e => !e.children.length && !e.closest('.dom-widget'));
   return leaves.filter(e => e.innerText?.startsWith(start)).map(e => {
     const bottom = e.getBoundingClientRect().bottom, range = document.createRange(), text = e.firstChild;
     let length = 0;
@@ -125,7 +135,7 @@ def test_of_a_refused_input_the_cure_can_be_read_and_it_is_said_once(server: Cli
     assert shown.startswith("model = 'no-such-model': Put it into models/diffusers, or choose [custom]")
     page.evaluate(OPEN_ERRORS)
     assert len(_shown(page, "model = ")) == 1
-    text = page.evaluate("document.body.innerText")
+    text = page.evaluate(BESIDE_NODES)
     assert text.count("no-such-model': Put it") == 1
     assert "Custom validation failed" not in text
 

@@ -31,7 +31,7 @@ WORDS = {
     "speed": "Benchmark Optimizations",
     "tiled": "VAE Decode (Fast)",
     "video upscale": "Load Video VAE",
-    "gguf": "Quantize Model",
+    "gguf": "Load Diffusers Model (Parts)",
 }
 """What people look for, and the node that it is about."""
 FIRST = ("flux", "sdxl", "wan")

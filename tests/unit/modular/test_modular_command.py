@@ -29,3 +29,10 @@ def test_generate_runs_a_modular_folder_and_says_what_it_cannot_read(
     said = capsys.readouterr().err.strip().splitlines()
     assert "gives no place for" in said[-1]
     assert "Traceback" not in "\n".join(said)
+
+
+def test_a_modular_folder_is_planned(modular_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--plan", str(modular_folder("zimage")), "--vram", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "transformer" in said
+    assert "gpu" in said
