@@ -37,7 +37,7 @@ class OwnSchedule(NamedTuple):
     steps: int
 
 
-OWN_SCHEDULES = {"Ideogram4Pipeline": OwnSchedule("guidance_schedule", 48)}
+OWN_SCHEDULES = dict.fromkeys(("Ideogram4Pipeline", "Ideogram4ModularPipeline"), OwnSchedule("guidance_schedule", 48))
 """Class -> its own schedule of guidances."""
 
 

@@ -96,7 +96,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "height": 2048,
         "size_multiple": 16,
         "guidance_argument": "guidance_schedule",
-        "guided_steps": 48,
     },
     "Krea2ModularPipeline": _KREA2 | {"name": "krea2"},
     "Krea2TurboModularPipeline": _KREA2 | {"name": "krea2-turbo"},

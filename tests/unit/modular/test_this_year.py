@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy
 import pytest
 import torch
@@ -17,8 +18,11 @@ from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.classes.guidance import OWN_SCHEDULES
 from fastdiffusers.pipelines.generate import decode, generate
 from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
+from fastdiffusers.pipelines.modular.models import MODELS
+from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.requests import ready
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest, SampleResult
 
@@ -122,3 +126,11 @@ def test_the_rules_of_minimax_h3(folder_of: Callable[[str], Path]) -> None:
 def test_minimax_h3_makes_one_evaluation_less_than_steps(folder_of: Callable[[str], Path]) -> None:
     result = run(folder_of("minimax-h3"), replace(REQUEST, steps=4, width=32, height=32))
     assert len(result.step_seconds) == 3
+
+
+def test_a_modular_class_outside_the_tests_has_a_family_too() -> None:
+    """Every entry of the table names fields that there are."""
+    for name in MODELS:
+        assert family_of(getattr(diffusers, name)).classes == (name,)
+    family = family_of("Ideogram4ModularPipeline")
+    assert family.guidance_argument == OWN_SCHEDULES[family.name].argument
