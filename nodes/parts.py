@@ -74,7 +74,13 @@ class LoadPipelineParts(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, diffusion_model: str, text_encoder_1: str, text_encoder_2: str, vae: str, second_expert: str = AUTO
+        cls,
+        diffusion_model: str,
+        text_encoder_1: str,
+        text_encoder_2: str,
+        vae: str,
+        second_expert: str = AUTO,
+        **how: Any,
     ) -> str:
         # The identity of all files is part of it, so that an exchanged one runs again.
         key = _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert)

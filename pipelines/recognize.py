@@ -41,7 +41,7 @@ def family_of(pipeline: Any) -> Family:
 
 
 def _of_class(pipeline_class: type) -> Family:
-    if is_modular_class(pipeline_class):
+    if is_modular_class(pipeline_class) and getattr(pipeline_class, "default_blocks_name", None):  # not the base class
         return modular_family(pipeline_class, _BY_CLASS.get(classical_class(pipeline_class)))
     return _BY_CLASS.get(pipeline_class.__name__) or family_from_signature(pipeline_class)
 

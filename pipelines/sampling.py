@@ -82,7 +82,9 @@ def run(
         stages["denoise"] = sum(step_seconds)
         result = SampleResult(
             frames=None,
-            latent=_comfy_latent(loaded, request, outputs[0][0], _last(outputs, last, loaded.family), report),
+            latent=_comfy_latent(
+                loaded, request, _first(outputs, loaded.family), _last(outputs, last, loaded.family), report
+            ),
             frame_rate=request.frame_rate,
             seeds=seeds(request),
             step_seconds=step_seconds,
@@ -179,6 +181,12 @@ def _joined(latents: list[torch.Tensor | None]) -> torch.Tensor | None:
     found = [latent for latent in latents if latent is not None]
     alike = len(found) == len(latents) and len({latent.shape for latent in found}) == 1
     return torch.cat(found) if alike else None
+
+
+def _first(outputs: list[Any], family: Family) -> Any:
+    """The first thing that the calls returned; of a family whose result is a latent, those of all calls together."""
+    made = [output[0] for output in outputs]
+    return _joined(made) if family.known and len(made) > 1 else made[0]
 
 
 def _last(outputs: list[Any], last: torch.Tensor | None, family: Family) -> torch.Tensor | None:

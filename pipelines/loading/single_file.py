@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ModelFileError
-from ...safetensors_header import read_shapes
+from ...errors import ModelFileError, first_line
+from ...safetensors_header import DOWNLOAD_AGAIN, read_shapes
 from . import checkpoints
-from .parts import write_configurations
+from .parts import PUBLISHED, write_configurations
 from .progress import reading_errors
 
 if TYPE_CHECKING:
@@ -75,4 +75,12 @@ def read(path: Path, dtype: torch.dtype, comfyui: str = "") -> Any:
         if beside is None and write_configurations(kind, read_shapes(path), name, comfyui, Path(made)):
             beside = Path(made)
         config = {"config": str(beside), "local_files_only": True} if beside else {}
-        return pipeline_class.from_single_file(str(path), torch_dtype=dtype, **config)
+        try:
+            return pipeline_class.from_single_file(str(path), torch_dtype=dtype, **config)
+        except NotImplementedError as error:  # of weights that stayed without data
+            raise ModelFileError("model", str(path), "tensors of it are missing", DOWNLOAD_AGAIN) from error
+        except OSError as error:  # what the Hub's client raises is one
+            if beside is not None or kind not in PUBLISHED:
+                raise
+            reason = f"its tokenizer is not on this machine, and the Hub is out of reach ({first_line(error, 80)})"
+            raise ModelFileError("model", str(path), reason, "name a ComfyUI with COMFYUI_PATH=FOLDER") from error

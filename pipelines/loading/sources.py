@@ -103,9 +103,10 @@ def check(key: LoadKey) -> None:
     if path is None:
         return
     if key.parts:
-        files = dict(key.parts)
         encoders = [file for slot, file in key.parts if slot.startswith("text_encoder")]
-        locate_parts(files["transformer"], encoders, files["vae"])
+        vae = next(file for slot, file in key.parts if slot == "vae")
+        diffusion_model, *second = (file for _, file in key.parts if file not in (*encoders, vae))
+        locate_parts(diffusion_model, encoders, vae, *second)
         return
     if not path.exists():
         raise ModelFileError("model", key.source, "it is not there any more", "choose another model")

@@ -163,7 +163,9 @@ def _check_needed(folder: Path, index: Mapping[str, Any]) -> None:
     import diffusers
 
     blocks = default_blocks(getattr(diffusers, index["_class_name"]), index.get(BLOCKS))
-    missing = [name for name in needed_components(blocks, LEAST) if name not in index and name not in _MAY_BE_ABSENT]
+    missing = [
+        name for name in needed_components(blocks, LEAST) if name not in index[PLACES] and name not in _MAY_BE_ABSENT
+    ]
     if missing:
         reason = f"its {MODULAR_INDEX} gives no place for {', '.join(missing)}, which {index['_class_name']} needs"
         raise ModelFileError("model", str(folder), reason, "use a model that has them, or name their repositories")

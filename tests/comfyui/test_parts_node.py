@@ -125,6 +125,7 @@ def test_the_picture_is_that_of_the_folder(server: Client, parts: dict[str, Path
     }
     prompt["load"] = loader_node(server, **changes[given])
     entry = server.succeed(prompt)
+    assert "fingerprint_inputs" not in server.server.log(), "ComfyUI then runs the node, and all after it, each time"
     expected = server.images(whole)
     assert expected.std() > 1
     assert np.array_equal(server.images(entry), expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,18 +42,24 @@ def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict
             else:
                 copied[key] = (entry, kind)
         scales = {key: file.get_tensor(part.prefix + scale).float() for key, scale in part.scales.items()}
-    _read_copies(part.path, copied, weights)
+    end = max(entry["data_offsets"][1] for entry in entries.values())
+    _read_copies(part.path, part.path.stat().st_size - end, copied, weights)
     for key, scale in scales.items():
         weights[key] = weights[key].to(torch.float32).mul_(scale).to(dtype)
     return {key: weights.pop(key) for key in part.shapes}
 
 
-def _read_copies(path: Path, wanted: Mapping[str, tuple[Any, torch.dtype]], weights: dict[str, torch.Tensor]) -> None:
-    """Read tensors of a file into memory of their own."""
+def _read_copies(
+    path: Path, start: int, wanted: Mapping[str, tuple[Any, torch.dtype]], weights: dict[str, torch.Tensor]
+) -> None:
+    """Read tensors of a file into memory of their own.
+
+    Args:
+        start: where the offsets count from: the header ends there, and the tensors fill the rest of the file.
+    """
     import torch
 
     with path.open("rb", buffering=0) as file:
-        start = 8 + struct.unpack("<Q", file.read(8))[0]
         for key, (entry, kind) in wanted.items():
             begin, end = entry["data_offsets"]
             tensor = torch.empty(end - begin, dtype=torch.uint8)

@@ -89,6 +89,8 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, lambda i: place(i, "vae", pretrained_model_name_or_path=7)),
         "in no form that diffusers writes where its vae is",
     ),
+    "no vae": (lambda f: edit(f, lambda i: i.update(vae=None)), "gives no place for vae"),
+    "a vae that is a word": (lambda f: edit(f, lambda i: i.update(vae="x")), "gives no place for vae"),
     "leads out": (lambda f: edit(f, lambda i: place(i, "vae", subfolder="../vae")), "outside of where it says"),
     "over the network": (
         lambda f: edit(f, lambda i: place(i, "vae", pretrained_model_name_or_path="//host/share", subfolder="")),

@@ -108,6 +108,21 @@ def test_what_a_request_can_ask_for_equals_bare_modular_diffusers(name: str, mod
         assert difference <= (1e-5 if request.batch > 1 else 0), changes  # a batch is decoded one by one here
 
 
+@pytest.mark.parametrize("name", ["sdxl", "wan22-i2v"])
+def test_a_batch_that_is_made_one_by_one_has_every_item(name: str, modular_folder: Folder) -> None:
+    """Their blocks refuse a list of generators with a picture to start from."""
+    folder = modular_folder(name)
+    family = loader.family_of_key(loader.resolve(str(folder)))
+    strength = {} if family.video else {"strength": 0.6}
+    request = request_for(family, images=(PICTURE,), **strength)
+    both = generate.generate(handle(folder), replace(request, batch=2), PLAIN)
+    assert both.latent is not None
+    assert len(both.frames) == len(both.latent) == len(both.seeds) == 2
+    for index in range(2):
+        single = generate.generate(handle(folder), replace(request, seed=REQUEST.seed + index), PLAIN)
+        torch.testing.assert_close(both.frames[index], single.frames[0], atol=1e-5, rtol=0)
+
+
 def test_wan_without_guidance_equals_its_classical_form(modular_folder: Folder) -> None:
     """Its own blocks ask for a negative prompt's embeddings, and then read none."""
     request = replace(REQUEST, guidance=1.0)

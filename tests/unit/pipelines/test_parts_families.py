@@ -12,6 +12,7 @@ from original_families import build, write
 from safetensors.torch import load_file, save_file
 
 from fastdiffusers.errors import InputError, ModelFileError
+from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER, VAE, kind_of_part
 
@@ -124,6 +125,15 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def zimage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write("zimage", build("zimage"), tmp_path_factory.mktemp("zimage"))[0]
+
+
+def test_two_experts_are_checked_again_before_they_load(wan: dict[str, Path], zimage: dict[str, Path]) -> None:
+    """As the cache does, whatever the files are called."""
+    for files in (wan, zimage):
+        key = resolve(files)
+        with CACHE.use(key) as loaded:
+            assert loaded.key == key
+    CACHE.clear()
 
 
 def test_wrong_pairings_are_refused_by_name(wan: dict[str, Path], zimage: dict[str, Path]) -> None:

@@ -145,6 +145,9 @@ def test_what_cannot_be_read_is_one_line(
         assert kind_of_part(path) == UNREADABLE, "it is offered, so that choosing it says what is wrong"
     with pytest.raises(InputError, match="GGUF is read for diffusion models only"):
         resolve(model["files"], text_encoders=[str(model["files"]["model"])])
+    with pytest.raises(InputError, match="quantized already") as refused:
+        resolve(model["files"], quantization="torchao-int8")
+    assert refused.value.name == "quantization"
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
     with pytest.raises(MissingDependencyError, match="pip install gguf"):
