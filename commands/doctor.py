@@ -15,7 +15,7 @@ from . import environment
 from .launch import start_script
 from .launch.advice import Advice, LaunchFacts, launch_advice
 from .launch.comfyui_log import SessionLog, find_logs, last_session
-from .libraries import prepare_libraries
+from .libraries import prepare_libraries, torchvision_fault
 from .options import path_argument
 from .paths import PACK, find_comfyui, find_comfyuis, model_folders
 
@@ -79,7 +79,7 @@ def _plan(args: argparse.Namespace) -> None:
         if getattr(args, name):
             raise InputError(f"--{name}", getattr(args, name), "it has nothing to do with a plan", "leave it out")
     if args.vram is None:
-        raise InputError("--plan", args.plan, "for which card?", "give its memory in GiB: --vram 24")
+        raise InputError("--plan", args.plan, "the card is not named", "give its memory in GiB: --vram 24")
     if not 0 < args.vram <= MOST_VRAM:  # NaN too
         raise InputError("--vram", args.vram, f"it is more than 0 and at most {MOST_VRAM:.0f} GiB", "use 24, say")
     prepare_libraries(args.verbose)
@@ -128,6 +128,7 @@ def examine(logs: list[Path] | None = None) -> dict[str, Any]:
         "torch_compile": environment.compiler(best),
         "cudnn": environment.cudnn(),
         "allocator": environment.allocator(),
+        "torchvision": torchvision_fault(),
         "paths": paths(),
     }
     log, session = last_session(find_logs(find_comfyuis()) if logs is None else logs)
@@ -170,6 +171,12 @@ def advice(facts: dict[str, Any]) -> list[str]:
         found.append(
             f"cuDNN {facts['cudnn']['version']} takes about three times the memory for video convolutions in half "
             "precision: pip install -U 'nvidia-cudnn-cu12>=9.15' (nvidia-cudnn-cu13 for CUDA 13)"
+        )
+    if facts["torchvision"]:
+        found.append(
+            f"torchvision {versions['torchvision']} does not belong to torch {versions['torch']}, and ComfyUI cannot "
+            f"start with it ({facts['torchvision']}): pip install --force-reinstall --no-deps torchvision, from the "
+            "index that torch is from"
         )
     if not facts["torch_compile"]["works"]:
         found.append(f"torch.compile cannot be used: {facts['torch_compile']['reason']}")

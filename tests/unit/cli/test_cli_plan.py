@@ -98,7 +98,7 @@ def test_a_model_in_the_cache_of_the_hub_is_planned_without_a_network(
         (["--plan", "no/such-model", "--vram", "24"], "not in the Hub's cache"),
         (["--plan", "nonsense", "--vram", "24"], "there is no such folder and no such architecture"),
         (["--plan", "tiny:nonsense", "--vram", "24"], "there is no embedded pipeline of that name"),
-        (["--plan", "flux"], "for which card?"),
+        (["--plan", "flux"], "the card is not named"),
         (["--plan", "flux", "--vram", "0"], "more than 0"),
         (["--plan", "flux", "--vram", "nan"], "more than 0"),
         (["--plan", "flux", "--vram", "24", "--launch"], "nothing to do with a plan"),
