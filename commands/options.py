@@ -244,6 +244,8 @@ def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineH
     parts: dict[str, Any] = {"comfyui": find_comfyui()}
     diffusion_model = getattr(args, "diffusion_model", None)
     if diffusion_model is not None:
+        if args.revision:
+            raise InputError("--revision", args.revision, "a model in parts is not from the Hub", "leave it out")
         encoders, vae = [str(path) for path in args.text_encoder], "" if args.vae is None else str(args.vae)
         parts = {"in_parts": True, "text_encoders": encoders, "vae": vae, **parts}
         if args.second_expert is not None:

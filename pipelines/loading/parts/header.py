@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError, first_line
-from ....safetensors_header import DOWNLOAD_AGAIN, SUFFIX, parse_json, read_header
+from ....safetensors_header import DOWNLOAD_AGAIN, SUFFIX, file_size, parse_json, read_header
 from . import gguf
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Part:
 
     @property
     def is_gguf(self) -> bool:
-        return self.path.suffix == gguf.SUFFIX
+        return self.path.suffix.lower() == gguf.SUFFIX
 
 
 def read_part(path: Path, name: str) -> Part:
@@ -60,9 +60,10 @@ def read_part(path: Path, name: str) -> Part:
         ModelFileError: damaged, of another format, a whole checkpoint, in a precision that is not read, or without
             the scale of a weight.
     """
-    if path.suffix == gguf.SUFFIX:
+    file_size(path, name)
+    if path.suffix.lower() == gguf.SUFFIX:
         return _read_gguf(path, name)
-    if path.suffix != SUFFIX:
+    if path.suffix.lower() != SUFFIX:
         kind = path.suffix or "a file without a suffix"
         raise ModelFileError(name, str(path), f"{kind} is not read as parts", f"choose a {SUFFIX} file")
     entries = read_header(path, name)

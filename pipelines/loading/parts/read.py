@@ -22,6 +22,9 @@ from .weights import read_weights
 if TYPE_CHECKING:
     import torch
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+"""Of which a folder has at least one that holds a tokenizer."""
+
 
 def read_parts(
     parts: tuple[tuple[str, str], ...], comfyui: str, dtype: torch.dtype, callbacks: Signals, keep_fp8: bool = False
@@ -73,8 +76,15 @@ def _scheduler(family: PartsFamily, chosen: Path) -> tuple[str, Config]:
     own = beside(chosen) / "scheduler" / "scheduler_config.json"
     if not own.is_file():
         return family.scheduler
+    import diffusers
+
     config = read_json(own)
-    return str(config.get("_class_name", family.scheduler[0])), config
+    name = str(config.get("_class_name", family.scheduler[0]))
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        cure = f"name a scheduler of diffusers there, or remove {own.parent}"
+        raise ModelFileError("diffusion_model", str(chosen), f"{own} names {name[:80]!r}, which is no scheduler", cure)
+    return name, config
 
 
 def read_component(component: Component, part: Part, config: Config, dtype: torch.dtype, keep_fp8: bool = False) -> Any:
@@ -159,7 +169,7 @@ def read_tokenizer(name: str, tokenizer: Tokenizer, chosen: Path, comfyui: str, 
 
     own = beside(chosen) / name
     tokenizer_class = getattr(transformers, tokenizer.class_name)
-    if own.is_dir():
+    if any((own / file).is_file() for file in _TOKENIZER_FILES):
         return tokenizer_class.from_pretrained(own, local_files_only=True)
     if tokenizer.inside and (held := _held_tokenizer(read_part(files[tokenizer.inside], tokenizer.inside), tokenizer)):
         return held

@@ -173,14 +173,30 @@ def test_damage_is_one_line(folder: Path, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
         files["model"].write_bytes(whole)
     resolve(files)
+    other = files["model"].with_suffix(".txt")
+    other.write_bytes(whole)
     with pytest.raises(ModelFileError, match=r"\.txt is not read as parts"):
-        resolve(files, model=files["model"].with_suffix(".txt"))
+        resolve(files, model=other)
+    with pytest.raises(ModelFileError, match="it is a folder"):
+        resolve(files, model=files["model"].with_suffix(""))
+    loud = files["model"].with_suffix(".SAFETENSORS")
+    loud.write_bytes(whole)
+    assert resolve(files, model=loud).parts[0] == ("transformer", str(loud))
 
 
 def test_without_a_tokenizer_it_says_what_to_name(files: dict[str, Path]) -> None:
     for file in (files["model"].with_suffix("") / "tokenizer_2").iterdir():
         file.unlink()
-    (files["model"].with_suffix("") / "tokenizer_2").rmdir()
     with pytest.raises(ModelFileError, match=r"no tokenizer_2 .* COMFYUI_PATH") as error:
+        loader.load(resolve(files))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["DiffusionPipeline", "nothing", 5])
+def test_what_is_no_scheduler_beside_the_file_is_one_line(files: dict[str, Path], name: object) -> None:
+    own = files["model"].with_suffix("") / "scheduler"
+    own.mkdir(exist_ok=True)
+    (own / "scheduler_config.json").write_text(json.dumps({"_class_name": name}), encoding="utf-8")
+    with pytest.raises(ModelFileError, match="which is no scheduler") as error:
         loader.load(resolve(files))
     assert "\n" not in str(error.value)
