@@ -77,7 +77,9 @@ def read(path: Path, dtype: torch.dtype, comfyui: str = "") -> Any:
         config = {"config": str(beside), "local_files_only": True} if beside else {}
         try:
             return pipeline_class.from_single_file(str(path), torch_dtype=dtype, **config)
-        except NotImplementedError as error:  # of weights that stayed without data
+        except NotImplementedError as error:
+            if "meta tensor" not in str(error):  # of weights that stayed without data
+                raise
             raise ModelFileError("model", str(path), "tensors of it are missing", DOWNLOAD_AGAIN) from error
         except OSError as error:  # what the Hub's client raises is one
             if beside is not None or kind not in PUBLISHED:
