@@ -248,7 +248,7 @@ def test_a_single_file_is_recognised_by_its_header_or_refused(tmp_path):
     lonely = {"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
     with pytest.raises(ModelFileError, match="only a part"):
         loader.resolve(str(write_single_file(tmp_path / "b.safetensors", lonely)))
-    with pytest.raises(ModelFileError, match="its tokenizer is not on this machine.*COMFYUI_PATH=FOLDER"):
+    with pytest.raises(ModelFileError, match=r"its tokenizer is not on this machine.*COMFYUI_PATH=FOLDER"):
         loader.load(key)
 
 
