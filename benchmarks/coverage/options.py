@@ -10,6 +10,7 @@ import torch
 
 from ...callbacks import Callbacks
 from ...errors import first_line
+from ...fallback import all_finite, largest_difference
 from ...optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from ...pipelines.types import SampleResult
 from .subject import Subject
@@ -66,7 +67,7 @@ def _tried(subject: Subject, plain: SampleResult, name: str, settings: Optimizat
     if apart:
         found["difference"] = float(f"{apart:.3g}")
     if name in INEXACT:
-        return found if apart == apart else {"state": "fails", "reason": "it ends in NaN"}
+        return found if all_finite(result.outcome) else {"state": "fails", "reason": "it ends in NaN"}
     return found if apart <= TOLERANCE else found | {"state": "fails", "reason": f"differs by {apart:.3g}"}
 
 
@@ -95,7 +96,7 @@ def _same(result: SampleResult, plain: SampleResult) -> bool:
 
 def _difference(result: SampleResult, plain: SampleResult) -> float:
     ours, theirs = _numbers(result), _numbers(plain)
-    return float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+    return largest_difference(ours, theirs) if ours.shape == theirs.shape else float("inf")
 
 
 def _numbers(result: SampleResult) -> torch.Tensor:
