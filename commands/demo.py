@@ -71,11 +71,10 @@ def run(args: argparse.Namespace) -> None:
         print()
         steps = {name: median(result.step_seconds) * 1e3 for name, result in results.items()}
         for name, (first, second) in runs.items():
-            step = steps[name]
             difference = largest_difference(frames_of(results["plain"]), frames_of(second.result))
             print(
-                f"{name:9}  first run {first.seconds:6.2f} s, second {second.seconds:6.2f} s, {step:6.1f} ms a step, "
-                f"largest difference from plain {difference:.1e}"
+                f"{name:9}  first run {first.seconds:6.2f} s, second {second.seconds:6.2f} s, "
+                f"{steps[name]:6.1f} ms a step, largest difference from plain {difference:.1e}"
             )
         print(f"from left to right in {picture}: {', '.join(results)}")
         print(faster(steps["plain"], steps["optimized"]))

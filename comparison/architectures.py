@@ -6,14 +6,14 @@ number of tokens: their own time, a small part of a run, is not the real one's, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..pipelines import tiny
+from ..pipelines.loading.devices import default_dtype
 from ..pipelines.recognize import family_of
 from ..pipelines.tiny import components
 from ..pipelines.types import LoadedPipeline, LoadKey
@@ -175,14 +175,3 @@ def _settings(pipeline: Any) -> dict[str, Any]:
         for name, value in pipeline.config.items()
         if not name.startswith("_") and name not in pipeline.components and value is not None
     }
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """While the block runs, new floating-point tensors have this dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -34,12 +34,12 @@ def denoisers(pipeline: Any) -> dict[str, nn.Module]:
     return {name: found[name] for name in DENOISERS if name in found}
 
 
-def is_modular(pipeline: Any) -> bool:
+def is_modular_class(pipeline_class: type) -> bool:
     """Whether it is one of Modular Diffusers: blocks around components, without the methods of other pipelines."""
     import diffusers
 
     modular = getattr(diffusers, "ModularPipeline", None)  # older releases have none
-    return isinstance(modular, type) and isinstance(pipeline, modular)
+    return isinstance(modular, type) and issubclass(pipeline_class, modular)
 
 
 def step_experts(pipeline: Any) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..optimizations.components import is_modular_class
 from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
 from .families import Family
-from .modular.blocks import is_modular_class
 from .modular.run import accepted as accepted_by_blocks
 from .requests import ReadyRequest, seeds
 from .types import SampleRequest
@@ -70,13 +70,13 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     _check_text_length(pipeline, request)
     accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
-    if request.guidance is not None and family.name in OWN_SCHEDULES:
-        call[OWN_SCHEDULES[family.name].argument] = None
+    schedule = OWN_SCHEDULES.get(family.name)
+    if request.guidance is not None and schedule is not None:
+        alone = family.guidance_argument == schedule.argument  # the class takes a guidance in no other form
+        call[schedule.argument] = (request.guidance,) * (request.steps or 1) if alone else None
     asked: SampleRequest = getattr(request, "asked", request)
     if modular and asked.steps is None and accepted.get("num_inference_steps", 0) is None:
         call.pop("num_inference_steps", None)  # a distilled model has its own
-    if family.guidance_argument == "guidance_schedule" and request.guidance is not None:  # one for each step
-        call["guidance_schedule"] = (request.guidance,) * (request.steps or 1)
     if family.images_as_list and "adapter_conditioning_scale" in accepted:
         call["adapter_conditioning_scale"] = [1.0] * family.min_images  # several adapters cannot share its default
     if "intermediate_timesteps" in accepted and request.steps != 2:

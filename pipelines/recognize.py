@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..optimizations.components import is_modular_class
 from .classes.guidance import GUIDER, guidance_of_model
 from .classes.models import nets_in, with_models
 from .classes.signature import family_from_signature
 from .families import FAMILIES, NETS, Family
-from .modular.blocks import is_modular_class
 from .modular.family import classical_class, modular_family
 
 _BY_CLASS = {name: family for family in FAMILIES for name in family.classes}

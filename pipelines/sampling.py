@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError, first_line
-from ..optimizations.components import denoisers, step_experts
+from ..optimizations.components import denoisers, is_modular_class, step_experts
 from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note
@@ -19,7 +19,6 @@ from .classes.guidance import guided
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
-from .modular.blocks import is_modular_class
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
 from .requests import ReadyRequest, ready, seeds
 from .results import frames_of

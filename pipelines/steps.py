@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .modular.blocks import blocks_of, is_modular_class, loop_blocks
+from ..optimizations.components import is_modular_class
+from .modular.blocks import blocks_of, loop_blocks
 from .schedulers import is_flow, pipelines_of, schedulers_of
 
 if TYPE_CHECKING:

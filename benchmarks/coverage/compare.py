@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ...fallback import largest_difference
+from ...pipelines.classes.outputs import SOUNDS
 from ...pipelines.types import SampleResult
 
 _ASIDE = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
-_SOUNDS = ("audio", "audios", "sound")
 
 
 def leaves(value: Any) -> list[torch.Tensor]:
@@ -42,8 +43,8 @@ def is_equal(result: SampleResult, expected: Any) -> bool:
 def difference(result: SampleResult, expected: Any) -> str:
     """What differs, in words; "" where nothing does."""
     parts = list(_parts(expected))
-    sounds = [value for name, value in parts if name in _SOUNDS]
-    pictures = [value for name, value in parts if name not in _SOUNDS]
+    sounds = [value for name, value in parts if name in SOUNDS]
+    pictures = [value for name, value in parts if name not in SOUNDS]
     found = []
     if result.frames is not None:
         found.append(_unlike("picture", result.frames, pictures[0] if pictures else None))
@@ -86,4 +87,4 @@ def _largest(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> str:
     ours, theirs = ours.float().nan_to_num(0, 1, 0), theirs.float().nan_to_num(0, 1, 0)
     if torch.equal(ours, theirs):
         return ""
-    return f"{what} differs by up to {float((ours - theirs).abs().max()):.3g}"
+    return f"{what} differs by up to {largest_difference(ours, theirs):.3g}"

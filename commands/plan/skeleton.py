@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...comparison.architectures import ARCHITECTURES, default_dtype
+from ...comparison.architectures import ARCHITECTURES
 from ...errors import InputError, ModelFileError, first_line
 from ...pipelines import tiny
 from ...pipelines.families import Family
 from ...pipelines.loading import checkpoints, described, hub
+from ...pipelines.loading.devices import default_dtype
 from ...pipelines.loading.hub_client import HuggingFace
 from ...pipelines.modular.index import component_folder
 from ...pipelines.recognize import family_of, small

@@ -16,7 +16,7 @@ import folder_paths
 from ...cache_folder import cache_folder
 from ...errors import InputError, ModelFileError
 from ...pipelines.loading.local_models import find_local_pipelines
-from ...pipelines.loading.parts import UNREADABLE, kind_of_part
+from ...pipelines.loading.parts import UNREADABLE, is_gguf, kind_of_part
 from ...pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
 from ...vae import embedded_video_vae
 
@@ -28,7 +28,6 @@ TINY_VIDEO_VAE = TINY_PREFIX + "video VAE"
 TINY_LORA_CHOICES = {TINY_PREFIX + name.removeprefix("tiny:").replace("-", " "): name for name in TINY_LORAS}
 """What Load LoRA offers for the embedded tiny Wan -> what stands for a path."""
 CHECKPOINT_PREFIX = "checkpoints/"
-GGUF = ".gguf"
 SEEDVR2 = "SEEDVR2/"
 """SeedVR2's own folder in the models directory, where its users have this VAE already."""
 _IN_PATH = re.compile(r"(.+) \(in (.+)\)", re.DOTALL)
@@ -135,7 +134,7 @@ def _part_names(kind: str) -> list[str]:
     if kind == "diffusion_models":
         for folder in filter(Path.is_dir, _folders(kind)):
             files, _ = folder_paths.recursive_search(str(folder), excluded_dir_names=[".git"])
-            names += [name for name in files if name.endswith(GGUF)]
+            names += [name for name in files if is_gguf(Path(name))]
     return list(dict.fromkeys(names))
 
 

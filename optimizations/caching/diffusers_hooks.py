@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..components import denoisers, is_modular
+from ..components import denoisers, is_modular_class
 from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable
 
 FIRST_BLOCK, TAYLOR_SEER = "FirstBlockCache", "TaylorSeer"
@@ -37,7 +37,7 @@ class DiffusersHooksEngine(StepCacheEngine):
 
     def __init__(self, pipeline: Any, choice: str, level: Level, steps: int) -> None:
         kind = type(pipeline).__name__
-        if kind not in TECHNIQUES and is_modular(pipeline):
+        if kind not in TECHNIQUES and is_modular_class(type(pipeline)):
             raise StepCacheUnavailable(f"the blocks of {kind} do not say which half of guidance a call is")
         if kind not in TECHNIQUES:
             raise StepCacheUnavailable(f"diffusers has no step cache that works on {kind}")

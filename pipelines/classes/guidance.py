@@ -31,7 +31,7 @@ picture. DreamLite's mobile model was distilled without one, and only warns."""
 
 class OwnSchedule(NamedTuple):
     """A guidance for each step, which a class has by default. Attributes: argument, which has to be None where a single
-    guidance is given; steps that it is made for."""
+    guidance is given beside it; steps that it is made for."""
 
     argument: str
     steps: int

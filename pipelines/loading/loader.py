@@ -28,7 +28,7 @@ from .completeness import check_complete, check_read
 from .components import components, find_class, made_around_any_unet, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .mapped_files import mapped_files
-from .parts import GGUF, family_of_parts, locate_parts, read_parts
+from .parts import family_of_parts, is_gguf, locate_parts, read_parts
 from .progress import component_progress, reading_errors
 from .sources import TINY, files_stamp, folder_of, locate
 
@@ -93,7 +93,7 @@ def resolve(
     parts: tuple[tuple[str, str], ...] = ()
     if in_parts:
         parts, identity = locate_parts(source, text_encoders, vae, second_expert)
-        quantized = next((file for _, file in parts if file.endswith(GGUF)), "")
+        quantized = next((file for _, file in parts if is_gguf(Path(file))), "")
         if quantized and quantization != "none":
             raise InputError("quantization", quantization, f"{quantized} is quantized already", "leave it at none")
         location, commit = parts[0][1], ""

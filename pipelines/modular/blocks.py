@@ -15,14 +15,6 @@ LEAST = {"prompt": True, "num_frames": True}
 """What every call of a model with a prompt gives."""
 
 
-def is_modular_class(pipeline_class: type) -> bool:
-    """Whether a class is one of Modular Diffusers, whose calls are described by blocks."""
-    import diffusers
-
-    modular = getattr(diffusers, "ModularPipeline", None)
-    return isinstance(modular, type) and issubclass(pipeline_class, modular)
-
-
 def default_blocks(pipeline_class: Any, name: Any = None) -> Any:
     """The blocks that a modular pipeline class runs.
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
+from ...optimizations.components import is_modular_class
 from ...safetensors_header import DOWNLOAD_AGAIN
-from .blocks import LEAST, default_blocks, is_modular_class, needed_components
+from .blocks import LEAST, default_blocks, needed_components
 
 MODULAR_INDEX = "modular_model_index.json"
 PLACES = "_places"

@@ -3,13 +3,12 @@
 from .checkpoint import PUBLISHED, write_configurations
 from .choose import choose_second_expert, choose_text_encoders, choose_vae
 from .component import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE
-from .gguf import SUFFIX as GGUF
+from .gguf import is_gguf
 from .plan import family_of_parts, kind_of_part, locate_parts
 from .read import read_parts
 
 __all__ = [
     "DIFFUSION_MODEL",
-    "GGUF",
     "PUBLISHED",
     "TEXT_ENCODER",
     "UNREADABLE",
@@ -18,6 +17,7 @@ __all__ = [
     "choose_text_encoders",
     "choose_vae",
     "family_of_parts",
+    "is_gguf",
     "kind_of_part",
     "locate_parts",
     "read_parts",

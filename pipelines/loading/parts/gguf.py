@@ -21,6 +21,11 @@ _SHAPE = "comfy.gguf.orig_shape."
 """Beginning of the settings that hold the shapes of tensors with more dimensions than the format has."""
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file says by its name that it is one."""
+    return path.suffix.lower() == SUFFIX
+
+
 def read_gguf_header(path: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Tensor name -> shape, and tensor name -> type ("Q4_K"), reading no weights.
 

@@ -47,7 +47,7 @@ class Part:
 
     @property
     def is_gguf(self) -> bool:
-        return self.path.suffix.lower() == gguf.SUFFIX
+        return gguf.is_gguf(self.path)
 
 
 def read_part(path: Path, name: str) -> Part:
@@ -61,7 +61,7 @@ def read_part(path: Path, name: str) -> Part:
             the scale of a weight.
     """
     file_size(path, name)
-    if path.suffix.lower() == gguf.SUFFIX:
+    if gguf.is_gguf(path):
         return _read_gguf(path, name)
     if path.suffix.lower() != SUFFIX:
         kind = path.suffix or "a file without a suffix"

@@ -17,7 +17,7 @@ from .. import checkpoints
 from ..small_files import plain_path, read_json
 from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFamily
 from .families import FAMILIES, TITLES, family_of_file, kind_of_shapes
-from .gguf import SUFFIX as GGUF
+from .gguf import is_gguf
 from .header import Part, read_part
 
 Parts = tuple[tuple[str, str], ...]
@@ -101,7 +101,7 @@ def _kind(path: str, stamp: str) -> str:
     try:
         part = read_part(file, "file")
     except (ModelFileError, MissingDependencyError):
-        return UNREADABLE if file.suffix == GGUF or _is_damaged(file) else ""
+        return UNREADABLE if is_gguf(file) or _is_damaged(file) else ""
     kind = kind_of_shapes(part.shapes, file.stem)
     return kind if kind == DIFFUSION_MODEL or not part.is_gguf else ""
 

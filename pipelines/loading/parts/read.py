@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError
 from ....fallback import Signals
 from ....optimizations.quantization.layers import describe_model
+from ..devices import default_dtype
 from ..small_files import read_json
 from .component import Component, Config, PartsFamily, Tokenizer
 from .gguf import fill_gguf
@@ -118,7 +117,7 @@ def _fill(component: Component, weights: dict[str, Any], config: Config, dtype: 
     from accelerate import init_empty_weights
 
     model_class = getattr(diffusers, component.class_name)
-    with _default_dtype(dtype), init_empty_weights():
+    with default_dtype(dtype), init_empty_weights():
         model = model_class.from_config(config)
     exact = model_class._keep_in_fp32_modules or []
     exact = set(exact if isinstance(exact, list) else [exact])
@@ -145,18 +144,6 @@ def _cast_layer_by_layer(model: Any, kept: torch.dtype, dtype: torch.dtype) -> N
             for parameter in module.parameters(recurse=False):
                 if parameter.dtype == kept:
                     parameter.data = parameter.data.to(dtype)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def read_tokenizer(name: str, tokenizer: Tokenizer, chosen: Path, comfyui: str, files: dict[str, Path]) -> Any:
