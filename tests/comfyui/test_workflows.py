@@ -156,6 +156,32 @@ def test_graph_is_drawn_without_a_red_node_and_runs(page: Browser, tmp_path: Pat
         assert len(image.convert("RGB").getcolors(1 << 24)) > 100, "something is drawn"
 
 
+LATE_ANSWER = """
+const answer = window.fetch;
+window.fetch = async (...given) => {
+  const asked = Date.now();
+  const ours = () => window.app?.graph?.nodes.some(node => node.type.startsWith('FastDiffusers'));
+  if (/\\/models\\b/.test(given[0]?.url ?? given[0]))
+    while (!ours() && Date.now() < asked + 10000) await new Promise(done => setTimeout(done, 20));
+  return answer(...given);
+};
+"""
+"""Lets the editor learn that its own first graph lacks its model only when another one is there, or after 10 s."""
+
+
+def test_what_another_graph_lacks_is_not_taken_for_an_error_of_this_one(server: Client) -> None:
+    from fastdiffusers.scripts.browser import Browser, find_chromium
+
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with Browser(program) as page:
+        page.command("Page.enable")
+        page.command("Page.addScriptToEvaluateOnNewDocument", source=LATE_ANSWER)
+        page.open(server.server.url)
+        assert not any(node["errors"] for node in page.load(read("Image Edit")))
+
+
 def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two nodes, with their title bars, cover each other."""
     (x1, y1), (w1, h1) = one["pos"], one["size"]
