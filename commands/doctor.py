@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a card holds of a model: a folder, a Hub id in the cache, tiny:<family>, or an architecture by name "
         "(flux, zimage, qwenimage, wan-i2v); needs --vram",
     )
-    parser.add_argument("--vram", type=float, metavar="GIB", help="with --plan: memory of the card, in GiB")
+    parser.add_argument("--vram", metavar="GIB", help="with --plan: memory of the card in GiB, 24 or 24GB")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -80,13 +82,27 @@ def _plan(args: argparse.Namespace) -> None:
             raise InputError(f"--{name}", getattr(args, name), "it has nothing to do with a plan", "leave it out")
     if args.vram is None:
         raise InputError("--plan", args.plan, "the card is not named", "give its memory in GiB: --vram 24")
-    if not 0 < args.vram <= MOST_VRAM:  # NaN too
-        raise InputError("--vram", args.vram, f"it is more than 0 and at most {MOST_VRAM:.0f} GiB", "use 24, say")
+    vram = _gib(args.vram)
     prepare_libraries(args.verbose)
     from .plan import figures, skeleton, text
 
-    found = figures.plan(skeleton.model_of(args.plan), int(args.vram * environment.GIB))
+    model = skeleton.model_of(args.plan)
+    # To stderr, so that --json stays JSON.
+    print(f"planning {model.name} for {vram:g} GiB, which takes up to a minute ...", file=sys.stderr, flush=True)
+    found = figures.plan(model, int(vram * environment.GIB))
     print(json.dumps(text.as_dict(found), indent=2, ensure_ascii=False) if args.json else text.as_text(found))
+
+
+def _gib(text: str) -> float:
+    """The memory of a card as people write it: 24, 24GB, 24 GiB, 24g."""
+    number = re.sub(r"\s*(g|gb|gib)$", "", text.strip(), flags=re.IGNORECASE)
+    try:
+        gib = float(number)
+    except ValueError:
+        gib = math.nan
+    if not 0 < gib <= MOST_VRAM:  # NaN too
+        raise InputError("--vram", text, f"it is more than 0 and at most {MOST_VRAM:.0f} GiB", "use 24, say")
+    return gib
 
 
 def launch(facts: dict[str, Any], path: Path | None, *, overwrite: bool = False) -> None:

@@ -32,10 +32,7 @@ from .types import LoadedPipeline, SampleRequest, SampleResult
 if TYPE_CHECKING:
     import torch
 
-NOT_FINITE = (
-    "the {what} holds NaN or infinite values: it is black, silent or broken. Use dtype bfloat16 or float32, "
-    "or attention sdpa."
-)
+NOT_FINITE = "the {what} holds NaN or infinite values: it is black, silent or broken. {cure}."
 
 Decode = Callable[["torch.Tensor"], "torch.Tensor | None"]
 """ComfyUI latent -> frames float32 [B, T, H, W, 3] in 0..1 on the CPU; None where it is not worth decoding."""
@@ -207,7 +204,7 @@ def _comfy_latent(
         assert request.height is not None  # noqa: S101 - completed
         latent = latents.to_comfy(source, family, loaded.pipeline.vae, request.width, request.height).cpu()
         if not bool(latent.isfinite().all()):
-            report.note(NOT_FINITE.format(what="latent"))
+            report.note(_not_finite("latent", loaded))
         return latent
     if last is None:
         report.note(f"{family.name} steps no scheduler of its own: there is no latent and no preview, only its result.")
@@ -222,6 +219,17 @@ def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: Sam
         return None
     vae = loaded.pipeline.vae
     return latents.to_comfy(estimate[:1], loaded.family, vae, request.width, request.height)[0]
+
+
+def _not_finite(what: str, loaded: LoadedPipeline) -> str:
+    """Say that a result is broken, with what can still be tried."""
+    if loaded.key.dtype == "float16":
+        return NOT_FINITE.format(what=what, cure="Use dtype bfloat16 or float32")
+    return NOT_FINITE.format(
+        what=what,
+        cure=f"Precision is not the cause, since dtype is {loaded.key.dtype}: run it without LoRAs, and if that is "
+        "broken too, download the model's files again",
+    )
 
 
 def _size(result: SampleResult, request: SampleRequest, family: Family) -> str:
@@ -260,11 +268,11 @@ def _report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest
     if note := stand_in_note(loaded.family, request):
         report.note(note)
     if result.frames is not None and not bool(result.frames.isfinite().all()):
-        report.note(NOT_FINITE.format(what="picture"))
+        report.note(_not_finite("picture", loaded))
         result.frames = result.frames.nan_to_num(0.0, 1.0, 0.0)
     if result.audio is not None:
         if not bool(result.audio["waveform"].isfinite().all()):
-            report.note(NOT_FINITE.format(what="sound"))
+            report.note(_not_finite("sound", loaded))
             result.audio["waveform"] = result.audio["waveform"].nan_to_num(0.0, 0.0, 0.0)
         report.facts["sound"] = summary(result.audio)
     if request.flow_shift is not None:
