@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..errors import FastDiffusersError
+from ..errors import FastDiffusersError, InputError
 from ..optimizations.settings import MEMORY_MODES
 from ..pipelines.loading import loader, parts
 from ..pipelines.types import PipelineHandle
@@ -19,8 +19,12 @@ from .host.model_files import NONE_FOUND, comfyui_folder, part_choices, part_fil
 if TYPE_CHECKING:
     from ..pipelines.types import LoadKey
 
-AUTO, NONE = "auto", "none"
+AUTO, NONE = "auto", parts.NONE
 """A part that the diffusion model's header asks for, and none at all."""
+ENCODED = "none (CONDITIONING)"
+"""No text encoder: the sampler gets texts that are encoded."""
+DECODED_ELSEWHERE = "none (LATENT)"
+"""No VAE: the sampler gives a latent."""
 
 
 class LoadPipelineParts(io.ComfyNode):
@@ -49,14 +53,15 @@ class LoadPipelineParts(io.ComfyNode):
             ],
             inputs=[
                 io.Combo.Input("diffusion_model", options=models or [NONE_FOUND]),
-                io.Combo.Input("text_encoder_1", options=[AUTO, *encoders], default=AUTO),
+                io.Combo.Input("text_encoder_1", options=[AUTO, ENCODED, *encoders], default=AUTO),
                 io.Combo.Input("text_encoder_2", options=[AUTO, *encoders], default=AUTO),
-                io.Combo.Input("vae", options=[AUTO, *part_choices("vae", parts.VAE)], default=AUTO),
+                io.Combo.Input("vae", options=[AUTO, DECODED_ELSEWHERE, *part_choices("vae", parts.VAE)], default=AUTO),
                 io.Combo.Input("dtype", options=list(loader.DTYPES), default="auto"),
                 io.Combo.Input("memory_mode", options=list(MEMORY_MODES), default="auto"),
                 io.Combo.Input("quantization", options=list(loader.QUANTIZATION_CHOICES), default="none", **ADVANCED),
                 io.Combo.Input("device", options=comfy_bridge.device_choices(), default="auto", **ADVANCED),
                 io.Combo.Input("second_expert", options=[AUTO, NONE, *models], default=AUTO, optional=True, **ADVANCED),
+                io.Vae.Input("comfyui_vae", optional=True),
             ],
             outputs=[types.Pipeline.Output(display_name="pipeline")],
         )
@@ -66,8 +71,9 @@ class LoadPipelineParts(io.ComfyNode):
         cls, diffusion_model: str, text_encoder_1: str, text_encoder_2: str, vae: str, second_expert: str = AUTO
     ) -> bool | str:
         # ComfyUI asks this before anything runs. Naming these also replaces its own "value not in list".
+        # Whether a VAE is connected is not known yet: that none at hand fits is said when it runs.
         try:
-            _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert)
+            _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, at_hand=True)
         except FastDiffusersError as error:
             return error.in_short()
         return True
@@ -83,7 +89,7 @@ class LoadPipelineParts(io.ComfyNode):
         **how: Any,
     ) -> str:
         # The identity of all files is part of it, so that an exchanged one runs again.
-        key = _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert)
+        key = _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, at_hand=True)
         return f"{key.parts} {key.identity}"
 
     @classmethod
@@ -98,7 +104,13 @@ class LoadPipelineParts(io.ComfyNode):
         quantization: str,
         device: str,
         second_expert: str = AUTO,
+        comfyui_vae: Any = None,
     ) -> io.NodeOutput:
+        if comfyui_vae is not None:
+            if vae not in (AUTO, DECODED_ELSEWHERE):
+                reason = "comfyui_vae is connected, and one of them decodes"
+                raise InputError("vae", vae, reason, f"disconnect it, or set vae to {AUTO}")
+            vae = DECODED_ELSEWHERE
         key = _resolve(
             diffusion_model,
             (text_encoder_1, text_encoder_2),
@@ -108,32 +120,58 @@ class LoadPipelineParts(io.ComfyNode):
             quantization=quantization,
             device=comfy_bridge.device_name(device),
         )
-        return io.NodeOutput(memory_management.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))
+        handle = PipelineHandle(key=key, memory_mode=memory_mode, vae=comfyui_vae)
+        return io.NodeOutput(memory_management.keep_while_alive(handle))
 
 
 def _resolve(
-    diffusion_model: str, text_encoders: tuple[str, ...], vae: str, second_expert: str, **loading: Any
+    diffusion_model: str,
+    text_encoders: tuple[str, ...],
+    vae: str,
+    second_expert: str,
+    at_hand: bool = False,
+    **loading: Any,
 ) -> LoadKey:
+    """Find the files that are chosen, and those that fit where none is.
+
+    Args:
+        at_hand: take a VAE for "auto" only where one fits.
+    """
     model = part_path("diffusion_models", "diffusion_model", diffusion_model)
+    encoded = ENCODED in text_encoders
     encoders = [
         part_path("text_encoders", f"text_encoder_{number}", name)
         for number, name in enumerate(text_encoders, 1)
-        if name != AUTO
+        if name not in (AUTO, ENCODED)
     ]
-    if len(encoders) < len(text_encoders):
+    if encoded:
+        encoders.append(NONE)
+    elif len(encoders) < len(text_encoders):
         at_hand = part_files("text_encoders")
         encoders = [str(file) for file in parts.choose_text_encoders(Path(model), [*map(Path, encoders)], at_hand)]
     if second_expert == AUTO:
         second = str(parts.choose_second_expert(Path(model), part_files("diffusion_models")) or "")
     else:
         second = "" if second_expert == NONE else part_path("diffusion_models", "second_expert", second_expert)
-    chosen_vae = part_path("vae", "vae", vae) if vae != AUTO else str(parts.choose_vae(Path(model), part_files("vae")))
     return loader.resolve(
         model,
         in_parts=True,
         text_encoders=encoders,
-        vae=chosen_vae,
+        vae=_vae(vae, model, at_hand),
         second_expert=second,
         comfyui=comfyui_folder(),
         **loading,
     )
+
+
+def _vae(vae: str, model: str, at_hand: bool) -> str:
+    if vae == DECODED_ELSEWHERE:
+        return NONE
+    if vae != AUTO:
+        return part_path("vae", "vae", vae)
+    try:
+        return str(parts.choose_vae(Path(model), part_files("vae")))
+    except InputError:
+        if at_hand:
+            return NONE
+        raise

@@ -4,18 +4,21 @@ from .checkpoint import PUBLISHED, write_configurations
 from .choose import choose_second_expert, choose_text_encoders, choose_vae
 from .component import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE
 from .gguf import is_gguf
-from .plan import family_of_parts, kind_of_part, locate_parts
+from .plan import NONE, absent_vae, denoiser_of_parts, family_of_parts, kind_of_part, locate_parts
 from .read import read_parts
 
 __all__ = [
     "DIFFUSION_MODEL",
+    "NONE",
     "PUBLISHED",
     "TEXT_ENCODER",
     "UNREADABLE",
     "VAE",
+    "absent_vae",
     "choose_second_expert",
     "choose_text_encoders",
     "choose_vae",
+    "denoiser_of_parts",
     "family_of_parts",
     "is_gguf",
     "kind_of_part",

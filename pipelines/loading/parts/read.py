@@ -45,9 +45,10 @@ def read_parts(
     files = {slot: Path(path) for slot, path in parts}
     chosen = next(iter(files.values()))
     family = family_of_part(chosen)
-    made: dict[str, Any] = {
-        name: read_tokenizer(name, tokenizer, chosen, comfyui, files) for name, tokenizer in family.tokenizers.items()
-    }
+    made: dict[str, Any] = {slot: None for slot in (*family.components, *family.tokenizers) if slot != family.second}
+    encoded = not set(family.encoders) & set(files)
+    for name, tokenizer in () if encoded else family.tokenizers.items():
+        made[name] = read_tokenizer(name, tokenizer, chosen, comfyui, files)
     found: dict[str, str] = {}
     for number, (slot, path) in enumerate(files.items()):
         callbacks.tick("load", number, len(files), slot)
@@ -67,7 +68,7 @@ def read_parts(
     made["scheduler"] = getattr(diffusers, scheduler).from_config(config)
     if family.more:
         made |= family.more(made, beside(chosen))
-    settings = family.settings_of_two if family.second in made else {}
+    settings = family.settings_of_two if family.second in files else {}
     return getattr(diffusers, family.pipeline)(**made, **settings), found
 
 
