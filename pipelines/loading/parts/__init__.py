@@ -6,6 +6,7 @@ from .component import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE
 from .gguf import is_gguf
 from .plan import NONE, absent_vae, denoiser_of_parts, family_of_parts, kind_of_part, locate_parts
 from .read import read_parts
+from .save import bytes_of_parts, write_parts
 
 __all__ = [
     "DIFFUSION_MODEL",
@@ -15,6 +16,7 @@ __all__ = [
     "UNREADABLE",
     "VAE",
     "absent_vae",
+    "bytes_of_parts",
     "choose_second_expert",
     "choose_text_encoders",
     "choose_vae",
@@ -25,4 +27,5 @@ __all__ = [
     "locate_parts",
     "read_parts",
     "write_configurations",
+    "write_parts",
 ]
