@@ -15,6 +15,7 @@ from .pipeline import LoadPipeline
 from .report import ShowReport
 from .sampler import Sampler
 from .settings import OptimizationSettingsNode, TorchCompileSettings
+from .text.tiny_encoder import TinyEncoder
 from .vae import LoadVideoVAE, VAEDecode, VAEEncode
 
 
@@ -37,6 +38,7 @@ class FastDiffusersExtension(ComfyExtension):
             BenchmarkOptimizations,
             QuantizeModel,
             SaveFolder,
+            TinyEncoder,
             ShowReport,
         ]
         return [with_cures_first(node) for node in nodes]

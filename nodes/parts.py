@@ -14,7 +14,7 @@ from ..pipelines.types import PipelineHandle
 from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
-from .host.model_files import NONE_FOUND, comfyui_folder, part_choices, part_files, part_path
+from .host.model_files import TINY_PREFIX, comfyui_folder, part_choices, part_files, part_path
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoadKey
@@ -25,6 +25,8 @@ ENCODED = "none (CONDITIONING)"
 """No text encoder: the sampler gets texts that are encoded."""
 DECODED_ELSEWHERE = "none (LATENT)"
 """No VAE: the sampler gives a latent."""
+EMBEDDED = TINY_PREFIX + parts.EMBEDDED_NAME
+"""Three small files with random weights, to try a graph with."""
 
 
 class LoadPipelineParts(io.ComfyNode):
@@ -52,7 +54,7 @@ class LoadPipelineParts(io.ComfyNode):
                 "parts",
             ],
             inputs=[
-                io.Combo.Input("diffusion_model", options=models or [NONE_FOUND]),
+                io.Combo.Input("diffusion_model", options=[*models, EMBEDDED]),
                 io.Combo.Input("text_encoder_1", options=[AUTO, ENCODED, *encoders], default=AUTO),
                 io.Combo.Input("text_encoder_2", options=[AUTO, *encoders], default=AUTO),
                 io.Combo.Input("vae", options=[AUTO, DECODED_ELSEWHERE, *part_choices("vae", parts.VAE)], default=AUTO),
@@ -73,7 +75,7 @@ class LoadPipelineParts(io.ComfyNode):
         # ComfyUI asks this before anything runs. Naming these also replaces its own "value not in list".
         # Whether a VAE is connected is not known yet: that none at hand fits is said when it runs.
         try:
-            _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, at_hand=True)
+            _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, only_at_hand=True)
         except FastDiffusersError as error:
             return error.in_short()
         return True
@@ -89,7 +91,7 @@ class LoadPipelineParts(io.ComfyNode):
         **how: Any,
     ) -> str:
         # The identity of all files is part of it, so that an exchanged one runs again.
-        key = _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, at_hand=True)
+        key = _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, only_at_hand=True)
         return f"{key.parts} {key.identity}"
 
     @classmethod
@@ -129,49 +131,55 @@ def _resolve(
     text_encoders: tuple[str, ...],
     vae: str,
     second_expert: str,
-    at_hand: bool = False,
+    only_at_hand: bool = False,
     **loading: Any,
 ) -> LoadKey:
     """Find the files that are chosen, and those that fit where none is.
 
     Args:
-        at_hand: take a VAE for "auto" only where one fits.
+        only_at_hand: take a VAE for "auto" only where one fits.
     """
-    model = part_path("diffusion_models", "diffusion_model", diffusion_model)
-    encoded = ENCODED in text_encoders
+    embedded = parts.embedded_parts() if diffusion_model == EMBEDDED else {}
+
+    def files(kind: str, slot: str) -> list[Path]:
+        return [embedded[slot]] if embedded else part_files(kind)
+
+    model = embedded.get("transformer") or Path(part_path("diffusion_models", "diffusion_model", diffusion_model))
     encoders = [
         part_path("text_encoders", f"text_encoder_{number}", name)
         for number, name in enumerate(text_encoders, 1)
         if name not in (AUTO, ENCODED)
     ]
-    if encoded:
+    if ENCODED in text_encoders:
         encoders.append(NONE)
     elif len(encoders) < len(text_encoders):
-        at_hand = part_files("text_encoders")
-        encoders = [str(file) for file in parts.choose_text_encoders(Path(model), [*map(Path, encoders)], at_hand)]
+        found = parts.choose_text_encoders(model, [*map(Path, encoders)], files("text_encoders", "text_encoder"))
+        encoders = [str(file) for file in found]
     if second_expert == AUTO:
-        second = str(parts.choose_second_expert(Path(model), part_files("diffusion_models")) or "")
+        second = str(parts.choose_second_expert(model, files("diffusion_models", "transformer")) or "")
     else:
         second = "" if second_expert == NONE else part_path("diffusion_models", "second_expert", second_expert)
+    if vae == DECODED_ELSEWHERE:
+        chosen_vae = NONE
+    elif vae != AUTO:
+        chosen_vae = part_path("vae", "vae", vae)
+    else:
+        chosen_vae = _fitting_vae(model, files("vae", "vae"), only_at_hand)
     return loader.resolve(
-        model,
+        str(model),
         in_parts=True,
         text_encoders=encoders,
-        vae=_vae(vae, model, at_hand),
+        vae=chosen_vae,
         second_expert=second,
         comfyui=comfyui_folder(),
         **loading,
     )
 
 
-def _vae(vae: str, model: str, at_hand: bool) -> str:
-    if vae == DECODED_ELSEWHERE:
-        return NONE
-    if vae != AUTO:
-        return part_path("vae", "vae", vae)
+def _fitting_vae(model: Path, files: list[Path], only_at_hand: bool) -> str:
     try:
-        return str(parts.choose_vae(Path(model), part_files("vae")))
+        return str(parts.choose_vae(model, files))
     except InputError:
-        if at_hand:
+        if only_at_hand:
             return NONE
         raise

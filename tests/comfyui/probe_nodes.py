@@ -66,7 +66,8 @@ class TinyTextEncoder:
             name: comfy.utils.load_torch_file(str(place / f"{name}.safetensors")) for name in described["encoders"]
         }
         held = [state.pop("spiece_model") for state in states.values() if "spiece_model" in state]
-        options = {f"{name}_model_config": sizes for name, sizes in described["encoders"].items()}
+        options: dict[str, Any] = {f"{name}_model_config": sizes for name, sizes in described["encoders"].items()}
+        options["dtype"] = torch.float32  # as the files have it; by itself ComfyUI rounds to float16
         with _small_vision():
             data = {"spiece_model": held[0]} if held else {}
             clip = comfy.sd.CLIP(target, tokenizer_data=data, model_options=options)
