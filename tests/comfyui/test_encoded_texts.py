@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PROMPT, NEGATIVE = "the red house on the water", "a car"
 LENGTHS = {"flux": 256, "sd3": 77, "wan": 512}
 """How far ComfyUI fills a text up: the pipeline's own encoding is told the same."""
-WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 3.0}
+WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 2.0}
 
 
 @pytest.fixture(scope="module")
