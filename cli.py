@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from . import __version__
-from .commands import bench, decode, demo, doctor, encode, generate, quantize
+from .commands import bench, decode, demo, doctor, encode, generate
+from .commands.copies import convert, quantize
 from .errors import FastDiffusersError, InputError
 from .report import logger as run_logger
 
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "encode": encode,
     "bench": bench,
     "quantize": quantize,
+    "convert": convert,
     "doctor": doctor,
     "demo": demo,
 }

@@ -15,10 +15,10 @@ from .libraries import prepare_libraries
 from .media import check_output, frame_forms, left_out, read_picture
 from .options import (
     FLOW_SHIFT_HELP,
-    MODEL_HELP,
     add_lora_option,
     add_model_options,
     add_optimization_options,
+    add_parts_options,
     lora_specs,
     optimization_settings,
     path_argument,
@@ -35,29 +35,7 @@ HELP = "make pictures or video from a prompt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
-    model.add_argument(
-        "--diffusion-model",
-        type=path_argument,
-        metavar="FILE",
-        help="a model from the files that ComfyUI takes, with --text-encoder and --vae",
-    )
-    parser.add_argument(
-        "--text-encoder",
-        action="append",
-        default=[],
-        type=path_argument,
-        metavar="FILE",
-        help="with --diffusion-model: a text encoder; repeat for several, in any order",
-    )
-    parser.add_argument("--vae", type=path_argument, metavar="FILE", help="with --diffusion-model: its VAE")
-    parser.add_argument(
-        "--second-expert",
-        type=path_argument,
-        metavar="FILE",
-        help="with --diffusion-model, where it is Wan 2.2's expert for much noise: that for little noise",
-    )
+    add_parts_options(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT")
     parser.add_argument(

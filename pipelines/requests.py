@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
+from .embeddings.check import check_texts
 from .families import Family
 from .requested.sizes import fit
 from .results import refuse_without_picture
@@ -51,7 +52,8 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_prompt(request)
     _check_scheduler_name(request.scheduler)
     _check_images(family, request)
-    return [*fitted, *_ignored(family, request), *_assumed(family, request)]
+    texts = check_texts(family, request, negative_acts(family, complete_guidance(family, request)))
+    return [*fitted, *texts, *_ignored(family, request), *_assumed(family, request)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def complete(family: Family, request: SampleRequest) -> SampleRequest:
     The size follows a reference image's aspect.
     """
     request, _ = fit(family, request)
-    guidance = family.guidance if request.guidance is None else request.guidance
+    guidance = complete_guidance(family, request)
     guidance_2 = request.guidance_2
     if guidance_2 is None and request.guidance is None:
         guidance_2 = family.guidance_2
@@ -106,6 +108,16 @@ def complete(family: Family, request: SampleRequest) -> SampleRequest:
         num_frames=request.num_frames or family.num_frames or None,
         frame_rate=(request.frame_rate or family.frame_rate) if family.video else None,
     )
+
+
+def complete_guidance(family: Family, request: SampleRequest) -> float | None:
+    """The guidance of a run: as asked, else what the family recommends."""
+    return family.guidance if request.guidance is None else request.guidance
+
+
+def negative_acts(family: Family, guidance: float | None) -> bool:
+    """Whether a negative prompt changes anything."""
+    return family.negative_prompt and not (guidance is not None and guidance <= family.negative_above)
 
 
 def seeds(request: SampleRequest) -> tuple[int, ...]:
@@ -229,8 +241,10 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
     notes = []
     if request.prompt.strip() and not family.prompt:
         notes.append(f"prompt ignored: {family.name} takes none.")
-    guidance = family.guidance if request.guidance is None else request.guidance
-    if request.negative_prompt and not family.negative_prompt:
+    guidance = complete_guidance(family, request)
+    if request.positive is not None:
+        pass  # it has been said
+    elif request.negative_prompt and not family.negative_prompt:
         notes.append(f"negative_prompt ignored: {family.name} has none.")
     elif request.negative_prompt and guidance is not None and guidance <= family.negative_above:
         notes.append(f"negative_prompt ignored: guidance = {guidance:g} switches it off.")

@@ -126,7 +126,9 @@ def _denoise(
         )
 
     def call(request: SampleRequest) -> Any:
-        arguments = call_arguments(pipeline, family, request)
+        arguments = call_arguments(
+            pipeline, family, request, device=loaded.device, dtype=loaded.dtype, vae=loaded.absent_vae
+        )
         if family.layout == "tokens" and not modular:  # the scheduler sees no first frame of image-to-video
             arguments["callback_on_step_end"] = watch.keep_latents
         if request.batch > 1 and not _makes_batches(arguments):
@@ -156,10 +158,19 @@ def _denoise(
                 outputs, each_last = [], []
                 for index, seed in enumerate(seeds(request)):
                     calls_to_come, begun = request.batch - 1 - index, watch.done
-                    outputs.append(call(ready(family, replace(request.asked, batch=1, seed=seed))))
+                    outputs.append(call(ready(family, _item(request.asked, index, seed))))
                     each_last.append(watch.latent)
                 last = _joined(each_last)
         return outputs, last, watch, step_experts(pipeline)
+
+
+def _item(request: SampleRequest, index: int, seed: int) -> SampleRequest:
+    """One item of a batch as a request of its own."""
+    texts = {
+        name: text and text.of_batch(index, 1)
+        for name, text in (("positive", request.positive), ("negative", request.negative))
+    }
+    return replace(request, batch=1, seed=seed, **texts)
 
 
 class _OneByOne(Exception):  # noqa: N818 - not an error: the batch is made in another way
@@ -202,7 +213,7 @@ def _comfy_latent(
         source = last if family.layout in latents.NORMALIZED_LAYOUTS and last is not None else native
         assert request.width is not None  # noqa: S101 - completed
         assert request.height is not None  # noqa: S101 - completed
-        latent = latents.to_comfy(source, family, loaded.pipeline.vae, request.width, request.height).cpu()
+        latent = latents.to_comfy(source, family, loaded.vae, request.width, request.height).cpu()
         if not bool(latent.isfinite().all()):
             report.note(_not_finite("latent", loaded))
         return latent
@@ -217,8 +228,7 @@ def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: Sam
     """The first item of the batch in ComfyUI's convention, [C, h, w] or [C, T, h, w]."""
     if estimate is None or request.width is None or request.height is None:
         return None
-    vae = loaded.pipeline.vae
-    return latents.to_comfy(estimate[:1], loaded.family, vae, request.width, request.height)[0]
+    return latents.to_comfy(estimate[:1], loaded.family, loaded.vae, request.width, request.height)[0]
 
 
 def _not_finite(what: str, loaded: LoadedPipeline) -> str:

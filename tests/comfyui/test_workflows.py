@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
-LOADERS = ("FastDiffusersLoadPipeline", "FastDiffusersLoadLora", "FastDiffusersLoadVideoVAE")
+LOADERS = (
+    "FastDiffusersLoadPipeline",
+    "FastDiffusersLoadPipelineParts",
+    "FastDiffusersLoadLora",
+    "FastDiffusersLoadVideoVAE",
+)
 RUNNING = ("FastDiffusersSampler", "FastDiffusersVAEDecode", "FastDiffusersVAEEncode")
 """The nodes that run a model."""
 
@@ -31,8 +36,10 @@ def read(name: str) -> dict[str, Any]:
 
 def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
+        "ComfyUI Text Encoders and VAE",
         "Image Edit",
         "Latent to VAE Decode",
+        "Model in Parts",
         "Text to Image",
         "Text to Image, Optimized",
         "Video VAE Round Trip",
