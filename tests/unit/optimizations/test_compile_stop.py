@@ -23,6 +23,7 @@ from torch._dynamo.backends import registry
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.compile_stop import stoppable
 from fastdiffusers.optimizations.apply import active, apply
+from fastdiffusers.optimizations.compiled_region import Region
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from fastdiffusers.report import OptimizationReport
 from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, compiled, decode_raw
@@ -249,16 +250,23 @@ def test_the_video_vae_goes_on_as_if_nothing_had_been(backend: HeldBackend) -> N
 MOMENTS = {
     "before the first graph": ("torch._dynamo.convert_frame", "trace_frame"),
     **{stage: STAGES[stage] for stage in ("tracing", "lowering", "C++")},
-    "check": ("", ""),
+    "done": ("", ""),
 }
+Run = Callable[[Callbacks], tuple[torch.Tensor, OptimizationReport]]
+"""Makes something by compiled code; compiles all of it unless it is found on disk."""
 
 
-def hold_at(patch: pytest.MonkeyPatch, moment: str, folder: Path) -> Held:
-    """Stop what is compiled from now on at the moment, which has to be reached."""
+def hold_at(patch: pytest.MonkeyPatch, moment: str, done: tuple[Any, str], folder: Path) -> Held:
+    """Stop what is compiled from now on at the moment, which has to be reached.
+
+    Args:
+        done: a module or class and the name of its function that is called once something is compiled.
+        folder: where code is kept that nothing may find.
+    """
     held = HeldCompiler() if moment == "C++" else Held()
-    if moment == "check":  # after which nothing is held: the next look at whether to stop has to see it
-        wanted = compiled._check
-        patch.setattr(compiled, "_check", lambda *both: (held.reached.set(), wanted(*both))[1])
+    if moment == "done":  # after which nothing is held: the next look at whether to stop has to see it
+        wanted = getattr(*done)
+        patch.setattr(*done, lambda *args: (held.reached.set(), wanted(*args))[1])
         return held
     if moment == "C++":  # what is found on disk or in this process is not compiled
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
@@ -273,24 +281,15 @@ def hold_at(patch: pytest.MonkeyPatch, moment: str, folder: Path) -> Held:
     return held
 
 
-def test_five_moments_of_compiling_the_video_vae(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its units, by inductor itself. What the first run has compiled is found on disk by those after a cancel."""
-    config = VaeConfig(block_out_channels=(8,), layers_per_block=1, temporal_scale_num=0, norm_num_groups=4)
-    chosen = VaeSettings(mode="whole", compile={}, compile_trial=False)
-    z = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-
-    def run(callbacks: Callbacks) -> tuple[torch.Tensor, OptimizationReport]:
-        torch.manual_seed(0)  # a new one each time: what is known to be right is not compared again
-        vae = VideoVAE(config).eval().requires_grad_(False)
-        return decode_raw(vae, z, chosen, callbacks)
-
+def cancel_at_every_moment(run: Run, done: tuple[Any, str], folder: Path) -> None:
+    """What the first run has compiled is found on disk by those after a cancel, which have to give the same bits."""
     reference, report = run(Callbacks())
-    assert report["torch_compile"].applied != "off"
+    assert report["torch_compile"].applied != "off", report["torch_compile"].reason
     uncancelled = left()  # inductor's first lowering starts tqdm's thread, which stays
     for moment in MOMENTS:
         torch._dynamo.reset()
-        with monkeypatch.context() as patch:
-            held = hold_at(patch, moment, tmp_path / "empty")
+        with pytest.MonkeyPatch.context() as patch:
+            held = hold_at(patch, moment, done, folder)
             looks: list[None] = []
 
             def cancel(held: Held = held, looks: list[None] = looks) -> None:
@@ -307,3 +306,39 @@ def test_five_moments_of_compiling_the_video_vae(kept: Path, tmp_path: Path, mon
         assert report["torch_compile"].applied != "off", (moment, report["torch_compile"].reason)
         assert torch.equal(again, reference), moment
         assert left() == uncancelled, moment
+
+
+@pytest.mark.parametrize("scope", ["blocks", "slice"])
+def test_five_moments_of_compiling_the_video_vae(scope: str, kept: Path, tmp_path: Path) -> None:
+    """By inductor itself."""
+    config = VaeConfig(block_out_channels=(8,), layers_per_block=1, temporal_scale_num=0, norm_num_groups=4)
+    chosen = VaeSettings(mode="whole", compile={}, compile_scope=scope, compile_trial=False)
+    z = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def run(callbacks: Callbacks) -> tuple[torch.Tensor, OptimizationReport]:
+        torch.manual_seed(0)  # a new one each time: what is known to be right is not compared again
+        vae = VideoVAE(config).eval().requires_grad_(False)
+        return decode_raw(vae, z, chosen, callbacks)
+
+    cancel_at_every_moment(run, (compiled, "_check"), tmp_path)
+
+
+@pytest.mark.parametrize("scope", ["blocks", "model"])
+def test_five_moments_of_compiling_a_denoiser(
+    scope: str, tiny_pipeline: Any, picture: Any, room: None, kept: Path, tmp_path: Path
+) -> None:
+    """By inductor itself."""
+    settings = OptimizationSettings(
+        torch_compile="on",
+        compile=CompileSettings(scope=scope, dynamic="off"),
+        vae_tiling=TilingSettings(mode="off", slicing="off"),
+    )
+
+    def run(callbacks: Callbacks) -> tuple[torch.Tensor, OptimizationReport]:
+        pipeline = tiny_pipeline("flux")
+        pipeline.transformer.transformer_blocks = torch.nn.ModuleList()  # of one kind of block there is enough
+        report = apply(pipeline, settings, callbacks=callbacks)
+        with active(pipeline, settings, report):
+            return picture(pipeline, "flux", steps=1), report
+
+    cancel_at_every_moment(run, (Region, "after_first_call"), tmp_path)
