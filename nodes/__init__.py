@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .benchmark import BenchmarkOptimizations
+from .conditions import CONDITION_NODES
 from .host.comfy_bridge import keep_measurements_with_the_user
 from .host.shown_errors import with_cures_first
 from .lora import LoadLora
@@ -27,6 +28,7 @@ class FastDiffusersExtension(ComfyExtension):
             LoadPipeline,
             LoadPipelineParts,
             LoadLora,
+            *CONDITION_NODES,
             Sampler,
             TorchCompileSettings,
             OptimizationSettingsNode,

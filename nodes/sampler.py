@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.settings import CompileSettings, OptimizationSettings
+    from ..pipelines.conditions.kinds import Condition
 
 
 class Sampler(io.ComfyNode):
@@ -69,6 +70,7 @@ class Sampler(io.ComfyNode):
         max_sequence_length: int = 0,
         decode: bool = True,
         flow_shift: float = 0.0,
+        conditions: tuple[Condition, ...] = (),
     ) -> io.NodeOutput:
         request = SampleRequest(
             prompt=prompt,
@@ -89,6 +91,7 @@ class Sampler(io.ComfyNode):
             strength=strength,
             max_sequence_length=max_sequence_length or None,
             decode=decode,
+            conditions=conditions or (),
         )
         notes: list[str] = []
         if latent is not None:

@@ -72,6 +72,7 @@ def _optional_inputs() -> list[Any]:
         ),
         io.Image.Input("last_image", optional=True),
         io.Latent.Input("latent", optional=True),
+        types.Conditions.Input("conditions", optional=True),
     ]
 
 

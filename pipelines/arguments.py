@@ -11,6 +11,7 @@ from ..optimizations.components import is_modular_class
 from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
+from .conditions.masks import mask_arguments, repaints
 from .families import Family
 from .modular.run import accepted as accepted_by_blocks
 from .requests import ReadyRequest, seeds
@@ -59,10 +60,12 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         arguments[family.guidance_argument] = request.guidance
     if family.second_guidance and pipeline.config.get("boundary_ratio") is not None:
         arguments["guidance_scale_2"] = request.guidance_2
-    if from_image:
+    if repaints(family, request):
+        arguments |= _repainted(pipeline, family, request)
+    elif from_image:
         name = "image_latents" if modular and request.latent is not None else "image"
         arguments |= {name: _start(pipeline, family, request), "strength": request.strength}
-    elif request.images:
+    elif request.images and family.images != "none":
         pictures = [to_pil(image, family.alpha) for image in request.images]
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
         if family.sound and request.batch > 1:
@@ -112,6 +115,8 @@ def form_class(request: ReadyRequest) -> type | None:
 
 
 def _form(family: Family, request: SampleRequest) -> str:
+    if form := repaints(family, request):
+        return form
     with_picture = family.image_to_video if request.images else ""
     return family.image_to_image if request.strength < 1.0 else with_picture
 
@@ -183,6 +188,17 @@ def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
     pixels = (channels.detach().float().cpu().clamp(0, 1) * 255).round().byte()
     picture = fromarray(pixels.numpy())
     return picture.convert("RGBA") if alpha else picture
+
+
+def _repainted(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
+    """What the call of an inpaint form is given beside the prompt."""
+    picture = to_pil(request.images[0])
+    if request.width and request.height:
+        picture = picture.resize((request.width, request.height), resample=LANCZOS)
+    reference = to_pil(request.images[1]) if len(request.images) > 1 else None
+    itself = type(pipeline).__name__ in family.classes
+    lists = not is_modular_class(type(pipeline))
+    return mask_arguments(_accepted(pipeline), family, request, picture, reference, itself=itself, as_lists=lists)
 
 
 def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:

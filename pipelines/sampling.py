@@ -16,6 +16,8 @@ from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note
 from .classes.guidance import guided
+from .conditions.kept import blend_for, with_kept_latent
+from .conditions.masks import repaints
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
@@ -116,6 +118,8 @@ def _denoise(
     family = loaded.family
     pipeline = form_for(loaded.pipeline, family, request)
     modular = is_modular_class(type(pipeline))
+    kept = with_kept_latent(loaded, request, callbacks).latent
+    shows_latents = family.layout == "tokens" or (family.known and repaints(family, request))
     for note in ignored(pipeline, family, request.asked) if modular else ():
         report.note(note)
 
@@ -129,8 +133,11 @@ def _denoise(
         )
 
     def call(request: SampleRequest) -> Any:
+        request = replace(request, latent=kept)
         arguments = call_arguments(pipeline, family, request)
-        if family.layout == "tokens" and not modular:  # the scheduler sees no first frame of image-to-video
+        watch.keep = blend_for(loaded, request)
+        # The scheduler sees no first frame of image-to-video, and not what an inpaint class puts back after it.
+        if shows_latents and not modular:
             arguments["callback_on_step_end"] = watch.keep_latents
         if request.batch > 1 and not _makes_batches(arguments):
             raise _OneByOne(f"{family.name} makes one at a time")

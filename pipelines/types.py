@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.settings import OptimizationSettings
+    from .conditions.kinds import Condition
     from .families import Family
 
 
@@ -112,6 +113,7 @@ class SampleRequest:
             image-to-image form.
         max_sequence_length: text tokens, None = pipeline default.
         decode: False leaves `SampleResult.frames` as None.
+        conditions: what else the result is held to: a mask, say.
     """
 
     prompt: str
@@ -133,6 +135,7 @@ class SampleRequest:
     strength: float = 1.0
     max_sequence_length: int | None = None
     decode: bool = True
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass

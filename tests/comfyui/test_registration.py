@@ -16,6 +16,7 @@ NODES = {
     "FastDiffusersLoadPipeline": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadPipelineParts": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadLora": ["FASTDIFFUSERS_PIPELINE"],
+    "FastDiffusersMaskCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersQuantize": ["STRING"],
     "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT", "VIDEO", "AUDIO"],
     "FastDiffusersTorchCompileSettings": ["FASTDIFFUSERS_COMPILE_SETTINGS"],
