@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -11,6 +11,7 @@ from ..optimizations.components import is_modular_class
 from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
+from .conditions.control import control_arguments, control_form, control_models
 from .conditions.masks import mask_arguments, repaints
 from .families import Family
 from .modular.run import accepted as accepted_by_blocks
@@ -70,6 +71,7 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
+    arguments |= control_arguments(type(pipeline).__name__, request, to_pil)
     _check_text_length(pipeline, request)
     accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
@@ -100,10 +102,17 @@ def _rate(rate: float | None) -> float | None:
     return int(rate) if rate is not None and float(rate).is_integer() else rate
 
 
-def form_for(pipeline: Any, family: Family, request: SampleRequest) -> Any:
-    """What is called for this request: the pipeline itself, or its form for pictures around the same models."""
+def form_for(pipeline: Any, family: Family, request: SampleRequest, controlnets: Sequence[Any] = ()) -> Any:
+    """What is called for this request: the pipeline itself, or its form for pictures around the same models.
+
+    Args:
+        controlnets: the models of the request's control pictures.
+    """
     form = _form(family, request)
-    return around(pipeline, form) if form and form != type(pipeline).__name__ else pipeline
+    if not form or form == type(pipeline).__name__:
+        return pipeline
+    further = {"controlnet": list(controlnets) if len(controlnets) > 1 else controlnets[0]} if controlnets else {}
+    return around(pipeline, form, **further)
 
 
 def form_class(request: ReadyRequest) -> type | None:
@@ -117,6 +126,8 @@ def form_class(request: ReadyRequest) -> type | None:
 def _form(family: Family, request: SampleRequest) -> str:
     if form := repaints(family, request):
         return form
+    if control_models(request):
+        return control_form(family, "Img2Img" if request.strength < 1.0 else "")
     with_picture = family.image_to_video if request.images else ""
     return family.image_to_image if request.strength < 1.0 else with_picture
 

@@ -13,6 +13,7 @@ from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import latents, lora, sampling
 from .arguments import form_class
+from .conditions.controlnets import check_controls_fit
 from .cache import CACHE
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
@@ -66,11 +67,12 @@ def generate(
 
 
 def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
-    """Refuse a scheduler that does not fit, where the configuration files say which one the model comes with.
+    """Refuse a scheduler or a control model that does not fit, where the configuration files say what the model is.
 
     Raises:
-        InputError: it does not fit; the error lists those that do.
+        InputError: it does not fit.
     """
+    check_controls_fit(request, loader.denoiser_of_key(key), request.family.name)
     original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
     if original is not None:
         fitting_scheduler(

@@ -16,6 +16,7 @@ from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note
 from .classes.guidance import guided
+from .conditions.controlnets import controlled
 from .conditions.kept import blend_for, with_kept_latent
 from .conditions.masks import repaints
 from .decoding import pipeline_vae
@@ -71,9 +72,9 @@ def run(
         report.note(note)
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
-    with _cleaned_up(loaded.pipeline):
+    with _cleaned_up(loaded.pipeline), controlled(loaded, request, callbacks, report) as controlnets:
         with watched_texts(loaded.pipeline) as texts:
-            outputs, last, watch, experts = _denoise(loaded, request, callbacks, report)
+            outputs, last, watch, experts = _denoise(loaded, request, callbacks, report, controlnets)
         for note in cut_notes(loaded.pipeline, texts, request):
             report.note(note)
         step_seconds = watch.step_seconds
@@ -112,11 +113,15 @@ def run(
 
 
 def _denoise(
-    loaded: LoadedPipeline, request: ReadyRequest, callbacks: Callbacks, report: OptimizationReport
+    loaded: LoadedPipeline,
+    request: ReadyRequest,
+    callbacks: Callbacks,
+    report: OptimizationReport,
+    controlnets: list[Any],
 ) -> tuple[list[Any], torch.Tensor | None, Watch, tuple[str, ...]]:
     """(what the pipeline returned, by call; the latent after the last step; what was seen; the expert of each step)."""
     family = loaded.family
-    pipeline = form_for(loaded.pipeline, family, request)
+    pipeline = form_for(loaded.pipeline, family, request, controlnets)
     modular = is_modular_class(type(pipeline))
     kept = with_kept_latent(loaded, request, callbacks).latent
     shows_latents = family.layout == "tokens" or (family.known and repaints(family, request))

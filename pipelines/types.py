@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.settings import OptimizationSettings
-    from .conditions.kinds import Condition
+    from .conditions.kinds import Condition, ControlNetKey
     from .families import Family
 
 
@@ -87,6 +87,8 @@ class LoadedPipeline:
     """`sources.files_stamp` when the load began: what is not so any more is read again."""
     mapped: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     """`mapped_files.mapped_files` after the load: the files that weights are still read from."""
+    controlnets: dict[ControlNetKey, Any] = field(default_factory=dict)
+    """The control models of the last run with it: they stay for the next, and go with the pipeline."""
 
 
 @dataclass(frozen=True)

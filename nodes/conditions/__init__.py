@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .control import ControlConditionNode, LoadControlNet
 from .mask import MaskConditionNode
 
-CONDITION_NODES: list[type[io.ComfyNode]] = [MaskConditionNode]
+CONDITION_NODES: list[type[io.ComfyNode]] = [MaskConditionNode, ControlConditionNode, LoadControlNet]
 """In the order of the menu."""

@@ -59,8 +59,12 @@ def inpaint_class(pipeline_class: type) -> str:
     return found if set(_missing(found)) <= {"mask_image"} else ""
 
 
-def around(pipeline: Any, form: str) -> Any:
-    """A pipeline of class `form` around the models of `pipeline`: it loads nothing and is thrown away after a run."""
+def around(pipeline: Any, form: str, **further: Any) -> Any:
+    """A pipeline of class `form` around the models of `pipeline`: it loads nothing and is thrown away after a run.
+
+    Args:
+        further: parts that `pipeline` has not.
+    """
     import diffusers
 
     from ...optimizations.components import unet_with_a_size
@@ -70,7 +74,7 @@ def around(pipeline: Any, form: str) -> Any:
     settings = {name: value for name, value in pipeline.config.items() if name in wanted and not name.startswith("_")}
     parts = {name: part for name, part in pipeline.components.items() if name in wanted}
     with unet_with_a_size(parts.get("unet")):
-        return form_class(**settings | parts)
+        return form_class(**settings | parts | further)
 
 
 def _listed(pipeline_class: type, mapping: str) -> str:

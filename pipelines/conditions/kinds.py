@@ -22,4 +22,37 @@ class MaskCondition:
     of_latent: bool = False
 
 
-Condition = MaskCondition
+@dataclass(frozen=True)
+class ControlNetKey:
+    """A control model: which, never its weights.
+
+    Attributes:
+        source: absolute path of its folder, or "tiny:<family>" for an embedded one.
+        identity: fingerprint of its files, so that an edited one is read again.
+        class_name: its class in diffusers.
+    """
+
+    source: str
+    identity: str
+    class_name: str
+
+
+@dataclass(frozen=True, eq=False)
+class ControlCondition:
+    """A picture that the result is to keep to, as a control model reads it.
+
+    Attributes:
+        image: float [B, H, W, 3] in 0..1, of which the first is used: edges, depth, a pose.
+        model: what reads it; None where the pipeline's own class does.
+        strength: 0..10, 1 = as it was trained.
+        start, end: share of the steps in which it acts, 0..1.
+    """
+
+    image: torch.Tensor
+    model: ControlNetKey | None = None
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+Condition = MaskCondition | ControlCondition

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ..classes.forms import class_of, inpaint_class
+from .control import control_form, control_models
 from .kinds import MaskCondition
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def repaints(family: Family, request: SampleRequest) -> str:
     mask = mask_of(request)
     if mask is None or mask.of_latent or not request.images:
         return ""
-    form = inpaint_form(family)
+    form = control_form(family, "Inpaint") if control_models(request) else inpaint_form(family)
     return "" if form and keeps_nothing(family, request, form) else form
 
 

@@ -132,6 +132,15 @@ def scheduler_of_key(key: LoadKey) -> Any:
     return described.scheduler_of_folder(path) if path is not None and path.is_dir() else None
 
 
+@lru_cache(maxsize=64)
+def denoiser_of_key(key: LoadKey) -> dict[str, Any]:
+    """The configuration of a key's denoiser, to ask before the load; {} where only the load tells it."""
+    path = folder_of(key)
+    parts = ("transformer", "unet") if path is not None and path.is_dir() else ()
+    found = (described.configuration(path / part, part) for part in parts if path is not None)
+    return next((config for config in found if config), {})
+
+
 def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     """Read the weights of a resolved key into CPU memory. Where they live after that is for the optimizations to say.
 

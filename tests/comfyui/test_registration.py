@@ -17,6 +17,8 @@ NODES = {
     "FastDiffusersLoadPipelineParts": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadLora": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersMaskCondition": ["FASTDIFFUSERS_CONDITIONS"],
+    "FastDiffusersControlCondition": ["FASTDIFFUSERS_CONDITIONS"],
+    "FastDiffusersLoadControlNet": ["FASTDIFFUSERS_CONTROLNET"],
     "FastDiffusersQuantize": ["STRING"],
     "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT", "VIDEO", "AUDIO"],
     "FastDiffusersTorchCompileSettings": ["FASTDIFFUSERS_COMPILE_SETTINGS"],

@@ -32,6 +32,7 @@ def read(name: str) -> dict[str, Any]:
 def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
         "Image Edit",
+        "Inpaint",
         "Latent to VAE Decode",
         "Text to Image",
         "Text to Image, Optimized",
