@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..report import log_run
+from .conditions import add_condition_options, condition_files, conditions
 from .files import check_file_target, write_text
 from .keeping import ResultMovedError, write_or_keep
 from .latent_file import latent_forms
@@ -85,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--last-image", type=path_argument, metavar="FILE", help="last frame, for first-and-last-frame video"
     )
     group.add_argument("--strength", type=float, default=1.0, help="below 1: start from --image, where possible")
+    add_condition_options(parser)
     add_lora_option(parser)
     add_model_options(parser)
     add_optimization_options(parser)
@@ -115,6 +117,9 @@ def run(args: argparse.Namespace) -> None:
     for path in (*args.image, *([] if args.last_image is None else [args.last_image])):
         for note in left_out(path, alpha=True):
             result.report.note(note)
+    for path in condition_files(args):
+        for note in left_out(path):
+            result.report.note(note)
     written = write_result(result, args.output)
     log_run("generate", result.report)
     if args.report is not None:
@@ -137,6 +142,7 @@ def sample_request(args: argparse.Namespace, decode: bool) -> SampleRequest:
         last_image=None if args.last_image is None else read_picture(args.last_image, "last_image", alpha=True),
         strength=args.strength,
         decode=decode,
+        conditions=conditions(args),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .benchmark import BenchmarkOptimizations
+from .conditions import CONDITION_NODES
 from .copies.quantize import QuantizeModel
 from .copies.save_folder import SaveFolder
 from .host.comfy_bridge import keep_measurements_with_the_user
@@ -29,6 +30,7 @@ class FastDiffusersExtension(ComfyExtension):
             LoadPipeline,
             LoadPipelineParts,
             LoadLora,
+            *CONDITION_NODES,
             Sampler,
             TorchCompileSettings,
             OptimizationSettingsNode,

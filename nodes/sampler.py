@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.settings import CompileSettings, OptimizationSettings
+    from ..pipelines.conditions.kinds import Condition
 
 
 class Sampler(io.ComfyNode):
@@ -72,6 +73,7 @@ class Sampler(io.ComfyNode):
         flow_shift: float = 0.0,
         positive: list[Any] | None = None,
         negative: list[Any] | None = None,
+        conditions: tuple[Condition, ...] = (),
     ) -> io.NodeOutput:
         request = SampleRequest(
             prompt=prompt,
@@ -92,6 +94,7 @@ class Sampler(io.ComfyNode):
             strength=strength,
             max_sequence_length=max_sequence_length or None,
             decode=decode and pipeline.decodes,
+            conditions=conditions or (),
         )
         notes: list[str] = []
         if latent is not None:

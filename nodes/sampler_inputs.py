@@ -74,6 +74,7 @@ def _optional_inputs() -> list[Any]:
         io.Latent.Input("latent", optional=True),
         io.Conditioning.Input("positive", optional=True),
         io.Conditioning.Input("negative", optional=True),
+        types.Conditions.Input("conditions", optional=True),
     ]
 
 

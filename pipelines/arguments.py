@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -11,6 +11,8 @@ from ..optimizations.components import is_modular_class
 from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
+from .conditions.control import control_arguments, control_form, control_models
+from .conditions.masks import mask_arguments, repaints
 from .embeddings import table as embeddings
 from .embeddings.check import check_widths, encoding_of
 from .families import Family
@@ -73,14 +75,17 @@ def call_arguments(
         arguments[family.guidance_argument] = request.guidance
     if family.second_guidance and pipeline.config.get("boundary_ratio") is not None:
         arguments["guidance_scale_2"] = request.guidance_2
-    if from_image:
+    if repaints(family, request):
+        arguments |= _repainted(pipeline, family, request)
+    elif from_image:
         name = "image_latents" if modular and request.latent is not None else "image"
         arguments |= {name: _start(pipeline, family, request, vae or pipeline.vae), "strength": request.strength}
-    elif request.images:
+    elif request.images and family.images != "none":
         pictures = [to_pil(image, family.alpha) for image in request.images]
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
+    arguments |= control_arguments(type(pipeline).__name__, request, to_pil)
     _check_text_length(pipeline, request)
     accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
@@ -111,10 +116,17 @@ def _rate(rate: float | None) -> float | None:
     return int(rate) if rate is not None and float(rate).is_integer() else rate
 
 
-def form_for(pipeline: Any, family: Family, request: SampleRequest) -> Any:
-    """What is called for this request: the pipeline itself, or its form for pictures around the same models."""
+def form_for(pipeline: Any, family: Family, request: SampleRequest, controlnets: Sequence[Any] = ()) -> Any:
+    """What is called for this request: the pipeline itself, or its form for pictures around the same models.
+
+    Args:
+        controlnets: the models of the request's control pictures.
+    """
     form = _form(family, request)
-    return around(pipeline, form) if form and form != type(pipeline).__name__ else pipeline
+    if not form or form == type(pipeline).__name__:
+        return pipeline
+    further = {"controlnet": list(controlnets) if len(controlnets) > 1 else controlnets[0]} if controlnets else {}
+    return around(pipeline, form, **further)
 
 
 def form_class(request: ReadyRequest) -> type | None:
@@ -126,6 +138,10 @@ def form_class(request: ReadyRequest) -> type | None:
 
 
 def _form(family: Family, request: SampleRequest) -> str:
+    if form := repaints(family, request):
+        return form
+    if control_models(request):
+        return control_form(family, "Img2Img" if request.strength < 1.0 else "")
     with_picture = family.image_to_video if request.images else ""
     return family.image_to_image if request.strength < 1.0 else with_picture
 
@@ -217,6 +233,17 @@ def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
     pixels = (channels.detach().float().cpu().clamp(0, 1) * 255).round().byte()
     picture = fromarray(pixels.numpy())
     return picture.convert("RGBA") if alpha else picture
+
+
+def _repainted(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
+    """What the call of an inpaint form is given beside the prompt."""
+    picture = to_pil(request.images[0])
+    if request.width and request.height:
+        picture = picture.resize((request.width, request.height), resample=LANCZOS)
+    reference = to_pil(request.images[1]) if len(request.images) > 1 else None
+    itself = type(pipeline).__name__ in family.classes
+    lists = not is_modular_class(type(pipeline))
+    return mask_arguments(_accepted(pipeline), family, request, picture, reference, itself=itself, as_lists=lists)
 
 
 def _start(pipeline: Any, family: Family, request: SampleRequest, vae: Any) -> Any:

@@ -14,6 +14,8 @@ from ..report import OptimizationReport
 from . import latents, lora, sampling
 from .arguments import form_class
 from .cache import CACHE
+from .conditions.control import control_models
+from .conditions.controlnets import check_controls_fit
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
@@ -72,13 +74,16 @@ def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
     """Refuse what only another model could do, as far as its configuration files tell.
 
     Raises:
-        InputError: a scheduler that does not fit, encoded texts of another family, or what a component that was left
-            out would have to do.
+        InputError: a scheduler or control model that does not fit, encoded texts of another family, or what a component
+            that was left out would have to do.
     """
     check_absent(key, request)
-    denoiser = denoiser_of_key(key) if request.positive is not None else None
+    asks = request.positive is not None or control_models(request)
+    denoiser = denoiser_of_key(key) if asks else None
     if denoiser is not None:
-        check_widths(request.family, request, *denoiser)
+        if request.positive is not None:
+            check_widths(request.family, request, *denoiser)
+        check_controls_fit(request, denoiser[1], request.family.name)
     original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
     if original is not None:
         fitting_scheduler(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
+from .conditions.check import check_conditions, still_missing
+from .conditions.masks import blends, mask_of, repaints
 from .embeddings.check import check_texts
 from .families import Family
 from .requested.sizes import fit
@@ -36,7 +38,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     Raises:
         InputError: the first thing that cannot be done, naming the input, its value, the reason and the cure.
     """
-    _check_purpose(family)
+    _check_purpose(family, request)
     _check_range("steps", request.steps, family.min_steps, MAX_STEPS, f"{family.steps} is recommended")
     _check_range("batch", request.batch, 1, MAX_BATCH, "run it several times for more")
     _check_range("seed", request.seed, 0, 2**64 - 1, "use any number in that range")
@@ -51,9 +53,10 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_guided_steps(family, request)
     _check_prompt(request)
     _check_scheduler_name(request.scheduler)
+    conditioned = check_conditions(family, request)
     _check_images(family, request)
     texts = check_texts(family, request, negative_acts(family, complete_guidance(family, request)))
-    return [*fitted, *texts, *_ignored(family, request), *_assumed(family, request)]
+    return [*fitted, *conditioned, *texts, *_ignored(family, request), *_assumed(family, request)]
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,10 @@ def seeds(request: SampleRequest) -> tuple[int, ...]:
     return tuple((request.seed + index) % 2**64 for index in range(request.batch))
 
 
-def _check_purpose(family: Family) -> None:
+def _check_purpose(family: Family, request: SampleRequest) -> None:
     """Refuse a class that makes something else than pictures, or that needs more than a request can say."""
     refuse_without_picture(family)
-    if family.required:
-        reason = f"it needs what no input here gives: {', '.join(family.required)}"
-        raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
+    still_missing(family, request)
 
 
 def _check_guided_steps(family: Family, request: SampleRequest) -> None:
@@ -192,9 +193,12 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     count = len(request.images)
     if family.own_strength is not None and count and request.strength >= 1.0:
         _check_steps_left(family, request, family.own_strength)
-    if request.strength < 1.0:
+    if repaints(family, request):
+        if request.strength < 1.0:
+            _check_steps_left(family, request, request.strength)
+    elif request.strength < 1.0:
         _check_image_to_image(family, request)
-    elif family.images == "none" and count:
+    elif family.images == "none" and count and mask_of(request) is None:
         cure = "disconnect it, or choose an edit model"
         if family.image_to_image:
             cure = "set strength below 1 to start from the image, or disconnect it"
@@ -202,7 +206,7 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     elif family.images == "required" and count < family.min_images:
         cure = "connect one" if family.min_images == 1 else "connect them"
         raise InputError("images", count or "none", f"{family.name} works on {family.pictures}", cure)
-    elif count > max(1, family.max_images) and family.images != "none":
+    elif count > max(1, family.max_images):
         raise InputError("images", f"{count} images", f"{family.name} takes at most {family.max_images}", "")
 
 
@@ -259,7 +263,7 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
     clear = [name for name, image in given if image.shape[-1] == 4 and bool((image[..., 3] < 1.0).any())]
     if clear and not family.alpha:
         notes.append(f"transparency of {', '.join(clear)} ignored: {family.name} reads the colours alone.")
-    if request.latent is not None and request.strength >= 1.0:
+    if request.latent is not None and request.strength >= 1.0 and not blends(family, request):
         kept = " but for its size" if family.known else ""
         notes.append(f"latent ignored{kept}: strength = 1 starts from noise.")
     return notes

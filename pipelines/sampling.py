@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,23 +15,24 @@ from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note
 from .classes.guidance import guided
+from .conditions.controlnets import controlled
+from .conditions.kept import blend_for, with_kept_latent
+from .conditions.masks import repaints
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
 from .requests import ReadyRequest, ready, seeds
-from .results import frames_of
+from .results import check_and_report, frames_of, not_finite
 from .schedulers import TRIAL_STEPS, scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
-from .sound import sound_of, summary
+from .sound import sound_of
 from .steps import Watch, watched
 from .text_length import cut_notes, watched_texts
 from .types import LoadedPipeline, SampleRequest, SampleResult
 
 if TYPE_CHECKING:
     import torch
-
-NOT_FINITE = "the {what} holds NaN or infinite values: it is black, silent or broken. {cure}."
 
 Decode = Callable[["torch.Tensor"], "torch.Tensor | None"]
 """ComfyUI latent -> frames float32 [B, T, H, W, 3] in 0..1 on the CPU; None where it is not worth decoding."""
@@ -66,9 +66,9 @@ def run(
         report.note(note)
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
-    with _cleaned_up(loaded.pipeline):
+    with _cleaned_up(loaded.pipeline), controlled(loaded, request, callbacks, report) as controlnets:
         with watched_texts(loaded.pipeline) as texts:
-            outputs, last, watch, experts = _denoise(loaded, request, callbacks, report)
+            outputs, last, watch, experts = _denoise(loaded, request, callbacks, report, controlnets)
         for note in cut_notes(loaded.pipeline, texts, request):
             report.note(note)
         step_seconds = watch.step_seconds
@@ -102,17 +102,25 @@ def run(
             result.audio = sound_of(loaded, outputs, callbacks, report, request.batch)
             if result.audio is not None:
                 stages[SOUND_STAGE] = time.perf_counter() - started
-    _report(result, loaded, request)
+    if note := stand_in_note(loaded.family, request):
+        report.note(note)
+    check_and_report(result, loaded, request)
     return result
 
 
 def _denoise(
-    loaded: LoadedPipeline, request: ReadyRequest, callbacks: Callbacks, report: OptimizationReport
+    loaded: LoadedPipeline,
+    request: ReadyRequest,
+    callbacks: Callbacks,
+    report: OptimizationReport,
+    controlnets: list[Any],
 ) -> tuple[list[Any], torch.Tensor | None, Watch, tuple[str, ...]]:
     """(what the pipeline returned, by call; the latent after the last step; what was seen; the expert of each step)."""
     family = loaded.family
-    pipeline = form_for(loaded.pipeline, family, request)
+    pipeline = form_for(loaded.pipeline, family, request, controlnets)
     modular = is_modular_class(type(pipeline))
+    kept = with_kept_latent(loaded, request, callbacks).latent
+    shows_latents = family.layout == "tokens" or (family.known and repaints(family, request))
     for note in ignored(pipeline, family, request.asked) if modular else ():
         report.note(note)
 
@@ -126,10 +134,13 @@ def _denoise(
         )
 
     def call(request: SampleRequest) -> Any:
+        request = replace(request, latent=kept)
         arguments = call_arguments(
             pipeline, family, request, device=loaded.device, dtype=loaded.dtype, vae=loaded.absent_vae
         )
-        if family.layout == "tokens" and not modular:  # the scheduler sees no first frame of image-to-video
+        watch.keep = blend_for(loaded, request)
+        # The scheduler sees no first frame of image-to-video, and not what an inpaint class puts back after it.
+        if shows_latents and not modular:
             arguments["callback_on_step_end"] = watch.keep_latents
         if request.batch > 1 and not _makes_batches(arguments):
             raise _OneByOne(f"{family.name} makes one at a time")
@@ -166,7 +177,7 @@ def _denoise(
 
 def _item(request: SampleRequest, index: int, seed: int) -> SampleRequest:
     """One item of a batch as a request of its own."""
-    texts = {
+    texts: dict[str, Any] = {
         name: text and text.of_batch(index, 1)
         for name, text in (("positive", request.positive), ("negative", request.negative))
     }
@@ -215,7 +226,7 @@ def _comfy_latent(
         assert request.height is not None  # noqa: S101 - completed
         latent = latents.to_comfy(source, family, loaded.vae, request.width, request.height).cpu()
         if not bool(latent.isfinite().all()):
-            report.note(_not_finite("latent", loaded))
+            report.note(not_finite("latent", loaded))
         return latent
     if last is None:
         report.note(f"{family.name} steps no scheduler of its own: there is no latent and no preview, only its result.")
@@ -229,26 +240,6 @@ def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: Sam
     if estimate is None or request.width is None or request.height is None:
         return None
     return latents.to_comfy(estimate[:1], loaded.family, loaded.vae, request.width, request.height)[0]
-
-
-def _not_finite(what: str, loaded: LoadedPipeline) -> str:
-    """Say that a result is broken, with what can still be tried."""
-    if loaded.key.dtype == "float16":
-        return NOT_FINITE.format(what=what, cure="Use dtype bfloat16 or float32")
-    return NOT_FINITE.format(
-        what=what,
-        cure=f"Precision is not the cause, since dtype is {loaded.key.dtype}: run it without LoRAs, and if that is "
-        "broken too, download the model's files again",
-    )
-
-
-def _size(result: SampleResult, request: SampleRequest, family: Family) -> str:
-    """Pixels as asked for, or as they came where that was left to the pipeline."""
-    width, height, count = request.width, request.height, request.num_frames
-    if result.frames is not None:
-        frames, rows, columns = result.frames.shape[1:4]
-        width, height, count = width or columns, height or rows, count or frames
-    return f"{width}x{height}" + (f"x{count}" if family.video else "")
 
 
 @contextmanager
@@ -271,33 +262,3 @@ def _cleaned_up(pipeline: Any) -> Iterator[None]:
                 registry._set_context(None)
         if hasattr(pipeline, "_all_hooks") and pipeline._all_hooks:
             pipeline.maybe_free_model_hooks()
-
-
-def _report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest) -> None:
-    report = result.report
-    if note := stand_in_note(loaded.family, request):
-        report.note(note)
-    if result.frames is not None and not bool(result.frames.isfinite().all()):
-        report.note(_not_finite("picture", loaded))
-        result.frames = result.frames.nan_to_num(0.0, 1.0, 0.0)
-    if result.audio is not None:
-        if not bool(result.audio["waveform"].isfinite().all()):
-            report.note(_not_finite("sound", loaded))
-            result.audio["waveform"] = result.audio["waveform"].nan_to_num(0.0, 0.0, 0.0)
-        report.facts["sound"] = summary(result.audio)
-    if request.flow_shift is not None:
-        report.facts["flow_shift"] = request.flow_shift
-    if result.step_experts:
-        counts = Counter(result.step_experts)
-        report.facts["steps by expert"] = ", ".join(f"{name} {count}" for name, count in counts.items())
-    report.facts.update(
-        {
-            **loaded.facts,
-            "size": _size(result, request, loaded.family),
-            "steps": len(result.step_seconds),
-            "guidance": request.guidance,
-            "scheduler": request.scheduler,
-            "seeds": list(result.seeds),
-            "seconds": {name: round(value, 4) for name, value in result.stage_seconds.items()},
-        }
-    )

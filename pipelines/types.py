@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.settings import OptimizationSettings
+    from .conditions.kinds import Condition, ControlNetKey
     from .embeddings.given import Embeddings
     from .families import Family
 
@@ -106,6 +107,9 @@ class LoadedPipeline:
         """The VAE, or where it was left out one that says how latents are scaled, and can do nothing else."""
         return self.absent_vae if self.absent_vae is not None else self.pipeline.vae
 
+    controlnets: dict[ControlNetKey, Any] = field(default_factory=dict)
+    """The control models of the last run with it: they stay for the next, and go with the pipeline."""
+
 
 @dataclass(frozen=True)
 class SampleRequest:
@@ -132,6 +136,7 @@ class SampleRequest:
         max_sequence_length: text tokens, None = pipeline default.
         decode: False leaves `SampleResult.frames` as None.
         positive, negative: the two prompts as text encoders outside of the pipeline encoded them, instead of text.
+        conditions: what else the result is held to: a mask, say.
     """
 
     prompt: str
@@ -155,6 +160,7 @@ class SampleRequest:
     decode: bool = True
     positive: Embeddings | None = None
     negative: Embeddings | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass

@@ -66,7 +66,7 @@ def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> Diffusi
         pipeline = _BUILDERS[name]()
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
-                _spread_weights(component)
+                spread_weights(component)
                 component.eval().requires_grad_(False)
                 if dtype not in (None, torch.float32):
                     component.to(dtype=dtype)
@@ -82,7 +82,7 @@ def save(name: str, folder: str | Path, seed: int = 0) -> Path:
     return path
 
 
-def _spread_weights(module: torch.nn.Module) -> None:
+def spread_weights(module: torch.nn.Module) -> None:
     """Fill the parameters that libraries leave at zero or unset, so that no part of a model is switched off.
 
     Zero is what training starts from, but a zeroed gate hides mistakes from a test, and `torch.empty` pad tokens

@@ -38,6 +38,7 @@ def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
         "ComfyUI Text Encoders and VAE",
         "Image Edit",
+        "Inpaint",
         "Latent to VAE Decode",
         "Model in Parts",
         "Text to Image",

@@ -39,6 +39,7 @@ OWN_ROOM = {
     "pipelines/classes": {"families"},
     "pipelines/loading": {"families", "modular", "recognize", "tiny", "types"},
     "pipelines/modular": {"classes", "families", "types"},
+    "pipelines/conditions": {"classes", "decoding", "families", "latents", "loading", "tiny", "types"},
     "pipelines/decoding": {"families", "latents", "types"},
     "optimizations": {"caching", "quantization"},
     "optimizations/tuning": {"apply", "compile", "compile_cost", "components", "offload", "settings"},
@@ -47,7 +48,9 @@ OWN_ROOM = {
     "vae/network": {"config", "kernels", "settings"},
     "vae/kernels": set(),
     "nodes/host": {"vae_choices"},
+    "nodes/conditions": {"host", "types"},
     "commands/launch": {"files"},
+    "commands/conditions": {"media", "options"},
     "commands/plan": set(),
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.

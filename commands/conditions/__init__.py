@@ -1,0 +1,66 @@
+"""The options of `generate` for what a run is held to beside its prompt, and what is read of their files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from ..media import read_picture
+from ..options import path_argument
+
+if TYPE_CHECKING:
+    from ...pipelines.conditions.kinds import Condition
+
+
+def add_condition_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("conditions")
+    group.add_argument(
+        "--mask",
+        type=path_argument,
+        metavar="FILE",
+        help="picture of what --image keeps and what is made anew: black is kept, white is made anew",
+    )
+    group.add_argument(
+        "--control-image",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="FILE",
+        help="control picture, as the control model reads it; repeat for several",
+    )
+    group.add_argument(
+        "--controlnet",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="control model for each --control-image: a diffusers folder, or tiny:FAMILY for an embedded one",
+    )
+    group.add_argument("--control-strength", type=float, default=1.0, help="1: as the control model was trained")
+    group.add_argument("--control-start", type=float, default=0.0, metavar="SHARE", help="share of the steps, 0 to 1")
+    group.add_argument("--control-end", type=float, default=1.0, metavar="SHARE", help="share of the steps, 0 to 1")
+
+
+def conditions(args: argparse.Namespace) -> tuple[Condition, ...]:
+    """What the options describe, their files read. Raises InputError for one that cannot be read."""
+    from ...pipelines.conditions.controlnets import resolve_controlnet
+    from ...pipelines.conditions.kinds import ControlCondition, MaskCondition
+
+    pictures, models = args.control_image, [resolve_controlnet(source) for source in args.controlnet]
+    if models and len(models) != len(pictures):
+        counts = f"{len(models)} for {len(pictures)} of --control-image"
+        raise InputError("controlnet", counts, "each control model reads one picture", "give as many of both")
+    found: list[Condition] = []
+    if args.mask is not None:
+        found.append(MaskCondition(read_picture(args.mask, "mask").mean(dim=-1)[None]))
+    for picture, model in zip(pictures, models or [None] * len(pictures), strict=True):
+        image = read_picture(picture, "control_image")[None]
+        limits = args.control_strength, args.control_start, args.control_end
+        found.append(ControlCondition(image, model, *limits))
+    return tuple(found)
+
+
+def condition_files(args: argparse.Namespace) -> list[Path]:
+    """The pictures among them, for what is not read of a file to be said."""
+    return [*([] if args.mask is None else [args.mask]), *args.control_image]

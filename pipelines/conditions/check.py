@@ -1,0 +1,44 @@
+"""What can be said of a request's conditions before a model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from .control import check_controls, controls_of
+from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+_GIVEN_BY = {
+    **dict.fromkeys(MASK_ARGUMENTS, ("a mask", "connect Mask Condition to conditions")),
+    "control_image": ("a control picture", "connect Control Condition to conditions"),
+}
+"""Argument that a call fails without -> what it is, and what gives it."""
+
+
+def check_conditions(family: Family, request: SampleRequest) -> list[str]:
+    """Notes on what becomes of the conditions.
+
+    Raises:
+        InputError: one of them cannot be kept to.
+    """
+    notes = check_mask(family, request)
+    masked, repainted = mask_of(request) is not None, bool(repaints(family, request))
+    return [*notes, *check_controls(family, request, masked, repainted)]
+
+
+def still_missing(family: Family, request: SampleRequest) -> None:
+    """Raise InputError for what the model's call fails without, and the request does not give."""
+    given = set(MASK_ARGUMENTS) if mask_of(request) is not None else set()
+    given |= {"control_image"} if controls_of(request) else set()
+    missing = [name for name in family.required if name not in given]
+    unknown = [name for name in missing if name not in _GIVEN_BY]
+    if unknown:
+        reason = f"it needs what no input here gives: {', '.join(unknown)}"
+        raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
+    if missing:
+        what, cure = _GIVEN_BY[missing[0]]
+        raise InputError(missing[0], "none", f"{family.name} works with {what}", cure)

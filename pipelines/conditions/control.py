@@ -1,0 +1,202 @@
+"""A control picture: the form of a pipeline that takes it, what is refused, what a call is given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InputError
+from ..classes.forms import class_of
+from .kinds import ControlCondition, ControlNetKey
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+MOST_STRENGTH = 10.0
+_SAME = (
+    "cross_attention_dim",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+    "block_out_channels",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "attention_head_dim",
+    "num_attention_heads",
+    "in_channels",
+    "dim",
+)
+"""Entries of a control model's configuration that are those of the denoiser it was made for."""
+
+
+def controls_of(request: SampleRequest) -> list[ControlCondition]:
+    """The control pictures of a request, in their order."""
+    return [condition for condition in request.conditions if isinstance(condition, ControlCondition)]
+
+
+def control_models(request: SampleRequest) -> list[ControlNetKey]:
+    """The control models among them."""
+    return [condition.model for condition in controls_of(request) if condition.model is not None]
+
+
+def control_form(family: Family, task: str = "") -> str:
+    """The class around the same models that takes a control model, "" where there is none.
+
+    Args:
+        task: "" from text, "Img2Img" from a picture with a strength, "Inpaint" with a mask.
+    """
+    import diffusers
+
+    pipeline_class = class_of(family)
+    if pipeline_class is None:
+        return ""
+    name = f"{pipeline_class.__name__.removesuffix('Pipeline')}ControlNet{task}Pipeline"
+    form = getattr(diffusers, name, None)
+    if not isinstance(form, type):
+        return ""
+    takes = inspect.signature(form.__call__).parameters
+    # Z-Image's inpaint form has no strength: its control model reads mask and picture.
+    wanted = {"Img2Img": {"image", "strength"}, "Inpaint": {"image", "mask_image", "strength"}}.get(task, set())
+    return name if wanted <= set(takes) else ""
+
+
+def accepted_models(form: str) -> tuple[str, ...]:
+    """Names of the control model classes that a form takes, by its own signature."""
+    import diffusers
+
+    text = str(inspect.signature(getattr(diffusers, form).__init__).parameters["controlnet"].annotation)
+    names = {word.strip("'>").rsplit(".", 1)[-1] for word in text.replace("[", " ").replace("]", " ").split()}
+    return tuple(sorted(name for name in names if name.endswith("Model") and "Multi" not in name))
+
+
+def check_controls(family: Family, request: SampleRequest, masked: bool, repainted: bool) -> list[str]:
+    """Notes on what becomes of the control pictures; [] without one.
+
+    Args:
+        masked: part of a picture or of a latent is kept. `repainted`: by an inpaint class.
+
+    Raises:
+        InputError: this model takes none, or a control model of another kind.
+    """
+    controls, notes = controls_of(request), []
+    for control in controls:
+        shape = list(getattr(control.image, "shape", ()))
+        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
+            reason = "a control picture is [batch, height, width, 3 or 4]"
+            raise InputError("control_image", f"shape {shape}", reason, "connect an IMAGE output")
+        if not 0.0 <= control.strength <= MOST_STRENGTH:
+            reason = f"it must be between 0 and {MOST_STRENGTH:g}"
+            raise InputError("control strength", control.strength, reason, "1 is as it was trained")
+        if not 0.0 <= control.start < control.end <= 1.0:
+            reason = "start and end are shares of the steps, 0 <= start < end <= 1"
+            raise InputError("control start", f"{control.start:g} to {control.end:g}", reason, "use 0 and 1")
+        if shape[0] > 1:
+            notes.append(f"control_image: the first of {shape[0]} is used.")
+    models = control_models(request)
+    if not controls:
+        return []
+    if not models:
+        return notes + _check_own_control(family, controls)
+    if len(models) < len(controls):
+        raise InputError("controlnet", "none", "one of the control pictures has no control model", "connect it")
+    return notes + _check_form(family, request, controls, masked, repainted)
+
+
+def _check_own_control(family: Family, controls: list[ControlCondition]) -> list[str]:
+    if "control_image" not in family.required:
+        cure = "connect Load ControlNet (Diffusers) to control_net"
+        raise InputError("controlnet", "none", f"{family.name} takes a control picture with a control model", cure)
+    if len(controls) > 1:
+        raise InputError("control_image", f"{len(controls)} pictures", f"{family.name} takes one", "")
+    return []
+
+
+def _check_form(
+    family: Family, request: SampleRequest, controls: list[ControlCondition], masked: bool, repainted: bool
+) -> list[str]:
+    plain = control_form(family)
+    models = control_models(request)
+    name = _shown(models[0])
+    if not plain:
+        reason = f"{family.name} has no form that takes a control model"
+        raise InputError("controlnet", name, reason, "disconnect it")
+    for model in models:
+        if model.class_name not in accepted_models(plain):
+            wanted = " or ".join(accepted_models(plain))
+            reason = f"it is a {model.class_name}, made for another kind of model: {family.name} takes a {wanted}"
+            raise InputError("controlnet", _shown(model), reason, "choose one that was made for this model")
+    if request.strength < 1.0 and not repainted and not control_form(family, "Img2Img"):
+        reason = f"{family.name} has no form that takes a control model and starts from a picture"
+        raise InputError("strength", request.strength, reason, "use 1")
+    if request.images and not masked and request.strength >= 1.0:
+        reason = f"with a control model {family.name} takes no pictures beside it"
+        raise InputError("images", f"{len(request.images)} image(s)", reason, "disconnect them, or add a mask")
+    if len(models) > 1 and "Multi" not in _annotation(plain):
+        raise InputError("controlnet", f"{len(models)} models", f"{plain} takes one", "leave all but one out")
+    takes = _takes(plain)
+    if "control_guidance_start" not in takes and any((c.start, c.end) != (0.0, 1.0) for c in controls):
+        return [f"control start and end ignored: {plain} has none, and holds to the control picture in every step."]
+    return []
+
+
+def check_fits(key: ControlNetKey, held: Mapping[str, Any], denoiser: Mapping[str, Any], name: str) -> None:
+    """Raise InputError for a control model whose layers are not those of the denoiser.
+
+    Args:
+        held: configuration of the control model; `denoiser`: of the model it is to steer.
+        name: the pipeline, in words.
+    """
+    for entry in _SAME:
+        ours, theirs = held.get(entry), denoiser.get(entry)
+        ours, theirs = (list(value) if isinstance(value, list | tuple) else value for value in (ours, theirs))
+        if ours is not None and theirs is not None and ours != theirs:
+            reason = f"it was made for another model: its {entry} is {ours}, that of {name} is {theirs}"
+            raise InputError("controlnet", _shown(key), reason, "choose one that was made for this model")
+
+
+def control_arguments(form: str, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
+    """What the call of a control form is given for its control pictures.
+
+    Args:
+        to_picture: [H, W, C] to a picture of Pillow's.
+    """
+    controls = controls_of(request)
+    if not controls:
+        return {}
+    several = len(controls) > 1
+    takes = _takes(form)
+    name = "control_image" if "control_image" in takes else "image"
+    pictures = [to_picture(control.image[0]) for control in controls]
+    values = {
+        name: pictures,
+        "controlnet_conditioning_scale": [float(control.strength) for control in controls],
+        "control_guidance_start": [float(control.start) for control in controls],
+        "control_guidance_end": [float(control.end) for control in controls],
+    }
+    return {name: value if several else value[0] for name, value in values.items() if name in takes}
+
+
+def described(request: SampleRequest) -> list[str]:
+    """The control models of a request, for the report."""
+    return [
+        f"{_shown(control.model)} {control.strength:g}, {control.start:g} to {control.end:g} of the steps"
+        for control in controls_of(request)
+        if control.model is not None
+    ]
+
+
+def _annotation(form: str) -> str:
+    import diffusers
+
+    return str(inspect.signature(getattr(diffusers, form).__init__).parameters["controlnet"].annotation)
+
+
+def _takes(form: str) -> Mapping[str, Any]:
+    import diffusers
+
+    return inspect.signature(getattr(diffusers, form).__call__).parameters
+
+
+def _shown(key: ControlNetKey) -> str:
+    return key.source if key.source.startswith("tiny:") else key.source.replace("\\", "/").rsplit("/", 1)[-1]
