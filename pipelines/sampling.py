@@ -177,11 +177,8 @@ def _denoise(
 
 def _item(request: SampleRequest, index: int, seed: int) -> SampleRequest:
     """One item of a batch as a request of its own."""
-    texts: dict[str, Any] = {
-        name: text and text.of_batch(index, 1)
-        for name, text in (("positive", request.positive), ("negative", request.negative))
-    }
-    return replace(request, batch=1, seed=seed, **texts)
+    positive, negative = (text and text.of_batch(index, 1) for text in (request.positive, request.negative))
+    return replace(request, batch=1, seed=seed, positive=positive, negative=negative)
 
 
 class _OneByOne(Exception):  # noqa: N818 - not an error: the batch is made in another way

@@ -78,8 +78,8 @@ def add_texts(
         if conditioning is None:
             continue
         text, values = _entry(name, conditioning)
-        given: dict[str, Any] = {name: _embeddings(text, values)}
-        request = replace(request, **given)
+        encoded: dict[str, Any] = {name: _embeddings(text, values)}
+        request = replace(request, **encoded)
         if "guidance" in values:
             request = _guided(name, values["guidance"], family, request, notes)
         others = sorted(set(values) - USED - set(REFUSED) - set(NEUTRAL))
