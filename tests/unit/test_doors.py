@@ -49,6 +49,7 @@ OWN_ROOM = {
     "nodes/host": {"vae_choices"},
     "commands/launch": {"files"},
     "commands/plan": set(),
+    "commands/prompts": {"files", "keeping", "latent_file", "libraries", "media", "options"},
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
 
