@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from ...cluster.settings import ClusterSettings, parse_cluster
 from ...errors import InputError
 from ..options import (
     FLOW_SHIFT_HELP,
@@ -111,9 +112,25 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resume", action="store_true", help="with --prompts: do only what the manifest in --output does not have yet"
     )
+    group.add_argument(
+        "--cluster",
+        metavar="local | local:N | HOST:PORT",
+        help="with --prompts: spread the items over the cards of this machine (or N workers), or over a running Ray",
+    )
+    group.add_argument(
+        "--cpus", type=int, metavar="N", help="with --cluster: threads of each worker (default: an equal share)"
+    )
+    group.add_argument(
+        "--cluster-wait",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="with --cluster: how long to wait for a free card (default: 120)",
+    )
 
 
-FOR_ALL_LINES = ("prompts", "resume", "report", "quiet", "verbose", "help")
+QUEUE = ("prompts", "resume", "cluster", "cpus", "cluster_wait")
+FOR_ALL_LINES = (*QUEUE, "report", "quiet", "verbose", "help")
 """What no line can say for itself."""
 
 
@@ -220,5 +237,23 @@ def _switch(name: str, value: object, flag: str) -> bool:
 
 def check_queue_options(args: argparse.Namespace) -> None:
     """Refuse, without `--prompts`, what only goes with it."""
-    if args.resume:
-        raise InputError("--resume", "on", "it goes with --prompts", "leave it out")
+    given = {"--resume": args.resume, "--cluster": args.cluster, "--cpus": args.cpus}
+    for name, value in given.items():
+        if value:
+            raise InputError(name, value, "it goes with --prompts", "leave it out")
+
+
+def cluster_settings(args: argparse.Namespace) -> ClusterSettings | None:
+    """What `--cluster` and its companions say; None where the items are made in this process.
+
+    Raises:
+        InputError: they cannot be had so.
+    """
+    if args.cluster is None:
+        if args.cpus is not None:
+            raise InputError("--cpus", args.cpus, "it goes with --cluster", "leave it out, or set OMP_NUM_THREADS")
+        return None
+    settings = parse_cluster(args.cluster, args.cpus, args.cluster_wait)
+    if args.device not in ("auto", "cpu"):
+        raise InputError("--device", args.device, "every worker of a cluster has a card of its own", "leave it out")
+    return settings

@@ -1,19 +1,22 @@
-"""`generate --prompts`: a file of prompts, worked through in this process; what ends a run can be resumed."""
+"""`generate --prompts`: a file of prompts, worked through in this process or on a cluster, and resumable."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ...callbacks import Callbacks, Progress
+from ...cluster.settings import ClusterSettings
 from ...errors import FastDiffusersError, InputError, ModelFileError
 from ..libraries import prepare_libraries
-from .arguments import LineParser
+from .arguments import LineParser, cluster_settings
 from .items import Item, in_good_order, read_items
 from .lines import in_line, read_lines
 from .make import Maker
 from .progress import QueueProgress
+from .remote import make_on_cluster
 from .results import DiskFullError, Results, disk_full, prepare_folder, results_in
 from .stopping import Stopping
 
@@ -37,21 +40,36 @@ def work_through(args: argparse.Namespace) -> None:
     items = read_items(args.prompts, read_lines(args.prompts, parser), parser, args)
     prepare_libraries(args.verbose)
     maker = Maker()
+    cluster = cluster_settings(args)
     for item in items:
-        with in_line(args.prompts, item.line):
+        with in_line(args.prompts, item.line), elsewhere(cluster):
             maker.check(item)
     prepare_folder(args.output)
     with Stopping(args.quiet) as stopping, results_in(args.output, args.resume) as results:
         todo = in_good_order([item for item in items if not results.has(item)])
-        with QueueProgress(len(items), len(items) - len(todo), args.quiet) as progress:
+        progress = QueueProgress(len(items), len(items) - len(todo), args.quiet)
+        with progress:
             try:
-                make_here(todo, maker, results, progress, stopping)
+                if cluster is None or not todo:
+                    make_here(todo, maker, results, progress, stopping)
+                else:
+                    make_on_cluster(todo, cluster, results, progress, stopping)
             except KeyboardInterrupt:
                 left = sum(not results.has(item) for item in items)
                 raise KeyboardInterrupt(
                     f"{len(items) - left} of {len(items)} are done; --resume does the rest"
                 ) from None
     conclude(args, items, results)
+
+
+@contextmanager
+def elsewhere(cluster: ClusterSettings | None) -> Iterator[None]:
+    """Let pass what another machine may be able to read."""
+    try:
+        yield
+    except ModelFileError:
+        if cluster is None or cluster.local:
+            raise
 
 
 def make_here(
