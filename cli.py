@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return int(stop.code or OK)
             name = f" {args.command}"
             return _run(args)
-    except KeyboardInterrupt:
-        return _complain(name, "cancelled", CANCELLED)
+    except KeyboardInterrupt as stop:
+        return _complain(name, f"cancelled: {stop}" if stop.args else "cancelled", CANCELLED)
 
 
 def _run(args: argparse.Namespace) -> int:

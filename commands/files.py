@@ -97,6 +97,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file's contents, completely or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def numbered(path: Path, count: int) -> list[Path]:
     """The file names of `count` results: `path` itself for one, `name_0.png`, `name_1.png`, ... for several."""
     if count == 1:

@@ -84,9 +84,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_device_options(parser)
 
 
-def add_parts_options(parser: argparse.ArgumentParser) -> None:
+def add_parts_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Which model: one as a whole, or its parts."""
-    model = parser.add_mutually_exclusive_group(required=True)
+    model = parser.add_mutually_exclusive_group(required=required)
     model.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
     model.add_argument(
         "--diffusion-model",

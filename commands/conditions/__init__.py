@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from ..media import read_picture
 from ..options import path_argument
 
 if TYPE_CHECKING:
+    import torch
+
     from ...pipelines.conditions.kinds import Condition
 
 
@@ -42,8 +45,8 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--control-end", type=float, default=1.0, metavar="SHARE", help="share of the steps, 0 to 1")
 
 
-def conditions(args: argparse.Namespace) -> tuple[Condition, ...]:
-    """What the options describe, their files read. Raises InputError for one that cannot be read."""
+def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = read_picture) -> tuple[Condition, ...]:
+    """What the options describe, their files read by `read`. Raises InputError for one that cannot be read."""
     from ...pipelines.conditions.controlnets import resolve_controlnet
     from ...pipelines.conditions.kinds import ControlCondition, MaskCondition
 
@@ -53,9 +56,9 @@ def conditions(args: argparse.Namespace) -> tuple[Condition, ...]:
         raise InputError("controlnet", counts, "each control model reads one picture", "give as many of both")
     found: list[Condition] = []
     if args.mask is not None:
-        found.append(MaskCondition(read_picture(args.mask, "mask").mean(dim=-1)[None]))
+        found.append(MaskCondition(read(args.mask, "mask").mean(dim=-1)[None]))
     for picture, model in zip(pictures, models or [None] * len(pictures), strict=True):
-        image = read_picture(picture, "control_image")[None]
+        image = read(picture, "control_image")[None]
         limits = args.control_strength, args.control_start, args.control_end
         found.append(ControlCondition(image, model, *limits))
     return tuple(found)

@@ -86,11 +86,12 @@ def arguments(command: str, dest: str, ordinary: dict[str, str], output: Path) -
     """An ordinary command line without the option in question: what is required, and where there is a choice, one."""
     parser = subparsers()[command]
     wanted = {**ordinary, "output": str(output / OUTPUTS.get(command, ""))}
-    exclusive = [a for group in parser._mutually_exclusive_groups for a in group._group_actions]
+    groups = [group._group_actions for group in parser._mutually_exclusive_groups]
+    exclusive = {action.dest: [each.dest for each in group] for group in groups for action in group}
     words = []
     for action in parser._actions:
-        needed = action.required or (action.dest in ("model", "output") and action not in exclusive)
-        chosen = action in exclusive and action.dest == "model" and dest not in [each.dest for each in exclusive]
+        needed = action.required or (action.dest in ("model", "output") and action.dest not in exclusive)
+        chosen = action.dest in ("model", "prompt") and dest not in exclusive.get(action.dest, [dest])
         if action.dest != dest and (needed or chosen):
             words += [action.option_strings[0], wanted[action.dest]]
     return words
@@ -148,6 +149,7 @@ SUFFIXES = {
     "image": ".png",
     "last_image": ".png",
     "frames": ".png",
+    "prompts": ".txt",
 }
 """Of the file that an option takes; the others take .safetensors, and --output what its subcommand writes."""
 FOLDERS = ("bench", "quantize", "demo")
