@@ -13,8 +13,8 @@ from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import latents, lora, sampling
 from .arguments import form_class
-from .conditions.controlnets import check_controls_fit
 from .cache import CACHE
+from .conditions.controlnets import check_controls_fit
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming

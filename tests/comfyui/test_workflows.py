@@ -31,6 +31,7 @@ def read(name: str) -> dict[str, Any]:
 
 def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
+        "ControlNet",
         "Image Edit",
         "Inpaint",
         "Latent to VAE Decode",
