@@ -11,7 +11,9 @@ from ..optimizations.components import is_modular_class
 from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
+from .conditions.clips import clip_arguments, clip_form
 from .conditions.control import control_arguments, control_form, control_models
+from .conditions.keyframes import keyframe_arguments, keyframe_form, keyframes_of
 from .conditions.masks import mask_arguments, repaints
 from .embeddings import table as embeddings
 from .embeddings.check import check_widths, encoding_of
@@ -77,7 +79,7 @@ def call_arguments(
         arguments["guidance_scale_2"] = request.guidance_2
     if repaints(family, request):
         arguments |= _repainted(pipeline, family, request)
-    elif from_image:
+    elif from_image and not clip_form(family, request):
         name = "image_latents" if modular and request.latent is not None else "image"
         arguments |= {name: _start(pipeline, family, request, vae or pipeline.vae), "strength": request.strength}
     elif request.images and family.images != "none":
@@ -85,7 +87,9 @@ def call_arguments(
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
-    arguments |= control_arguments(type(pipeline).__name__, request, to_pil)
+    name = type(pipeline).__name__
+    arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, request, to_pil)
+    arguments |= clip_arguments(name, family, request, lambda frame: _in_size(to_pil(frame), request))
     _check_text_length(pipeline, request)
     accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
@@ -139,6 +143,10 @@ def form_class(request: ReadyRequest) -> type | None:
 
 def _form(family: Family, request: SampleRequest) -> str:
     if form := repaints(family, request):
+        return form
+    if keyframes_of(request):
+        return keyframe_form(family)
+    if form := clip_form(family, request):
         return form
     if control_models(request):
         return control_form(family, "Img2Img" if request.strength < 1.0 else "")
@@ -235,11 +243,16 @@ def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
     return picture.convert("RGBA") if alpha else picture
 
 
+def _in_size(picture: Image, request: SampleRequest) -> Image:
+    """A picture in the size of the result, where that is known."""
+    if request.width and request.height and picture.size != (request.width, request.height):
+        return picture.resize((request.width, request.height), resample=LANCZOS)
+    return picture
+
+
 def _repainted(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
     """What the call of an inpaint form is given beside the prompt."""
-    picture = to_pil(request.images[0])
-    if request.width and request.height:
-        picture = picture.resize((request.width, request.height), resample=LANCZOS)
+    picture = _in_size(to_pil(request.images[0]), request)
     reference = to_pil(request.images[1]) if len(request.images) > 1 else None
     itself = type(pipeline).__name__ in family.classes
     lists = not is_modular_class(type(pipeline))
@@ -250,9 +263,7 @@ def _start(pipeline: Any, family: Family, request: SampleRequest, vae: Any) -> A
     """What an image-to-image call starts from, once per item of the batch: the latent where there is one, else the
     first image, scaled to the size of the result."""
     if request.latent is None:
-        picture = to_pil(request.images[0])
-        if request.width and request.height:
-            picture = picture.resize((request.width, request.height), resample=LANCZOS)
+        picture = _in_size(to_pil(request.images[0]), request)
         if is_modular_class(type(pipeline)):  # it repeats what is encoded
             return picture
         return [picture] * request.batch

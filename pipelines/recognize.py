@@ -65,8 +65,14 @@ def _configuration(part: Any) -> Mapping[str, Any]:
     return {NETS: nets} if nets else config if isinstance(config, Mapping) else {}
 
 
-def small(family: Family) -> Family:
-    """The family with recommendations for its embedded tiny pipeline, which a CPU can follow."""
+def small(family: Family, one_expert: bool = False) -> Family:
+    """The family with recommendations for its embedded tiny pipeline, which a CPU can follow.
+
+    Args:
+        one_expert: of a class that may have two, it has one.
+    """
+    if one_expert:
+        family = replace(family, second_guidance=False)
     extra = dict(family.extra)
     if family.name == "flux-kontext":
         extra["_auto_resize"] = False  # it would enlarge its reference image to a megapixel

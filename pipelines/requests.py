@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.check import check_conditions, still_missing
+from .conditions.clips import clip_form, clips_of, with_clip_length
 from .conditions.masks import blends, mask_of, repaints
 from .embeddings.check import check_texts
 from .families import Family
@@ -46,7 +47,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
         cure = "leave it out for the model's own" if family.guidance is None else f"{family.guidance:g} is recommended"
         _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
     _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
-    request, fitted = fit(family, request)
+    request, fitted = fit(family, with_clip_length(family, request))
     _check_aspect(family, request)
     _check_frame_rate(request.frame_rate)
     _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
@@ -95,7 +96,7 @@ def complete(family: Family, request: SampleRequest) -> SampleRequest:
 
     The size follows a reference image's aspect.
     """
-    request, _ = fit(family, request)
+    request, _ = fit(family, with_clip_length(family, request))
     guidance = complete_guidance(family, request)
     guidance_2 = request.guidance_2
     if guidance_2 is None and request.guidance is None:
@@ -193,7 +194,7 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     count = len(request.images)
     if family.own_strength is not None and count and request.strength >= 1.0:
         _check_steps_left(family, request, family.own_strength)
-    if repaints(family, request):
+    if repaints(family, request) or clip_form(family, request):
         if request.strength < 1.0:
             _check_steps_left(family, request, request.strength)
     elif request.strength < 1.0:
@@ -290,8 +291,9 @@ def _size(family: Family, request: SampleRequest) -> tuple[int | None, int | Non
         height, width = (edge * family.latent_stride for edge in request.latent.shape[-2:])
     elif not family.width or not family.height:
         return request.width, request.height
-    elif request.images:
-        rows, columns = request.images[0].shape[:2]
+    elif request.images or clips_of(request):
+        first = request.images[0] if request.images else next(iter(clips_of(request).values())).frames[0]
+        rows, columns = first.shape[:2]
         scale = math.sqrt(family.width * family.height / (rows * columns))
         width, height = (max(1, round(edge * scale / multiple)) * multiple for edge in (columns, rows))
     clip = lambda edge: min(max(edge // multiple, 1) * multiple, family.max_size // multiple * multiple)

@@ -59,6 +59,12 @@ def inpaint_class(pipeline_class: type) -> str:
     return found if set(_missing(found)) <= {"mask_image"} else ""
 
 
+def video_to_video_class(pipeline_class: type) -> str:
+    """Name of the class that starts from a clip with the same models, "" where there is none."""
+    found = _listed(pipeline_class, "AUTO_VIDEO2VIDEO_PIPELINES_MAPPING") or _named(pipeline_class, "VideoToVideo")
+    return found if _takes(found, "video") and set(_missing(found)) <= {"video"} else ""
+
+
 def around(pipeline: Any, form: str, **further: Any) -> Any:
     """A pipeline of class `form` around the models of `pipeline`: it loads nothing and is thrown away after a run.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
+from .clips import ROLES, check_clips, clips_of, takes_clip_mask
 from .control import check_controls, controls_of
+from .keyframes import check_keyframes
 from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints
 
 if TYPE_CHECKING:
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
 _GIVEN_BY = {
     **dict.fromkeys(MASK_ARGUMENTS, ("a mask", "connect Mask Condition to conditions")),
     "control_image": ("a control picture", "connect Control Condition to conditions"),
+    **{
+        name: (f"a {role} clip" if role != "video" else "a clip", "connect Video Condition to conditions")
+        for role, names in ROLES.items()
+        for name in names
+    },
 }
 """Argument that a call fails without -> what it is, and what gives it."""
 
@@ -25,7 +32,8 @@ def check_conditions(family: Family, request: SampleRequest) -> list[str]:
     Raises:
         InputError: one of them cannot be kept to.
     """
-    notes = check_mask(family, request)
+    clips = [*check_clips(family, request), *check_keyframes(family, request)]
+    notes = clips + ([] if takes_clip_mask(family, request) else check_mask(family, request))
     masked, repainted = mask_of(request) is not None, bool(repaints(family, request))
     return [*notes, *check_controls(family, request, masked, repainted)]
 
@@ -34,6 +42,7 @@ def still_missing(family: Family, request: SampleRequest) -> None:
     """Raise InputError for what the model's call fails without, and the request does not give."""
     given = set(MASK_ARGUMENTS) if mask_of(request) is not None else set()
     given |= {"control_image"} if controls_of(request) else set()
+    given |= {name for role in clips_of(request) for name in ROLES[role]}
     missing = [name for name in family.required if name not in given]
     unknown = [name for name in missing if name not in _GIVEN_BY]
     if unknown:

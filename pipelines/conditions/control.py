@@ -1,4 +1,4 @@
-"""A control picture: the form of a pipeline that takes it, what is refused, what a call is given."""
+"""A control picture: the form of a pipeline that takes it, what is refused, and what a call is given."""
 
 from __future__ import annotations
 

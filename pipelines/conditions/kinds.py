@@ -55,4 +55,32 @@ class ControlCondition:
     end: float = 1.0
 
 
-Condition = MaskCondition | ControlCondition
+@dataclass(frozen=True, eq=False)
+class VideoCondition:
+    """A clip that the result starts from or keeps to.
+
+    Attributes:
+        frames: float [T, H, W, 3] in 0..1.
+        role: "video" to start from or to edit; "control"; "pose", "face" or "background" of an animated person.
+    """
+
+    frames: torch.Tensor
+    role: str = "video"
+
+
+@dataclass(frozen=True, eq=False)
+class KeyframeCondition:
+    """A picture at a place of a clip.
+
+    Attributes:
+        image: float [B, H, W, 3] in 0..1, of which the first is used.
+        frame: 0 is the first frame, -1 the last.
+        strength: how much it holds, above 0 and at most 1.
+    """
+
+    image: torch.Tensor
+    frame: int = 0
+    strength: float = 1.0
+
+
+Condition = MaskCondition | ControlCondition | VideoCondition | KeyframeCondition

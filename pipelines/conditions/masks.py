@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from ..classes.forms import class_of, inpaint_class
 from .control import control_form, control_models
-from .kinds import MaskCondition
+from .kinds import MaskCondition, VideoCondition
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,11 @@ def mask_of(request: SampleRequest) -> MaskCondition | None:
     return found[0] if found else None
 
 
+def has_clip(request: SampleRequest) -> bool:
+    """Whether a clip comes with the request: the mask then holds for that."""
+    return any(isinstance(condition, VideoCondition) for condition in request.conditions)
+
+
 def inpaint_form(family: Family) -> str:
     """The class that repaints with this family's models: itself where it takes a mask, "" where there is none."""
     pipeline_class = class_of(family)
@@ -39,7 +44,7 @@ def inpaint_form(family: Family) -> str:
 def repaints(family: Family, request: SampleRequest) -> str:
     """The class whose call takes the mask of this request; "" where there is no mask, or latents are blended."""
     mask = mask_of(request)
-    if mask is None or mask.of_latent or not request.images:
+    if mask is None or mask.of_latent or not request.images or has_clip(request):
         return ""
     form = control_form(family, "Inpaint") if control_models(request) else inpaint_form(family)
     return "" if form and keeps_nothing(family, request, form) else form
@@ -47,7 +52,7 @@ def repaints(family: Family, request: SampleRequest) -> str:
 
 def blends(family: Family, request: SampleRequest) -> bool:
     """Whether the mask is kept to by blending latents after every step, as ComfyUI's samplers do."""
-    if mask_of(request) is None or repaints(family, request):
+    if mask_of(request) is None or has_clip(request) or repaints(family, request):
         return False
     return not keeps_nothing(family, request, inpaint_form(family))
 
@@ -70,6 +75,8 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
     condition = mask_of(request)
     if condition is None:
         return []
+    if has_clip(request):
+        raise InputError("mask", "connected", f"{family.name} takes no mask with a clip", "disconnect it")
     shape = list(getattr(condition.mask, "shape", ()))
     if len(shape) not in (2, 3) or 0 in shape:
         raise InputError("mask", f"shape {shape}", "a mask is [batch, height, width]", "connect a MASK output")

@@ -118,7 +118,8 @@ def resolve(
 def family_of_key(key: LoadKey) -> Family:
     """The family that a key will load, for checks before the load."""
     if key.source.startswith(TINY):
-        return small(family_of(tiny.PIPELINE_CLASSES[key.source.removeprefix(TINY)]))
+        name = key.source.removeprefix(TINY)
+        return small(family_of(tiny.PIPELINE_CLASSES[name]), one_expert=name in tiny.ONE_EXPERT)
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
     if key.parts:

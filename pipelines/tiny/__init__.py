@@ -1,11 +1,12 @@
 """The embedded tiny pipelines: real architectures a few layers deep. Nothing here decodes or loads from disk."""
 
-from .build import PIPELINE_CLASSES, TINY_FAMILIES, TINY_SOUND_FAMILIES, build, save
+from .build import ONE_EXPERT, PIPELINE_CLASSES, TINY_FAMILIES, TINY_SOUND_FAMILIES, build, save
 from .controlnets import CONTROLNET_CLASSES, build_controlnet, controlnet_class
 from .loras import TINY_LORAS, lora_tensors
 
 __all__ = [
     "CONTROLNET_CLASSES",
+    "ONE_EXPERT",
     "PIPELINE_CLASSES",
     "TINY_FAMILIES",
     "TINY_LORAS",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from .images import flux, flux2_klein, qwenimage, sd3, sdxl, zimage
 from .ltx2 import ltx2
-from .wan import wan
+from .wan import wan, wan_one_expert, wan_vace
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,8 @@ PIPELINE_CLASSES = {
     "qwenimage": "QwenImagePipeline",
     "qwenimage-edit": "QwenImageEditPipeline",
     "zimage": "ZImagePipeline",
+    "wan21-t2v": "WanPipeline",
+    "wan21-vace": "WanVACEPipeline",
     "wan22-t2v": "WanPipeline",
     "wan22-i2v": "WanImageToVideoPipeline",
     "ltx2-t2v": "LTX2Pipeline",
@@ -39,7 +41,11 @@ PIPELINE_CLASSES = {
 """Tiny family -> class in diffusers."""
 TINY_SOUND_FAMILIES = ("ltx2-t2v", "ltx2-i2v")
 """Those that give video with sound; older releases of diffusers do not have them."""
-TINY_FAMILIES = tuple(name for name in PIPELINE_CLASSES if name not in TINY_SOUND_FAMILIES)
+TINY_FURTHER = ("wan21-t2v", "wan21-vace")
+"""Those that stand for further uses of a family that is there already."""
+ONE_EXPERT = ("wan21-t2v",)
+"""Those of a class that may have two experts, with one."""
+TINY_FAMILIES = tuple(name for name in PIPELINE_CLASSES if name not in (*TINY_SOUND_FAMILIES, *TINY_FURTHER))
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> DiffusionPipeline:
@@ -108,6 +114,8 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
     "qwenimage": qwenimage,
     "qwenimage-edit": lambda: qwenimage(edit=True),
     "zimage": zimage,
+    "wan21-t2v": wan_one_expert,
+    "wan21-vace": wan_vace,
     "wan22-t2v": lambda: wan(image_to_video=False),
     "wan22-i2v": lambda: wan(image_to_video=True),
     "ltx2-t2v": lambda: ltx2("LTX2Pipeline"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+from fastdiffusers.scripts.comfyui_server import ServerError
 
 if TYPE_CHECKING:
     from comfy_client import Client
@@ -33,6 +36,16 @@ def mask(value: float, size: int = 64) -> dict[str, Any]:
     }
 
 
+def control(family: str, **widgets: Any) -> dict[str, Any]:
+    named = {"controlnet_name": TINY + family, "custom_controlnet": ""}
+    given = {"image": ["edges", 0], "control_net": ["net", 0], "strength": 0.8, **widgets}
+    return {
+        "edges": {"class_type": "LoadImage", "inputs": {"image": "gradient.png"}},
+        "net": {"class_type": "FastDiffusersLoadControlNet", "inputs": named},
+        "last": {"class_type": "FastDiffusersControlCondition", "inputs": given},
+    }
+
+
 def notes(server: Client, entry: dict[str, Any]) -> list[str]:
     return server.report(entry)["notes"]
 
@@ -56,10 +69,10 @@ def test_a_noise_mask_of_core_is_kept_to(server: Client) -> None:
     """VAE Encode (Fast), then core's Set Latent Noise Mask: a mask of zeros decodes to what was encoded."""
     nodes = {
         "picture": {"class_type": "LoadImage", "inputs": {"image": "gradient.png"}},
-        "encode": server.node("FastDiffusersVAEEncode", pixels=["picture", 0], pipeline=["load", 0]),
+        "encode": server.node("FastDiffusersVAEEncode", pixels=["picture", 0], vae=["load", 0]),
         "solid": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 64, "height": 64}},
         "masked": {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["encode", 0], "mask": ["solid", 0]}},
-        "decode": server.node("FastDiffusersVAEDecode", samples=["encode", 0], pipeline=["load", 0]),
+        "decode": server.node("FastDiffusersVAEDecode", samples=["encode", 0], vae=["load", 0]),
         "shown": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "round"}},
     }
     prompt = graph(server, "zimage", nodes)
@@ -70,11 +83,55 @@ def test_a_noise_mask_of_core_is_kept_to(server: Client) -> None:
     assert np.abs(kept.astype(int) - round_trip).max() <= 1
 
 
+def test_a_control_picture_steers_the_cached_pipeline(server: Client) -> None:
+    plain = server.succeed(graph(server, "sdxl", {}))
+    steered = server.succeed(graph(server, "sdxl", control("sdxl")))
+    weaker = server.succeed(graph(server, "sdxl", control("sdxl", strength=0.2)))
+    assert not np.array_equal(server.images(plain), server.images(steered))
+    assert not np.array_equal(server.images(steered), server.images(weaker))
+    facts = [server.report(entry)["facts"] for entry in (plain, steered, weaker)]
+    assert len({fact["loaded_at"] for fact in facts}) == 1, "the pipeline is loaded once"
+    assert facts[1]["control"] == "tiny:sdxl 0.8, 0 to 1 of the steps"
+
+
+def test_conditions_chain(server: Client) -> None:
+    """A mask and a control picture together: the inpaint form of the control form."""
+    nodes = control("flux")
+    nodes["solid"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 64, "height": 64}}
+    nodes["masked"] = {
+        "class_type": "FastDiffusersMaskCondition",
+        "inputs": {"mask": ["solid", 0], "conditions": ["last", 0]},
+    }
+    prompt = graph(server, "flux", nodes, picture=True)
+    prompt["sample"]["inputs"]["conditions"] = ["masked", 0]
+    kept = server.images(server.succeed(prompt))
+    prompt["sample"]["inputs"]["prompt"] = "something else"
+    assert np.array_equal(kept, server.images(server.succeed(prompt)))
+
+
+def test_a_folder_of_the_controlnet_path_is_offered_and_a_wrong_one_is_said(server: Client) -> None:
+    from fastdiffusers.pipelines import tiny
+
+    folder = server.base / "models" / "controlnet" / "canny"
+    tiny.build_controlnet("sdxl").save_pretrained(folder)
+    info = server.server.object_info()["FastDiffusersLoadControlNet"]["input"]["required"]["controlnet_name"]
+    assert "canny" in json.dumps(info)
+    nodes = control("sdxl")
+    embedded = server.images(server.succeed(graph(server, "sdxl", nodes)))
+    nodes["net"]["inputs"]["controlnet_name"] = "canny"
+    assert np.array_equal(server.images(server.succeed(graph(server, "sdxl", nodes))), embedded)
+    nodes["net"]["inputs"]["controlnet_name"] = "gone"
+    with pytest.raises(ServerError, match="no such folder"):
+        server.run(graph(server, "sdxl", nodes))
+
+
 @pytest.mark.parametrize(
     ("family", "nodes", "words"),
     [
         ("flux", mask(0.5), "no picture for it to keep"),
         ("wan22-t2v", mask(0.5), "no clip to keep a part of"),
+        ("sdxl", control("flux"), "made for another kind of model"),
+        ("wan22-t2v", control("flux"), "no form that takes a control model"),
     ],
 )
 def test_bad_input_is_one_line_and_the_next_run_works(server: Client, family: str, nodes: Any, words: str) -> None:

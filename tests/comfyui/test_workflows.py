@@ -37,6 +37,7 @@ def read(name: str) -> dict[str, Any]:
 def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
         "ComfyUI Text Encoders and VAE",
+        "ControlNet",
         "Image Edit",
         "Inpaint",
         "Latent to VAE Decode",

@@ -1,0 +1,160 @@
+"""A clip that a run starts from or keeps to: which class takes it, its length and size, and what a call is given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ...errors import InputError
+from ..classes.forms import class_of, video_to_video_class
+from .kinds import VideoCondition
+from .masks import mask_of, scaled
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+Request = TypeVar("Request", bound="SampleRequest")
+
+ROLES = {
+    "video": ("video",),
+    "control": ("control_video", "conditioning_frames"),
+    "pose": ("pose_video",),
+    "face": ("face_video",),
+    "background": ("background_video",),
+}
+"""What a clip is for -> the arguments that take it."""
+CLIP_MASKS = ("mask", "mask_video")
+"""Arguments of a clip's mask."""
+_OWN_STRENGTH = 0.8
+
+
+def clips_of(request: SampleRequest) -> dict[str, VideoCondition]:
+    """Role -> clip. Raises InputError where two have one role."""
+    found: dict[str, VideoCondition] = {}
+    for condition in request.conditions:
+        if isinstance(condition, VideoCondition):
+            if condition.role in found:
+                reason = "a run takes one clip of each kind"
+                raise InputError("video", f"two {condition.role} clips", reason, "leave one of them out")
+            found[condition.role] = condition
+    return found
+
+
+def clip_form(family: Family, request: SampleRequest) -> str:
+    """The class that takes the request's clips: itself, or its video-to-video form; "" where there is none."""
+    clips = clips_of(request)
+    pipeline_class = class_of(family)
+    if not clips or pipeline_class is None:
+        return ""
+    name = pipeline_class.__name__
+    if all(_argument(name, role) for role in clips):
+        return name
+    # The form of two-expert Wan and of its 5B model would leave out what these need.
+    if set(clips) != {"video"} or family.second_guidance or family.latent_channels == 48:
+        return ""
+    return video_to_video_class(pipeline_class)
+
+
+def takes_clip_mask(family: Family, request: SampleRequest) -> bool:
+    """Whether the call that takes the request's clips takes a mask with them."""
+    form = clip_form(family, request)
+    return bool(form) and any(name in _takes(form) for name in CLIP_MASKS)
+
+
+def with_clip_length(family: Family, request: Request) -> Request:
+    """The request with as many frames as its clip has, brought down to what the family takes, where none is asked."""
+    clip = clips_of(request).get("video")
+    if clip is None or request.num_frames or not family.video or getattr(clip.frames, "ndim", 0) != 4:
+        return request
+    return replace(request, num_frames=_fitting(family, int(clip.frames.shape[0])))
+
+
+def check_clips(family: Family, request: SampleRequest) -> list[str]:
+    """Notes on what becomes of the clips; [] without one.
+
+    Raises:
+        InputError: this model takes none of that kind, or one that is shorter than the result.
+    """
+    clips, notes = clips_of(request), []
+    if not clips:
+        return []
+    for role, clip in clips.items():
+        shape = list(getattr(clip.frames, "shape", ()))
+        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
+            raise InputError(
+                "video", f"shape {shape}", "a clip is [frames, height, width, 3]", "connect a VIDEO output"
+            )
+        if not _argument(clip_form(family, request) or family.classes[-1], role):
+            what = "clip to start from" if role == "video" else f"{role} clip"
+            raise InputError("video", f"a {role} clip", f"{family.name} takes no {what}", "disconnect it")
+    form = clip_form(family, request)
+    itself = form in family.classes
+    if request.images and not itself:
+        raise InputError(
+            "images", f"{len(request.images)} image(s)", f"{form} takes none beside a clip", "disconnect them"
+        )
+    if not itself and request.strength >= 1.0:
+        notes.append(f"strength: {_OWN_STRENGTH:g}, {form}'s own; a value below 1 takes its place.")
+    clip = clips.get("video")
+    if clip is not None and request.num_frames:
+        count = int(clip.frames.shape[0])
+        if count < request.num_frames:
+            cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
+            raise InputError("num_frames", request.num_frames, f"the clip has {count} frames", cure)
+        if count > request.num_frames:
+            notes.append(f"video: the first {request.num_frames} of its {count} frames are used.")
+    if request.batch > 1 and not itself:
+        raise InputError("batch", request.batch, f"{form} makes one at a time", "use 1")
+    return notes
+
+
+def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
+    """What the call of a class is given for the request's clips, with their mask.
+
+    Args:
+        to_picture: [H, W, C] to a picture of Pillow's in the size of the result.
+    """
+    clips = clips_of(request)
+    if not clips:
+        return {}
+    count = request.num_frames if "video" in clips else None
+    given: dict[str, Any] = {
+        _argument(form, role): [to_picture(frame) for frame in clip.frames[:count]] for role, clip in clips.items()
+    }
+    if form not in family.classes:
+        given["strength"] = request.strength if request.strength < 1.0 else _OWN_STRENGTH
+    mask, name = mask_of(request), next((name for name in CLIP_MASKS if name in _takes(form)), "")
+    if mask is not None and name:
+        first = next(iter(clips.values())).frames[:count]
+        given[name] = _mask_frames(mask.mask, first.shape[:3], to_picture)
+        if {"background_video", "mode"} <= set(_takes(form)) and "background" in clips:
+            given["mode"] = "replace"
+    return given
+
+
+def _mask_frames(mask: Any, shape: Any, to_picture: Any) -> list[Any]:
+    """One picture of the mask for each frame of a clip [T, H, W], the last one's for those that it has none for."""
+    count, rows, columns = shape
+    planes = scaled(mask, rows, columns)
+    grey = planes[..., None].expand(-1, -1, -1, 3)
+    return [to_picture(grey[min(index, len(grey) - 1)]).convert("L") for index in range(count)]
+
+
+def _fitting(family: Family, count: int) -> int:
+    """The most frames that the family makes, of a clip of so many."""
+    rest, step = family.frame_rest, family.frame_step
+    return count if step <= 1 else max(family.min_frames, (count - rest) // step * step + rest)
+
+
+def _argument(form: str, role: str) -> str:
+    return next((name for name in ROLES[role] if name in _takes(form)), "")
+
+
+def _takes(form: str) -> Mapping[str, Any]:
+    import diffusers
+
+    found = getattr(diffusers, form, None)
+    return inspect.signature(found.__call__).parameters if isinstance(found, type) else {}

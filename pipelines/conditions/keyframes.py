@@ -1,0 +1,103 @@
+"""Pictures at places of a clip: which class takes them, and in which of its frames they come to lie."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InputError
+from ..classes.forms import class_of
+from .kinds import KeyframeCondition
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+_FORMS = {
+    "LTX2Pipeline": "LTX2ConditionPipeline",
+    "LTX2ImageToVideoPipeline": "LTX2ConditionPipeline",
+}
+"""Class -> the class around the same models that takes keyframes."""
+_ITEMS = {"LTX2ConditionPipeline": ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")}
+"""Class -> where the class of one of its keyframes is."""
+_STRIDE = 8
+"""Frames of LTX-2 in one latent frame after the first."""
+
+
+def keyframes_of(request: SampleRequest) -> list[KeyframeCondition]:
+    """The keyframes of a request, in their order."""
+    return [condition for condition in request.conditions if isinstance(condition, KeyframeCondition)]
+
+
+def keyframe_form(family: Family) -> str:
+    """The class that takes keyframes: itself, or one around the same models; "" where there is none."""
+    import diffusers
+
+    pipeline_class = class_of(family)
+    if pipeline_class is None:
+        return ""
+    name = pipeline_class.__name__
+    form = name if name in _ITEMS else _FORMS.get(name, "")
+    found = getattr(diffusers, form, None) if form else None
+    return form if found is not None and "conditions" in inspect.signature(found.__call__).parameters else ""
+
+
+def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
+    """Notes on where the keyframes come to lie; [] without one.
+
+    Raises:
+        InputError: this model takes none, or there is no such frame.
+    """
+    keyframes, notes = keyframes_of(request), []
+    if not keyframes:
+        return []
+    if not keyframe_form(family):
+        cure = "use images and last_image, or disconnect it" if family.last_image else "disconnect it"
+        raise InputError("keyframe", "connected", f"{family.name} takes no keyframes", cure)
+    if request.images:
+        cure = "use a Keyframe Condition at frame 0"
+        raise InputError(
+            "images", f"{len(request.images)} image(s)", "with keyframes there is no other first frame", cure
+        )
+    count = request.num_frames or family.num_frames
+    for keyframe in keyframes:
+        shape = list(getattr(keyframe.image, "shape", ()))
+        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
+            reason = "a keyframe is [batch, height, width, 3 or 4]"
+            raise InputError("keyframe", f"shape {shape}", reason, "connect an IMAGE output")
+        if not -1 <= keyframe.frame < count:
+            reason = f"there are {count} frames"
+            raise InputError("keyframe frame", keyframe.frame, reason, f"use 0 to {count - 1}, or -1 for the last")
+        if not 0.0 < keyframe.strength <= 1.0:
+            raise InputError("keyframe strength", keyframe.strength, "it must be above 0 and at most 1", "use 1")
+        at = _first_frame(_latent_frame(keyframe.frame))
+        if keyframe.frame > 0 and at != keyframe.frame:
+            notes.append(f"keyframe: at frame {at} instead of {keyframe.frame}, the nearest that {family.name} takes.")
+        if shape[0] > 1:
+            notes.append(f"keyframe: the first of {shape[0]} pictures is used.")
+    return notes
+
+
+def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
+    """What the call of a form is given for the keyframes."""
+    keyframes = keyframes_of(request)
+    if not keyframes:
+        return {}
+    module, name = _ITEMS[form]
+    made = getattr(importlib.import_module(module), name)
+    return {
+        "conditions": [
+            made(frames=to_picture(item.image[0]), index=_latent_frame(item.frame), strength=float(item.strength))
+            for item in keyframes
+        ]
+    }
+
+
+def _latent_frame(frame: int) -> int:
+    """The latent frame of a frame, -1 for the last."""
+    return frame if frame < 1 else round((frame - 1) / _STRIDE) + 1
+
+
+def _first_frame(latent_frame: int) -> int:
+    return 0 if latent_frame < 1 else (latent_frame - 1) * _STRIDE + 1

@@ -1,0 +1,222 @@
+"""Clips, their masks and references, and keyframes: equal to bare diffusers, in the form around the same models."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+
+from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines import sampling, tiny
+from fastdiffusers.pipelines.arguments import call_arguments, form_for, to_pil
+from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.conditions.kinds import KeyframeCondition, MaskCondition, VideoCondition
+from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.loading import loader
+from fastdiffusers.pipelines.recognize import family_of, small
+from fastdiffusers.pipelines.requests import check_request, ready
+from fastdiffusers.pipelines.types import LoadedPipeline, PipelineHandle, SampleRequest
+
+CLIP = torch.rand(5, 64, 96, 3, generator=torch.Generator().manual_seed(1))
+PICTURE = CLIP[:1]
+MASK = torch.zeros(5, 64, 96)
+MASK[:, 16:48, 24:] = 1.0
+SEED = 3
+
+
+def held(name: str) -> LoadedPipeline:
+    return loader.load(loader.resolve(f"tiny:{name}", dtype="float32", device="cpu"))
+
+
+def request(*conditions: Any, **changes: Any) -> SampleRequest:
+    values = {"steps": 3, "width": 96, "height": 64, "seed": SEED, "guidance": 2.5, "conditions": conditions}
+    return SampleRequest("a ship", **{**values, **changes})
+
+
+def frames(output: Any) -> torch.Tensor:
+    """diffusers' "pt" output [B, T, C, H, W] as [B, T, H, W, C]."""
+    return output[0].permute(0, 1, 3, 4, 2).float()
+
+
+CALL = {"prompt": "a ship", "width": 96, "height": 64, "num_inference_steps": 3, "guidance_scale": 2.5}
+
+
+def seed() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def pil(clip: torch.Tensor) -> list[Image.Image]:
+    return [to_pil(frame) for frame in clip]
+
+
+# --- video to video ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_clip_starts_the_run_as_in_bare_video_to_video(strength: float) -> None:
+    loaded = held("wan21-t2v")
+    ours = sampling.run(loaded, request(VideoCondition(CLIP), strength=strength))
+    parts = {name: part for name, part in tiny.build("wan21-t2v").components.items() if name != "transformer_2"}
+    bare = diffusers.WanVideoToVideoPipeline(**parts)
+    own = strength if strength < 1 else 0.8
+    theirs = bare(video=pil(CLIP), strength=own, generator=[seed()], output_type="pt", **CALL)
+    assert torch.equal(ours.frames, frames(theirs))
+    assert ours.frames.shape[1] == 5, "as many frames as the clip has"
+    assert any("own" in note for note in ours.report.notes) == (strength == 1.0)
+
+
+def test_with_and_without_a_clip_on_one_cached_pipeline() -> None:
+    handle = PipelineHandle(loader.resolve("tiny:wan21-t2v"))
+    plain = OptimizationSettings.plain()
+    first = generate(handle, request(VideoCondition(CLIP), strength=0.5), plain)
+    pipeline = CACHE.peek(handle.key)
+    text = generate(handle, request(num_frames=5), plain)
+    again = generate(handle, request(VideoCondition(CLIP), strength=0.5), plain)
+    assert CACHE.peek(handle.key) is pipeline
+    assert torch.equal(first.frames, again.frames)
+    assert not torch.equal(first.frames, text.frames)
+    form = form_for(pipeline.pipeline, pipeline.family, ready(pipeline.family, request(VideoCondition(CLIP))))
+    assert type(form) is diffusers.WanVideoToVideoPipeline
+    assert form.transformer is pipeline.pipeline.transformer
+
+
+def test_the_clips_length_becomes_one_that_the_model_makes() -> None:
+    family = small(family_of("WanPipeline"), one_expert=True)
+    long = CLIP.repeat(2, 1, 1, 1)  # 10 frames
+    asked = ready(family, request(VideoCondition(long), strength=0.5))
+    assert asked.num_frames == 9
+    assert any("the first 9 of its 10 frames" in note for note in asked.notes)
+    with pytest.raises(InputError, match=r"the clip has 10 frames.*9 or fewer"):
+        ready(family, request(VideoCondition(long), strength=0.5, num_frames=13))
+
+
+def test_the_size_follows_the_clip() -> None:
+    family = family_of("WanVACEPipeline")
+    asked = ready(small(family), SampleRequest("a ship", conditions=(VideoCondition(CLIP),)))
+    assert asked.width > asked.height
+
+
+# --- VACE -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["clip", "clip and mask", "references", "all"])
+def test_vace_takes_clip_mask_and_references_as_in_bare_diffusers(what: str) -> None:
+    conditions: tuple[Any, ...] = (VideoCondition(CLIP),) if what != "references" else ()
+    call: dict[str, Any] = {"video": pil(CLIP)} if conditions else {}
+    if what in ("clip and mask", "all"):
+        conditions += (MaskCondition(MASK),)
+        call["mask"] = [Image.fromarray((mask * 255).byte().numpy(), mode="L") for mask in MASK]
+    images = (PICTURE[0], CLIP[3]) if what in ("references", "all") else ()
+    call |= {"reference_images": [to_pil(image) for image in images]} if images else {}
+    ours = sampling.run(held("wan21-vace"), request(*conditions, images=images, num_frames=5))
+    theirs = tiny.build("wan21-vace")(num_frames=5, generator=seed(), output_type="pt", **CALL, **call)
+    assert torch.allclose(ours.frames, frames(theirs), atol=1e-6)
+
+
+def test_vace_makes_a_video_from_text_alone_and_says_what_it_is_short_of() -> None:
+    result = sampling.run(held("wan21-vace"), request(num_frames=5))
+    assert result.frames.shape == (1, 5, 64, 96, 3)
+    with pytest.raises(InputError, match="no inpaint form"):
+        check_request(family_of("WanVACEPipeline"), request(MaskCondition(MASK), images=(PICTURE[0],)))
+
+
+# --- other kinds of clips ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "WanAnimatePipeline"), reason="this diffusers has no Wan-Animate")
+def test_wan_animate_is_given_every_clip_and_names_the_open_sockets() -> None:
+    family = family_of("WanAnimatePipeline")
+    with pytest.raises(InputError, match=r"pose_video.*a pose clip\. Connect Video Condition"):
+        check_request(family, request(images=(PICTURE[0],)))
+    with pytest.raises(InputError, match=r"face_video.*a face clip"):
+        check_request(family, request(VideoCondition(CLIP, "pose"), images=(PICTURE[0],)))
+    clips = [VideoCondition(CLIP, role) for role in ("pose", "face", "background")]
+    asked = ready(family, request(*clips, MaskCondition(MASK), images=(PICTURE[0],)))
+    stand_in: Any = object.__new__(diffusers.WanAnimatePipeline)  # the call's signature is all that is asked of it
+    stand_in._internal_dict = {}
+    call = call_arguments(stand_in, family, asked)
+    assert {"image", "pose_video", "face_video", "background_video", "mask_video"} <= set(call)
+    assert call["mode"] == "replace"
+    assert len(call["pose_video"]) == len(call["mask_video"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "conditions", "changes", "words"),
+    [
+        ("FluxPipeline", [VideoCondition(CLIP)], {}, "no clip to start from"),
+        ("WanPipeline", [VideoCondition(CLIP)], {}, "no clip to start from"),  # two experts
+        ("WanVACEPipeline", [VideoCondition(CLIP, "pose")], {}, "no pose clip"),
+        ("WanVACEPipeline", [VideoCondition(CLIP), VideoCondition(CLIP)], {}, "two video clips"),
+        ("WanVACEPipeline", [VideoCondition(CLIP[0])], {}, "frames, height, width"),
+        ("CogVideoXVideoToVideoPipeline", [], {}, "a clip. Connect Video Condition"),
+        ("FluxPipeline", [KeyframeCondition(PICTURE)], {}, "no keyframes"),
+        ("WanImageToVideoPipeline", [KeyframeCondition(PICTURE)], {"images": (PICTURE[0],)}, "last_image"),
+    ],
+)
+def test_what_a_model_does_not_take_is_one_line(name: str, conditions: Any, changes: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        check_request(family_of(name), request(*conditions, **{"guidance": None, **changes}))
+    assert "\n" not in str(caught.value)
+
+
+# --- keyframes --------------------------------------------------------------------------------------------------------
+
+LTX2 = pytest.mark.skipif(
+    "conditions" not in inspect.signature(getattr(diffusers, "LTX2ConditionPipeline", object).__init__).parameters
+    and not hasattr(diffusers, "LTX2ConditionPipeline"),
+    reason="this diffusers has no LTX-2 with conditions",
+)
+
+
+@LTX2
+@pytest.mark.parametrize("places", [((0, 1.0),), ((0, 1.0), (-1, 0.8)), ((9, 1.0),)])
+def test_keyframes_are_as_in_bare_diffusers(places: tuple[tuple[int, float], ...]) -> None:
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+
+    loaded = held("ltx2-t2v")
+    keyframes = [
+        KeyframeCondition(CLIP[index : index + 1], frame, held_by) for index, (frame, held_by) in enumerate(places)
+    ]
+    ours = sampling.run(loaded, request(*keyframes, num_frames=17))
+    pipeline = tiny.build("ltx2-t2v")
+    wanted = inspect.signature(diffusers.LTX2ConditionPipeline.__init__).parameters
+    bare = diffusers.LTX2ConditionPipeline(**{k: v for k, v in pipeline.components.items() if k in wanted})
+    index = {0: 0, -1: -1, 9: 2}
+    conditions = [
+        LTX2VideoCondition(frames=to_pil(CLIP[number]), index=index[frame], strength=held_by)
+        for number, (frame, held_by) in enumerate(places)
+    ]
+    extra = dict(loaded.family.extra)
+    theirs = bare(
+        conditions=conditions, num_frames=17, generator=[seed()], output_type="pt", frame_rate=24, **CALL, **extra
+    )
+    assert torch.allclose(ours.frames, frames(theirs), atol=1e-6)
+    without = sampling.run(loaded, request(num_frames=17))
+    assert not torch.allclose(ours.frames, without.frames, atol=1e-3)
+
+
+@LTX2
+@pytest.mark.parametrize(
+    ("keyframe", "changes", "words"),
+    [
+        (KeyframeCondition(PICTURE, 17), {}, "there are 17 frames"),
+        (KeyframeCondition(PICTURE, -2), {}, "-1 for the last"),
+        (KeyframeCondition(PICTURE, 0, 0.0), {}, "above 0"),
+        (KeyframeCondition(PICTURE[0]), {}, "batch, height, width"),
+        (KeyframeCondition(PICTURE), {"images": (PICTURE[0],)}, "no other first frame"),
+    ],
+)
+def test_bad_keyframes_are_one_line(keyframe: KeyframeCondition, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_request(family_of("LTX2Pipeline"), request(keyframe, num_frames=17, **changes))
+
+
+@LTX2
+def test_where_a_keyframe_comes_to_lie_is_said() -> None:
+    notes = check_request(family_of("LTX2Pipeline"), request(KeyframeCondition(PICTURE, 12), num_frames=17))
+    assert "keyframe: at frame 9 instead of 12, the nearest that ltx2-t2v takes." in notes
