@@ -55,7 +55,7 @@ OWN_ROOM = {
     "commands/conditions": {"media", "options"},
     "commands/plan": set(),
     "cluster/path": set(),
-    "commands/prompts": {"files", "keeping", "latent_file", "libraries", "media", "options"},
+    "commands/prompts": {"conditions", "files", "keeping", "latent_file", "libraries", "media", "options"},
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
 
