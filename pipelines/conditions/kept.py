@@ -41,7 +41,7 @@ def blend_for(loaded: LoadedPipeline, request: SampleRequest) -> Blend | None:
     if condition is None or request.latent is None or not blends(loaded.family, request):
         return None
     family = loaded.family
-    native = latents.from_comfy(request.latent, family, loaded.pipeline.vae)
+    native = latents.from_comfy(request.latent, family, loaded.vae)
     copies = -(-request.batch // native.shape[0])
     native = native.repeat(copies, *(1,) * (native.ndim - 1))[: request.batch]
     mask = resized_to_latent(condition.mask, tuple(native.shape))
