@@ -18,6 +18,9 @@ CONNECT_SECONDS = 5.0
 ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Settings of torch's allocator that a host such as ComfyUI makes for itself; a worker has its card alone."""
 
+LOCAL_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
+"""Of a Ray that is started here. Workers end with the driver; two helpers of Ray's own look for its head so long."""
+
 
 class ClusterError(FastDiffusersError):
     """The cluster cannot be had, or is gone."""
@@ -60,7 +63,7 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     else:
         _check_somebody_listens(settings.address)
     try:
-        with _without(ALLOCATORS):
+        with _environment(ALLOCATORS, LOCAL_ENVIRONMENT if settings.local else {}):
             ray.init(address=settings.address, **options)
     except Exception as error:
         raise ClusterError(_why(error, settings)) from error
@@ -123,10 +126,17 @@ def _why(error: Exception, settings: ClusterSettings) -> str:
 
 
 @contextmanager
-def _without(names: tuple[str, ...]) -> Iterator[None]:
-    """Hide environment variables from what is started in the block."""
-    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+def _environment(without: tuple[str, ...], defaults: dict[str, str]) -> Iterator[None]:
+    """Environment variables for what is started in the block: some hidden, some set where they are not."""
+    before = dict(os.environ)
+    for name in without:
+        os.environ.pop(name, None)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        for name in (*without, *defaults):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]

@@ -86,6 +86,10 @@ def entries(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
+def has_line(path: Path) -> bool:
+    return path.is_file() and b"\n" in path.read_bytes()
+
+
 def pictures(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
 
@@ -241,14 +245,16 @@ def test_a_killed_driver_leaves_no_process_and_is_resumed(tmp_path: Path) -> Non
         text=True,
     )
     try:
-        there = wait_for(lambda: driver.poll() is not None or (tmp_path / "out" / "00001.png").is_file(), 180)
+        there = wait_for(lambda: driver.poll() is not None or has_line(tmp_path / "out" / "manifest.jsonl"), 180)
         assert there
         assert driver.poll() is None, driver.communicate()
-        assert len(marked(mark)) > 1
+        (worker,) = {entry["worker"] for entry in entries(tmp_path / "out")}
+        assert int(worker.rpartition("/")[2]) in marked(mark)
     finally:
         driver.kill()
         driver.communicate()
-    assert wait_for(lambda: marked(mark) == []), "a process is left"
+    assert wait_for(lambda: int(worker.rpartition("/")[2]) not in marked(mark), 30), "the worker goes on"
+    assert wait_for(lambda: marked(mark) == [], 90), "a process is left"
     before = pictures(tmp_path / "out")
     assert run(prompts, tmp_path / "out", "--resume") == 0
     assert sorted(entry["item"] for entry in entries(tmp_path / "out")) == [1, 2, 3]
