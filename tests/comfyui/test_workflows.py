@@ -32,12 +32,15 @@ def read(name: str) -> dict[str, Any]:
 def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
         "ControlNet",
+        "First and Last Frame",
         "Image Edit",
         "Inpaint",
         "Latent to VAE Decode",
+        "References and Mask, VACE",
         "Text to Image",
         "Text to Image, Optimized",
         "Video VAE Round Trip",
+        "Video to Video",
         "Wan Image to Video, 4 Steps",
         "Wan Two-Expert Video",
     ]
