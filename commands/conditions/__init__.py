@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
-from ..media import read_picture
+from ...pipelines.conditions.kinds import ROLES
+from ...pipelines.loading.small_files import plain_path
+from ..media import read_frames, read_picture
 from ..options import path_argument
 
 if TYPE_CHECKING:
     import torch
 
-    from ...pipelines.conditions.kinds import Condition
+        from ...pipelines.conditions.kinds import Condition, KeyframeCondition
 
 
 def add_condition_options(parser: argparse.ArgumentParser) -> None:
@@ -40,15 +43,56 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="control model for each --control-image: a diffusers folder, or tiny:FAMILY for an embedded one",
     )
-    group.add_argument("--control-strength", type=float, default=1.0, help="1: as the control model was trained")
+    group.add_argument(
+        "--control-strength", type=float, default=1.0, metavar="X", help="1 (default): as the control model was trained"
+    )
     group.add_argument("--control-start", type=float, default=0.0, metavar="SHARE", help="share of the steps, 0 to 1")
     group.add_argument("--control-end", type=float, default=1.0, metavar="SHARE", help="share of the steps, 0 to 1")
+    for role in ROLES:
+        group.add_argument(
+            "--video" if role == "video" else f"--{role}-video",
+            type=path_argument,
+            metavar="FILE",
+            help=f"clip {_FOR[role]}: a video file, or a folder of pictures",
+        )
+    group.add_argument(
+        "--keyframe",
+        action="append",
+        default=[],
+        metavar="FILE[@FRAME][:STRENGTH]",
+        help="picture at a frame of the video (0: the first, -1: the last), with its strength (1); repeat for several",
+    )
+
+
+_FOR = {
+    "video": "to start from or to edit",
+    "control": "for a model that reads a control clip",
+    "pose": "of the pose, for Wan-Animate",
+    "face": "of the face, for Wan-Animate",
+    "background": "of the background, for Wan-Animate",
+}
+_KEYFRAME = re.compile(r"(?P<file>.+?)(?:@(?P<frame>-?\d+))?(?::(?P<strength>[0-9.]+))?", re.DOTALL)
+
+
+def keyframe(text: str, read: Callable[..., torch.Tensor] = read_picture) -> KeyframeCondition:
+    """One `--keyframe` option. Raises InputError for a picture that cannot be read, or a strength that is no number."""
+    from ...pipelines.conditions.kinds import KeyframeCondition
+
+    found = _KEYFRAME.fullmatch(text)
+    if found is None:
+        raise InputError("keyframe", text, "it names no file", "use FILE@FRAME:STRENGTH")
+    try:
+        strength = float(found["strength"] or 1.0)
+    except ValueError:
+        raise InputError("keyframe strength", found["strength"], "it must be a number", "use 1.0") from None
+    picture = read(plain_path("keyframe", found["file"]), "keyframe")
+    return KeyframeCondition(picture[None], int(found["frame"] or 0), strength)
 
 
 def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = read_picture) -> tuple[Condition, ...]:
     """What the options describe, their files read by `read`. Raises InputError for one that cannot be read."""
     from ...pipelines.conditions.controlnets import resolve_controlnet
-    from ...pipelines.conditions.kinds import ControlCondition, MaskCondition
+    from ...pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
 
     pictures, models = args.control_image, [resolve_controlnet(source) for source in args.controlnet]
     if models and len(models) != len(pictures):
@@ -61,7 +105,11 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
         image = read(picture, "control_image")[None]
         limits = args.control_strength, args.control_start, args.control_end
         found.append(ControlCondition(image, model, *limits))
-    return tuple(found)
+    for role in ROLES:
+        clip = getattr(args, "video" if role == "video" else f"{role}_video")
+        if clip is not None:
+            found.append(VideoCondition(read_frames(clip, f"{role}_video")[0], role))
+    return (*found, *(keyframe(text, read) for text in args.keyframe))
 
 
 def condition_files(args: argparse.Namespace) -> list[Path]:

@@ -6,6 +6,13 @@ from comfy_api.latest import io
 
 from .control import ControlConditionNode, LoadControlNet
 from .mask import MaskConditionNode
+from .video import KeyframeConditionNode, VideoConditionNode
 
-CONDITION_NODES: list[type[io.ComfyNode]] = [MaskConditionNode, ControlConditionNode, LoadControlNet]
+CONDITION_NODES: list[type[io.ComfyNode]] = [
+    MaskConditionNode,
+    ControlConditionNode,
+    LoadControlNet,
+    VideoConditionNode,
+    KeyframeConditionNode,
+]
 """In the order of the menu."""

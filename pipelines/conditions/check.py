@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
-from .clips import ROLES, check_clips, clips_of, takes_clip_mask
+from .clips import check_clips, clips_of, takes_clip_mask
 from .control import check_controls, controls_of
 from .keyframes import check_keyframes
+from .kinds import ROLES
 from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints
 
 if TYPE_CHECKING:
@@ -49,5 +50,6 @@ def still_missing(family: Family, request: SampleRequest) -> None:
         reason = f"it needs what no input here gives: {', '.join(unknown)}"
         raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
     if missing:
-        what, cure = _GIVEN_BY[missing[0]]
-        raise InputError(missing[0], "none", f"{family.name} works with {what}", cure)
+        things, cures = zip(*(_GIVEN_BY[name] for name in missing), strict=True)
+        reason = f"{family.name} works with {' and '.join(things)}"
+        raise InputError(", ".join(missing), "none", reason, "; ".join(dict.fromkeys(cures)))

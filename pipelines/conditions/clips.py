@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputError
 from ..classes.forms import class_of, video_to_video_class
-from .kinds import VideoCondition
+from .kinds import ROLES, VideoCondition
 from .masks import mask_of, scaled
 
 if TYPE_CHECKING:
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 
 Request = TypeVar("Request", bound="SampleRequest")
 
-ROLES = {
-    "video": ("video",),
-    "control": ("control_video", "conditioning_frames"),
-    "pose": ("pose_video",),
-    "face": ("face_video",),
-    "background": ("background_video",),
-}
-"""What a clip is for -> the arguments that take it."""
 CLIP_MASKS = ("mask", "mask_video")
 """Arguments of a clip's mask."""
 _OWN_STRENGTH = 0.8

@@ -9,6 +9,16 @@ if TYPE_CHECKING:
     import torch
 
 
+ROLES = {
+    "video": ("video",),
+    "control": ("control_video", "conditioning_frames"),
+    "pose": ("pose_video",),
+    "face": ("face_video",),
+    "background": ("background_video",),
+}
+"""What a clip is for -> the arguments of a call that take it."""
+
+
 @dataclass(frozen=True, eq=False)
 class MaskCondition:
     """Which part of a picture is made anew.
@@ -61,7 +71,8 @@ class VideoCondition:
 
     Attributes:
         frames: float [T, H, W, 3] in 0..1.
-        role: "video" to start from or to edit; "control"; "pose", "face" or "background" of an animated person.
+        role: one of `ROLES`: "video" to start from or to edit, "control", or the "pose", "face" or "background" of an
+            animated person.
     """
 
     frames: torch.Tensor

@@ -125,11 +125,55 @@ def test_a_folder_of_the_controlnet_path_is_offered_and_a_wrong_one_is_said(serv
         server.run(graph(server, "sdxl", nodes))
 
 
+def clip(role: str = "video", frames: int = 5) -> dict[str, Any]:
+    return {
+        "one": {"class_type": "LoadImage", "inputs": {"image": "gradient.png"}},
+        "many": {"class_type": "RepeatImageBatch", "inputs": {"image": ["one", 0], "amount": frames}},
+        "last": {"class_type": "FastDiffusersVideoCondition", "inputs": {"video": ["many", 0], "role": role}},
+    }
+
+
+def test_a_clip_starts_the_run_and_gives_its_length(server: Client) -> None:
+    plain = server.succeed(graph(server, "wan21-t2v", {}, num_frames=5))
+    started = server.succeed(graph(server, "wan21-t2v", clip(), strength=0.5))
+    assert len(server.images(started)) == 5
+    assert not np.array_equal(server.images(started), server.images(plain))
+    facts = [server.report(entry)["facts"] for entry in (plain, started)]
+    assert len({fact["loaded_at"] for fact in facts}) == 1, "the pipeline is loaded once"
+
+
+def test_a_video_of_core_is_a_clip(server: Client) -> None:
+    nodes = clip(frames=9)
+    nodes["made"] = {"class_type": "CreateVideo", "inputs": {"images": ["many", 0], "fps": 16.0}}
+    from_frames = server.images(server.succeed(graph(server, "wan21-vace", nodes)))
+    nodes["last"]["inputs"]["video"] = ["made", 0]
+    assert np.array_equal(from_frames, server.images(server.succeed(graph(server, "wan21-vace", nodes))))
+
+
+def test_keyframes_reach_ltx2(server: Client) -> None:
+    import diffusers
+
+    if not hasattr(diffusers, "LTX2ConditionPipeline"):
+        pytest.skip("this diffusers has no LTX-2 with conditions")
+    nodes = {"one": {"class_type": "LoadImage", "inputs": {"image": "gradient.png"}}}
+    chained: dict[str, Any] = {}
+    for name, frame in (("first", 0), ("last", -1)):
+        given = {"image": ["one", 0], "frame": frame, "strength": 1.0, **chained}
+        nodes[name] = {"class_type": "FastDiffusersKeyframeCondition", "inputs": given}
+        chained = {"conditions": [name, 0]}
+    held = server.images(server.succeed(graph(server, "ltx2-t2v", nodes, num_frames=9)))
+    plain = server.images(server.succeed(graph(server, "ltx2-t2v", {}, num_frames=9)))
+    assert held.shape == plain.shape
+    assert not np.array_equal(held, plain)
+
+
 @pytest.mark.parametrize(
     ("family", "nodes", "words"),
     [
         ("flux", mask(0.5), "no picture for it to keep"),
         ("wan22-t2v", mask(0.5), "no clip to keep a part of"),
+        ("wan22-t2v", clip(), "no clip to start from"),
+        ("wan21-vace", clip("pose"), "no pose clip"),
         ("sdxl", control("flux"), "made for another kind of model"),
         ("wan22-t2v", control("flux"), "no form that takes a control model"),
     ],

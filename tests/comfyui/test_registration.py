@@ -19,6 +19,8 @@ NODES = {
     "FastDiffusersMaskCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersControlCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersLoadControlNet": ["FASTDIFFUSERS_CONTROLNET"],
+    "FastDiffusersVideoCondition": ["FASTDIFFUSERS_CONDITIONS"],
+    "FastDiffusersKeyframeCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersQuantize": ["STRING"],
     "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT", "VIDEO", "AUDIO"],
     "FastDiffusersTorchCompileSettings": ["FASTDIFFUSERS_COMPILE_SETTINGS"],

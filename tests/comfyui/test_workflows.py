@@ -38,13 +38,16 @@ def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
         "ComfyUI Text Encoders and VAE",
         "ControlNet",
+        "First and Last Frame",
         "Image Edit",
         "Inpaint",
         "Latent to VAE Decode",
         "Model in Parts",
+        "References and Mask, VACE",
         "Text to Image",
         "Text to Image, Optimized",
         "Video VAE Round Trip",
+        "Video to Video",
         "Wan Image to Video, 4 Steps",
         "Wan Two-Expert Video",
     ]

@@ -131,7 +131,9 @@ def test_vace_makes_a_video_from_text_alone_and_says_what_it_is_short_of() -> No
 @pytest.mark.skipif(not hasattr(diffusers, "WanAnimatePipeline"), reason="this diffusers has no Wan-Animate")
 def test_wan_animate_is_given_every_clip_and_names_the_open_sockets() -> None:
     family = family_of("WanAnimatePipeline")
-    with pytest.raises(InputError, match=r"pose_video.*a pose clip\. Connect Video Condition"):
+    with pytest.raises(
+        InputError, match=r"pose_video, face_video.*a pose clip and a face clip\. Connect Video Condition"
+    ):
         check_request(family, request(images=(PICTURE[0],)))
     with pytest.raises(InputError, match=r"face_video.*a face clip"):
         check_request(family, request(VideoCondition(CLIP, "pose"), images=(PICTURE[0],)))
