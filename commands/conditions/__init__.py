@@ -17,7 +17,7 @@ from ..options import path_argument
 if TYPE_CHECKING:
     import torch
 
-        from ...pipelines.conditions.kinds import Condition, KeyframeCondition
+    from ...pipelines.conditions.kinds import Condition, ControlNetKey, KeyframeCondition
 
 
 def add_condition_options(parser: argparse.ArgumentParser) -> None:
@@ -89,12 +89,22 @@ def keyframe(text: str, read: Callable[..., torch.Tensor] = read_picture) -> Key
     return KeyframeCondition(picture[None], int(found["frame"] or 0), strength)
 
 
+def absolute_keyframe(text: str) -> str:
+    """A `--keyframe` option that holds in any working folder."""
+    found = _KEYFRAME.fullmatch(text)
+    if found is None:
+        return text
+    file = plain_path("keyframe", found["file"])
+    return f"{file.absolute()}{text.removeprefix(found['file'])}"
+
+
 def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = read_picture) -> tuple[Condition, ...]:
     """What the options describe, their files read by `read`. Raises InputError for one that cannot be read."""
     from ...pipelines.conditions.controlnets import resolve_controlnet
     from ...pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
 
-    pictures, models = args.control_image, [resolve_controlnet(source) for source in args.controlnet]
+    pictures = args.control_image
+    models: list[ControlNetKey | None] = [resolve_controlnet(source) for source in args.controlnet]
     if models and len(models) != len(pictures):
         counts = f"{len(models)} for {len(pictures)} of --control-image"
         raise InputError("controlnet", counts, "each control model reads one picture", "give as many of both")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import InputError
+from ..conditions import absolute_keyframe
 from ..files import numbered
 from ..options import lora_specs
 from .arguments import FOR_ALL_LINES, LineParser
@@ -127,6 +128,7 @@ def _make_absolute(args: argparse.Namespace) -> None:
     if args.model is not None and _exists(args.model):
         args.model = str(Path(args.model).expanduser().absolute())
     args.controlnet = [str(Path(each).expanduser().absolute()) if _exists(each) else each for each in args.controlnet]
+    args.keyframe = [absolute_keyframe(each) for each in args.keyframe]
     args.lora = [[spec.path, repr(spec.strength), spec.expert] for spec in lora_specs(args)]
 
 

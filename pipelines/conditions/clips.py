@@ -73,8 +73,8 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     clips, notes = clips_of(request), []
     if not clips:
         return []
-    for role, clip in clips.items():
-        shape = list(getattr(clip.frames, "shape", ()))
+    for role, each in clips.items():
+        shape = list(getattr(each.frames, "shape", ()))
         if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
             raise InputError(
                 "video", f"shape {shape}", "a clip is [frames, height, width, 3]", "connect a VIDEO output"
