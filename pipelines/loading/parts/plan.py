@@ -130,7 +130,7 @@ def family_of_parts(diffusion_model: Path) -> Family:
     family = _family(part)
     slot = family.diffusion_model
     config = configuration(slot, family.components[slot], part, diffusion_model)
-    return family_of_configuration(getattr(diffusers, family.pipeline), {}, {slot: config})
+    return family_of_configuration(getattr(diffusers, family.pipeline), family.settings, {slot: config})
 
 
 def denoiser_of_parts(diffusion_model: Path) -> tuple[type, Config]:

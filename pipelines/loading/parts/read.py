@@ -67,7 +67,7 @@ def read_parts(
     made["scheduler"] = read_scheduler(family, chosen)
     if family.more:
         made |= family.more(made, beside(chosen))
-    settings = family.settings_of_two if family.second in files else {}
+    settings = family.settings_with(files)
     return getattr(diffusers, family.pipeline)(**made, **settings), found
 
 
@@ -135,7 +135,7 @@ def fill(
     kept = next(iter(fp8)) if keep_fp8 and len(fp8) == 1 else None
     for key in list(weights):
         kind = torch.float32 if exact & set(key.split(".")) else dtype
-        if weights[key].dtype != kept or kind != dtype:
+        if weights[key].is_floating_point() and (weights[key].dtype != kept or kind != dtype):
             weights[key] = weights[key].to(kind)
     model.load_state_dict(weights, strict=True, assign=True)
     if kept is not None:

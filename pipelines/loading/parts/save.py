@@ -63,7 +63,7 @@ def write_parts(
         for name, value in more.items():
             value.save_pretrained(folder / name)
         made |= more
-    settings = family.settings_of_two if family.second in files else {}
+    settings = family.settings_with(files)
     getattr(diffusers, family.pipeline)(**made, **settings).save_config(folder)
     return written
 
