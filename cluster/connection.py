@@ -67,6 +67,7 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
             ray.init(address=settings.address, **options)
     except Exception as error:
         raise ClusterError(_why(error, settings)) from error
+    _hush(ray)
     try:
         yield ray
     finally:
@@ -99,6 +100,13 @@ def own_threads() -> int:
     """Threads that torch would take in this process."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return max(int(asked) if asked.isdigit() else 1, os.cpu_count() or 1)
+
+
+def _hush(ray: Any) -> None:
+    """Keep Ray's own pages about a worker that has ended off the terminal: `Lost` says it in a line."""
+    internals = getattr(getattr(ray, "_private", None), "worker", None)
+    if hasattr(internals, "_worker_logs_enabled"):
+        internals._worker_logs_enabled = False
 
 
 def _check_somebody_listens(address: str) -> None:
