@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -40,6 +41,10 @@ from .common import store
 
 PROCESSES = 4
 MODELS = 4
+
+
+def _no_work() -> Any:
+    """The sleepers make nothing."""
 
 
 class Sleepers:
@@ -61,7 +66,7 @@ class Crowd(RayFleet):
     """`wanted` members that share a few actors."""
 
     def __init__(self, ray: Any, workers: int) -> None:
-        super().__init__(ray, ClusterSettings(workers=PROCESSES, cpus=1), type(None), Sleepers)
+        super().__init__(ray, ClusterSettings(workers=PROCESSES, cpus=1), _no_work, Sleepers)
         self.wanted = workers
         self._share = -(-workers // PROCESSES)
 
@@ -173,7 +178,7 @@ def main() -> None:
     with connected(ClusterSettings(workers=PROCESSES + 1, cpus=1)) as ray:
         ray_seconds = time.perf_counter() - started
         found: dict[str, Any] = {"workers": options.workers, "load_before": [round(x, 1) for x in os.getloadavg()]}
-        with Crowd(ray, options.workers) as fleet:
+        with closing(Crowd(ray, options.workers)) as fleet:
             found["start_seconds"] = {"ray": round(ray_seconds, 1), "workers": round(start(fleet), 1)}
             found["driver"] = work(fleet, options.jobs, 0.0)
             found["paced"] = work(fleet, options.workers * 6, 3.0)

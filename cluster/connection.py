@@ -104,8 +104,8 @@ def own_threads() -> int:
 
 def _hush(ray: Any) -> None:
     """Keep Ray's own pages about a worker that has ended off the terminal: `Lost` says it in a line."""
-    internals = getattr(getattr(ray, "_private", None), "worker", None)
-    if hasattr(internals, "_worker_logs_enabled"):
+    internals: Any = getattr(getattr(ray, "_private", None), "worker", None)
+    if internals is not None and hasattr(internals, "_worker_logs_enabled"):
         internals._worker_logs_enabled = False
 
 

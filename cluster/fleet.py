@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from .connection import ALLOCATORS, size
@@ -45,6 +44,15 @@ class Member:
         return self.hello is None and self.stream is None
 
 
+def environment(settings: ClusterSettings, threads: int | None) -> dict[str, str]:
+    """What a worker process finds in its environment beside what its machine has there."""
+    found = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    if settings.local:
+        paths = [str(PATH), *filter(None, [os.environ.get("PYTHONPATH")])]
+        found |= {"PYTHONPATH": os.pathsep.join(paths), **dict.fromkeys(ALLOCATORS, "")}
+    return found
+
+
 class RayFleet:
     """As many workers as there are cards, or as the settings say.
 
@@ -60,24 +68,15 @@ class RayFleet:
         self._settings = settings
         self._make_work = make_work
         self.wanted, self._resources, threads = size(ray, settings)
-        environment = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-        if settings.local:
-            paths = [str(PATH), *filter(None, [os.environ.get("PYTHONPATH")])]
-            environment |= {"PYTHONPATH": os.pathsep.join(paths), **dict.fromkeys(ALLOCATORS, "")}
         self._threads = threads
         self._class = ray.remote(worker).options(
-            **self._resources, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": environment}
+            **self._resources,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": environment(settings, threads)},
         )
         self._count = self._ticket = 0
         self.members: list[Member] = []
-
-    def __enter__(self) -> RayFleet:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def start(self) -> None:
         """Ask for the workers that are missing."""

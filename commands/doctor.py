@@ -49,11 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(flux, zimage, qwenimage, wan-i2v); needs --vram",
     )
     parser.add_argument("--vram", metavar="GIB", help="with --plan: memory of the card in GiB, 24 or 24GB")
+    parser.add_argument("--cluster", metavar="HOST:PORT", help="list the machines of a Ray, and how they differ")
+    text = "with --cluster: a model that every machine should have; repeat for several"
+    parser.add_argument("--model", action="append", type=path_argument, metavar="PATH", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
     if args.plan is not None or args.vram is not None:
         _plan(args)
+        return
+    if args.cluster is not None or args.model:
+        _survey(args)
         return
     if args.launch is not None and args.json:
         raise InputError("--launch", args.launch, "a script is no JSON", "leave out --json")
@@ -71,6 +77,15 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else as_text(facts))
         return
     launch(facts, target, overwrite=args.overwrite)
+
+
+def _survey(args: argparse.Namespace) -> None:
+    """Print what the machines of a cluster have."""
+    from ..cluster import survey
+
+    if args.cluster is None:
+        raise InputError("--model", str(args.model[0]), "it goes with --cluster", "leave it out, or see --plan")
+    print(survey.as_text(survey.survey(args.cluster, [str(path.absolute()) for path in args.model or ()])))
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def make_on_cluster(
         return Parcel(job.payload, places[job.number], mark)
 
     started = time.perf_counter()
-    with connected(settings) as ray, RayFleet(ray, settings, RemoteWork) as fleet:
+    with connected(settings) as ray, closing(RayFleet(ray, settings, RemoteWork)) as fleet:
         jobs = [Job(item.number, item.model, item) for item in items]
         for event in drive(fleet, jobs, lambda: stopping.asked, settings.patience, renew):
             if isinstance(event, events.Joined):

@@ -16,6 +16,7 @@ from fastdiffusers import cli
 from fastdiffusers.cluster import connection
 from fastdiffusers.cluster.connection import ClusterError, connected, size
 from fastdiffusers.cluster.settings import ClusterSettings, parse_cluster
+from fastdiffusers.cluster.survey import Machine, as_text, differences
 from fastdiffusers.errors import InputError
 
 
@@ -130,3 +131,25 @@ def test_what_ray_refuses_is_one_line_with_its_cure(
         pass
     assert cure in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_differs_between_machines_is_said_with_its_cure() -> None:
+    alike = {"python": "3.11.7", "torch": "2.13.0"}
+    machines = [
+        Machine("a", 2, 16, alike),
+        Machine("b", 1, 8, {**alike, "torch": "2.12.1"}, ("/models/flux",)),
+        Machine("c", 1, 8, error="the pack is not installed there"),
+    ]
+    assert differences(machines) == [
+        "c could not be asked: the pack is not installed there",
+        "torch is 2.13.0 on a; 2.12.1 on b. Install one version everywhere: results may differ else",
+        "/models/flux is missing on b. Copy it there, or mount the folder at the same path",
+    ]
+    assert differences(machines[:1] * 2) == []
+    assert "nothing differs" in as_text(machines[:1] * 2)
+    assert "a: 2 card(s), 16 processor core(s); python 3.11.7, torch 2.13.0" in as_text(machines)
+
+
+def test_models_of_doctor_go_with_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--model", "/models/flux"]) == 2
+    assert "it goes with --cluster" in capsys.readouterr().err

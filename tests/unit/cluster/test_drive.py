@@ -41,10 +41,7 @@ class PlayedFleet:
         self.stopped: list[str] = []
         self.count = 0
 
-    def __enter__(self) -> PlayedFleet:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
+    def close(self) -> None: ...
 
     def start(self) -> None:
         for _ in range(self.wanted):

@@ -224,6 +224,21 @@ def test_a_lost_node_loses_nothing(
     assert max(entry["attempt"] for entry in made) == 2
 
 
+def test_doctor_lists_machines_and_missing_models(
+    tmp_path: Path, cluster: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    missing = tmp_path / "flux"
+    words = ["doctor", "--cluster", cluster.address, "--model", str(tmp_path), "--model", str(missing)]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert f"torch {torch.__version__.partition('+')[0]}" in said
+    assert "0 card(s), 2 processor core(s)" in said
+    assert f"{missing} is missing on" in said
+    assert f"{tmp_path} is missing" not in said
+
+
 def test_no_free_processor_is_one_line(
     tmp_path: Path, cluster: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
