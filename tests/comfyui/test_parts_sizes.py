@@ -78,9 +78,8 @@ def flux2_vae() -> Shapes:
     vae |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
     found = shapes_of(lambda: AutoencoderKL(ddconfig={**vae, "batch_norm_latent": True}, embed_dim=32))
     inside = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}  # as in its file
-    return {
-        ".".join([inside.get(first, first), rest]): found[key] for key in found for first, rest in [key.split(".", 1)]
-    }
+    named = {key: key.split(".", 1) for key in found}
+    return {f"{inside.get(first, first)}.{rest}": found[key] for key, (first, rest) in named.items()}
 
 
 def klein(width: int, heads: int, double: int, single: int, text: str) -> dict[str, Shapes]:
@@ -170,6 +169,8 @@ def unused(slot: str, shapes: Shapes) -> int:
     """Numbers in a file that the model does not use, or that are no parameters there: statistics of latents."""
     if slot == "vae":
         return sum(int(np.prod(shape, dtype=np.int64)) for key, shape in shapes.items() if key.startswith("bn."))
+    if slot == "text_encoder":
+        return sum(int(np.prod(shape)) for key, shape in shapes.items() if key.endswith("lm_head.weight"))
     return shapes["norm_final.weight"][0] if slot == "transformer" and "norm_final.weight" in shapes else 0
 
 

@@ -5,6 +5,7 @@ The folder appears under its name when it is complete, and not at all otherwise.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ def _check_source(key: LoadKey) -> None:
 
 
 def _check_output(output: Path, needed: int) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
         raise InputError("output", str(output), "it exists already and is not an empty folder", "choose another name")
     if not output.parent.is_dir():
         raise InputError("output", str(output), "its folder does not exist", "create the folder first")

@@ -78,6 +78,7 @@ OUTPUTS = {
     "encode": "latent.safetensors",
     "bench": "results",
     "quantize": "copy",
+    "convert": "folder",
     "demo": "demo",
 }
 
@@ -152,7 +153,7 @@ SUFFIXES = {
     "prompts": ".txt",
 }
 """Of the file that an option takes; the others take .safetensors, and --output what its subcommand writes."""
-FOLDERS = ("bench", "quantize", "demo")
+FOLDERS = ("bench", "quantize", "convert", "demo")
 """Subcommands whose --output is a folder; generate and decode take a file or a folder, encode a file."""
 
 
@@ -187,6 +188,7 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(AT_WORK)
 
     monkeypatch.setattr(CACHE, "_load", work)
+    monkeypatch.setattr(loader, "load", work)
     for name in ("decode", "encode"):
         monkeypatch.setattr(video_vae, name, work, raising=False)
     monkeypatch.setattr(quantized_copy, "_quantize_component", work)
