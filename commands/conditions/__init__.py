@@ -14,7 +14,7 @@ from ..media import read_frames, read_picture
 from ..options import path_argument
 
 if TYPE_CHECKING:
-    from ...pipelines.conditions.kinds import Condition, KeyframeCondition
+    from ...pipelines.conditions.kinds import Condition, ControlNetKey, KeyframeCondition
 
 
 def add_condition_options(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +91,8 @@ def conditions(args: argparse.Namespace) -> tuple[Condition, ...]:
     from ...pipelines.conditions.controlnets import resolve_controlnet
     from ...pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
 
-    pictures, models = args.control_image, [resolve_controlnet(source) for source in args.controlnet]
+    pictures = args.control_image
+    models: list[ControlNetKey | None] = [resolve_controlnet(source) for source in args.controlnet]
     if models and len(models) != len(pictures):
         counts = f"{len(models)} for {len(pictures)} of --control-image"
         raise InputError("controlnet", counts, "each control model reads one picture", "give as many of both")

@@ -115,6 +115,7 @@ def controlled(
             callbacks.tick("load", 0, 1, key.source)
             loaded.controlnets[key] = _read(key, loaded)
             callbacks.tick("load", 1, 1)
+        denoiser: Any
         for denoiser in denoisers(loaded.pipeline).values():
             check_fits(key, loaded.controlnets[key].config, denoiser.config, loaded.family.name)
     if keys:
