@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +18,6 @@ from .launch.comfyui_log import SessionLog, find_logs, last_session
 from .libraries import prepare_libraries, torchvision_fault
 from .options import path_argument
 from .paths import PACK, find_comfyui, find_comfyuis, model_folders
-
-MOST_VRAM = 4096.0
-"""GiB; no card has more, so it is a mistake."""
 
 HELP = "show what this machine can do, and why not the rest"
 
@@ -97,7 +92,9 @@ def _plan(args: argparse.Namespace) -> None:
             raise InputError(f"--{name}", getattr(args, name), "it has nothing to do with a plan", "leave it out")
     if args.vram is None:
         raise InputError("--plan", args.plan, "the card is not named", "give its memory in GiB: --vram 24")
-    vram = _gib(args.vram)
+    from .plan.card import gib_of
+
+    vram = gib_of(args.vram)
     prepare_libraries(args.verbose)
     from .plan import figures, skeleton, text
 
@@ -106,18 +103,6 @@ def _plan(args: argparse.Namespace) -> None:
     print(f"planning {model.name} for {vram:g} GiB, which takes up to a minute ...", file=sys.stderr, flush=True)
     found = figures.plan(model, int(vram * environment.GIB))
     print(json.dumps(text.as_dict(found), indent=2, ensure_ascii=False) if args.json else text.as_text(found))
-
-
-def _gib(text: str) -> float:
-    """The memory of a card as people write it: 24, 24GB, 24 GiB, 24g."""
-    number = re.sub(r"\s*(g|gb|gib)$", "", text.strip(), flags=re.IGNORECASE)
-    try:
-        gib = float(number)
-    except ValueError:
-        gib = math.nan
-    if not 0 < gib <= MOST_VRAM:  # NaN too
-        raise InputError("--vram", text, f"it is more than 0 and at most {MOST_VRAM:.0f} GiB", "use 24, say")
-    return gib
 
 
 def launch(facts: dict[str, Any], path: Path | None, *, overwrite: bool = False) -> None:

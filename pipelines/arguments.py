@@ -254,9 +254,9 @@ def _repainted(pipeline: Any, family: Family, request: SampleRequest) -> dict[st
     """What the call of an inpaint form is given beside the prompt."""
     picture = _in_size(to_pil(request.images[0]), request)
     reference = to_pil(request.images[1]) if len(request.images) > 1 else None
-    itself = type(pipeline).__name__ in family.classes
-    lists = not is_modular_class(type(pipeline))
-    return mask_arguments(_accepted(pipeline), family, request, picture, reference, itself=itself, as_lists=lists)
+    modular = is_modular_class(type(pipeline))
+    itself = not modular and type(pipeline).__name__ in family.classes
+    return mask_arguments(_accepted(pipeline), family, request, picture, reference, itself=itself, as_lists=not modular)
 
 
 def _start(pipeline: Any, family: Family, request: SampleRequest, vae: Any) -> Any:

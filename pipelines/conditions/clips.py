@@ -90,9 +90,8 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
         )
     if not itself and request.strength >= 1.0:
         notes.append(f"strength: {_OWN_STRENGTH:g}, {form}'s own; a value below 1 takes its place.")
-    clip = clips.get("video")
-    if clip is not None and request.num_frames:
-        count = int(clip.frames.shape[0])
+    if "video" in clips and request.num_frames:
+        count = int(clips["video"].frames.shape[0])
         if count < request.num_frames:
             cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
             raise InputError("num_frames", request.num_frames, f"the clip has {count} frames", cure)

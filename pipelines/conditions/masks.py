@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...optimizations.components import is_modular_class
 from ..classes.forms import class_of, inpaint_class
+from ..modular.blocks import blocks_of, inputs
 from .control import control_form, control_models
 from .kinds import MaskCondition, VideoCondition
 
@@ -38,7 +40,13 @@ def has_clip(request: SampleRequest) -> bool:
 def inpaint_form(family: Family) -> str:
     """The class that repaints with this family's models: itself where it takes a mask, "" where there is none."""
     pipeline_class = class_of(family)
-    return inpaint_class(pipeline_class) if pipeline_class is not None else ""
+    if pipeline_class is None:
+        return ""
+    if is_modular_class(pipeline_class):
+        # An edit model's blocks bring picture and mask to a megapixel, whatever size is asked for.
+        takes = () if family.images == "required" else inputs(blocks_of(pipeline_class))
+        return pipeline_class.__name__ if {"image", "mask_image"} <= set(takes) else ""
+    return inpaint_class(pipeline_class)
 
 
 def repaints(family: Family, request: SampleRequest) -> str:
@@ -61,7 +69,7 @@ def keeps_nothing(family: Family, request: SampleRequest, form: str) -> bool:
     """Whether the mask is 1 everywhere, so that the run is the one without a mask: another class would draw other
     noise for it. A class that takes a mask itself runs in any case."""
     mask = mask_of(request)
-    if mask is None or form in family.classes or float(mask.mask.min()) < 1.0:
+    if mask is None or set(MASK_ARGUMENTS) & set(family.required) or float(mask.mask.min()) < 1.0:
         return False
     return request.strength >= 1.0 or bool(family.image_to_image)
 

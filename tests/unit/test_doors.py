@@ -41,7 +41,7 @@ OWN_ROOM = {
     "pipelines/classes": {"families"},
     "pipelines/loading": {"families", "modular", "recognize", "tiny", "types"},
     "pipelines/modular": {"classes", "families", "types"},
-    "pipelines/conditions": {"classes", "decoding", "families", "latents", "loading", "tiny", "types"},
+    "pipelines/conditions": {"classes", "decoding", "families", "latents", "loading", "modular", "tiny", "types"},
     "pipelines/decoding": {"families", "latents", "types"},
     "optimizations": {"caching", "quantization"},
     "optimizations/tuning": {"apply", "compile", "compile_cost", "components", "offload", "settings"},
