@@ -87,6 +87,7 @@ class Driver:
             job = self.schedule.take(member.name, member.model)
             if job is None:
                 continue
+            member.model = job.model
             self._fleet.submit(member, self._renew(job))
             yield events.Started(member.name, job, self.schedule.tries[job.number])
 
@@ -105,7 +106,6 @@ class Driver:
                 yield events.Ticked(member.name, job, rest[0])
             elif kind == "done":
                 result, seconds, load_seconds = rest
-                member.model = job.model
                 self.schedule.done(member.name, seconds, load_seconds)
                 yield events.Finished(member.name, job, result, attempt)
             elif kind == "failed":
@@ -160,6 +160,7 @@ class Driver:
             yield events.Failed(member.name, job, kind, text, attempt)
             return
         self.schedule.refused(member.name)
+        member.model = None
         self._refusals[job.model] = member.name, text
         yield events.Noted(f"{member.name} cannot read the model of item {job.number}: {text}")
 

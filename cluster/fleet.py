@@ -27,7 +27,7 @@ class Member:
         since: when it was asked for, as `time.monotonic`.
         hello, stream: what is awaited of it: its first word, or what it says of its item.
         ticket: of its item; every attempt at every item has another one.
-        model: what it has made last, so what it has loaded.
+        model: of the item that it had last, so what it has loaded.
     """
 
     name: str

@@ -46,14 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vram", metavar="GIB", help="with --plan: memory of the card in GiB, 24 or 24GB")
     parser.add_argument("--cluster", metavar="HOST:PORT", help="list the machines of a Ray, and how they differ")
     text = "with --cluster: a model that every machine should have; repeat for several"
-    parser.add_argument("--model", action="append", type=path_argument, metavar="PATH", help=text)
+    parser.add_argument("--look-for", action="append", type=path_argument, metavar="PATH", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
     if args.plan is not None or args.vram is not None:
         _plan(args)
         return
-    if args.cluster is not None or args.model:
+    if args.cluster is not None or args.look_for:
         _survey(args)
         return
     if args.launch is not None and args.json:
@@ -79,8 +79,8 @@ def _survey(args: argparse.Namespace) -> None:
     from ..cluster import survey
 
     if args.cluster is None:
-        raise InputError("--model", str(args.model[0]), "it goes with --cluster", "leave it out, or see --plan")
-    print(survey.as_text(survey.survey(args.cluster, [str(path.absolute()) for path in args.model or ()])))
+        raise InputError("--look-for", str(args.look_for[0]), "it goes with --cluster", "leave it out, or see --plan")
+    print(survey.as_text(survey.survey(args.cluster, [str(path.absolute()) for path in args.look_for or ()])))
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -151,5 +151,5 @@ def test_what_differs_between_machines_is_said_with_its_cure() -> None:
 
 
 def test_models_of_doctor_go_with_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--model", "/models/flux"]) == 2
+    assert cli.main(["doctor", "--look-for", "/models/flux"]) == 2
     assert "it goes with --cluster" in capsys.readouterr().err
