@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from test_masks import MASK, held
 
+from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import sampling, tiny
@@ -259,3 +260,22 @@ def test_every_control_form_says_which_models_it_takes() -> None:
             assert accepted_models(form), form
             found += 1
     assert found >= 6
+
+
+def test_a_cancel_and_another_memory_mode_leave_no_trace() -> None:
+    class Stopped(Exception):
+        pass
+
+    def cancel(progress: Progress) -> None:
+        if (progress.stage, progress.done) == ("denoise", 1):
+            raise Stopped
+
+    plain, handle = OptimizationSettings.plain(), PipelineHandle(loader.resolve("tiny:sdxl", device="cpu"))
+    asked = request("sdxl", MaskCondition(MASK), images=(PICTURE,))
+    whole = generate(handle, asked, plain)
+    with pytest.raises(Stopped):
+        generate(handle, asked, plain, Callbacks(on_progress=cancel))
+    assert torch.equal(generate(handle, asked, plain).frames, whole.frames)
+    moved = generate(handle, asked, replace(plain, memory_mode="group_offload_block"))
+    assert moved.report["memory_mode"].applied == "group_offload_block"
+    assert torch.equal(moved.frames, whole.frames)
