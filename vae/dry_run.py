@@ -113,11 +113,11 @@ class _SingleCell(Execution):
 @lru_cache(maxsize=256)
 def _count(case: _Case, kind: type[Execution], layout: Layout) -> tuple[int, int]:
     """(bytes alive at once, bytes of carried frames among them)."""
-    twin = _twin(case.config, case.dtype)
     channels, height, width = case.plane
+    with _disable_current_modes():  # whoever counts tensors around this counts real ones
+        twin = _twin(case.config, case.dtype)
     state = CarriedFrames()
     temporal = Temporal(layout.block_frames, TransformedKernels(keep=layout.keep_kernels))
-    # Whoever counts tensors around this counts real ones.
     with _disable_current_modes(), torch.inference_mode(), LiveBytes(torch.device("meta")) as live:
         for index, frames in enumerate(case.frames):
             x = torch.empty((1, channels, frames, height, width), dtype=case.dtype, device="meta")

@@ -148,9 +148,9 @@ def _layouts(
             layout = Layout(tail_frames=tail, block_frames=most)
             yield layout, dry.peak(layout, offloaded)
     base = dry.base(1, offloaded) + dry.statistics_bytes
-    yield Layout(workspace=STRIP, tail_frames=1), base + STRIP
+    yield Layout(workspace=STRIP, tail_frames=1, keep_kernels=False), base + STRIP
     workspace = max(budget - base, 1)
-    yield Layout(workspace=workspace, tail_frames=1), base + workspace
+    yield Layout(workspace=workspace, tail_frames=1, keep_kernels=False), base + workspace
 
 
 def _tiled(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int, reason: str) -> Plan:

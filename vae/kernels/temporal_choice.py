@@ -37,7 +37,7 @@ FRAMES = 4
 """Output frames that are measured."""
 WORK = 4 << 30
 """Multiplications of conv3d that are measured at most, where they make `FEWEST_CELLS`."""
-FEWEST_CELLS = 192
+FEWEST_CELLS = 128
 ROUNDS = 2
 
 
@@ -55,14 +55,20 @@ class TemporalKey(NamedTuple):
 
 
 def processor_seconds(function: Callable[[], object]) -> float:
-    """Seconds that the process works for a function: unlike those on the clock, they hold beside other work.
+    """Seconds that one thread works for a function: unlike those on the clock, they hold beside other work.
 
-    Windows counts them too coarsely: there it is those on the clock.
+    More threads would count the time they wait for each other, which other work decides. Windows counts a thread's time
+    too coarsely: there it is that on the clock.
     """
-    clock = time.perf_counter if sys.platform == "win32" else time.process_time
-    started = clock()
-    function()
-    return clock() - started
+    clock = time.perf_counter if sys.platform == "win32" else time.thread_time
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        started = clock()
+        function()
+        return clock() - started
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cells_at_most(weight: torch.Tensor) -> int:

@@ -57,7 +57,7 @@ class Layout:
         workspace: bytes that the temporaries of one strip may take; None = no limit.
         tail_frames: frames that the last, purely spatial levels of a network take at a time; 0 = all.
         block_frames: frames that a convolution over time may make at once from sums of frames; 0 = conv3d alone.
-        keep_kernels: whether the kernels that takes are kept, or made for each use.
+        keep_kernels: whether the kernels that takes are kept from use to use; where memory is short they are not.
     """
 
     rows: int = 0

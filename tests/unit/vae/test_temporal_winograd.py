@@ -200,17 +200,15 @@ def peak(vae: VideoVAE, z: torch.Tensor, chosen: VaeSettings) -> tuple[int, str]
 
 
 @pytest.mark.usefixtures("in_blocks")
-def test_the_budget_holds_with_and_without_kept_kernels(small: VideoVAE, latents: Latents) -> None:
-    z = latents(5, 20, 20)
+def test_the_budget_holds_with_kept_kernels(small: VideoVAE, latents: Latents) -> None:
+    z = latents(5, 9, 9)
     most, cost = peak(small, z, VaeSettings())
     assert "kept" in cost
-    costs = set()
-    for share in (0.9, 0.7, 0.55):
+    for share in (0.9, 0.6):
         budget = int(share * most)
-        needed, cost = peak(small, z, VaeSettings(mode="exact", memory_budget_gib=budget / 2**30))
+        needed, _ = peak(small, z, VaeSettings(mode="exact", memory_budget_gib=budget / 2**30))
         assert needed <= 1.1 * budget
-        costs.add(cost)
-    assert len(costs) > 1  # where it is tight, kernels are made for each use, or none are
+        assert needed < most
 
 
 class TestCuts:
