@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,15 +90,20 @@ class OfComfyUI:
         return made if made.ndim == 5 else made[:, :, None]
 
 
+def named_rival(name: str, weights: Weights) -> Any:
+    """What MODULE:FACTORY makes of the weights."""
+    module, _, factory = name.partition(":")
+    return getattr(importlib.import_module(module), factory)(weights)
+
+
 def rivals(weights: Weights, comfyui: str, named: list[str]) -> dict[str, Any]:
     """The rivals by name; one that cannot be had is named on the terminal, with the reason."""
     found: dict[str, Any] = {}
     makers: dict[str, Callable[[], Any]] = {}
     for folder in filter(None, comfyui.split(os.pathsep)):
-        makers[f"ComfyUI {os.path.basename(folder.rstrip('/'))}"] = lambda folder=folder: OfComfyUI(folder, weights)
+        makers[f"ComfyUI {os.path.basename(folder.rstrip('/'))}"] = partial(OfComfyUI, folder, weights)
     for name in named:
-        module, _, factory = name.partition(":")
-        makers[name] = lambda m=module, f=factory: getattr(importlib.import_module(m), f)(weights)
+        makers[name] = partial(named_rival, name, weights)
     for name, make in makers.items():
         try:
             found[name] = make()
