@@ -27,7 +27,7 @@ WORDS = {
     "sage attention": SAMPLER,
     "attention": SAMPLER,
     "teacache": SAMPLER,
-    "inpaint": SAMPLER,
+    "inpaint": "Mask Condition",
     "speed": "Benchmark Optimizations",
     "tiled": "VAE Decode (Fast)",
     "video upscale": "Load Video VAE",
