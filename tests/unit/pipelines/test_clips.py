@@ -222,3 +222,32 @@ def test_bad_keyframes_are_one_line(keyframe: KeyframeCondition, changes: dict[s
 def test_where_a_keyframe_comes_to_lie_is_said() -> None:
     notes = check_request(family_of("LTX2Pipeline"), request(KeyframeCondition(PICTURE, 12), num_frames=17))
     assert "keyframe: at frame 9 instead of 12, the nearest that ltx2-t2v takes." in notes
+
+
+@LTX2
+def test_a_frame_behind_the_last_latent_frame_lies_in_that() -> None:
+    loaded = held("ltx2-t2v")
+    last = sampling.run(loaded, request(KeyframeCondition(PICTURE, -1), num_frames=9))
+    ours = sampling.run(loaded, request(KeyframeCondition(PICTURE, 8), num_frames=9))
+    without = sampling.run(loaded, request(num_frames=9))
+    assert torch.equal(ours.frames, last.frames)
+    assert not torch.allclose(ours.frames, without.frames, atol=1e-3)
+    assert "keyframe: at frame 1 instead of 8, the nearest that ltx2-t2v takes." in ours.report.notes
+
+
+@LTX2
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (8, 10), (16, -1)])
+def test_two_keyframes_in_one_place_are_refused(first: int, second: int) -> None:
+    keyframes = KeyframeCondition(PICTURE, first), KeyframeCondition(PICTURE, second)
+    with pytest.raises(InputError, match=f"{first} and {second}"):
+        check_request(family_of("LTX2Pipeline"), request(*keyframes, num_frames=17))
+
+
+@LTX2
+def test_a_model_that_works_on_a_picture_takes_keyframes_in_its_place() -> None:
+    asked = request(KeyframeCondition(PICTURE, 0), num_frames=9)
+    theirs = sampling.run(held("ltx2-t2v"), asked)
+    result = sampling.run(held("ltx2-i2v"), asked)
+    assert result.frames.shape == theirs.frames.shape
+    with pytest.raises(InputError, match="works on a picture"):
+        check_request(family_of("LTX2ImageToVideoPipeline"), request(num_frames=9))
