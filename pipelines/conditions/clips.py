@@ -76,29 +76,43 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     for role, each in clips.items():
         shape = list(getattr(each.frames, "shape", ()))
         if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
-            raise InputError(
-                "video", f"shape {shape}", "a clip is [frames, height, width, 3]", "connect a VIDEO output"
-            )
+            raise InputError("video", f"shape {shape}", "a clip is [frames, height, width, 3]", "give a clip")
         if not _argument(clip_form(family, request) or family.classes[-1], role):
             what = "clip to start from" if role == "video" else f"{role} clip"
-            raise InputError("video", f"a {role} clip", f"{family.name} takes no {what}", "disconnect it")
+            raise InputError("video", f"a {role} clip", f"{family.name} takes no {what}", "leave it out")
     form = clip_form(family, request)
     itself = form in family.classes
     if request.images and not itself:
-        raise InputError(
-            "images", f"{len(request.images)} image(s)", f"{form} takes none beside a clip", "disconnect them"
-        )
+        reason, cure = f"{form} takes none beside a clip", "leave images (--image) out"
+        raise InputError("images", f"{len(request.images)} image(s)", reason, cure)
+    if request.strength < 1.0 and "strength" not in _takes(form):
+        reason = f"{family.name} makes all of its frames anew beside a clip, and has no strength"
+        raise InputError("strength", request.strength, reason, "use 1")
     if not itself and request.strength >= 1.0:
         notes.append(f"strength: {_OWN_STRENGTH:g}, {form}'s own; a value below 1 takes its place.")
-    if "video" in clips and request.num_frames:
-        count = int(clips["video"].frames.shape[0])
-        if count < request.num_frames:
-            cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
-            raise InputError("num_frames", request.num_frames, f"the clip has {count} frames", cure)
-        if count > request.num_frames:
-            notes.append(f"video: the first {request.num_frames} of its {count} frames are used.")
+    notes += _check_lengths(family, request, clips)
     if request.batch > 1 and not itself:
         raise InputError("batch", request.batch, f"{form} makes one at a time", "use 1")
+    return notes
+
+
+def _check_lengths(family: Family, request: SampleRequest, clips: Mapping[str, VideoCondition]) -> list[str]:
+    """Notes on frames that are not used. Raises InputError for a clip that is shorter than the result."""
+    leads = "pose" in clips  # the result is as long as the pose's clip
+    wanted = int(clips["pose"].frames.shape[0]) if leads else request.num_frames or 0
+    notes = []
+    if leads and request.num_frames not in (None, 0, wanted):
+        notes.append(f"num_frames ignored: the result is as long as the pose clip, {wanted} frames.")
+    for role, clip in clips.items() if wanted else ():
+        count, name = int(clip.frames.shape[0]), "video" if role == "video" else f"{role}_video"
+        if count < wanted and role == "video":
+            cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
+            raise InputError("num_frames", wanted, f"the clip has {count} frames", cure)
+        if count < wanted:
+            whose = "the pose clip" if leads else "the result"
+            raise InputError(name, f"{count} frames", f"{whose} has {wanted}", "use clips that are as long")
+        if count > wanted and (leads or "video" in clips):
+            notes.append(f"{name}: the first {wanted} of its {count} frames are used.")
     return notes
 
 

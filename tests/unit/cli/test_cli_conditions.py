@@ -91,6 +91,14 @@ def test_a_clip(files: Path) -> None:
         ("tiny:flux", ["--keyframe", "picture.png@0"], "no keyframes"),
         ("tiny:flux", ["--keyframe", "picture.png@0:1.2.3"], "it must be a number"),
         ("tiny:flux", ["--keyframe", "gone.png@-1:0.5"], "no such file"),
+        ("tiny:flux", ["--keyframe", "picture.png@x"], "keyframe frame = 'x': it must be a whole number"),
+        ("tiny:flux", ["--keyframe", "picture.png@1.5:1"], "keyframe frame = '1.5'"),
+        ("tiny:flux", ["--keyframe", "picture.png@1:half"], "keyframe strength = 'half'"),
+        ("tiny:flux", ["--keyframe", "picture.png:half"], "FILE@FRAME:STRENGTH"),
+        ("tiny:flux", ["--control-strength", "0.5"], "control_strength = 0.5: there is no control picture"),
+        ("tiny:flux", ["--control-start", "0"], "leave --control-start out"),
+        ("tiny:flux", ["--control-end", "1"], "leave --control-end out"),
+        ("tiny:flux", ["--video", "gone"], "video = "),
     ],
 )
 def test_bad_input_is_one_line(

@@ -147,6 +147,17 @@ def test_wan_animate_is_given_every_clip_and_names_the_open_sockets() -> None:
     assert len(call["pose_video"]) == len(call["mask_video"]) == 5
 
 
+@pytest.mark.skipif(not hasattr(diffusers, "WanAnimatePipeline"), reason="this diffusers has no Wan-Animate")
+def test_every_clip_is_as_long_as_the_pose_and_what_is_longer_is_said() -> None:
+    family = family_of("WanAnimatePipeline")
+    long = CLIP.repeat(2, 1, 1, 1)
+    with pytest.raises(InputError, match=r"face_video = '5 frames': the pose clip has 10"):
+        check_request(family, request(VideoCondition(long, "pose"), VideoCondition(CLIP, "face"), images=(PICTURE[0],)))
+    clips = VideoCondition(CLIP, "pose"), VideoCondition(long, "face")
+    notes = check_request(family, request(*clips, images=(PICTURE[0],)))
+    assert "face_video: the first 5 of its 10 frames are used." in notes
+
+
 @pytest.mark.parametrize(
     ("name", "conditions", "changes", "words"),
     [
@@ -154,6 +165,7 @@ def test_wan_animate_is_given_every_clip_and_names_the_open_sockets() -> None:
         ("WanPipeline", [VideoCondition(CLIP)], {}, "no clip to start from"),  # two experts
         ("WanVACEPipeline", [VideoCondition(CLIP, "pose")], {}, "no pose clip"),
         ("WanVACEPipeline", [VideoCondition(CLIP), VideoCondition(CLIP)], {}, "two video clips"),
+        ("WanVACEPipeline", [VideoCondition(CLIP)], {"strength": 0.5}, "has no strength"),
         ("WanVACEPipeline", [VideoCondition(CLIP[0])], {}, "frames, height, width"),
         ("CogVideoXVideoToVideoPipeline", [], {}, "a clip. Connect Video Condition"),
         ("FluxPipeline", [KeyframeCondition(PICTURE)], {}, "no keyframes"),
