@@ -131,9 +131,7 @@ def test_vace_makes_a_video_from_text_alone_and_says_what_it_is_short_of() -> No
 @pytest.mark.skipif(not hasattr(diffusers, "WanAnimatePipeline"), reason="this diffusers has no Wan-Animate")
 def test_wan_animate_is_given_every_clip_and_names_the_open_sockets() -> None:
     family = family_of("WanAnimatePipeline")
-    with pytest.raises(
-        InputError, match=r"pose_video, face_video.*a pose clip and a face clip\. Connect Video Condition"
-    ):
+    with pytest.raises(InputError, match=r"pose_video, face_video.*a pose clip and a face clip\. Use Video Condition"):
         check_request(family, request(images=(PICTURE[0],)))
     with pytest.raises(InputError, match=r"face_video.*a face clip"):
         check_request(family, request(VideoCondition(CLIP, "pose"), images=(PICTURE[0],)))
@@ -167,7 +165,7 @@ def test_every_clip_is_as_long_as_the_pose_and_what_is_longer_is_said() -> None:
         ("WanVACEPipeline", [VideoCondition(CLIP), VideoCondition(CLIP)], {}, "two video clips"),
         ("WanVACEPipeline", [VideoCondition(CLIP)], {"strength": 0.5}, "has no strength"),
         ("WanVACEPipeline", [VideoCondition(CLIP[0])], {}, "frames, height, width"),
-        ("CogVideoXVideoToVideoPipeline", [], {}, "a clip. Connect Video Condition"),
+        ("CogVideoXVideoToVideoPipeline", [], {}, "a clip. Use Video Condition"),
         ("FluxPipeline", [KeyframeCondition(PICTURE)], {}, "no keyframes"),
         ("WanImageToVideoPipeline", [KeyframeCondition(PICTURE)], {"images": (PICTURE[0],)}, "last_image"),
     ],

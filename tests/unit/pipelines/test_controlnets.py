@@ -110,6 +110,7 @@ def test_with_a_mask_and_no_such_form_the_latent_is_blended(family: str) -> None
     family_with_form(family)
     pipeline = held(tiny.build(family))
     result = sampling.run(pipeline, request(family, MaskCondition(MASK), images=(PICTURE,)))
+    assert any("has no inpaint form with a control model" in note for note in result.report.notes)
     kept = pipeline_vae.encode(pipeline, PICTURE[None])
     cells = resized_to_latent(MASK, tuple(kept.shape))
     torch.testing.assert_close(result.latent[cells == 0], kept[cells == 0], atol=1e-5, rtol=1e-5)
