@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ...errors import InputError
 from ...pipelines.conditions.kinds import ROLES
 from ...pipelines.loading.small_files import plain_path
-from ..media import read_frames, read_picture
+from ..media import left_out, read_picture
 from ..options import path_argument
+from .clip_files import clip_left_out, clip_shape, read_clip
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +110,11 @@ def absolute_keyframe(text: str) -> str:
 
 
 def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = read_picture) -> tuple[Condition, ...]:
-    """What the options describe, their files read by `read`. Raises InputError for one that cannot be read."""
+    """What the options describe. Raises InputError for a file that cannot be read.
+
+    Args:
+        read: what reads a picture; with any other than `read_picture`, of clips only the shape is read.
+    """
     from ...pipelines.conditions.controlnets import resolve_controlnet
     from ...pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
 
@@ -124,6 +129,7 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
         name, value = next(iter(limits.items()))
         reason = "there is no control picture for it to hold for"
         raise InputError(f"control_{name}", value, reason, f"give a --control-image, or leave --control-{name} out")
+    reads = read_clip if read is read_picture else clip_shape
     found: list[Condition] = []
     if args.mask is not None:
         found.append(MaskCondition(read(args.mask, "mask").mean(dim=-1)[None]))
@@ -133,10 +139,16 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
     for role in ROLES:
         clip = getattr(args, "video" if role == "video" else f"{role}_video")
         if clip is not None:
-            found.append(VideoCondition(read_frames(clip, "video" if role == "video" else f"{role}_video")[0], role))
+            frames, rate = reads(clip, "video" if role == "video" else f"{role}_video")
+            found.append(VideoCondition(frames, role, rate))
     return (*found, *(keyframe(text, read) for text in args.keyframe))
 
 
-def condition_files(args: argparse.Namespace) -> list[Path]:
-    """The pictures among them, for what is not read of a file to be said."""
-    return [*([] if args.mask is None else [args.mask]), *args.control_image]
+def conditions_left_out(args: argparse.Namespace) -> list[str]:
+    """What of the files of the conditions is not read, one sentence each."""
+    matched = [_KEYFRAME.fullmatch(text) for text in args.keyframe]
+    keyframes = [plain_path("keyframe", found["file"]) for found in matched if found is not None]
+    clips = [getattr(args, "video" if role == "video" else f"{role}_video") for role in ROLES]
+    pictures = [*([] if args.mask is None else [args.mask]), *args.control_image, *keyframes]
+    notes = [note for path in pictures for note in left_out(path)]
+    return [*notes, *(note for path in clips if path is not None for note in clip_left_out(path))]

@@ -21,6 +21,9 @@ Request = TypeVar("Request", bound="SampleRequest")
 CLIP_MASKS = ("mask", "mask_video")
 """Arguments of a clip's mask."""
 _OWN_STRENGTH = 0.8
+_LEADING = ("video", "pose", "control")
+"""Roles of clips whose frames those of the result follow one by one."""
+MOST_FRAME_RATE = 1000.0
 
 
 def clips_of(request: SampleRequest) -> dict[str, VideoCondition]:
@@ -57,11 +60,23 @@ def takes_clip_mask(family: Family, request: SampleRequest) -> bool:
 
 
 def with_clip_length(family: Family, request: Request) -> Request:
-    """The request with as many frames as its clip has, brought down to what the family takes, where none is asked."""
+    """The request with what its clip says where nothing is asked: as many frames, brought down to what the family
+    takes, and as many of them per second."""
+    rate = clip_rate(request)
+    if family.video and rate is not None and request.frame_rate is None:
+        request = replace(request, frame_rate=rate)
     clip = clips_of(request).get("video")
     if clip is None or request.num_frames or not family.video or getattr(clip.frames, "ndim", 0) != 4:
         return request
     return replace(request, num_frames=_fitting(family, int(clip.frames.shape[0])))
+
+
+def clip_rate(request: SampleRequest) -> float | None:
+    """Frames per second of the clip that the result is as, None where it is as none, or that has no rate."""
+    clips = clips_of(request)
+    leads = next((clips[role] for role in _LEADING if role in clips), None)
+    rate = None if leads is None else leads.frame_rate
+    return rate if rate is not None and 0 < rate <= MOST_FRAME_RATE else None
 
 
 def check_clips(family: Family, request: SampleRequest) -> list[str]:
@@ -90,6 +105,14 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
         raise InputError("strength", request.strength, reason, "use 1")
     if not itself and request.strength >= 1.0:
         notes.append(f"strength: {_OWN_STRENGTH:g}, {form}'s own; a value below 1 takes its place.")
+    rate = clip_rate(request)
+    if rate is not None and request.frame_rate == rate:
+        notes.append(f"frame_rate: {rate:g}, the clip's.")
+    elif rate is not None and request.frame_rate is not None:
+        notes.append(
+            f"frame_rate: {request.frame_rate:g} as asked; the clip has {rate:g}, so it plays at another speed."
+        )
+    notes += [f"{_input(role)}: its sound is left out." for role, clip in clips.items() if clip.sound]
     notes += _check_lengths(family, request, clips)
     if request.batch > 1 and not itself:
         raise InputError("batch", request.batch, f"{form} makes one at a time", "use 1")
@@ -104,7 +127,7 @@ def _check_lengths(family: Family, request: SampleRequest, clips: Mapping[str, V
     if leads and request.num_frames not in (None, 0, wanted):
         notes.append(f"num_frames ignored: the result is as long as the pose clip, {wanted} frames.")
     for role, clip in clips.items() if wanted else ():
-        count, name = int(clip.frames.shape[0]), "video" if role == "video" else f"{role}_video"
+        count, name = int(clip.frames.shape[0]), _input(role)
         if count < wanted and role == "video":
             cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
             raise InputError("num_frames", wanted, f"the clip has {count} frames", cure)
@@ -152,6 +175,11 @@ def _fitting(family: Family, count: int) -> int:
     """The most frames that the family makes, of a clip of so many."""
     rest, step = family.frame_rest, family.frame_step
     return count if step <= 1 else max(family.min_frames, (count - rest) // step * step + rest)
+
+
+def _input(role: str) -> str:
+    """What a clip's input is called."""
+    return "video" if role == "video" else f"{role}_video"
 
 
 def _argument(form: str, role: str) -> str:

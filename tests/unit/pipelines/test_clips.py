@@ -95,6 +95,16 @@ def test_the_clips_length_becomes_one_that_the_model_makes() -> None:
         ready(family, request(VideoCondition(long), strength=0.5, num_frames=13))
 
 
+@pytest.mark.parametrize(("asked", "made"), [(None, 12.5), (24.0, 24.0)])
+def test_the_clips_frame_rate_is_the_results_and_its_sound_is_named(asked: float | None, made: float) -> None:
+    clip = VideoCondition(CLIP, frame_rate=12.5, sound=True)
+    family = small(family_of("WanPipeline"), one_expert=True)
+    result = ready(family, request(clip, strength=0.5, frame_rate=asked))
+    assert result.frame_rate == made
+    assert any(note.startswith(f"frame_rate: {made:g}") for note in result.notes)
+    assert "video: its sound is left out." in result.notes
+
+
 def test_the_size_follows_the_clip() -> None:
     family = family_of("WanVACEPipeline")
     asked = ready(small(family), SampleRequest("a ship", conditions=(VideoCondition(CLIP),)))
