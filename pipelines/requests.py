@@ -12,6 +12,7 @@ from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.check import check_conditions, still_missing
 from .conditions.clips import clip_form, clips_of, with_clip_length
+from .conditions.keyframes import keyframes_of
 from .conditions.masks import blends, mask_of, repaints
 from .embeddings.check import check_texts
 from .families import Family
@@ -166,7 +167,7 @@ def _check_frame_rate(rate: float | None) -> None:
 def _check_prompt(request: SampleRequest) -> None:
     """Any text will do, none too: a picture may come of it, as of ComfyUI's own nodes."""
     if not isinstance(request.prompt, str):
-        raise InputError("prompt", request.prompt, "it must be text", "")
+        raise InputError("prompt", request.prompt, "it must be text", "give a text")
     for name in ("prompt", "negative_prompt"):
         if _NO_TEXT.search(getattr(request, name) or ""):
             reason = "it holds a NUL or half a surrogate pair, which no tokenizer reads"
@@ -188,7 +189,8 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     if request.last_image is not None:
         _check_image("last_image", request.last_image)
         if not family.last_image:
-            raise InputError("last_image", "tensor", f"{family.name} has no last frame to be given", "disconnect it")
+            reason = f"{family.name} has no last frame to be given"
+            raise InputError("last_image", "tensor", reason, "leave last_image (--last-image) out")
     if not 0.0 < request.strength <= 1.0:
         raise InputError("strength", request.strength, "it must be above 0 and at most 1", "1 starts from noise")
     count = len(request.images)
@@ -200,15 +202,14 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     elif request.strength < 1.0:
         _check_image_to_image(family, request)
     elif family.images == "none" and count and mask_of(request) is None:
-        cure = "disconnect it, or choose an edit model"
-        if family.image_to_image:
-            cure = "set strength below 1 to start from the image, or disconnect it"
+        other = "set strength below 1 to start from it" if family.image_to_image else "choose an edit model"
+        cure = f"{other}, or leave images (--image) out"
         raise InputError("images", f"{count} image(s)", f"{family.name} is a text-only model", cure)
-    elif family.images == "required" and count < family.min_images:
-        cure = "connect one" if family.min_images == 1 else "connect them"
+    elif family.images == "required" and count < family.min_images and not keyframes_of(request):
+        cure = f"give {'one' if family.min_images == 1 else 'them'} in images (--image)"
         raise InputError("images", count or "none", f"{family.name} works on {family.pictures}", cure)
-    elif count > max(1, family.max_images):
-        raise InputError("images", f"{count} images", f"{family.name} takes at most {family.max_images}", "")
+    elif count > (most := max(1, family.max_images)):
+        raise InputError("images", f"{count} images", f"{family.name} takes at most {most}", "leave the others out")
 
 
 def _check_image_to_image(family: Family, request: SampleRequest) -> None:
@@ -216,7 +217,7 @@ def _check_image_to_image(family: Family, request: SampleRequest) -> None:
         reason = f"{family.name} has no image-to-image form"
         raise InputError("strength", request.strength, reason, "use 1")
     if not request.images and request.latent is None:
-        cure = "connect an image or a latent, or set strength to 1"
+        cure = "give a picture in images (--image) or a latent, or set strength to 1"
         raise InputError("strength", request.strength, "below 1 there must be something to start from", cure)
     _check_steps_left(family, request, request.strength)
     if request.latent is not None:
@@ -224,7 +225,7 @@ def _check_image_to_image(family: Family, request: SampleRequest) -> None:
 
         if not family.known:
             reason = f"how {family.name} lays its latents out is not known here"
-            raise InputError("latent", "tensor", reason, "connect an image instead")
+            raise InputError("latent", "tensor", reason, "give a picture in images (--image) instead")
         check_latent(request.latent, family)
 
 
@@ -239,7 +240,7 @@ def _check_steps_left(family: Family, request: SampleRequest, strength: float) -
 def _check_image(name: str, image: torch.Tensor) -> None:
     shape = list(getattr(image, "shape", ()))
     if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
-        raise InputError(name, f"shape {shape}", "an image is [height, width, 3 or 4]", "connect an IMAGE output")
+        raise InputError(name, f"shape {shape}", "an image is [height, width, 3 or 4]", "give a picture")
 
 
 def _ignored(family: Family, request: SampleRequest) -> list[str]:
@@ -247,11 +248,10 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
     if request.prompt.strip() and not family.prompt:
         notes.append(f"prompt ignored: {family.name} takes none.")
     guidance = complete_guidance(family, request)
-    if request.positive is not None:
-        pass  # it has been said
-    elif request.negative_prompt and not family.negative_prompt:
+    negative = request.negative_prompt if request.positive is None else ""  # else it has been said
+    if negative and not family.negative_prompt:
         notes.append(f"negative_prompt ignored: {family.name} has none.")
-    elif request.negative_prompt and guidance is not None and guidance <= family.negative_above:
+    elif negative and guidance is not None and guidance <= family.negative_above:
         notes.append(f"negative_prompt ignored: guidance = {guidance:g} switches it off.")
     if request.guidance is not None and not family.guidance_argument:
         notes.append(f"guidance ignored: {family.name} has no guidance scale.")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ...errors import InputError
 from ...pipelines.conditions.kinds import ROLES
 from ...pipelines.loading.small_files import plain_path
-from ..media import read_frames, read_picture
+from ..media import left_out, read_picture
 from ..options import path_argument
+from .clip_files import clip_left_out, clip_shape, read_clip
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +45,10 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         help="control model for each --control-image: a diffusers folder, or tiny:FAMILY for an embedded one",
     )
     group.add_argument(
-        "--control-strength", type=float, default=1.0, metavar="X", help="1 (default): as the control model was trained"
+        "--control-strength", type=float, metavar="X", help="1 (default): as the control model was trained"
     )
-    group.add_argument("--control-start", type=float, default=0.0, metavar="SHARE", help="share of the steps, 0 to 1")
-    group.add_argument("--control-end", type=float, default=1.0, metavar="SHARE", help="share of the steps, 0 to 1")
+    group.add_argument("--control-start", type=float, metavar="SHARE", help="share of the steps, 0 (default) to 1")
+    group.add_argument("--control-end", type=float, metavar="SHARE", help="share of the steps, 0 to 1 (default)")
     for role in ROLES:
         group.add_argument(
             "--video" if role == "video" else f"--{role}-video",
@@ -74,19 +75,29 @@ _FOR = {
 _KEYFRAME = re.compile(r"(?P<file>.+?)(?:@(?P<frame>-?\d+))?(?::(?P<strength>[0-9.]+))?", re.DOTALL)
 
 
+_ANY_KEYFRAME = re.compile(r".+?(?:@(?P<frame>[^@:/\\]*))?(?::(?P<strength>[^@:/\\]*))?", re.DOTALL)
+"""The same with anything for frame and strength, to say which of them is wrong."""
+_AS = "write FILE@FRAME:STRENGTH, as in first.png@0:0.8"
+
+
 def keyframe(text: str, read: Callable[..., torch.Tensor] = read_picture) -> KeyframeCondition:
-    """One `--keyframe` option. Raises InputError for a picture that cannot be read, or a strength that is no number."""
+    """One `--keyframe` option. Raises InputError for a picture that cannot be read, or a frame or a strength that is no
+    number."""
     from ...pipelines.conditions.kinds import KeyframeCondition
 
     found = _KEYFRAME.fullmatch(text)
     if found is None:
-        raise InputError("keyframe", text, "it names no file", "use FILE@FRAME:STRENGTH")
+        raise InputError("keyframe", text, "it names no file", _AS)
+    file = plain_path("keyframe", found["file"])
+    asked = found if file.is_file() else _ANY_KEYFRAME.fullmatch(text) or found
+    frame, strength = asked["frame"], asked["strength"]
+    if frame and not re.fullmatch(r"-?\d+", frame):
+        raise InputError("keyframe frame", frame, "it must be a whole number", _AS)
     try:
-        strength = float(found["strength"] or 1.0)
+        held_by = float(strength or 1.0)
     except ValueError:
-        raise InputError("keyframe strength", found["strength"], "it must be a number", "use 1.0") from None
-    picture = read(plain_path("keyframe", found["file"]), "keyframe")
-    return KeyframeCondition(picture[None], int(found["frame"] or 0), strength)
+        raise InputError("keyframe strength", strength, "it must be a number", _AS) from None
+    return KeyframeCondition(read(file, "keyframe")[None], int(frame or 0), held_by)
 
 
 def absolute_keyframe(text: str) -> str:
@@ -99,7 +110,11 @@ def absolute_keyframe(text: str) -> str:
 
 
 def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = read_picture) -> tuple[Condition, ...]:
-    """What the options describe, their files read by `read`. Raises InputError for one that cannot be read."""
+    """What the options describe. Raises InputError for a file that cannot be read.
+
+    Args:
+        read: what reads a picture; with any other than `read_picture`, of clips only the shape is read.
+    """
     from ...pipelines.conditions.controlnets import resolve_controlnet
     from ...pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
 
@@ -108,20 +123,32 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
     if models and len(models) != len(pictures):
         counts = f"{len(models)} for {len(pictures)} of --control-image"
         raise InputError("controlnet", counts, "each control model reads one picture", "give as many of both")
+    given = {name: getattr(args, f"control_{name}") for name in ("strength", "start", "end")}
+    limits = {name: value for name, value in given.items() if value is not None}
+    if limits and not pictures:
+        name, value = next(iter(limits.items()))
+        reason = "there is no control picture for it to hold for"
+        raise InputError(f"control_{name}", value, reason, f"give a --control-image, or leave --control-{name} out")
+    reads = read_clip if read is read_picture else clip_shape
     found: list[Condition] = []
     if args.mask is not None:
         found.append(MaskCondition(read(args.mask, "mask").mean(dim=-1)[None]))
     for picture, model in zip(pictures, models or [None] * len(pictures), strict=True):
         image = read(picture, "control_image")[None]
-        limits = args.control_strength, args.control_start, args.control_end
-        found.append(ControlCondition(image, model, *limits))
+        found.append(ControlCondition(image, model, **limits))
     for role in ROLES:
         clip = getattr(args, "video" if role == "video" else f"{role}_video")
         if clip is not None:
-            found.append(VideoCondition(read_frames(clip, f"{role}_video")[0], role))
+            frames, rate = reads(clip, "video" if role == "video" else f"{role}_video")
+            found.append(VideoCondition(frames, role, rate))
     return (*found, *(keyframe(text, read) for text in args.keyframe))
 
 
-def condition_files(args: argparse.Namespace) -> list[Path]:
-    """The pictures among them, for what is not read of a file to be said."""
-    return [*([] if args.mask is None else [args.mask]), *args.control_image]
+def conditions_left_out(args: argparse.Namespace) -> list[str]:
+    """What of the files of the conditions is not read, one sentence each."""
+    matched = [_KEYFRAME.fullmatch(text) for text in args.keyframe]
+    keyframes = [plain_path("keyframe", found["file"]) for found in matched if found is not None]
+    clips = [getattr(args, "video" if role == "video" else f"{role}_video") for role in ROLES]
+    pictures = [*([] if args.mask is None else [args.mask]), *args.control_image, *keyframes]
+    notes = [note for path in pictures for note in left_out(path)]
+    return [*notes, *(note for path in clips if path is not None for note in clip_left_out(path))]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..conditions import condition_files, conditions
+from ..conditions import conditions, conditions_left_out
 from ..files import check_file_target
 from ..keeping import Form, ResultMovedError, write_or_keep
 from ..latent_file import latent_forms
@@ -58,9 +58,8 @@ def note_what_is_left_out(args: argparse.Namespace, result: SampleResult) -> Non
     for path in (*args.image, *([] if args.last_image is None else [args.last_image])):
         for note in left_out(path, alpha=True):
             result.report.note(note)
-    for path in condition_files(args):
-        for note in left_out(path):
-            result.report.note(note)
+    for note in conditions_left_out(args):
+        result.report.note(note)
 
 
 def without_latent(result: SampleResult, output: Path) -> Path | None:

@@ -36,8 +36,12 @@ class VideoConditionNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, video: Any, role: str, conditions: tuple[Condition, ...] | None = None) -> io.NodeOutput:
-        frames = video.get_components().images if hasattr(video, "get_components") else video
-        return io.NodeOutput((*(conditions or ()), VideoCondition(frames, role)))
+        if hasattr(video, "get_components"):
+            parts = video.get_components()
+            clip = VideoCondition(parts.images, role, float(parts.frame_rate), sound=parts.audio is not None)
+        else:
+            clip = VideoCondition(video, role)
+        return io.NodeOutput((*(conditions or ()), clip))
 
 
 class KeyframeConditionNode(io.ComfyNode):

@@ -64,7 +64,7 @@ class Blend:
             return
         if sample.shape != self._kept.shape:
             reason = f"the latents of this run are {list(sample.shape)}, and what it keeps is {list(self._kept.shape)}"
-            raise InputError("mask", "connected", reason, "use the size of the latent, or disconnect the mask")
+            raise InputError("mask", "given", reason, "use the size of the latent, or leave the mask out")
         self._kept = self._kept.to(sample.device, sample.dtype)
         self._mask = self._mask.to(sample.device, sample.dtype)
         timesteps = scheduler.timesteps

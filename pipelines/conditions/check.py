@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from ..types import SampleRequest
 
 _GIVEN_BY = {
-    **dict.fromkeys(MASK_ARGUMENTS, ("a mask", "connect Mask Condition to conditions")),
-    "control_image": ("a control picture", "connect Control Condition to conditions"),
+    **dict.fromkeys(MASK_ARGUMENTS, ("a mask", "use Mask Condition (--mask)")),
+    "control_image": ("a control picture", "use Control Condition (--control-image)"),
     **{
-        name: (f"a {role} clip" if role != "video" else "a clip", "connect Video Condition to conditions")
+        name: ("a clip", "use Video Condition (--video)")
+        if role == "video"
+        else (f"a {role} clip", f"use Video Condition with role {role} (--{role}-video)")
         for role, names in ROLES.items()
         for name in names
     },

@@ -21,6 +21,9 @@ Request = TypeVar("Request", bound="SampleRequest")
 CLIP_MASKS = ("mask", "mask_video")
 """Arguments of a clip's mask."""
 _OWN_STRENGTH = 0.8
+_LEADING = ("video", "pose", "control")
+"""Roles of clips whose frames those of the result follow one by one."""
+MOST_FRAME_RATE = 1000.0
 
 
 def clips_of(request: SampleRequest) -> dict[str, VideoCondition]:
@@ -57,11 +60,23 @@ def takes_clip_mask(family: Family, request: SampleRequest) -> bool:
 
 
 def with_clip_length(family: Family, request: Request) -> Request:
-    """The request with as many frames as its clip has, brought down to what the family takes, where none is asked."""
+    """The request with what its clip says where nothing is asked: as many frames, brought down to what the family
+    takes, and as many of them per second."""
+    rate = clip_rate(request)
+    if family.video and rate is not None and request.frame_rate is None:
+        request = replace(request, frame_rate=rate)
     clip = clips_of(request).get("video")
     if clip is None or request.num_frames or not family.video or getattr(clip.frames, "ndim", 0) != 4:
         return request
     return replace(request, num_frames=_fitting(family, int(clip.frames.shape[0])))
+
+
+def clip_rate(request: SampleRequest) -> float | None:
+    """Frames per second of the clip that the result is as, None where it is as none, or that has no rate."""
+    clips = clips_of(request)
+    leads = next((clips[role] for role in _LEADING if role in clips), None)
+    rate = None if leads is None else leads.frame_rate
+    return rate if rate is not None and 0 < rate <= MOST_FRAME_RATE else None
 
 
 def check_clips(family: Family, request: SampleRequest) -> list[str]:
@@ -76,29 +91,51 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     for role, each in clips.items():
         shape = list(getattr(each.frames, "shape", ()))
         if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
-            raise InputError(
-                "video", f"shape {shape}", "a clip is [frames, height, width, 3]", "connect a VIDEO output"
-            )
+            raise InputError("video", f"shape {shape}", "a clip is [frames, height, width, 3]", "give a clip")
         if not _argument(clip_form(family, request) or family.classes[-1], role):
             what = "clip to start from" if role == "video" else f"{role} clip"
-            raise InputError("video", f"a {role} clip", f"{family.name} takes no {what}", "disconnect it")
+            raise InputError("video", f"a {role} clip", f"{family.name} takes no {what}", "leave it out")
     form = clip_form(family, request)
     itself = form in family.classes
     if request.images and not itself:
-        raise InputError(
-            "images", f"{len(request.images)} image(s)", f"{form} takes none beside a clip", "disconnect them"
-        )
+        reason, cure = f"{form} takes none beside a clip", "leave images (--image) out"
+        raise InputError("images", f"{len(request.images)} image(s)", reason, cure)
+    if request.strength < 1.0 and "strength" not in _takes(form):
+        reason = f"{family.name} makes all of its frames anew beside a clip, and has no strength"
+        raise InputError("strength", request.strength, reason, "use 1")
     if not itself and request.strength >= 1.0:
         notes.append(f"strength: {_OWN_STRENGTH:g}, {form}'s own; a value below 1 takes its place.")
-    if "video" in clips and request.num_frames:
-        count = int(clips["video"].frames.shape[0])
-        if count < request.num_frames:
-            cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
-            raise InputError("num_frames", request.num_frames, f"the clip has {count} frames", cure)
-        if count > request.num_frames:
-            notes.append(f"video: the first {request.num_frames} of its {count} frames are used.")
+    rate = clip_rate(request)
+    if rate is not None and request.frame_rate == rate:
+        notes.append(f"frame_rate: {rate:g}, the clip's.")
+    elif rate is not None and request.frame_rate is not None:
+        notes.append(
+            f"frame_rate: {request.frame_rate:g} as asked; the clip has {rate:g}, so it plays at another speed."
+        )
+    notes += [f"{_input(role)}: its sound is left out." for role, clip in clips.items() if clip.sound]
+    notes += _check_lengths(family, request, clips)
     if request.batch > 1 and not itself:
         raise InputError("batch", request.batch, f"{form} makes one at a time", "use 1")
+    return notes
+
+
+def _check_lengths(family: Family, request: SampleRequest, clips: Mapping[str, VideoCondition]) -> list[str]:
+    """Notes on frames that are not used. Raises InputError for a clip that is shorter than the result."""
+    leads = "pose" in clips  # the result is as long as the pose's clip
+    wanted = int(clips["pose"].frames.shape[0]) if leads else request.num_frames or 0
+    notes = []
+    if leads and request.num_frames not in (None, 0, wanted):
+        notes.append(f"num_frames ignored: the result is as long as the pose clip, {wanted} frames.")
+    for role, clip in clips.items() if wanted else ():
+        count, name = int(clip.frames.shape[0]), _input(role)
+        if count < wanted and role == "video":
+            cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
+            raise InputError("num_frames", wanted, f"the clip has {count} frames", cure)
+        if count < wanted:
+            whose = "the pose clip" if leads else "the result"
+            raise InputError(name, f"{count} frames", f"{whose} has {wanted}", "use clips that are as long")
+        if count > wanted and (leads or "video" in clips):
+            notes.append(f"{name}: the first {wanted} of its {count} frames are used.")
     return notes
 
 
@@ -138,6 +175,11 @@ def _fitting(family: Family, count: int) -> int:
     """The most frames that the family makes, of a clip of so many."""
     rest, step = family.frame_rest, family.frame_step
     return count if step <= 1 else max(family.min_frames, (count - rest) // step * step + rest)
+
+
+def _input(role: str) -> str:
+    """What a clip's input is called."""
+    return "video" if role == "video" else f"{role}_video"
 
 
 def _argument(form: str, role: str) -> str:

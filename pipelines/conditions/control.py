@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
@@ -84,7 +86,7 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
         shape = list(getattr(control.image, "shape", ()))
         if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
             reason = "a control picture is [batch, height, width, 3 or 4]"
-            raise InputError("control_image", f"shape {shape}", reason, "connect an IMAGE output")
+            raise InputError("control_image", f"shape {shape}", reason, "give a picture")
         if not 0.0 <= control.strength <= MOST_STRENGTH:
             reason = f"it must be between 0 and {MOST_STRENGTH:g}"
             raise InputError("control strength", control.strength, reason, "1 is as it was trained")
@@ -99,17 +101,28 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
     if not models:
         return notes + _check_own_control(family, controls)
     if len(models) < len(controls):
-        raise InputError("controlnet", "none", "one of the control pictures has no control model", "connect it")
+        raise InputError("controlnet", "none", "one of the control pictures has no control model", "give each its own")
     return notes + _check_form(family, request, controls, masked, repainted)
 
 
 def _check_own_control(family: Family, controls: list[ControlCondition]) -> list[str]:
     if "control_image" not in family.required:
-        cure = "connect Load ControlNet (Diffusers) to control_net"
+        cure = "give one: Load ControlNet (Diffusers), or --controlnet"
         raise InputError("controlnet", "none", f"{family.name} takes a control picture with a control model", cure)
     if len(controls) > 1:
-        raise InputError("control_image", f"{len(controls)} pictures", f"{family.name} takes one", "")
-    return []
+        reason = f"{family.name} takes one"
+        raise InputError("control_image", f"{len(controls)} pictures", reason, "leave all but one out")
+    takes = _takes(family.classes[-1])
+    changed = {
+        "controlnet_conditioning_scale": ("strength", controls[0].strength != 1.0),
+        "control_guidance_start": ("start", controls[0].start != 0.0),
+        "control_guidance_end": ("end", controls[0].end != 1.0),
+    }
+    return [
+        f"control {name} ignored: {family.name} has none."
+        for argument, (name, asked) in changed.items()
+        if asked and argument not in takes
+    ]
 
 
 def _check_form(
@@ -120,7 +133,7 @@ def _check_form(
     name = _shown(models[0])
     if not plain:
         reason = f"{family.name} has no form that takes a control model"
-        raise InputError("controlnet", name, reason, "disconnect it")
+        raise InputError("controlnet", name, reason, "leave the control picture out")
     for model in models:
         if model.class_name not in accepted_models(plain):
             wanted = " or ".join(accepted_models(plain))
@@ -131,13 +144,47 @@ def _check_form(
         raise InputError("strength", request.strength, reason, "use 1")
     if request.images and not masked and request.strength >= 1.0:
         reason = f"with a control model {family.name} takes no pictures beside it"
-        raise InputError("images", f"{len(request.images)} image(s)", reason, "disconnect them, or add a mask")
+        raise InputError(
+            "images", f"{len(request.images)} image(s)", reason, "leave images (--image) out, or add a mask"
+        )
     if len(models) > 1 and "Multi" not in _annotation(plain):
         raise InputError("controlnet", f"{len(models)} models", f"{plain} takes one", "leave all but one out")
-    takes = _takes(plain)
-    if "control_guidance_start" not in takes and any((c.start, c.end) != (0.0, 1.0) for c in controls):
-        return [f"control start and end ignored: {plain} has none, and holds to the control picture in every step."]
+    form = control_form_of(family, request, repainted)
+    if "control_guidance_start" not in _takes(form):
+        if all((control.start, control.end) == (0.0, 1.0) for control in controls):
+            return []
+        return [f"control start and end ignored: {form} has none, and holds to the control picture in every step."]
+    for control in controls:
+        acts, steps = acting_steps(form, family, request, control)
+        if not acts:
+            between = f"{control.start:g} to {control.end:g}"
+            reason = f"of {steps} steps none lies between start and end, so the control model would do nothing"
+            cure = f"set start and end at least {math.ceil(100 / steps) / 100:g} apart, or use more steps"
+            raise InputError("control start and end", between, reason, cure)
     return []
+
+
+def control_form_of(family: Family, request: SampleRequest, repainted: bool) -> str:
+    """The class that takes the control models of this request.
+
+    Args:
+        repainted: an inpaint class keeps to the request's mask.
+    """
+    return control_form(family, "Inpaint" if repainted else "Img2Img" if request.strength < 1.0 else "")
+
+
+def acting_steps(form: str, family: Family, request: SampleRequest, control: ControlCondition) -> tuple[int, int]:
+    """(steps in which a control model acts, steps of the run), as diffusers counts both."""
+    import diffusers
+
+    steps = request.steps or family.steps
+    cut = getattr(getattr(diffusers, form), "get_timesteps", None)
+    if cut is not None and request.strength < 1.0:
+        alone = SimpleNamespace(scheduler=SimpleNamespace(timesteps=range(steps), order=1))
+        steps = len(cut(alone, steps, request.strength, None)[0])
+    if "control_guidance_start" not in _takes(form):
+        return steps, steps
+    return sum(index / steps >= control.start and (index + 1) / steps <= control.end for index in range(steps)), steps
 
 
 def check_fits(key: ControlNetKey, held: Mapping[str, Any], denoiser: Mapping[str, Any], name: str) -> None:
@@ -177,13 +224,19 @@ def control_arguments(form: str, request: SampleRequest, to_picture: Any) -> dic
     return {name: value if several else value[0] for name, value in values.items() if name in takes}
 
 
-def described(request: SampleRequest) -> list[str]:
+def described(family: Family, request: SampleRequest, repainted: bool) -> list[str]:
     """The control models of a request, for the report."""
-    return [
-        f"{_shown(control.model)} {control.strength:g}, {control.start:g} to {control.end:g} of the steps"
-        for control in controls_of(request)
-        if control.model is not None
-    ]
+    found = []
+    for control in controls_of(request):
+        if control.model is not None:
+            form = control_form_of(family, request, repainted)
+            acts, steps = acting_steps(form, family, request, control)
+            said = f"{_shown(control.model)} {control.strength:g}"
+            if (control.start, control.end) == (0.0, 1.0) or "control_guidance_start" not in _takes(form):
+                found.append(f"{said}, 0 to 1 of the steps")
+            else:
+                found.append(f"{said}, {control.start:g} to {control.end:g} of the steps, {acts} of {steps}")
+    return found
 
 
 def _annotation(form: str) -> str:

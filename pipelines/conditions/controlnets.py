@@ -16,6 +16,7 @@ from ..loading.progress import reading_errors
 from ..loading.small_files import plain_path, read_json
 from .control import check_fits, control_models, described
 from .kinds import ControlNetKey
+from .masks import repaints
 
 if TYPE_CHECKING:
     from ...report import OptimizationReport
@@ -119,7 +120,8 @@ def controlled(
         for denoiser in denoisers(loaded.pipeline).values():
             check_fits(key, loaded.controlnets[key].config, denoiser.config, loaded.family.name)
     if keys:
-        report.facts["control"] = "; ".join(described(request))
+        repainted = bool(repaints(loaded.family, request))
+        report.facts["control"] = "; ".join(described(loaded.family, request, repainted))
     models = [loaded.controlnets[key] for key in keys]
     try:
         for model in models:

@@ -53,27 +53,36 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
     if not keyframes:
         return []
     if not keyframe_form(family):
-        cure = "use images and last_image, or disconnect it" if family.last_image else "disconnect it"
-        raise InputError("keyframe", "connected", f"{family.name} takes no keyframes", cure)
+        cure = "leave the keyframes out"
+        if family.last_image:
+            cure += ", or give images (--image) and last_image (--last-image) instead"
+        raise InputError("keyframe", f"{len(keyframes)} keyframe(s)", f"{family.name} takes no keyframes", cure)
     if request.images:
-        cure = "use a Keyframe Condition at frame 0"
+        cure = "leave images (--image) out, and make the picture a keyframe at frame 0"
         raise InputError(
             "images", f"{len(request.images)} image(s)", "with keyframes there is no other first frame", cure
         )
     count = request.num_frames or family.num_frames
+    taken: dict[int, int] = {}
     for keyframe in keyframes:
         shape = list(getattr(keyframe.image, "shape", ()))
         if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
             reason = "a keyframe is [batch, height, width, 3 or 4]"
-            raise InputError("keyframe", f"shape {shape}", reason, "connect an IMAGE output")
+            raise InputError("keyframe", f"shape {shape}", reason, "give a picture")
         if not -1 <= keyframe.frame < count:
             reason = f"there are {count} frames"
             raise InputError("keyframe frame", keyframe.frame, reason, f"use 0 to {count - 1}, or -1 for the last")
         if not 0.0 < keyframe.strength <= 1.0:
             raise InputError("keyframe strength", keyframe.strength, "it must be above 0 and at most 1", "use 1")
-        at = _first_frame(_latent_frame(keyframe.frame))
-        if keyframe.frame > 0 and at != keyframe.frame:
-            notes.append(f"keyframe: at frame {at} instead of {keyframe.frame}, the nearest that {family.name} takes.")
+        place = _latent_frame(keyframe.frame, count)
+        if place in taken:
+            reason = f"both come to lie at frame {_first_frame(place)} of {family.name}, which takes one there"
+            cure = f"leave one of them out, or put them {_STRIDE} frames apart"
+            raise InputError("keyframe frame", f"{taken[place]} and {keyframe.frame}", reason, cure)
+        taken[place] = keyframe.frame
+        asked, at = keyframe.frame % count, _first_frame(place)
+        if at != asked:
+            notes.append(f"keyframe: at frame {at} instead of {asked}, the nearest that {family.name} takes.")
         if shape[0] > 1:
             notes.append(f"keyframe: the first of {shape[0]} pictures is used.")
     return notes
@@ -86,17 +95,26 @@ def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> di
         return {}
     module, name = _ITEMS[form]
     made = getattr(importlib.import_module(module), name)
+    count = request.num_frames or 0
     return {
         "conditions": [
-            made(frames=to_picture(item.image[0]), index=_latent_frame(item.frame), strength=float(item.strength))
+            made(
+                frames=to_picture(item.image[0]),
+                index=_latent_frame(item.frame, count),
+                strength=float(item.strength),
+            )
             for item in keyframes
         ]
     }
 
 
-def _latent_frame(frame: int) -> int:
-    """The latent frame of a frame, -1 for the last."""
-    return frame if frame < 1 else round((frame - 1) / _STRIDE) + 1
+def _latent_frame(frame: int, count: int) -> int:
+    """The latent frame that a frame of `count` comes to lie in; -1 is the last. There are as many as diffusers makes
+    of `count`, and it skips a keyframe behind them."""
+    last = (count - 1) // _STRIDE
+    if frame < 1:
+        return 0 if frame == 0 else last
+    return min(round((frame - 1) / _STRIDE) + 1, last)
 
 
 def _first_frame(latent_frame: int) -> int:

@@ -73,10 +73,14 @@ class VideoCondition:
         frames: float [T, H, W, 3] in 0..1.
         role: one of `ROLES`: "video" to start from or to edit, "control", or the "pose", "face" or "background" of an
             animated person.
+        frame_rate: frames per second, None where it has none.
+        sound: it has sound, which no run reads.
     """
 
     frames: torch.Tensor
     role: str = "video"
+    frame_rate: float | None = None
+    sound: bool = False
 
 
 @dataclass(frozen=True, eq=False)

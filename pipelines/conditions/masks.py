@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MASK_ARGUMENTS = ("mask_image", "control_mask")
 """Where a mask goes: the first of these that a call has."""
+_GIVEN, _LEAVE = "given", "leave the mask out"
 _REFERENCE = "image_reference"
 """Argument of some inpaint classes for a second picture, to look at."""
 
@@ -84,13 +85,17 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
     if condition is None:
         return []
     if has_clip(request):
-        raise InputError("mask", "connected", f"{family.name} takes no mask with a clip", "disconnect it")
+        raise InputError("mask", _GIVEN, f"{family.name} takes no mask with a clip", _LEAVE)
     shape = list(getattr(condition.mask, "shape", ()))
     if len(shape) not in (2, 3) or 0 in shape:
-        raise InputError("mask", f"shape {shape}", "a mask is [batch, height, width]", "connect a MASK output")
+        raise InputError(
+            "mask", f"shape {shape}", "a mask is [batch, height, width]", "give a mask, as of a grey picture"
+        )
     low, high = float(condition.mask.min()), float(condition.mask.max())
     if not (low >= 0.0 and high <= 1.0):
-        raise InputError("mask", f"{low:g} to {high:g}", "a mask is between 0 and 1", "connect a MASK output")
+        raise InputError(
+            "mask", f"{low:g} to {high:g}", "a mask is between 0 and 1", "give a mask, as of a grey picture"
+        )
     form = repaints(family, request)
     if keeps_nothing(family, request, inpaint_form(family)):
         return ["mask: it is 1 everywhere, so nothing is kept, and the run is the one without a mask."]
@@ -98,7 +103,9 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
         return _check_blending(family, request, condition)
     most = 2 if _takes(form, _REFERENCE) else 1
     if len(request.images) > most:
-        raise InputError("images", f"{len(request.images)} images", f"{form} takes at most {most}", "")
+        raise InputError(
+            "images", f"{len(request.images)} images", f"{form} takes at most {most}", "leave the others out"
+        )
     notes = _resized(condition, tuple(request.images[0].shape[:2]), "the picture's")
     if len(shape) == 3 and shape[0] > 1:
         notes.append(f"mask: the first of {shape[0]} is used.")
@@ -109,24 +116,29 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
 
 def _check_blending(family: Family, request: SampleRequest, condition: MaskCondition) -> list[str]:
     if not family.known:
-        reason = f"{family.name} has no inpaint form, and how it lays its latents out is not known here"
-        raise InputError("mask", "connected", reason, "disconnect it")
+        reason = f"{_no_form(family, request)}, and how it lays its latents out is not known here"
+        raise InputError("mask", _GIVEN, reason, _LEAVE)
     if request.latent is None and family.video:
-        cure = "encode the clip, add the mask with Set Latent Noise Mask, and connect it to latent"
-        raise InputError("mask", "connected", f"{family.name} has no clip to keep a part of", cure)
+        cure = f"{_LEAVE}; in ComfyUI, give the clip's latent with Set Latent Noise Mask"
+        raise InputError("mask", _GIVEN, f"{family.name} has no clip to keep a part of", cure)
     if request.latent is None and not request.images:
-        cure = "connect the picture to images, or a latent"
-        raise InputError("mask", "connected", "there is no picture for it to keep", cure)
+        cure = "give the picture in images (--image), or leave the mask out"
+        raise InputError("mask", _GIVEN, "there is no picture for it to keep", cure)
     if family.layout == "tokens" and request.images:
         reason = f"{family.name} makes the frames after a first frame by themselves, without a mask"
-        raise InputError("mask", "connected", reason, "disconnect the first frame")
+        raise InputError("mask", _GIVEN, reason, "leave images (--image) out, or the mask")
     if request.latent is None:
         return [
             *_resized(condition, tuple(request.images[0].shape[:2]), "the picture's"),
-            f"mask: {family.name} has no inpaint form, so the latent is kept outside of the mask after every step.",
+            f"mask: {_no_form(family, request)}, so the latent is kept outside of the mask after every step.",
         ]
     rows, columns = (edge * family.latent_stride for edge in request.latent.shape[-2:])
     return _resized(condition, (rows, columns), "the latent's")
+
+
+def _no_form(family: Family, request: SampleRequest) -> str:
+    beside = " with a control model" if control_models(request) and inpaint_form(family) else ""
+    return f"{family.name} has no inpaint form{beside}"
 
 
 def _resized(condition: MaskCondition, size: tuple[int, ...], whose: str) -> list[str]:

@@ -95,6 +95,16 @@ def test_the_clips_length_becomes_one_that_the_model_makes() -> None:
         ready(family, request(VideoCondition(long), strength=0.5, num_frames=13))
 
 
+@pytest.mark.parametrize(("asked", "made"), [(None, 12.5), (24.0, 24.0)])
+def test_the_clips_frame_rate_is_the_results_and_its_sound_is_named(asked: float | None, made: float) -> None:
+    clip = VideoCondition(CLIP, frame_rate=12.5, sound=True)
+    family = small(family_of("WanPipeline"), one_expert=True)
+    result = ready(family, request(clip, strength=0.5, frame_rate=asked))
+    assert result.frame_rate == made
+    assert any(note.startswith(f"frame_rate: {made:g}") for note in result.notes)
+    assert "video: its sound is left out." in result.notes
+
+
 def test_the_size_follows_the_clip() -> None:
     family = family_of("WanVACEPipeline")
     asked = ready(small(family), SampleRequest("a ship", conditions=(VideoCondition(CLIP),)))
@@ -131,9 +141,7 @@ def test_vace_makes_a_video_from_text_alone_and_says_what_it_is_short_of() -> No
 @pytest.mark.skipif(not hasattr(diffusers, "WanAnimatePipeline"), reason="this diffusers has no Wan-Animate")
 def test_wan_animate_is_given_every_clip_and_names_the_open_sockets() -> None:
     family = family_of("WanAnimatePipeline")
-    with pytest.raises(
-        InputError, match=r"pose_video, face_video.*a pose clip and a face clip\. Connect Video Condition"
-    ):
+    with pytest.raises(InputError, match=r"pose_video, face_video.*a pose clip and a face clip\. Use Video Condition"):
         check_request(family, request(images=(PICTURE[0],)))
     with pytest.raises(InputError, match=r"face_video.*a face clip"):
         check_request(family, request(VideoCondition(CLIP, "pose"), images=(PICTURE[0],)))
@@ -147,6 +155,17 @@ def test_wan_animate_is_given_every_clip_and_names_the_open_sockets() -> None:
     assert len(call["pose_video"]) == len(call["mask_video"]) == 5
 
 
+@pytest.mark.skipif(not hasattr(diffusers, "WanAnimatePipeline"), reason="this diffusers has no Wan-Animate")
+def test_every_clip_is_as_long_as_the_pose_and_what_is_longer_is_said() -> None:
+    family = family_of("WanAnimatePipeline")
+    long = CLIP.repeat(2, 1, 1, 1)
+    with pytest.raises(InputError, match=r"face_video = '5 frames': the pose clip has 10"):
+        check_request(family, request(VideoCondition(long, "pose"), VideoCondition(CLIP, "face"), images=(PICTURE[0],)))
+    clips = VideoCondition(CLIP, "pose"), VideoCondition(long, "face")
+    notes = check_request(family, request(*clips, images=(PICTURE[0],)))
+    assert "face_video: the first 5 of its 10 frames are used." in notes
+
+
 @pytest.mark.parametrize(
     ("name", "conditions", "changes", "words"),
     [
@@ -154,8 +173,9 @@ def test_wan_animate_is_given_every_clip_and_names_the_open_sockets() -> None:
         ("WanPipeline", [VideoCondition(CLIP)], {}, "no clip to start from"),  # two experts
         ("WanVACEPipeline", [VideoCondition(CLIP, "pose")], {}, "no pose clip"),
         ("WanVACEPipeline", [VideoCondition(CLIP), VideoCondition(CLIP)], {}, "two video clips"),
+        ("WanVACEPipeline", [VideoCondition(CLIP)], {"strength": 0.5}, "has no strength"),
         ("WanVACEPipeline", [VideoCondition(CLIP[0])], {}, "frames, height, width"),
-        ("CogVideoXVideoToVideoPipeline", [], {}, "a clip. Connect Video Condition"),
+        ("CogVideoXVideoToVideoPipeline", [], {}, "a clip. Use Video Condition"),
         ("FluxPipeline", [KeyframeCondition(PICTURE)], {}, "no keyframes"),
         ("WanImageToVideoPipeline", [KeyframeCondition(PICTURE)], {"images": (PICTURE[0],)}, "last_image"),
     ],
@@ -222,3 +242,32 @@ def test_bad_keyframes_are_one_line(keyframe: KeyframeCondition, changes: dict[s
 def test_where_a_keyframe_comes_to_lie_is_said() -> None:
     notes = check_request(family_of("LTX2Pipeline"), request(KeyframeCondition(PICTURE, 12), num_frames=17))
     assert "keyframe: at frame 9 instead of 12, the nearest that ltx2-t2v takes." in notes
+
+
+@LTX2
+def test_a_frame_behind_the_last_latent_frame_lies_in_that() -> None:
+    loaded = held("ltx2-t2v")
+    last = sampling.run(loaded, request(KeyframeCondition(PICTURE, -1), num_frames=9))
+    ours = sampling.run(loaded, request(KeyframeCondition(PICTURE, 8), num_frames=9))
+    without = sampling.run(loaded, request(num_frames=9))
+    assert torch.equal(ours.frames, last.frames)
+    assert not torch.allclose(ours.frames, without.frames, atol=1e-3)
+    assert "keyframe: at frame 1 instead of 8, the nearest that ltx2-t2v takes." in ours.report.notes
+
+
+@LTX2
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (8, 10), (16, -1)])
+def test_two_keyframes_in_one_place_are_refused(first: int, second: int) -> None:
+    keyframes = KeyframeCondition(PICTURE, first), KeyframeCondition(PICTURE, second)
+    with pytest.raises(InputError, match=f"{first} and {second}"):
+        check_request(family_of("LTX2Pipeline"), request(*keyframes, num_frames=17))
+
+
+@LTX2
+def test_a_model_that_works_on_a_picture_takes_keyframes_in_its_place() -> None:
+    asked = request(KeyframeCondition(PICTURE, 0), num_frames=9)
+    theirs = sampling.run(held("ltx2-t2v"), asked)
+    result = sampling.run(held("ltx2-i2v"), asked)
+    assert result.frames.shape == theirs.frames.shape
+    with pytest.raises(InputError, match="works on a picture"):
+        check_request(family_of("LTX2ImageToVideoPipeline"), request(num_frames=9))

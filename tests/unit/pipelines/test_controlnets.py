@@ -110,6 +110,7 @@ def test_with_a_mask_and_no_such_form_the_latent_is_blended(family: str) -> None
     family_with_form(family)
     pipeline = held(tiny.build(family))
     result = sampling.run(pipeline, request(family, MaskCondition(MASK), images=(PICTURE,)))
+    assert any("has no inpaint form with a control model" in note for note in result.report.notes)
     kept = pipeline_vae.encode(pipeline, PICTURE[None])
     cells = resized_to_latent(MASK, tuple(kept.shape))
     torch.testing.assert_close(result.latent[cells == 0], kept[cells == 0], atol=1e-5, rtol=1e-5)
@@ -240,7 +241,7 @@ def test_what_a_model_does_not_take_is_refused_before_the_load(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": None}, "Connect Load ControlNet"),
+        ({"model": None}, "Load ControlNet"),
         ({"strength": 11.0}, "between 0 and 10"),
         ({"strength": float("nan")}, "between 0 and 10"),
         ({"start": 0.5, "end": 0.5}, "start < end"),
@@ -279,3 +280,33 @@ def test_a_cancel_and_another_memory_mode_leave_no_trace() -> None:
     moved = generate(handle, asked, replace(plain, memory_mode="group_offload_block"))
     assert moved.report["memory_mode"].applied == "group_offload_block"
     assert torch.equal(moved.frames, whole.frames)
+
+
+@pytest.mark.parametrize("task", ["", "Img2Img"])
+@pytest.mark.parametrize("family", ["flux", "sdxl"])
+def test_it_is_said_in_how_many_steps_it_acts(family: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted as often as the control model is called with a strength."""
+    family_with_form(family, task)
+    pipeline, model, scales = held(tiny.build(family)), type(tiny.build_controlnet(family)), []
+    forward = model.forward
+
+    def counted(self: Any, *args: Any, **named: Any) -> Any:
+        scales.append(named["conditioning_scale"])
+        return forward(self, *args, **named)
+
+    monkeypatch.setattr(model, "forward", counted)
+    start: dict[str, Any] = {"images": (PICTURE,), "strength": 0.7} if task else {}
+    asked = request(family, conditions=(control(family, start=0.3, end=0.9),), steps=7, **start)
+    result = sampling.run(pipeline, asked)
+    acts = sum(bool(scale) for scale in scales)
+    assert 0 < acts < len(scales)
+    assert result.report.facts["control"] == f"tiny:{family} 0.8, 0.3 to 0.9 of the steps, {acts} of {len(scales)}"
+
+
+@pytest.mark.parametrize("changes", [{"end": 0.2}, {"start": 0.8}, {"start": 0.3, "end": 0.7}])
+def test_a_control_model_that_would_act_in_no_step_is_refused(changes: dict[str, float]) -> None:
+    asked = request("sdxl", conditions=(control("sdxl", **changes),), steps=4)
+    if changes == {"start": 0.3, "end": 0.7}:
+        check_request(family_of("StableDiffusionXLPipeline"), replace(asked, steps=5))
+    with pytest.raises(InputError, match="of 4 steps none lies between start and end"):
+        check_request(family_of("StableDiffusionXLPipeline"), asked)

@@ -183,7 +183,7 @@ def test_flux_fill_takes_the_mask_as_in_bare_diffusers() -> None:
 
 def test_an_inpaint_class_without_a_mask_names_the_socket() -> None:
     for name in ("FluxFillPipeline", "StableDiffusionXLInpaintPipeline", "QwenImageInpaintPipeline"):
-        with pytest.raises(InputError, match=r"mask_image.*a mask\. Connect Mask Condition"):
+        with pytest.raises(InputError, match=r"mask_image.*a mask\. Use Mask Condition"):
             check_request(family_of(name), SampleRequest("a ship", images=(PICTURE,)))
         check_request(family_of(name), request(guidance=None))
 
@@ -308,6 +308,13 @@ def test_a_mask_of_another_size_is_scaled_as_comfyui_does_and_it_is_said() -> No
         ("FluxPipeline", {"conditions": (MaskCondition(MASK * float("nan")),)}, "between 0 and 1"),
         ("FluxPipeline", {"conditions": (MaskCondition(torch.zeros(1, 1, 4, 4)),)}, "batch, height, width"),
         ("FluxPipeline", {"images": (PICTURE, PICTURE)}, "takes at most 1"),
+        ("FluxPipeline", {"images": (PICTURE, PICTURE), "conditions": ()}, "Set strength below 1"),
+        ("FluxKontextPipeline", {"images": (PICTURE, PICTURE), "conditions": ()}, r"at most 1\. Leave the others out"),
+        (
+            "FluxPipeline",
+            {"images": (PICTURE, PICTURE), "conditions": (MaskCondition(MASK * 0 + 1),)},
+            r"at most 1\. Leave the others out",
+        ),
         ("FluxPipeline", {"strength": 0.1}, "none would be left"),
     ],
 )

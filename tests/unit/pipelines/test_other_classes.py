@@ -190,9 +190,7 @@ REQUIRED = [
 def test_what_a_class_fails_without_is_named_before_anything_loads(name: str, missing: str) -> None:
     unknown = "original_image" in missing or "embeds" in missing
     words = (
-        f"no input here gives: {missing}"
-        if unknown
-        else rf"^{missing} = 'none': .* works with a .*Connect \w+ Condition"
+        f"no input here gives: {missing}" if unknown else rf"^{missing} = 'none': .* works with a .*Use \w+ Condition"
     )
     with pytest.raises(InputError, match=words) as caught:
         check_request(family_of(name), SampleRequest("a fox", images=(PICTURE,)))
