@@ -44,8 +44,10 @@ def inpaint_form(family: Family) -> str:
     if pipeline_class is None:
         return ""
     if is_modular_class(pipeline_class):
-        # An edit model's blocks bring picture and mask to a megapixel, whatever size is asked for.
-        takes = () if family.images == "required" else inputs(blocks_of(pipeline_class))
+        # The base of all modular classes has no blocks; an edit model's bring picture and mask to a megapixel, whatever
+        # size is asked for.
+        apt = pipeline_class.default_blocks_name is not None and family.images != "required"
+        takes = inputs(blocks_of(pipeline_class)) if apt else ()
         return pipeline_class.__name__ if {"image", "mask_image"} <= set(takes) else ""
     return inpaint_class(pipeline_class)
 
