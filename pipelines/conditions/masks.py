@@ -46,7 +46,7 @@ def inpaint_form(family: Family) -> str:
     if is_modular_class(pipeline_class):
         # The base of all modular classes has no blocks; an edit model's bring picture and mask to a megapixel, whatever
         # size is asked for.
-        apt = pipeline_class.default_blocks_name is not None and family.images != "required"
+        apt = getattr(pipeline_class, "default_blocks_name", None) and family.images != "required"
         takes = inputs(blocks_of(pipeline_class)) if apt else ()
         return pipeline_class.__name__ if {"image", "mask_image"} <= set(takes) else ""
     return inpaint_class(pipeline_class)
