@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
-from .conditions.check import check_conditions, still_missing
+from .conditions.check import check_conditions, scaled_notes, still_missing
 from .conditions.clips import clip_form, clips_of, with_clip_length
 from .conditions.keyframes import keyframes_of
 from .conditions.masks import blends, mask_of, repaints
@@ -57,6 +57,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_scheduler_name(request.scheduler)
     conditioned = check_conditions(family, request)
     _check_images(family, request)
+    conditioned += scaled_notes(request, *_size(family, request))
     texts = check_texts(family, request, negative_acts(family, complete_guidance(family, request)))
     return [*fitted, *conditioned, *texts, *_ignored(family, request), *_assumed(family, request)]
 
@@ -214,8 +215,7 @@ def _check_images(family: Family, request: SampleRequest) -> None:
 
 def _check_image_to_image(family: Family, request: SampleRequest) -> None:
     if not family.image_to_image:
-        reason = f"{family.name} has no image-to-image form"
-        raise InputError("strength", request.strength, reason, "use 1")
+        raise InputError("strength", request.strength, f"{family.name} has no image-to-image form", "use 1")
     if not request.images and request.latent is None:
         cure = "give a picture in images (--image) or a latent, or set strength to 1"
         raise InputError("strength", request.strength, "below 1 there must be something to start from", cure)

@@ -15,6 +15,7 @@ from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note
 from .classes.guidance import guided
+from .conditions.check import condition_facts
 from .conditions.controlnets import controlled
 from .conditions.kept import blend_for, with_kept_latent
 from .conditions.masks import repaints
@@ -64,6 +65,7 @@ def run(
     request = ready(loaded.family, request)
     for note in request.notes:
         report.note(note)
+    report.facts.update(condition_facts(request))
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with _cleaned_up(loaded.pipeline), controlled(loaded, request, callbacks, report) as controlnets:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...errors import InputError
 from ..classes.forms import class_of, video_to_video_class
 from .kinds import ROLES, VideoCondition
-from .masks import mask_of, scaled
+from .masks import check_values, mask_of, scaled
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -112,10 +112,35 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
         notes.append(
             f"frame_rate: {request.frame_rate:g} as asked; the clip has {rate:g}, so it plays at another speed."
         )
-    notes += [f"{_input(role)}: its sound is left out." for role, clip in clips.items() if clip.sound]
+    notes += [f"{clip_input(role)}: its sound is left out." for role, clip in clips.items() if clip.sound]
     notes += _check_lengths(family, request, clips)
     if request.batch > 1 and not itself:
         raise InputError("batch", request.batch, f"{form} makes one at a time", "use 1")
+    return notes
+
+
+def check_clip_mask(family: Family, request: SampleRequest) -> list[str]:
+    """Notes on what becomes of the mask that a call takes with its clips; [] without one.
+
+    Raises:
+        InputError: it is no mask.
+    """
+    condition = mask_of(request)
+    if condition is None:
+        return []
+    shape, notes, form = check_values(condition), [], clip_form(family, request)
+    masks = shape[0] if len(shape) == 3 else 1
+    clip = next(iter(clips_of(request).values())).frames
+    count = min(int(clip.shape[0]), request.num_frames or int(clip.shape[0]))
+    rows, columns = clip.shape[1:3]
+    if tuple(shape[-2:]) != (rows, columns):
+        notes.append(f"mask: scaled from {shape[-1]}x{shape[-2]} to the clip's {columns}x{rows}.")
+    if 1 < masks < count:
+        notes.append(f"mask: the last of {masks} holds for the frames after it, up to {count}.")
+    if masks > count:
+        notes.append(f"mask: the first {count} of {masks} are used.")
+    if "VACE" in form and bool(((condition.mask > 0) & (condition.mask < 1)).any()):
+        notes.append(f"mask: {form} keeps a pixel or makes it anew, so above 0.5 is made anew, and the rest is kept.")
     return notes
 
 
@@ -127,7 +152,7 @@ def _check_lengths(family: Family, request: SampleRequest, clips: Mapping[str, V
     if leads and request.num_frames not in (None, 0, wanted):
         notes.append(f"num_frames ignored: the result is as long as the pose clip, {wanted} frames.")
     for role, clip in clips.items() if wanted else ():
-        count, name = int(clip.frames.shape[0]), _input(role)
+        count, name = int(clip.frames.shape[0]), clip_input(role)
         if count < wanted and role == "video":
             cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
             raise InputError("num_frames", wanted, f"the clip has {count} frames", cure)
@@ -177,7 +202,7 @@ def _fitting(family: Family, count: int) -> int:
     return count if step <= 1 else max(family.min_frames, (count - rest) // step * step + rest)
 
 
-def _input(role: str) -> str:
+def clip_input(role: str) -> str:
     """What a clip's input is called."""
     return "video" if role == "video" else f"{role}_video"
 

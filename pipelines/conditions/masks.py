@@ -88,16 +88,7 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
         return []
     if has_clip(request):
         raise InputError("mask", _GIVEN, f"{family.name} takes no mask with a clip", _LEAVE)
-    shape = list(getattr(condition.mask, "shape", ()))
-    if len(shape) not in (2, 3) or 0 in shape:
-        raise InputError(
-            "mask", f"shape {shape}", "a mask is [batch, height, width]", "give a mask, as of a grey picture"
-        )
-    low, high = float(condition.mask.min()), float(condition.mask.max())
-    if not (low >= 0.0 and high <= 1.0):
-        raise InputError(
-            "mask", f"{low:g} to {high:g}", "a mask is between 0 and 1", "give a mask, as of a grey picture"
-        )
+    shape = check_values(condition)
     form = repaints(family, request)
     if keeps_nothing(family, request, inpaint_form(family)):
         return ["mask: it is 1 everywhere, so nothing is kept, and the run is the one without a mask."]
@@ -114,6 +105,21 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
     if bool(((condition.mask > 0) & (condition.mask < 1)).any()):
         notes.append(f"mask: {form} keeps a pixel or makes it anew, so 0.5 and above is made anew, and less is kept.")
     return notes
+
+
+def check_values(condition: MaskCondition) -> list[int]:
+    """The shape of a mask. Raises InputError for what is none."""
+    shape = list(getattr(condition.mask, "shape", ()))
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise InputError(
+            "mask", f"shape {shape}", "a mask is [batch, height, width]", "give a mask, as of a grey picture"
+        )
+    low, high = float(condition.mask.min()), float(condition.mask.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise InputError(
+            "mask", f"{low:g} to {high:g}", "a mask is between 0 and 1", "give a mask, as of a grey picture"
+        )
+    return shape
 
 
 def _check_blending(family: Family, request: SampleRequest, condition: MaskCondition) -> list[str]:

@@ -271,3 +271,27 @@ def test_a_model_that_works_on_a_picture_takes_keyframes_in_its_place() -> None:
     assert result.frames.shape == theirs.frames.shape
     with pytest.raises(InputError, match="works on a picture"):
         check_request(family_of("LTX2ImageToVideoPipeline"), request(num_frames=9))
+
+
+@LTX2
+def test_what_is_brought_to_the_results_size_is_said_and_keyframes_are_in_the_facts() -> None:
+    other = torch.zeros(1, 32, 96, 3)
+    result = sampling.run(held("ltx2-t2v"), request(KeyframeCondition(other, 0, 0.5), num_frames=9))
+    cut = "keyframe: scaled from 96x32 to 96x64, and what stands out on two sides is cut off."
+    assert cut in result.report.notes
+    assert result.report.facts["keyframes"] == "frame 0, strength 0.5"
+
+
+def test_what_becomes_of_a_clip_and_its_mask_is_said() -> None:
+    soft = torch.full((2, 32, 48), 0.5)
+    clip = torch.zeros(5, 48, 48, 3)
+    result = sampling.run(held("wan21-vace"), request(VideoCondition(clip), MaskCondition(soft), num_frames=5))
+    said = "\n".join(result.report.notes)
+    assert "video: scaled from 48x48 to 96x64, which changes its proportions." in said
+    assert "mask: scaled from 48x32 to the clip's 48x48." in said
+    assert "mask: the last of 2 holds for the frames after it" in said
+    assert "so above 0.5 is made anew" in said
+    assert result.report.facts["clips"] == "video 5 frames of 48x48"
+    assert result.report.facts["mask"] == "48x32"
+    with pytest.raises(InputError, match="a mask is between 0 and 1"):
+        check_request(family_of("WanVACEPipeline"), request(VideoCondition(CLIP), MaskCondition(MASK * 2)))

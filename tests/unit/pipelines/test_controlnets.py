@@ -254,6 +254,12 @@ def test_bad_values_are_one_line(changes: dict[str, Any], words: str) -> None:
         check_request(family_of("FluxPipeline"), asked)
 
 
+def test_a_control_picture_of_another_size_is_scaled_and_it_is_said() -> None:
+    asked = request("sdxl", conditions=(replace(control("sdxl"), image=torch.zeros(1, 32, 48, 3)),))
+    notes = check_request(family_of("StableDiffusionXLPipeline"), asked)
+    assert "control_image: scaled from 48x32 to 96x64." in notes
+
+
 def test_every_control_form_says_which_models_it_takes() -> None:
     found = 0
     for name in dir(diffusers):
