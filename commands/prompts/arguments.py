@@ -186,6 +186,7 @@ class LineParser(argparse.ArgumentParser):
             for name in ("model", "diffusion_model", "vae", "second_expert"):
                 setattr(args, name, None)
             args.text_encoder, args.revision = [], ""
+        args.output = None  # of all lines, it is the folder
         for name, value in given.items():
             setattr(args, name, value)
         return args
