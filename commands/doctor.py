@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log", type=path_argument, metavar="FILE", help="ComfyUI's log, where doctor does not find it by itself"
     )
-
     parser.add_argument(
         "--plan",
         metavar="MODEL",
@@ -80,16 +79,21 @@ def _survey(args: argparse.Namespace) -> None:
 
     if args.cluster is None:
         raise InputError("--look-for", str(args.look_for[0]), "it goes with --cluster", "leave it out, or see --plan")
+    _refuse(args, ("json", "launch", "log", "overwrite"), "a list of a cluster's machines")
     print(survey.as_text(survey.survey(args.cluster, [str(path.absolute()) for path in args.look_for or ()])))
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if value := getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')}", value, f"it has nothing to do with {what}", "leave it out")
 
 
 def _plan(args: argparse.Namespace) -> None:
     """Print what a card of that size holds of the model."""
     if args.plan is None:
         raise InputError("--vram", args.vram, "it is for a plan", "name the model: --plan MODEL")
-    for name in ("launch", "log", "overwrite"):
-        if getattr(args, name):
-            raise InputError(f"--{name}", getattr(args, name), "it has nothing to do with a plan", "leave it out")
+    _refuse(args, ("launch", "log", "overwrite", "cluster", "look_for"), "a plan")
     if args.vram is None:
         raise InputError("--plan", args.plan, "the card is not named", "give its memory in GiB: --vram 24")
     from .plan.card import gib_of
@@ -234,11 +238,9 @@ def as_text(facts: dict[str, Any]) -> str:
     installed = {name: version or "not installed" for name, version in facts["versions"].items()}
     compiler, cudnn = facts["torch_compile"], facts["cudnn"]
     attention = {name: "works" if not why else f"no: {why}" for name, why in facts["attention"].items()}
-    defect = (
-        "video convolutions take about 3x memory in half precision"
-        if cudnn["conv3d_memory_defect"]
-        else "no defect known"
-    )
+    defect = "no defect known"
+    if cudnn["conv3d_memory_defect"]:
+        defect = "video convolutions take about 3x memory in half precision"
     folders = facts["paths"]
     models = [folder for found in folders["models"].values() for folder in found]
     sections = {

@@ -281,7 +281,7 @@ def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineH
         reason = "--text-encoder, --vae and --second-expert go with a diffusion model"
         raise InputError("model", args.model, reason, "leave them out")
     key = resolve(
-        str(args.model or diffusion_model),
+        str(diffusion_model if args.model is None else args.model),
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,

@@ -103,12 +103,13 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cluster-wait",
         type=float,
-        default=120.0,
         metavar="SECONDS",
         help="with --cluster: how long to wait for a free card (default: 120)",
     )
 
 
+PATIENCE = 120.0
+"""Seconds to wait for a free card where nothing else is said."""
 QUEUE = ("prompts", "resume", "cluster", "cpus", "cluster_wait")
 FOR_ALL_LINES = (*QUEUE, "report", "quiet", "verbose", "help")
 """What no line can say for itself."""
@@ -150,8 +151,11 @@ class LineParser(argparse.ArgumentParser):
             InputError: there is no such option, or its value has the wrong form.
         """
         words: list[str] = []
+        spelled: dict[str, str] = {}
         for name, value in given.items():
             action = self._option(name)
+            if (other := spelled.setdefault(action.dest, name)) != name:
+                raise InputError(name, value, f"{other} says the same option", "say it once")
             if value is None or value == "":
                 continue
             flag = action.option_strings[-1]
@@ -176,6 +180,8 @@ class LineParser(argparse.ArgumentParser):
         self._words = words
         line, unknown = self.parse_known_args(list(words), argparse.Namespace())
         if unknown:
+            if _plain(unknown[0].partition("=")[0]) in FOR_ALL_LINES:
+                raise InputError("options", unknown[0], "it is for all lines", "give it on the command line")
             raise InputError("options", unknown[0], "there is no such option", "see generate --help")
         given = vars(line)
         for name in FOR_ALL_LINES:
@@ -186,6 +192,7 @@ class LineParser(argparse.ArgumentParser):
             for name in ("model", "diffusion_model", "vae", "second_expert"):
                 setattr(args, name, None)
             args.text_encoder, args.revision = [], ""
+        args.output = None  # of all lines, it is the folder
         for name, value in given.items():
             setattr(args, name, value)
         return args
@@ -217,9 +224,9 @@ def _switch(name: str, value: object, flag: str) -> bool:
 
 def check_queue_options(args: argparse.Namespace) -> None:
     """Refuse, without `--prompts`, what only goes with it."""
-    given = {"--resume": args.resume, "--cluster": args.cluster, "--cpus": args.cpus}
-    for name, value in given.items():
-        if value:
+    given = {"--resume": args.resume or None, "--cluster": args.cluster, "--cpus": args.cpus}
+    for name, value in (given | {"--cluster-wait": args.cluster_wait}).items():
+        if value is not None:
             raise InputError(name, value, "it goes with --prompts", "leave it out")
 
 
@@ -232,8 +239,10 @@ def cluster_settings(args: argparse.Namespace) -> ClusterSettings | None:
     if args.cluster is None:
         if args.cpus is not None:
             raise InputError("--cpus", args.cpus, "it goes with --cluster", "leave it out, or set OMP_NUM_THREADS")
+        if args.cluster_wait is not None:
+            raise InputError("--cluster-wait", args.cluster_wait, "it goes with --cluster", "leave it out")
         return None
-    settings = parse_cluster(args.cluster, args.cpus, args.cluster_wait)
+    settings = parse_cluster(args.cluster, args.cpus, PATIENCE if args.cluster_wait is None else args.cluster_wait)
     if args.device not in ("auto", "cpu"):
         raise InputError("--device", args.device, "every worker of a cluster has a card of its own", "leave it out")
     return settings

@@ -15,7 +15,9 @@ from ..conditions import absolute_keyframe
 from ..files import numbered
 from ..options import lora_specs
 from .arguments import FOR_ALL_LINES, LineParser
+from .inputs import Stamps
 from .lines import Line, in_line
+from .manifest import NAME as MANIFEST
 
 LOADING = (
     "model",
@@ -42,7 +44,7 @@ class Item:
         line: of the file, from 1.
         name: of the result in the output folder, with "/" between folders; without a suffix where the model decides it.
         args: every option of `generate` for it, its paths absolute.
-        key: fingerprint of the name and of everything that decides what comes out.
+        key: fingerprint of the name and of everything that decides what comes out, its input files included.
     """
 
     number: int
@@ -69,6 +71,8 @@ def read_items(path: Path, lines: Sequence[Line], parser: LineParser, base: argp
         InputError: a line's options cannot be read, name no model or prompt, or two results would have one name.
     """
     items, taken = [], dict[str, int]()
+    files, folders = dict[str, tuple[int, str]](), dict[str, tuple[int, str]]()
+    stamps = Stamps()
     for number, line in enumerate(lines, 1):
         with in_line(path, line.number):
             args = parser.parse_line(base, line.words)
@@ -76,13 +80,14 @@ def read_items(path: Path, lines: Sequence[Line], parser: LineParser, base: argp
                 raise InputError("model", "", "no model is named", "name it in the line, or with --model for all")
             if args.prompt is None:
                 raise InputError("prompt", "", "the line has none", "add it")
-            name = f"{number:05d}" if args.output == base.output else _name(args.output)
+            name = f"{number:05d}" if args.output is None else _name(args.output)
             for file in _files(name, args.batch):
                 other = taken.setdefault(file.casefold(), line.number)
                 if other != line.number:
                     raise InputError("output", name, f"line {other} writes {file} too", "choose another name")
+            _check_folders(name, args.batch, line.number, files, folders)
             _make_absolute(args)
-            items.append(Item(number, line.number, name, args, _fingerprint(name, args)))
+            items.append(Item(number, line.number, name, args, _fingerprint(name, args, stamps)))
     return items
 
 
@@ -116,6 +121,31 @@ def _files(name: str, batch: int) -> list[str]:
     return [stem.as_posix(), *(path.as_posix() for path in numbered(stem, min(max(batch, 1), 64)) if path != stem)]
 
 
+def _check_folders(
+    name: str, batch: int, line: int, files: dict[str, tuple[int, str]], folders: dict[str, tuple[int, str]]
+) -> None:
+    """Take down what a name makes of files and folders. Raises InputError where one would have to be both."""
+    for folder in list(PurePosixPath(name).parents)[:-1]:
+        folders.setdefault(folder.as_posix().casefold(), (line, folder.as_posix()))
+        if folder.as_posix().casefold() == MANIFEST:
+            raise InputError("output", name, f"{MANIFEST} is a file of the output folder", "choose another name")
+    for file in may_write(name, batch):
+        files.setdefault(file.casefold(), (line, file))
+    for both in files.keys() & folders.keys():
+        other = max({files[both][0], folders[both][0]} - {line}, default=line)
+        reason = f"{files[both][1]} would be a file and a folder, because of line {other}"
+        raise InputError("output", name, reason, "choose another name")
+
+
+def may_write(name: str, batch: int) -> list[str]:
+    """The files that an item may write, within the output folder: its results, and its report."""
+    suffix = Path(name).suffix
+    first = Path(name).with_suffix("") if suffix else Path(name)
+    suffixes = [suffix] if suffix in (".png", ".mp4") else {suffix or ".png", *SUFFIXES}  # no latent: a picture
+    results = {path.with_name(path.name + end) for path in numbered(first, min(max(batch, 1), 64)) for end in suffixes}
+    return sorted(path.as_posix() for path in {*results, first.with_name(f"{first.name}.json")})
+
+
 def _make_absolute(args: argparse.Namespace) -> None:
     """Let the paths hold wherever the item is made."""
     for name, value in vars(args).items():
@@ -139,9 +169,9 @@ def _exists(model: str) -> bool:
         return False
 
 
-def _fingerprint(name: str, args: argparse.Namespace) -> str:
+def _fingerprint(name: str, args: argparse.Namespace, stamps: Stamps) -> str:
     options: dict[str, Any] = {
         option: value for option, value in vars(args).items() if option not in (*FOR_ALL_LINES, "output", "command")
     }
-    text = json.dumps({"name": name, **options}, sort_keys=True, default=str)
+    text = json.dumps({"name": name, "inputs": stamps.of(args), **options}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,9 +68,9 @@ def in_line(path: Path, number: int) -> Iterator[None]:
 
 def _decoded(path: Path, data: bytes) -> Iterator[str]:
     """The lines without their ends; what ends a line within quotes of a table included."""
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(re.split(rb"\r\n|\r|\n", data.removeprefix(b"\xef\xbb\xbf")), 1):
         try:
-            yield line.removesuffix(b"\r").decode("utf-8")
+            yield line.decode("utf-8")
         except UnicodeDecodeError as error:
             with in_line(path, number):
                 shown = line[max(0, error.start - 10) : error.start + 10]
@@ -84,6 +85,9 @@ def _plain(path: Path, texts: list[str], parser: LineParser) -> Iterator[Line]:
             yield Line(number, [f"--prompt={text.strip()}"])
             continue
         with in_line(path, number):
+            if not (first := text.split()[0]).strip("-"):
+                cure = f"write {shlex.quote(f'--prompt={text.strip()}')} for a prompt that begins so"
+                raise InputError("options", text, f"{first} is no option", cure)
             try:
                 words = shlex.split(text)
             except ValueError as error:
@@ -131,9 +135,21 @@ def _objects(path: Path, texts: list[str], parser: LineParser) -> Iterator[Line]
             continue
         with in_line(path, number):
             try:
-                given = json.loads(text)
+                given = json.loads(text, object_pairs_hook=_each_once)
+            except InputError:
+                raise
             except (ValueError, RecursionError) as error:
                 raise InputError("object", text, f"it is no JSON ({error})", 'write {"prompt": "a fox"}') from None
             if not isinstance(given, dict):
                 raise InputError("object", text, "it is no JSON object", 'write {"prompt": "a fox"}')
             yield Line(number, parser.words(given))
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose own rule lets the last of two values win."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InputError(name, value, "the line says it twice", "say it once")
+        found[name] = value
+    return found

@@ -27,7 +27,9 @@ class Manifest:
         self._file = file
         self._broken = False
         self.done: dict[str, list[str]] = {}
-        """By key, the files of every item that is done, in this run and before."""
+        """By key, the files of every item that is done, in this run and before, and that no later item has taken."""
+        self.owner: dict[str, str] = {}
+        """By file that an item has written, its name within the folder: the prompt of the item that did so last."""
 
     def read(self) -> None:
         """Take over what runs before this one have done, as far as its files are still there."""
@@ -36,8 +38,11 @@ class Manifest:
         self._broken = bool(data) and not data.endswith(b"\n")
         for line in data.split(b"\n"):
             entry = _entry(line)
-            if entry.get("state") == DONE and all((self.folder / name).is_file() for name in entry["files"]):
-                self.done[entry["key"]] = entry["files"]
+            if entry.get("state") == DONE:
+                self._note(entry)
+        gone = [key for key, names in self.done.items() if not all((self.folder / name).is_file() for name in names)]
+        for key in gone:
+            del self.done[key]
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line. Raises OSError when it cannot be written; what was written of it then counts for nothing."""
@@ -49,7 +54,15 @@ class Manifest:
             data = data[self._file.write(data) :]
         self._broken = False
         if entry.get("state") == DONE:
-            self.done[entry["key"]] = entry["files"]
+            self._note(entry)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        """Take an item as done. What it has written over is no longer what an earlier one made."""
+        written = set(entry["files"])
+        for key in [key for key, names in self.done.items() if written.intersection(names)]:
+            del self.done[key]
+        self.done[entry["key"]] = entry["files"]
+        self.owner.update(dict.fromkeys(entry["files"], str(entry.get("prompt") or "")))
 
 
 @contextmanager

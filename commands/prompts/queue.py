@@ -47,6 +47,9 @@ def work_through(args: argparse.Namespace) -> None:
     prepare_folder(args.output)
     with Stopping(args.quiet) as stopping, results_in(args.output, args.resume) as results:
         todo = in_good_order([item for item in items if not results.has(item)])
+        for item in todo:
+            with in_line(args.prompts, item.line):
+                results.check_targets(item)
         progress = QueueProgress(len(items), len(items) - len(todo), args.quiet)
         with progress:
             try:

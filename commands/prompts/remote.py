@@ -117,10 +117,19 @@ def _take(
         if place is None:
             raise LookupError(f"item {item.number} came back a second time")
         made, contents = event.result
-        with disk_full(results.folder):
-            for name, content in contents.items():
-                write_bytes(place / name, content)
-        results.publish(item, made, place, **facts)
+        try:
+            with disk_full(results.folder):
+                for name, content in contents.items():
+                    write_bytes(place / name, content)
+            results.publish(item, made, place, **facts)
+        except DiskFullError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and stops none of the others
+            text = f"{type(error).__name__}: {error}"
+            _remove(place)
+            results.fail(item, text, **facts)
+            progress.finished(item.name, f"failed: {text}")
+            return
         progress.finished(item.name, f"{event.worker} | {made.summary}")
         return
     _remove(place)

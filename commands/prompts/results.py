@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import FastDiffusersError, InputError
 from ..files import check_writable
-from .items import Item
+from .items import Item, may_write
 from .make import Made, stem_of
 from .manifest import DONE, FAILED, Manifest, opened
 
 UNFINISHED = ".unfinished-"
+PUBLISHING = ".publishing.json"
+"""In the place of an item, while its files move to the output folder: what a run that is killed then leaves there."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -46,6 +49,29 @@ class Results:
         """Whether an item is done, with the same options, and its files are there."""
         return item.key in self._manifest.done
 
+    def check_targets(self, item: Item) -> None:
+        """Refuse an item whose files would take the place of what is not its own to replace.
+
+        An item's own earlier files are: those of the same prompt, made with other options or other inputs.
+
+        Raises:
+            InputError: there is a file that no run of the manifest has written, or that is another prompt's result.
+        """
+        for folder in list(PurePosixPath(item.name).parents)[:-1]:
+            if (self.folder / folder).is_file():
+                reason = f"{folder} is a file in the output folder, and would have to be a folder"
+                raise InputError("output", item.name, reason, "choose another name")
+        for file in may_write(item.name, item.args.batch):
+            if not (self.folder / file).exists():
+                continue
+            if file not in self._manifest.owner:
+                reason = f"{file} is in the output folder, and the manifest does not name it as a result"
+                raise InputError("output", item.name, reason, "choose another name or folder, or move the file")
+            other = self._manifest.owner[file]
+            if other != item.args.prompt:
+                reason = f"{file} is there already, the result of another prompt ({other[:60]!r})"
+                raise InputError("output", item.name, reason, "choose another name or folder, or move the file")
+
     def place(self) -> Path:
         """A folder for one attempt at an item."""
         self._count += 1
@@ -59,12 +85,20 @@ class Results:
         target = self.folder / stem_of(item).parent
         with disk_full(self.folder):
             target.mkdir(parents=True, exist_ok=True)
-            for name in made.files:
-                (place / name).replace(target / name)
             files = [(target / name).relative_to(self.folder).as_posix() for name in made.files]
-            self._manifest.write(
-                {**_who(item), "state": DONE, "files": files, "seeds": made.seeds, "seconds": made.seconds, **facts}
-            )
+            (place / PUBLISHING).write_text(json.dumps({"prompt": item.args.prompt, "files": files}), encoding="utf-8")
+            moved: list[Path] = []
+            try:
+                for name in made.files:
+                    (place / name).replace(target / name)
+                    moved.append(target / name)
+                self._manifest.write(
+                    {**_who(item), "state": DONE, "files": files, "seeds": made.seeds, "seconds": made.seconds, **facts}
+                )
+            except OSError:  # what no line of the manifest names would be in the way of the next run
+                for file in moved:
+                    file.unlink(missing_ok=True)
+                raise
         shutil.rmtree(place, ignore_errors=True)
         return [self.folder / name for name in files]
 
@@ -81,6 +115,7 @@ def results_in(folder: Path, resume: bool) -> Iterator[Results]:
     """The results of one run. What an earlier one has left unfinished is removed, and so is what this one leaves."""
     with disk_full(folder), opened(folder, resume) as manifest:
         for left in folder.glob(f"{UNFINISHED}*"):
+            _take_over(left, manifest)
             shutil.rmtree(left, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
         staging.chmod(0o777)
@@ -103,6 +138,16 @@ def disk_full(folder: Path) -> Iterator[None]:
 
 def is_full(folder: Path) -> str:
     return f"{folder}: the disk is full. Free some space and run again with --resume"
+
+
+def _take_over(left: Path, manifest: Manifest) -> None:
+    """Know the files again that a run which was killed had put in their place, and not yet written down."""
+    for path in left.glob(f"*/{PUBLISHING}"):
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            manifest.owner.update(dict.fromkeys(said["files"], said["prompt"]))
+        except (OSError, ValueError, KeyError, TypeError):  # it was cut off: then nothing had moved
+            continue
 
 
 def _who(item: Item) -> dict[str, Any]:
