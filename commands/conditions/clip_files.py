@@ -27,7 +27,8 @@ def read_clip(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
 
     if _pictures_in(path) < 2:
         return read_frames(path, name)
-    frames, durations = [], set()
+    frames: list[torch.Tensor] = []
+    durations: set[float] = set()
     with Image.open(path) as animation:
         for picture in ImageSequence.Iterator(animation):
             frames.append(torch.from_numpy(numpy.asarray(picture.convert("RGB")).astype(numpy.float32) / 255))
@@ -41,13 +42,14 @@ def clip_shape(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
     import torch
     from PIL import Image
 
-    shape, rate = None, None
+    shape: tuple[int, int, int] | None = None
+    rate: float | None = None
     if path.is_file() and path.suffix.lower() in VIDEOS:
         shape, rate = _shape_of_video(path)
     elif path.is_dir():
         files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES]
         try:
-            sizes = set()
+            sizes: set[tuple[int, int]] = set()
             for file in files:
                 with Image.open(file) as picture:
                     turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
