@@ -64,6 +64,8 @@ class Results:
         for file in may_write(item.name, item.args.batch):
             if not (self.folder / file).exists():
                 continue
+            if file not in self._manifest.owner and self._has_report_of(item):
+                continue
             if file not in self._manifest.owner:
                 reason = f"{file} is in the output folder, and the manifest does not name it as a result"
                 raise InputError("output", item.name, reason, "choose another name or folder, or move the file")
@@ -71,6 +73,16 @@ class Results:
             if other != item.args.prompt:
                 reason = f"{file} is there already, the result of another prompt ({other[:60]!r})"
                 raise InputError("output", item.name, reason, "choose another name or folder, or move the file")
+
+    def _has_report_of(self, item: Item) -> bool:
+        """Whether a report under the item's name is one of its prompt's, where the manifest's line was cut off."""
+        stem = stem_of(item)
+        try:
+            report = json.loads((self.folder / stem.with_name(f"{stem.name}.json")).read_text(encoding="utf-8"))
+            facts = report["facts"]
+            return "line" in facts and facts["prompt"] == item.args.prompt
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def place(self) -> Path:
         """A folder for one attempt at an item."""
