@@ -159,7 +159,7 @@ FOLDERS = ("bench", "quantize", "convert", "demo")
 
 def is_fine(command: str, dest: str, value: str) -> bool:
     """Whether what is hostile to other options is an ordinary value of this one."""
-    if dest == "output" and value in ("a folder", "nothing"):  # "" is the folder that one is in
+    if dest == "output" and value == "a folder":
         return command != "encode"
     if dest in ("output", "report", "export") and value == "an empty file":  # it is replaced
         return not (dest == "output" and command in FOLDERS)
