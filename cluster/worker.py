@@ -6,7 +6,6 @@ Importing this needs neither Ray nor torch.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import time
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..callbacks import Callbacks, Progress
-from ..errors import FastDiffusersError, ModelFileError
+from ..errors import DISK_FULL, FastDiffusersError, ModelFileError
 
 TICKS_A_SECOND = 5.0
 Work = Callable[[Any, Callbacks, dict[str, Any]], tuple[Any, float]]
@@ -95,7 +94,7 @@ class Worker:
 
 def kind_of(error: BaseException) -> str:
     """ "model" for what another machine may be able to read, "disk" for no room, "item" for all else."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return "disk"
     return "model" if isinstance(error, ModelFileError) else "item"
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from ...callbacks import Callbacks, Progress
 from ...cluster.settings import ClusterSettings
+from ...cluster.worker import as_text
 from ...errors import FastDiffusersError, InputError, ModelFileError
 from ..libraries import prepare_libraries
 from .arguments import LineParser, cluster_settings
@@ -99,7 +100,7 @@ def make_here(
         except DiskFullError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and is said with it
-            text = str(error) if isinstance(error, FastDiffusersError) else f"{type(error).__name__}: {error}"
+            text = as_text(error)
             if isinstance(error, ModelFileError):
                 unreadable[item.model] = text
             shutil.rmtree(place, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import tempfile
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...errors import FastDiffusersError, InputError
+from ...errors import DISK_FULL, FastDiffusersError, InputError
 from ..files import check_writable
 from .items import Item, may_write
 from .make import Made, stem_of
@@ -20,7 +19,6 @@ from .manifest import DONE, FAILED, Manifest, opened
 UNFINISHED = ".unfinished-"
 PUBLISHING = ".publishing.json"
 """In the place of an item, while its files move to the output folder: what a run that is killed then leaves there."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskFullError(FastDiffusersError):

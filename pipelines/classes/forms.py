@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from ..families import Family
@@ -118,8 +119,13 @@ def _missing(form: str) -> tuple[str, ...]:
     return missing_inputs(getattr(diffusers, form))
 
 
-def _takes(form: str, *arguments: str) -> bool:
+def call_parameters(form: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments of the call of diffusers' class of that name; none where there is no such class."""
     import diffusers
 
     form_class = getattr(diffusers, form, None) if form else None
-    return form_class is not None and set(arguments) <= set(inspect.signature(form_class.__call__).parameters)
+    return inspect.signature(form_class.__call__).parameters if isinstance(form_class, type) else {}
+
+
+def _takes(form: str, *arguments: str) -> bool:
+    return bool(form) and set(arguments) <= set(call_parameters(form))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ..classes.forms import class_of
+from ..classes.forms import call_parameters, class_of
 from .kinds import ControlCondition, ControlNetKey
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def control_form(family: Family, task: str = "") -> str:
     form = getattr(diffusers, name, None)
     if not isinstance(form, type):
         return ""
-    takes = inspect.signature(form.__call__).parameters
+    takes = call_parameters(name)
     # Z-Image's inpaint form has no strength: its control model reads mask and picture.
     wanted = {"Img2Img": {"image", "strength"}, "Inpaint": {"image", "mask_image", "strength"}}.get(task, set())
     return name if wanted <= set(takes) else ""
@@ -65,10 +65,9 @@ def control_form(family: Family, task: str = "") -> str:
 
 def accepted_models(form: str) -> tuple[str, ...]:
     """Names of the control model classes that a form takes, by its own signature."""
-    import diffusers
-
-    text = str(inspect.signature(getattr(diffusers, form).__init__).parameters["controlnet"].annotation)
-    names = {word.strip("'>").rsplit(".", 1)[-1] for word in text.replace("[", " ").replace("]", " ").split()}
+    names = {
+        word.strip("'>").rsplit(".", 1)[-1] for word in _annotation(form).replace("[", " ").replace("]", " ").split()
+    }
     return tuple(sorted(name for name in names if name.endswith("Model") and "Multi" not in name))
 
 
@@ -112,7 +111,7 @@ def _check_own_control(family: Family, controls: list[ControlCondition]) -> list
     if len(controls) > 1:
         reason = f"{family.name} takes one"
         raise InputError("control_image", f"{len(controls)} pictures", reason, "leave all but one out")
-    takes = _takes(family.classes[-1])
+    takes = call_parameters(family.classes[-1])
     changed = {
         "controlnet_conditioning_scale": ("strength", controls[0].strength != 1.0),
         "control_guidance_start": ("start", controls[0].start != 0.0),
@@ -150,7 +149,7 @@ def _check_form(
     if len(models) > 1 and "Multi" not in _annotation(plain):
         raise InputError("controlnet", f"{len(models)} models", f"{plain} takes one", "leave all but one out")
     form = control_form_of(family, request, repainted)
-    if "control_guidance_start" not in _takes(form):
+    if "control_guidance_start" not in call_parameters(form):
         if all((control.start, control.end) == (0.0, 1.0) for control in controls):
             return []
         return [f"control start and end ignored: {form} has none, and holds to the control picture in every step."]
@@ -182,7 +181,7 @@ def acting_steps(form: str, family: Family, request: SampleRequest, control: Con
     if cut is not None and request.strength < 1.0:
         alone = SimpleNamespace(scheduler=SimpleNamespace(timesteps=range(steps), order=1))
         steps = len(cut(alone, steps, request.strength, None)[0])
-    if "control_guidance_start" not in _takes(form):
+    if "control_guidance_start" not in call_parameters(form):
         return steps, steps
     return sum(index / steps >= control.start and (index + 1) / steps <= control.end for index in range(steps)), steps
 
@@ -212,7 +211,7 @@ def control_arguments(form: str, request: SampleRequest, to_picture: Any) -> dic
     if not controls:
         return {}
     several = len(controls) > 1
-    takes = _takes(form)
+    takes = call_parameters(form)
     name = "control_image" if "control_image" in takes else "image"
     pictures = [to_picture(control.image[0]) for control in controls]
     values = {
@@ -232,7 +231,7 @@ def described(family: Family, request: SampleRequest, repainted: bool) -> list[s
             form = control_form_of(family, request, repainted)
             acts, steps = acting_steps(form, family, request, control)
             said = f"{_shown(control.model)} {control.strength:g}"
-            if (control.start, control.end) == (0.0, 1.0) or "control_guidance_start" not in _takes(form):
+            if (control.start, control.end) == (0.0, 1.0) or "control_guidance_start" not in call_parameters(form):
                 found.append(f"{said}, 0 to 1 of the steps")
             else:
                 found.append(f"{said}, {control.start:g} to {control.end:g} of the steps, {acts} of {steps}")
@@ -243,12 +242,6 @@ def _annotation(form: str) -> str:
     import diffusers
 
     return str(inspect.signature(getattr(diffusers, form).__init__).parameters["controlnet"].annotation)
-
-
-def _takes(form: str) -> Mapping[str, Any]:
-    import diffusers
-
-    return inspect.signature(getattr(diffusers, form).__call__).parameters
 
 
 def _shown(key: ControlNetKey) -> str:

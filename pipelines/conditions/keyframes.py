@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ..classes.forms import class_of
+from ..classes.forms import call_parameters, class_of
 from .kinds import KeyframeCondition
 
 if TYPE_CHECKING:
@@ -32,15 +31,12 @@ def keyframes_of(request: SampleRequest) -> list[KeyframeCondition]:
 
 def keyframe_form(family: Family) -> str:
     """The class that takes keyframes: itself, or one around the same models; "" where there is none."""
-    import diffusers
-
     pipeline_class = class_of(family)
     if pipeline_class is None:
         return ""
     name = pipeline_class.__name__
     form = name if name in _ITEMS else _FORMS.get(name, "")
-    found = getattr(diffusers, form, None) if form else None
-    return form if found is not None and "conditions" in inspect.signature(found.__call__).parameters else ""
+    return form if "conditions" in call_parameters(form) else ""
 
 
 def check_keyframes(family: Family, request: SampleRequest) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...optimizations.components import is_modular_class
-from ..classes.forms import class_of, inpaint_class
+from ..classes.forms import call_parameters, class_of, inpaint_class
 from ..modular.blocks import blocks_of, inputs
 from .control import control_form, control_models
 from .kinds import MaskCondition, VideoCondition
@@ -94,7 +94,7 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
         return ["mask: it is 1 everywhere, so nothing is kept, and the run is the one without a mask."]
     if not form:
         return _check_blending(family, request, condition)
-    most = 2 if _takes(form, _REFERENCE) else 1
+    most = 2 if _REFERENCE in call_parameters(form) else 1
     if len(request.images) > most:
         raise InputError(
             "images", f"{len(request.images)} images", f"{form} takes at most {most}", "leave the others out"
@@ -198,11 +198,3 @@ def mask_arguments(
     given = {image: [picture] * copies, name: [mask] * copies} if copies > 1 else {image: picture, name: mask}
     own = itself and request.strength >= 1.0
     return {**given, "strength": None if own else request.strength, _REFERENCE: reference}
-
-
-def _takes(form: str, argument: str) -> bool:
-    import inspect
-
-    import diffusers
-
-    return argument in inspect.signature(getattr(diffusers, form).__call__).parameters
