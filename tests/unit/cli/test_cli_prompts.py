@@ -15,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import prompt_runs
 import pytest
+from prompt_runs import entries, files, written
 
 from fastdiffusers import cli
 from fastdiffusers.callbacks import Callbacks, Progress
@@ -36,21 +38,8 @@ TWO_MODELS = [
 ]
 
 
-def written(path: Path, lines: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    return path
-
-
 def generate(prompts: Path, output: Path, *more: str) -> int:
-    return cli.main(["generate", "--prompts", str(prompts), "--output", str(output), *OPTIONS, *more])
-
-
-def entries(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / manifest.NAME).read_text(encoding="utf-8").splitlines()]
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return prompt_runs.generate(prompts, output, *OPTIONS, *more)
 
 
 @pytest.fixture

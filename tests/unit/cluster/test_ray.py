@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
+import prompt_runs
 import pytest
+from prompt_runs import entries, generate
 
 from fastdiffusers import cli
 from fastdiffusers.callbacks import Progress
@@ -69,7 +70,7 @@ def spread(cluster: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def run(prompts: Path, output: Path, *more: str) -> int:
-    return cli.main(["generate", "--prompts", str(prompts), "--output", str(output), *OPTIONS, *more])
+    return generate(prompts, output, *OPTIONS, *more)
 
 
 def written(path: Path, count: int, steps: int = 2, long: int = 0) -> Path:
@@ -78,12 +79,7 @@ def written(path: Path, count: int, steps: int = 2, long: int = 0) -> Path:
         {"prompt": f"picture {n}", "model": MODELS[n % 2], "seed": n, "steps": 150 if n + 1 == long else steps}
         for n in range(count)
     ]
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    return path
-
-
-def entries(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    return prompt_runs.written(path, lines)
 
 
 def has_line(path: Path) -> bool:
