@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ....errors import InputError, ModelFileError
 from .component import PartsFamily
-from .families import FAMILIES
 from .header import read_part
+from .models import FAMILIES
 from .plan import family_of_part, problem_of
 
 _FILE = re.compile(r"[\w.-]+\.safetensors")

@@ -16,9 +16,9 @@ from ...recognize import family_of_configuration
 from .. import checkpoints
 from ..small_files import plain_path, read_json
 from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFamily
-from .families import FAMILIES, TITLES, family_of_file, kind_of_shapes
 from .gguf import is_gguf
 from .header import Part, read_part
+from .models import FAMILIES, TITLES, family_of_file, kind_of_shapes
 
 NONE = "none"
 """Instead of a file: the component is left out."""
@@ -52,17 +52,18 @@ def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str, s
     if expert := _second_expert(family, chosen, second):
         found[family.second] = expert
     encoded = NONE in text_encoders
-    if encoded and len(set(text_encoders)) > 1:
-        other = next(text for text in text_encoders if text != NONE)
-        raise InputError("text_encoder", other, f"another one is {NONE}: they go together", f"use {NONE} for all")
-    for text in () if encoded else text_encoders:
+    for text in text_encoders:
+        if text == NONE:
+            continue
         file = _path("text_encoder", text)
         slot = _encoder_slot(family, file, chosen, found)
+        if encoded and slot in family.text_encoders:
+            raise InputError("text_encoder", text, f"another one is {NONE}: they go together", f"use {NONE} for all")
         found[slot] = file
     if vae and vae != NONE:
         found["vae"] = _path("vae", vae)
         _require(family, "vae", found["vae"], chosen, "vae")
-    given = {*found, family.second, *(family.encoders if encoded else ()), *(("vae",) if vae == NONE else ())}
+    given = {*found, family.second, *(family.text_encoders if encoded else ()), *(("vae",) if vae == NONE else ())}
     if lacking := [slot for slot in family.components if slot not in given]:
         name = "vae" if lacking == ["vae"] else "text_encoder"
         reason = f"{family.title} needs {' and '.join(family.components[slot].usual for slot in lacking)}"

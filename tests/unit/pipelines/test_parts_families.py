@@ -19,7 +19,8 @@ from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER,
 
 def resolve(files: dict[str, Path], dtype: str = "float32", **changes: Any) -> Any:
     models = [path for name, path in files.items() if name.startswith("model")]
-    given: dict[str, Any] = {"text_encoders": [str(files["text"])], "vae": str(files["vae"])}
+    texts = [str(path) for name, path in files.items() if name.startswith("text")]
+    given: dict[str, Any] = {"text_encoders": texts, "vae": str(files["vae"])}
     if len(models) > 1:
         given["second_expert"] = str(models[1])
     given |= changes
@@ -50,10 +51,12 @@ def assert_same(made: Any, expected: Any) -> None:
 def picture(pipeline: Any) -> np.ndarray:
     video = "Wan" in type(pipeline).__name__
     more: dict[str, Any] = {"num_frames": 5} if video else {}
-    if "ImageToVideo" in type(pipeline).__name__ or "Edit" in type(pipeline).__name__:
+    if any(word in type(pipeline).__name__ for word in ("ImageToVideo", "Edit", "Fill")):
         from PIL import Image
 
         more["image"] = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+    if "Fill" in type(pipeline).__name__:
+        more["mask_image"] = Image.fromarray(np.eye(32, dtype=np.uint8) * 255)
     if "QwenImage" in type(pipeline).__name__:
         more["negative_prompt"] = " "
     pipeline.set_progress_bar_config(disable=True)
@@ -82,6 +85,18 @@ def picture(pipeline: Any) -> np.ndarray:
         ("wan22-t2v", "float16", "float32", "bfloat16"),
         ("wan22-t2v", "comfy_quant", "scaled fp8", "float32"),
         ("wan22-i2v", "float32", "float32", "float32"),
+        ("flux-fill", "bfloat16", "bfloat16", "bfloat16"),
+        ("flux-fill", "scaled fp8", "fp8", "float32"),
+        ("chroma", "fp8", "float16", "float32"),
+        ("chroma", "scaled fp8", "scaled fp8", "bfloat16"),
+        ("sdxl", "float16", "float16", "float16"),
+        ("sdxl", "scaled fp8", "fp8", "float32"),
+        ("sd3", "bfloat16", "bfloat16", "bfloat16"),
+        ("sd3", "fp8", "scaled fp8", "float32"),
+        ("wan21-i2v", "fp8", "bfloat16", "bfloat16"),
+        ("wan21-i2v", "scaled fp8", "fp8", "float32"),
+        ("wan22-5b", "float16", "scaled fp8", "bfloat16"),
+        ("wan22-5b", "fp8", "float32", "float32"),
     ],
 )
 def test_what_is_loaded_is_what_the_folder_holds(
@@ -92,7 +107,7 @@ def test_what_is_loaded_is_what_the_folder_holds(
     files, twin = write(family, build(family), tmp_path, precision, encoder)
     kinds = {"text": TEXT_ENCODER, "vae": VAE}
     assert {name: kind_of_part(path) for name, path in files.items()} == {
-        name: kinds.get(name, DIFFUSION_MODEL) for name in files
+        name: kinds.get(name.split("_")[0], DIFFUSION_MODEL) for name in files
     }
     loaded = loader.load(resolve(files, dtype))
     expected = DiffusionPipeline.from_pretrained(twin, torch_dtype=getattr(torch, dtype))
@@ -176,7 +191,7 @@ def test_a_quantization_that_is_not_read_is_refused_by_name(zimage: dict[str, Pa
 
 def test_pictures_to_edit_are_prepared_as_published(tmp_path: Path) -> None:
     """What Qwen2.5-VL publishes for its encoder of pictures, where no folder beside the model says otherwise."""
-    from fastdiffusers.pipelines.loading.parts import qwenimage
+    from fastdiffusers.pipelines.loading.parts.models import qwenimage
 
     tokenizer = build("qwenimage-edit").tokenizer
     family = next(family for family in qwenimage.FAMILIES if family.title == "Qwen-Image-Edit")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from . import flux, flux2, qwenimage, wan, zimage
-from .component import DIFFUSION_MODEL, TEXT_ENCODER, VAE, Component, PartsFamily, Shapes
+from ..component import DIFFUSION_MODEL, ENCODER_INPUT, TEXT_ENCODER, VAE, Component, PartsFamily, Shapes, input_of
+from . import chroma, flux, flux2, qwenimage, sd3, sdxl, wan, zimage
 
 FAMILIES: tuple[PartsFamily, ...] = (
     *flux.FAMILIES,
     *flux2.FAMILIES,
+    *chroma.FAMILIES,
+    *sdxl.FAMILIES,
+    *sd3.FAMILIES,
     *zimage.FAMILIES,
     *qwenimage.FAMILIES,
     *wan.FAMILIES,
 )
 TITLES = (
-    "FLUX.1 (dev, schnell, Kontext), FLUX.2-klein, Z-Image, Qwen-Image and its Edit models, Wan 2.1 and 2.2 (14B, 1.3B)"
+    "FLUX.1 (dev, schnell, Kontext, Fill), FLUX.2-klein, Chroma, SDXL, SD 3 and 3.5, Z-Image, Qwen-Image and its Edit "
+    "models, Wan 2.1 and 2.2 (14B, 5B, 1.3B)"
 )
 
 
@@ -26,13 +30,13 @@ def kind_of_shapes(shapes: Shapes, name: str) -> str:
     """What a file with these tensors may be: a diffusion model, a text encoder or a VAE of any family; "" for none."""
     if family_of_file(shapes, name) is not None:
         return DIFFUSION_MODEL
-    for kind, beginning in ((TEXT_ENCODER, "text_encoder"), (VAE, "vae")):
-        if any(component.told(shapes) for component in _components(beginning)):
+    for kind, given_as in ((TEXT_ENCODER, ENCODER_INPUT), (VAE, "vae")):
+        if any(component.told(shapes) for component in _components(given_as)):
             return kind
     return ""
 
 
-def _components(beginning: str) -> list[Component]:
+def _components(given_as: str) -> list[Component]:
     return [
-        component for family in FAMILIES for name, component in family.components.items() if name.startswith(beginning)
+        component for family in FAMILIES for name, component in family.components.items() if input_of(name) == given_as
     ]
