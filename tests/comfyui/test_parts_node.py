@@ -256,8 +256,8 @@ def test_the_published_sizes_are_recognised_and_built(core: Any, comfyui: Path, 
 
     from fastdiffusers.pipelines.loading import loader
     from fastdiffusers.pipelines.loading.parts import kind_of_part, plan
-    from fastdiffusers.pipelines.loading.parts.models import flux
     from fastdiffusers.pipelines.loading.parts.header import read_part
+    from fastdiffusers.pipelines.loading.parts.models import flux
 
     shapes = full_size(core, comfyui, guidance=variant == "dev")
     paths = {name: tmp_path / f"{name}.safetensors" for name in FILES}

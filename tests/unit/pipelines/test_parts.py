@@ -102,9 +102,7 @@ def test_what_a_file_may_be_is_told_from_its_header(files: dict[str, Path], tmp_
     kinds = {"model": DIFFUSION_MODEL, "clip_l": TEXT_ENCODER, "t5xxl": TEXT_ENCODER, "ae": VAE}
     assert {name: kind_of_part(path) for name, path in files.items()} == kinds
     others: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
-        "fill": ("model", {"model.diffusion_model.img_in.weight": (32, 384)}),
-        "clip_g": ("clip_l", {"text_model.encoder.layers.12.mlp.fc1.weight": (64, 32)}),
-        "sdxl_vae": ("ae", {"decoder.conv_in.weight": (64, 4, 3, 3), "post_quant_conv.weight": (4, 4, 1, 1)}),
+        "canny": ("model", {"model.diffusion_model.img_in.weight": (32, 128)}),
         "flux2_vae": ("ae", {"decoder.conv_in.weight": (64, 32, 3, 3)}),
         "lora": ("", {"transformer.x.lora_A.weight": (4, 32)}),
     }

@@ -9,6 +9,7 @@ Sources of the configurations, all in agreement with what is here:
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .. import clips, encoders, vaes
@@ -17,6 +18,7 @@ from ..component import Component, Config, PartsFamily, Shapes, Weights, count_b
 ROPE_AXES = {128: [16, 56, 56]}
 """Size of a head -> how it is divided between the axes, which no shape tells."""
 _FUSED = "single_blocks.{}.linear1.{}"
+_NORM = re.compile(r"(.*_norm\.|distilled_guidance_layer\.norms\.\d+\.)weight")
 _CONVERTERS_WIDTH = 3072
 """The width that diffusers' converter splits fused layers by."""
 
@@ -103,10 +105,7 @@ def split_fused(weights: Weights) -> tuple[Weights, Weights]:
 
 def with_scales(tensors: dict[str, Any]) -> dict[str, Any]:
     """Norms under the names of the published files: ComfyUI calls their scale "weight" in the files that it saves."""
-    return {
-        key.removesuffix("weight") + "scale" if key.endswith("_norm.weight") else key: value
-        for key, value in tensors.items()
-    }
+    return {_NORM.sub(r"\1scale", key): value for key, value in tensors.items()}
 
 
 def scheduler(guidance: bool) -> Config:

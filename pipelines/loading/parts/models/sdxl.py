@@ -44,7 +44,7 @@ def _family(marks: tuple[str, ...]) -> PartsFamily:
                 "UNet2DConditionModel",
                 "SDXL's diffusion model",
                 _is_sdxl,
-                lambda shapes: dict(PUBLISHED["xl_base"]["unet"][2]),
+                lambda shapes: {"layers_per_block": 2, **PUBLISHED["xl_base"]["unet"][2]},
                 _rename,
             ),
             "text_encoder": clips.CLIP_L_ENCODER,
