@@ -92,7 +92,7 @@ def _wan(transformer: dict[str, Any], seed: int) -> tuple[Any, Any]:
 
     small: Any = tiny.build("wan21-t2v")
     torch.manual_seed(seed)
-    config = changed(small.transformer.config, ffn_dim=256, **transformer)
+    config = changed(small.transformer.config, ffn_dim=256, attention_head_dim=16, **transformer)
     return small, WanTransformer3DModel.from_config(config).eval()
 
 
@@ -100,7 +100,7 @@ def wan21_i2v() -> Any:
     import diffusers
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-    small, transformer = _wan({"in_channels": 36, "out_channels": 16, "image_dim": 32, "added_kv_proj_dim": 24}, 15)
+    small, transformer = _wan({"in_channels": 36, "out_channels": 16, "image_dim": 32, "added_kv_proj_dim": 32}, 15)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     return diffusers.WanImageToVideoPipeline(
         tokenizer=small.tokenizer,

@@ -173,6 +173,58 @@ def test_wrong_pairings_are_refused_by_name(wan: dict[str, Path], zimage: dict[s
         assert "\n" not in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """Family -> its files."""
+    places = {
+        family: tmp_path_factory.mktemp(family) for family in ("flux-fill", "sdxl", "sd3", "wan21-i2v", "wan22-5b")
+    }
+    return {family: write(family, build(family), place)[0] for family, place in places.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "said"),
+    [
+        ("flux-fill", {"vae": ("sdxl", "vae")}, r"does not fit.*ae\.safetensors"),
+        ("flux-fill", {"text_encoders": [("flux-fill", "text")]}, "needs T5-XXL"),
+        ("sdxl", {"vae": ("sd3", "vae")}, r"does not fit.*sdxl_vae\.safetensors"),
+        ("sdxl", {"text_encoders": [("sdxl", "text")]}, r"needs CLIP-G.*clip_g\.safetensors"),
+        ("sdxl", {"text_encoders": [("sdxl", "text"), ("sdxl", "text")]}, "is that too.*clip_g"),
+        ("sdxl", {"text_encoders": [("sdxl", "text"), ("sd3", "text_3")]}, "no text encoder of SDXL"),
+        ("sd3", {"text_encoders": [("sd3", "text"), ("sd3", "text_3")]}, r"needs CLIP-G.*clip_g\.safetensors"),
+        ("sd3", {"vae": ("sdxl", "vae")}, r"does not fit.*SD 3's VAE"),
+        ("wan21-i2v", {"text_encoders": [("wan21-i2v", "text")]}, r"needs CLIP-H.*clip_vision_h"),
+        ("wan21-i2v", {"vae": ("wan22-5b", "vae")}, r"does not fit.*wan_2\.1_vae"),
+        ("wan21-i2v", {"text_encoders": [("wan21-i2v", "text"), "none"]}, "they go together"),
+        ("wan22-5b", {"vae": ("wan21-i2v", "vae")}, r"does not fit.*wan2\.2_vae"),
+        ("wan22-5b", {"text_encoders": [("wan21-i2v", "text_of_pictures")]}, "no text encoder of Wan 2.2 5B"),
+        ("wan22-5b", {"second_expert": ("wan22-5b", "model")}, "one diffusion model"),
+    ],
+)
+def test_wrong_pairings_of_more_families_are_refused_by_name(
+    further: dict[str, dict[str, Path]], family: str, given: dict[str, Any], said: str
+) -> None:
+    def path(name: Any) -> str:
+        return name if isinstance(name, str) else str(further[name[0]][name[1]])
+
+    changes = {
+        key: [path(name) for name in value] if isinstance(value, list) else path(value) for key, value in given.items()
+    }
+    with pytest.raises(InputError, match=said) as error:
+        resolve(further[family], **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_the_encoder_of_pictures_stays_where_texts_come_encoded(further: dict[str, dict[str, Path]]) -> None:
+    files = further["wan21-i2v"]
+    key = resolve(files, text_encoders=["none", str(files["text_of_pictures"])])
+    loaded = loader.load(key)
+    assert loaded.pipeline.text_encoder is None
+    assert loaded.pipeline.tokenizer is None
+    assert loaded.pipeline.image_encoder is not None
+    assert loaded.pipeline.image_processor is not None
+
+
 def test_a_quantization_that_is_not_read_is_refused_by_name(zimage: dict[str, Path], tmp_path: Path) -> None:
     whole = load_file(zimage["text"])
     layer = "model.layers.0.mlp.up_proj"
