@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from ..commands.libraries import declare_torchvision_ops
 from ..pipelines import tiny
-from ..pipelines.loading.parts.models import zimage
 from ..pipelines.loading.parts.header import read_part
+from ..pipelines.loading.parts.models import zimage
 from ..pipelines.loading.parts.plan import empty_network
 from ..pipelines.loading.parts.read import read_component
 from .common import store, table

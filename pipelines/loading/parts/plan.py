@@ -17,7 +17,7 @@ from .. import checkpoints
 from ..small_files import plain_path, read_json
 from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFamily
 from .gguf import is_gguf
-from .header import Part, read_part
+from .header import Part, QuantizationNotReadError, read_part
 from .models import FAMILIES, TITLES, family_of_file, kind_of_shapes
 
 NONE = "none"
@@ -67,7 +67,8 @@ def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str, s
     if lacking := [slot for slot in family.components if slot not in given]:
         name = "vae" if lacking == ["vae"] else "text_encoder"
         reason = f"{family.title} needs {' and '.join(family.components[slot].usual for slot in lacking)}"
-        raise InputError(name, "", reason, f"add --{name.replace('_', '-')} FILE")
+        cure = f"add --{name.replace('_', '-')} FILE"
+        raise InputError(name, "", reason, cure + (", or ask for the latent alone" if name == "vae" else ""))
     parts = tuple((slot, str(found[slot])) for slot in family.components if slot in found)
     marks = [checkpoints.fingerprint(Path(path)) for _, path in parts]
     marks += [str(sorted(_beside_files(chosen)))]
@@ -109,6 +110,8 @@ def _kind(path: str, stamp: str) -> str:
     file = Path(path)
     try:
         part = read_part(file, "file")
+    except QuantizationNotReadError:
+        return UNREADABLE
     except (ModelFileError, MissingDependencyError):
         return UNREADABLE if is_gguf(file) or _is_damaged(file) else ""
     kind = kind_of_shapes(part.shapes, file.stem)

@@ -321,7 +321,9 @@ def restored(before: Tensors, original: Renaming, meant: Tensors) -> Tensors:
 
 
 def stored_as(tensors: Tensors, precision: str, unscaled: tuple[str, ...]) -> tuple[Tensors, Tensors]:
-    """As `in_precision`, and ComfyUI's newer form of scaled fp8."""
+    """As `in_precision`, ComfyUI's newer form of scaled fp8, and the layouts of comfy-kitchen."""
+    if precision in LAYOUTS:
+        return in_layout(tensors, precision, unscaled)
     if precision != "comfy_quant":
         return in_precision(tensors, precision, unscaled)
     stored, meant = in_precision(tensors, "scaled fp8", unscaled)
@@ -336,3 +338,41 @@ def stored_as(tensors: Tensors, precision: str, unscaled: tuple[str, ...]) -> tu
             out[key] = value
     assert any(value.dtype == FP8 for value in out.values())
     return out, meant
+
+
+LAYOUTS: dict[str, tuple[str, str, dict[str, Any], float]] = {
+    "nvfp4": ("nvfp4", "TensorCoreNVFP4Layout", {}, 0.2),
+    "mxfp8": ("mxfp8", "TensorCoreMXFP8Layout", {}, 0.05),
+    "int8": ("int8_tensorwise", "TensorWiseINT8Layout", {}, 0.02),
+    "int8 rows": ("int8_tensorwise", "TensorWiseINT8Layout", {"per_channel": True}, 0.02),
+    "int8 rotated": (
+        "int8_tensorwise",
+        "TensorWiseINT8Layout",
+        {"per_channel": True, "convrot": True, "convrot_groupsize": 16},
+        0.02,
+    ),
+}
+"""Precision -> ComfyUI's name of the format, class in comfy-kitchen, how it quantizes, and largest relative error."""
+
+
+def in_layout(tensors: Tensors, precision: str, unscaled: tuple[str, ...]) -> tuple[Tensors, Tensors]:
+    """Linear weights of whole blocks as comfy-kitchen quantizes them, and what they stand for."""
+    import comfy_kitchen.tensor
+
+    kind, class_name, options, error = LAYOUTS[precision]
+    layout = getattr(comfy_kitchen.tensor, class_name)
+    rotation = {key: value for key, value in options.items() if "convrot" in key}
+    said = torch.tensor(list(json.dumps({"format": kind, **rotation}).encode()), dtype=torch.uint8)
+    stored, meant = {}, {}
+    for key, value in tensors.items():
+        blocks = value.ndim == 2 and not any(size % 32 for size in value.shape)
+        if not blocks or not key.endswith(".weight") or key.endswith(unscaled):
+            stored[key] = meant[key] = value
+            continue
+        data, params = layout.quantize(value.float().contiguous(), **options)
+        stored |= {key + end: held.clone() for end, held in layout.state_dict_tensors(data, params).items()}
+        stored[key.removesuffix("weight") + "comfy_quant"] = said.clone()
+        meant[key] = layout.dequantize(data, params).float()
+        assert (meant[key] - value).norm() <= error * value.norm(), key
+    assert len(stored) > len(meant)
+    return stored, meant

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from original_families import build, write
+from original_families import LAYOUTS, build, write
 from safetensors.torch import load_file, save_file
 
-from fastdiffusers.errors import InputError, ModelFileError
+from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.loading import loader
-from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER, VAE, kind_of_part
+from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE, kind_of_part
 
 
 def resolve(files: dict[str, Path], dtype: str = "float32", **changes: Any) -> Any:
@@ -97,6 +98,10 @@ def picture(pipeline: Any) -> np.ndarray:
         ("wan21-i2v", "scaled fp8", "fp8", "float32"),
         ("wan22-5b", "float16", "scaled fp8", "bfloat16"),
         ("wan22-5b", "fp8", "float32", "float32"),
+        ("zimage", "nvfp4", "int8 rows", "bfloat16"),
+        ("flux-fill", "int8", "mxfp8", "float32"),
+        ("sd3", "int8 rotated", "nvfp4", "bfloat16"),
+        ("wan22-5b", "mxfp8", "float32", "float32"),
     ],
 )
 def test_what_is_loaded_is_what_the_folder_holds(
@@ -104,6 +109,8 @@ def test_what_is_loaded_is_what_the_folder_holds(
 ) -> None:
     from diffusers import DiffusionPipeline
 
+    if {precision, encoder} & {*LAYOUTS}:
+        pytest.importorskip("comfy_kitchen")
     files, twin = write(family, build(family), tmp_path, precision, encoder)
     kinds = {"text": TEXT_ENCODER, "vae": VAE}
     assert {name: kind_of_part(path) for name, path in files.items()} == {
@@ -144,10 +151,13 @@ def zimage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write("zimage", build("zimage"), tmp_path_factory.mktemp("zimage"))[0]
 
 
-def test_two_experts_are_checked_again_before_they_load(wan: dict[str, Path], zimage: dict[str, Path]) -> None:
-    """As the cache does, whatever the files are called."""
-    for files in (wan, zimage):
-        key = resolve(files)
+def test_parts_are_checked_again_before_they_load(
+    wan: dict[str, Path], zimage: dict[str, Path], tmp_path: Path
+) -> None:
+    """As the cache does, whatever the files are called, two experts and an encoder of pictures among them."""
+    pictures = write("wan21-i2v", build("wan21-i2v"), tmp_path)[0]
+    encoded = ["none", str(pictures["text_of_pictures"])]
+    for key in (resolve(wan), resolve(zimage), resolve(pictures), resolve(pictures, text_encoders=encoded)):
         with CACHE.use(key) as loaded:
             assert loaded.key == key
     CACHE.clear()
@@ -228,7 +238,7 @@ def test_the_encoder_of_pictures_stays_where_texts_come_encoded(further: dict[st
 def test_a_quantization_that_is_not_read_is_refused_by_name(zimage: dict[str, Path], tmp_path: Path) -> None:
     whole = load_file(zimage["text"])
     layer = "model.layers.0.mlp.up_proj"
-    for said, match in ((b'{"format": "nvfp4"}', "comfy_quant 'nvfp4'"), (b"{", "cannot be read")):
+    for said, match in ((b'{"format": "asym_w4a8_int8"}', "comfy_quant 'asym_w4a8_int8'"), (b"{", "cannot be read")):
         mark = {f"{layer}.comfy_quant": torch.tensor(list(said), dtype=torch.uint8)}
         save_file({**whole, **mark}, tmp_path / "text.safetensors")
         with pytest.raises(ModelFileError, match=match) as error:
@@ -239,6 +249,32 @@ def test_a_quantization_that_is_not_read_is_refused_by_name(zimage: dict[str, Pa
     save_file({**whole, **fp8, **mark}, tmp_path / "text.safetensors")
     with pytest.raises(ModelFileError, match=rf"scale of '{layer}.weight' is missing"):
         resolve(zimage, text_encoders=[str(tmp_path / "text.safetensors")])
+
+
+def test_layouts_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("comfy_kitchen")
+    files, _ = write("zimage", build("zimage"), tmp_path, "nvfp4")
+    whole = load_file(files["model"])
+    first = next(key for key in whole if key.endswith(".comfy_quant")).removesuffix("comfy_quant")
+    other = {first + "weight": whole[first + "weight"].view(torch.int8)}
+    for changes, without, said in (
+        ({}, first + "weight_scale_2", "the scale of .* is missing"),
+        (other, "", "is I8 of shape .* said to be nvfp4"),
+        ({first + "pre_quant_scale": torch.ones(32)}, "", "pre_quant_scale"),
+        ({"blocks.0.x.qweight": torch.zeros(4, 4, dtype=torch.int8)}, "", "Nunchaku"),
+    ):
+        save_file({key: value for key, value in (whole | changes).items() if key != without}, files["model"])
+        with pytest.raises(ModelFileError, match=said) as error:
+            resolve(files)
+        assert "\n" not in str(error.value)
+    assert kind_of_part(files["model"]) == UNREADABLE, "it is offered, so that choosing it says why"
+    save_file(whole, files["model"])
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "comfy_kitchen" else find(name))
+    assert kind_of_part(files["model"]) == DIFFUSION_MODEL, "it is offered, so that choosing it says what to install"
+    with pytest.raises(MissingDependencyError, match="pip install comfy-kitchen") as missing:
+        resolve(files)
+    assert "\n" not in str(missing.value)
 
 
 def test_pictures_to_edit_are_prepared_as_published(tmp_path: Path) -> None:
