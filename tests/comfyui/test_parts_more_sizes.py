@@ -129,6 +129,23 @@ def wan22_5b() -> Files:
     }
 
 
+def krea2() -> Files:
+    pytest.importorskip("comfy.ldm.krea2.model", reason="this ComfyUI has no Krea 2")
+    from comfy.ldm.krea2.model import SingleStreamDiT
+    from comfy.text_encoders.qwen3vl import _make_qwen3vl_model
+
+    text = shapes_of(lambda: _make_qwen3vl_model("qwen3vl_4b")({}, **how()))
+    whole = {"visual.": "model.visual.", "model.": "model.language_model."}  # as in its file
+    named = {
+        key: next(new + key.removeprefix(old) for old, new in whole.items() if key.startswith(old)) for key in text
+    }
+    return {
+        "model": shapes_of(lambda: SingleStreamDiT(**how())),
+        "text": {named[key]: shape for key, shape in text.items()},
+        "vae": wan_vae(),
+    }
+
+
 PUBLISHED: dict[str, tuple[Callable[[], Files], str, str]] = {
     "flux1-fill-dev": (flux_fill, "FLUX.1 Fill", "FluxFillPipeline"),
     "Chroma1-HD": (chroma, "Chroma", "ChromaPipeline"),
@@ -137,6 +154,8 @@ PUBLISHED: dict[str, tuple[Callable[[], Files], str, str]] = {
     "sd3.5_large": (lambda: sd3(38, 192, 0), "Stable Diffusion 3", "sd3"),
     "sd3_medium": (lambda: sd3(24, 192, 0, None), "Stable Diffusion 3", "sd3"),
     "wan2.1_i2v_480p_14B_fp8_scaled": (wan21_i2v, "Wan 2.1 (image", "wan-i2v"),
+    "krea2_turbo": (krea2, "Krea 2 turbo", "Krea2Pipeline"),
+    "krea2": (krea2, "Krea 2", "Krea2Pipeline"),
     "wan2.2_ti2v_5B_fp16": (wan22_5b, "Wan 2.2 5B", "wan-t2v"),
 }
 NOT_READ = ("text_projection.weight", "visual_projection.weight", "norm_final.weight")

@@ -3,7 +3,8 @@
 Sources of the configurations, all in agreement with what is here:
 - edkamesh/FluX-optimized on GitHub, a copy of black-forest-labs/FLUX.1-schnell's configurations: T5-XXL.
 - ComfyUI, `comfy/text_encoders/t5_config_xxl.json`, `umt5_config_xxl.json`, and the
-  classes Qwen3_4BConfig, Qwen3_8BConfig and Qwen25_7BVLI_Config of `comfy/text_encoders/llama.py`: the same sizes.
+  classes Qwen3_4BConfig, Qwen3_8BConfig, Qwen3VL_4BConfig and Qwen25_7BVLI_Config of
+  `comfy/text_encoders/llama.py`, and what Qwen3-VL sees with in `comfy/text_encoders/qwen3vl.py`: the same sizes.
 - transformers: what is left out here is its class's default, which the published configurations repeat.
 Sizes that a file's shapes tell are taken from there or compared with it.
 """
@@ -92,6 +93,28 @@ QWEN25_VL_7B: Config = {
     "tie_word_embeddings": False,
 }
 
+QWEN3_VL_4B: Config = {
+    "text_config": {
+        **{name: value for name, value in QWEN3_4B.items() if name not in ("tie_word_embeddings", "rope_theta")},
+        "max_position_embeddings": 262144,
+        "rope_theta": 5_000_000.0,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    },
+    "vision_config": {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": 2560,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+    "tie_word_embeddings": True,
+}
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -125,6 +148,14 @@ def _is_qwen3(shapes: Shapes) -> bool:
 
 def _is_qwen25_vl(shapes: Shapes) -> bool:
     return "model.layers.0.self_attn.q_proj.bias" in shapes and "visual.patch_embed.proj.weight" in shapes
+
+
+def _is_qwen3_vl(shapes: Shapes) -> bool:
+    return "model.visual.deepstack_merger_list.0.norm.weight" in shapes
+
+
+def _rename_qwen3_vl(weights: Weights, config: Config) -> Weights:
+    return {key.removeprefix("model."): value for key, value in weights.items() if key != "lm_head.weight"}
 
 
 def _qwen25_vl_config(shapes: Shapes) -> Config:
@@ -219,4 +250,12 @@ QWEN25_VL_ENCODER = Component(
     _is_qwen25_vl,
     _qwen25_vl_config,
     _rename_qwen25_vl,
+)
+QWEN3_VL_4B_ENCODER = Component(
+    "transformers",
+    "Qwen3VLModel",
+    "Qwen3-VL-4B",
+    _is_qwen3_vl,
+    published(QWEN3_VL_4B),
+    _rename_qwen3_vl,
 )

@@ -18,7 +18,7 @@ from ..small_files import plain_path, read_json
 from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFamily
 from .gguf import is_gguf
 from .header import Part, QuantizationNotReadError, read_part
-from .models import FAMILIES, TITLES, family_of_file, kind_of_shapes
+from .models import FAMILIES, TITLES, family_of_file, kind_of_shapes, why_not_read
 
 NONE = "none"
 """Instead of a file: the component is left out."""
@@ -115,7 +115,7 @@ def _kind(path: str, stamp: str) -> str:
     except (ModelFileError, MissingDependencyError):
         return UNREADABLE if is_gguf(file) or _is_damaged(file) else ""
     kind = kind_of_shapes(part.shapes, file.stem)
-    return kind if kind == DIFFUSION_MODEL or not part.is_gguf else ""
+    return kind if kind in (DIFFUSION_MODEL, UNREADABLE) or not part.is_gguf else ""
 
 
 def _is_damaged(file: Path) -> bool:
@@ -164,7 +164,8 @@ def family_of_part(diffusion_model: Path) -> PartsFamily:
 def _family(part: Part) -> PartsFamily:
     family = family_of_file(part.shapes, part.path.stem)
     if family is None:
-        reason = f"it is not the diffusion model of a family that is read in parts: {TITLES}"
+        others = f"it is not the diffusion model of a family that is read in parts: {TITLES}"
+        reason = why_not_read(part.shapes) or others
         raise ModelFileError("diffusion_model", str(part.path), reason, "use the model's folder in diffusers format")
     return family
 

@@ -130,7 +130,51 @@ def wan22_5b() -> Any:
     )
 
 
+def krea2() -> Any:
+    """All of the 36 layers of its text encoder, of which every third is read."""
+    import diffusers
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    small: Any = tiny.build("zimage")
+    sizes = {"vocab_size": small.text_encoder.config.vocab_size, "hidden_size": WIDTH, "intermediate_size": 32}
+    sizes |= {"num_hidden_layers": 36, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
+    vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    torch.manual_seed(17)
+    config = Qwen3VLConfig(
+        text_config={**sizes, "rope_theta": 5e6, "rope_scaling": rope, "initializer_range": 0.1}, vision_config=vision
+    )
+    transformer = diffusers.Krea2Transformer2DModel(
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=256,
+        text_hidden_dim=WIDTH,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=64,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
+    for name, value in transformer.named_parameters():
+        if "norm" in name or "scale_shift" in name:
+            value.data.normal_(std=0.1)
+    return diffusers.Krea2Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=6400
+        ),
+        vae=diffusers.AutoencoderKLQwenImage(base_dim=8, num_res_blocks=2).eval(),
+        text_encoder=Qwen3VLModel(config).eval(),
+        tokenizer=small.tokenizer,
+        transformer=transformer,
+    )
+
+
 BUILDERS = {
+    "krea2": krea2,
     "flux-fill": flux_fill,
     "chroma": chroma,
     "sdxl": sdxl,

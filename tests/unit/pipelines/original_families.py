@@ -17,6 +17,8 @@ from original_sd import (
     original_clip,
     original_clip_g,
     original_clip_vision,
+    original_krea2,
+    original_qwen3_vl,
     original_sd3,
     original_unet,
 )
@@ -228,6 +230,11 @@ FAMILIES |= {
         "text": ("text_encoder", original_clip),
         "text_2": ("text_encoder_2", original_t5),
         "vae": ("vae", original_vae),
+    },
+    "krea2": {
+        "model": ("transformer", original_krea2),
+        "text": ("text_encoder", original_qwen3_vl),
+        "vae": ("vae", original_wan_vae),
     },
     "chroma": {
         "model": ("transformer", original_chroma),

@@ -1,4 +1,4 @@
-"""SDXL, SD 3, Chroma and CLIP as the files that ComfyUI takes, written by renamings of the tests' own."""
+"""SDXL, SD 3, Chroma, Krea 2 and CLIP as the files that ComfyUI takes, written by renamings of the tests' own."""
 
 from __future__ import annotations
 
@@ -157,3 +157,45 @@ def original_clip_g(state: Tensors) -> Tensors:
 
 def original_clip_vision(state: Tensors) -> Tensors:
     return {"vision_model." + name.removeprefix("vision_model."): value for name, value in state.items()}
+
+
+KREA2 = (
+    ("img_in.", "first."),
+    ("time_embed.linear_1.", "tmlp.0."),
+    ("time_embed.linear_2.", "tmlp.2."),
+    ("time_mod_proj.", "tproj.1."),
+    ("txt_in.norm.weight", "txtmlp.0.scale"),
+    ("txt_in.linear_1.", "txtmlp.1."),
+    ("txt_in.linear_2.", "txtmlp.3."),
+    ("text_fusion.", "txtfusion."),
+    ("transformer_blocks.", "blocks."),
+    ("final_layer.norm.weight", "last.norm.scale"),
+    ("final_layer.scale_shift_table", "last.modulation.lin"),
+    ("final_layer.", "last."),
+    (".attn.to_q.", ".attn.wq."),
+    (".attn.to_k.", ".attn.wk."),
+    (".attn.to_v.", ".attn.wv."),
+    (".attn.to_out.0.", ".attn.wo."),
+    (".attn.to_gate.", ".attn.gate."),
+    (".attn.norm_q.weight", ".attn.qknorm.qnorm.scale"),
+    (".attn.norm_k.weight", ".attn.qknorm.knorm.scale"),
+    (".ff.", ".mlp."),
+    (".norm1.weight", ".prenorm.scale"),
+    (".norm2.weight", ".postnorm.scale"),
+    (".scale_shift_table", ".mod.lin"),
+)
+
+
+def original_krea2(state: Tensors) -> Tensors:
+    """Krea 2's own names; the six modulations of a block are one row there."""
+    out: Tensors = {}
+    for name, value in state.items():
+        new = name
+        for old, short in KREA2:
+            new = new.replace(old, short)
+        out[new] = value.flatten() if new.endswith(".mod.lin") else value
+    return out
+
+
+def original_qwen3_vl(state: Tensors) -> Tensors:
+    return {f"model.{name}": value for name, value in state.items()}

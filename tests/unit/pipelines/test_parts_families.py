@@ -98,6 +98,8 @@ def picture(pipeline: Any) -> np.ndarray:
         ("wan21-i2v", "scaled fp8", "fp8", "float32"),
         ("wan22-5b", "float16", "scaled fp8", "bfloat16"),
         ("wan22-5b", "fp8", "float32", "float32"),
+        ("krea2", "bfloat16", "scaled fp8", "bfloat16"),
+        ("krea2", "scaled fp8", "fp8", "float32"),
         ("zimage", "nvfp4", "int8 rows", "bfloat16"),
         ("flux-fill", "int8", "mxfp8", "float32"),
         ("sd3", "int8 rotated", "nvfp4", "bfloat16"),
@@ -249,6 +251,37 @@ def test_a_quantization_that_is_not_read_is_refused_by_name(zimage: dict[str, Pa
     save_file({**whole, **fp8, **mark}, tmp_path / "text.safetensors")
     with pytest.raises(ModelFileError, match=rf"scale of '{layer}.weight' is missing"):
         resolve(zimage, text_encoders=[str(tmp_path / "text.safetensors")])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("adaln_single.linear.weight", "audio_adaln_single.linear.weight"),
+            "it is LTX-2's.*connectors and its vocoder",
+        ),
+        (("content_mode_blocks.0.q_proj.weight",), r"it is FLUX\.3's.*a modular one"),
+        (("video_patch_proj.weight", "audio_patch_proj.weight"), "it is MiniMax-H3's.*a modular one"),
+        (("transformer_blocks.0.img_mlp.gate_up.weight",), r"it is Qwen-Image-2\.1's.*its VAE"),
+    ],
+)
+def test_models_that_are_known_and_not_read_say_why(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(2, 2) for name in names}, path)
+    assert kind_of_part(path) == UNREADABLE, "it is offered, so that choosing it says why"
+    with pytest.raises(ModelFileError, match=said) as error:
+        loader.resolve(str(path), in_parts=True, vae="none", text_encoders=["none"], device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_said_of_them_is_true() -> None:
+    """That diffusers has a pipeline of some as blocks only, and of others no reader of a component's file."""
+    import diffusers
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    assert not [name for name in ("Flux3Pipeline", "MiniMaxH3Pipeline") if hasattr(diffusers, name)]
+    assert hasattr(diffusers, "AutoencoderKLQwenImage21")
+    assert not {"AutoencoderKLQwenImage21", "LTX2TextConnectors", "LTX2Vocoder"} & set(SINGLE_FILE_LOADABLE_CLASSES)
 
 
 def test_layouts_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
