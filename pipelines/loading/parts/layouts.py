@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import MissingDependencyError, ModelFileError, first_line
+from ....fallback import is_out_of_memory
 from ....safetensors_header import DOWNLOAD_AGAIN
 
 if TYPE_CHECKING:
@@ -105,16 +106,37 @@ def _class(layout: Layout) -> Any:
 
 
 def write_out(
-    key: str, data: torch.Tensor, entry: Mapping[str, Any], read: Callable[[str], torch.Tensor], dtype: torch.dtype
+    path: Path,
+    key: str,
+    data: torch.Tensor,
+    entry: Mapping[str, Any],
+    read: Callable[[str], torch.Tensor],
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """A weight as the numbers that it stands for, [rows, columns] in `dtype`.
 
     Args:
+        path: the file, for errors.
         key: name of the weight.
         data: what the file holds for it.
         entry: what the file says of its layer.
         read: gives a tensor of the file by its name.
+
+    Raises:
+        ModelFileError: its scales are not of its size.
     """
+    try:
+        return _written_out(key, data, entry, read, dtype)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"the scales of {key[:80]!r} do not fit it ({first_line(error, 80)})"
+        raise ModelFileError("model", str(path), reason, DOWNLOAD_AGAIN) from error
+
+
+def _written_out(
+    key: str, data: torch.Tensor, entry: Mapping[str, Any], read: Callable[[str], torch.Tensor], dtype: torch.dtype
+) -> torch.Tensor:
     import torch
 
     layout, layer = LAYOUTS[entry["format"]], key.removesuffix(".weight")

@@ -49,7 +49,7 @@ def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict
         with safe_open(part.path, framework="pt") as file:
             for key, entry in part.layouts.items():
                 weights[key] = layouts.write_out(
-                    key, weights[key], entry, lambda name: file.get_tensor(part.prefix + name), dtype
+                    part.path, key, weights[key], entry, lambda name: file.get_tensor(part.prefix + name), dtype
                 )
     for key, scale in scales.items():
         weights[key] = weights[key].to(torch.float32).mul_(scale).to(dtype)

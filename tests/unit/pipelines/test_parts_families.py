@@ -301,6 +301,10 @@ def test_layouts_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: p
             resolve(files)
         assert "\n" not in str(error.value)
     assert kind_of_part(files["model"]) == UNREADABLE, "it is offered, so that choosing it says why"
+    save_file({**whole, first + "weight_scale": torch.zeros(3, 5, dtype=torch.float8_e4m3fn)}, files["model"])
+    with pytest.raises(ModelFileError, match=r"scales of .* do not fit it") as unfit:
+        loader.load(resolve(files))
+    assert "\n" not in str(unfit.value)
     save_file(whole, files["model"])
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "comfy_kitchen" else find(name))

@@ -88,7 +88,8 @@ def split_fused(weights: Weights) -> tuple[Weights, Weights]:
     import torch
 
     width = weights["img_in.bias"].shape[0]
-    left, own = dict(weights), Weights()
+    left = dict(weights)
+    own: Weights = {}
     if width != _CONVERTERS_WIDTH:
         for number in range(count_blocks(weights, "single_blocks.")):
             for kind in ("weight", "bias"):
