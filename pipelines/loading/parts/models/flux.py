@@ -50,9 +50,10 @@ def _is_dev(shapes: Shapes) -> bool:
 def _config(shapes: Shapes) -> Config:
     """What the shapes tell, and the axes of the rotary embedding that belong to the size of the heads."""
     head = with_scales(dict(shapes))["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    channels, out = shapes["img_in.weight"][1], shapes["final_layer.linear.weight"][0]
     return {
-        "in_channels": shapes["img_in.weight"][1],
-        "out_channels": shapes["final_layer.linear.weight"][0],
+        **({} if out == channels else {"out_channels": out}),
+        "in_channels": channels,
         "num_layers": count_blocks(shapes, "double_blocks."),
         "num_single_layers": count_blocks(shapes, "single_blocks."),
         "attention_head_dim": head,
