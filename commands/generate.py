@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from ..errors import InputError
 from ..report import log_run
@@ -16,6 +17,8 @@ from .prompts.queue import work_through
 from .prompts.request import check_latent_target, note_what_is_left_out, sample_request, write_result
 from .terminal import TerminalProgress, print_written
 
+NO_VAE = Path("none")
+"""What stands for no VAE at all: a latent alone needs none."""
 HELP = "make pictures or video from a prompt, or from a file of prompts"
 
 
@@ -34,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     settings = optimization_settings(args)
     loras = lora_specs(args)
     latent_only = check_latent_target(args.output)
+    if latent_only and args.diffusion_model is not None and args.vae is None:
+        args.vae = NO_VAE
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
     prepare_libraries(args.verbose)

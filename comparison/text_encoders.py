@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..pipelines.loading.parts.encoders import CLIP_L, QWEN3_4B, QWEN25_VL_7B, T5_XXL, UMT5_XXL
+from ..pipelines.loading.parts.clips import CLIP_L
+from ..pipelines.loading.parts.encoders import QWEN3_4B, QWEN25_VL_7B, T5_XXL, UMT5_XXL
 
 
 def flux() -> dict[str, Any]:

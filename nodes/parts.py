@@ -25,6 +25,8 @@ ENCODED = "none (CONDITIONING)"
 """No text encoder: the sampler gets texts that are encoded."""
 DECODED_ELSEWHERE = "none (LATENT)"
 """No VAE: the sampler gives a latent."""
+CLIP_VISION = "clip_vision/"
+"""Before the name of an encoder of pictures, which ComfyUI keeps under paths of its own."""
 EMBEDDED = TINY_PREFIX + parts.EMBEDDED_NAME
 """Three small files with random weights, to try a graph with."""
 
@@ -36,6 +38,7 @@ class LoadPipelineParts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         models = part_choices("diffusion_models", parts.DIFFUSION_MODEL)
         encoders = part_choices("text_encoders", parts.TEXT_ENCODER)
+        encoders += [CLIP_VISION + name for name in part_choices("clip_vision", parts.TEXT_ENCODER)]
         return schema(
             node_id="FastDiffusersLoadPipelineParts",
             display_name="Load Diffusers Model (Parts)",
@@ -63,6 +66,7 @@ class LoadPipelineParts(io.ComfyNode):
                 io.Combo.Input("quantization", options=list(loader.QUANTIZATION_CHOICES), default="none", **ADVANCED),
                 io.Combo.Input("device", options=comfy_bridge.device_choices(), default="auto", **ADVANCED),
                 io.Combo.Input("second_expert", options=[AUTO, NONE, *models], default=AUTO, optional=True, **ADVANCED),
+                io.Combo.Input("text_encoder_3", options=[AUTO, *encoders], default=AUTO, optional=True, **ADVANCED),
                 io.Vae.Input("comfyui_vae", optional=True),
             ],
             outputs=[types.Pipeline.Output(display_name="pipeline")],
@@ -70,12 +74,19 @@ class LoadPipelineParts(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, diffusion_model: str, text_encoder_1: str, text_encoder_2: str, vae: str, second_expert: str = AUTO
+        cls,
+        diffusion_model: str,
+        text_encoder_1: str,
+        text_encoder_2: str,
+        vae: str,
+        second_expert: str = AUTO,
+        text_encoder_3: str = AUTO,
     ) -> bool | str:
         # ComfyUI asks this before anything runs. Naming these also replaces its own "value not in list".
         # Whether a VAE is connected is not known yet: that none at hand fits is said when it runs.
         try:
-            _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, only_at_hand=True)
+            encoders = (text_encoder_1, text_encoder_2, text_encoder_3)
+            _resolve(diffusion_model, encoders, vae, second_expert, only_at_hand=True)
         except FastDiffusersError as error:
             return error.in_short()
         return True
@@ -88,10 +99,12 @@ class LoadPipelineParts(io.ComfyNode):
         text_encoder_2: str,
         vae: str,
         second_expert: str = AUTO,
+        text_encoder_3: str = AUTO,
         **how: Any,
     ) -> str:
         # The identity of all files is part of it, so that an exchanged one runs again.
-        key = _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, only_at_hand=True)
+        encoders = (text_encoder_1, text_encoder_2, text_encoder_3)
+        key = _resolve(diffusion_model, encoders, vae, second_expert, only_at_hand=True)
         return f"{key.parts} {key.identity}"
 
     @classmethod
@@ -106,6 +119,7 @@ class LoadPipelineParts(io.ComfyNode):
         quantization: str,
         device: str,
         second_expert: str = AUTO,
+        text_encoder_3: str = AUTO,
         comfyui_vae: Any = None,
     ) -> io.NodeOutput:
         if comfyui_vae is not None:
@@ -115,7 +129,7 @@ class LoadPipelineParts(io.ComfyNode):
             vae = DECODED_ELSEWHERE
         key = _resolve(
             diffusion_model,
-            (text_encoder_1, text_encoder_2),
+            (text_encoder_1, text_encoder_2, text_encoder_3),
             vae,
             second_expert,
             dtype=dtype,
@@ -146,15 +160,17 @@ def _resolve(
 
     model = embedded.get("transformer") or Path(part_path("diffusion_models", "diffusion_model", diffusion_model))
     encoders = [
-        part_path("text_encoders", f"text_encoder_{number}", name)
+        _encoder_path(f"text_encoder_{number}", name)
         for number, name in enumerate(text_encoders, 1)
         if name not in (AUTO, ENCODED)
     ]
-    if ENCODED in text_encoders:
-        encoders.append(NONE)
-    elif len(encoders) < len(text_encoders):
-        found = parts.choose_text_encoders(model, [*map(Path, encoders)], files("text_encoders", "text_encoder"))
+    encoded = ENCODED in text_encoders
+    if AUTO in text_encoders:
+        at_hand = [*files("text_encoders", "text_encoder"), *([] if embedded else part_files("clip_vision"))]
+        found = parts.choose_text_encoders(model, [*map(Path, encoders)], at_hand, of_texts=not encoded)
         encoders = [str(file) for file in found]
+    if encoded:
+        encoders.append(NONE)
     if second_expert == AUTO:
         second = str(parts.choose_second_expert(model, files("diffusion_models", "transformer")) or "")
     else:
@@ -174,6 +190,12 @@ def _resolve(
         comfyui=comfyui_folder(),
         **loading,
     )
+
+
+def _encoder_path(widget: str, name: str) -> str:
+    if name.startswith(CLIP_VISION):
+        return part_path("clip_vision", widget, name.removeprefix(CLIP_VISION))
+    return part_path("text_encoders", widget, name)
 
 
 def _fitting_vae(model: Path, files: list[Path], only_at_hand: bool) -> str:

@@ -16,7 +16,7 @@ from .conditions.control import control_arguments, control_form, control_models
 from .conditions.keyframes import keyframe_arguments, keyframe_form, keyframes_of
 from .conditions.masks import mask_arguments, repaints
 from .embeddings import table as embeddings
-from .embeddings.check import check_widths, encoding_of
+from .embeddings.check import check_widths, encoding_of, negative_text_acts
 from .families import Family
 from .modular.run import accepted as accepted_by_blocks
 from .requested.absent import no_encoder
@@ -184,7 +184,8 @@ def _encoded(
     assert encoding is not None  # noqa: S101 - checked
     denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
     check_widths(family, request, type(denoiser), denoiser.config)
-    negative = request.negative if negative_acts(family, request.guidance) else None
+    acts = negative_text_acts(family, request.guidance, negative_acts(family, request.guidance))
+    negative = request.negative if acts else None
     size = (request.height or 0, request.width or 0)
     return embeddings.call_arguments(encoding, request.positive, negative, request.batch, size, device, dtype)
 

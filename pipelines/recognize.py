@@ -5,6 +5,7 @@ A class that is not in the table still runs: what can be known of it is read fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -103,7 +104,7 @@ def _trained(
     if family.name == "sdxl":
         return _of_trained_size(family, parts.get("unet", {}), parts.get("vae", {}))
     if family.name == "flux2-klein" and config.get("is_distilled"):
-        return replace(family, steps=4, guidance=1.0)
+        return replace(family, steps=4, guidance=1.0, negative_above=math.inf)  # no guidance makes it run twice
     if family.name == "zimage" and scheduler.get("shift", 3.0) > 3.0:
         # The classical form adds the difference to the guided side: 4 there is 5 here.
         return replace(family, steps=50, guidance=5.0 if family.guidance_argument == GUIDER else 4.0)

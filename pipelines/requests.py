@@ -58,7 +58,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     conditioned = check_conditions(family, request)
     _check_images(family, request)
     conditioned += scaled_notes(request, *_size(family, request))
-    texts = check_texts(family, request, negative_acts(family, complete_guidance(family, request)))
+    texts = check_texts(family, request, scale := complete_guidance(family, request), negative_acts(family, scale))
     return [*fitted, *conditioned, *texts, *_ignored(family, request), *_assumed(family, request)]
 
 

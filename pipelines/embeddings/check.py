@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from .table import ENCODINGS, NOT_USED, Encoding
+from .table import ENCODINGS, NOT_TAKEN, NOT_USED, Encoding
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -32,11 +32,24 @@ def encoding_of(family: Family) -> Encoding | None:
     return None if modular else ENCODINGS.get(family.name)
 
 
-def check_texts(family: Family, request: SampleRequest, guided: bool) -> list[str]:
+def negative_text_acts(family: Family, guidance: float | None, acts: bool) -> bool:
+    """Whether an encoded negative text changes anything.
+
+    Args:
+        acts: whether a negative prompt would.
+    """
+    encoding = encoding_of(family)
+    if encoding is None or not encoding.empty_negative:
+        return acts
+    return guidance is None or guidance > family.negative_above
+
+
+def check_texts(family: Family, request: SampleRequest, guidance: float | None, acts: bool) -> list[str]:
     """Check the embeddings of a request against what is known of the family.
 
     Args:
-        guided: whether a negative prompt acts.
+        guidance: of the run, None for the pipeline's own.
+        acts: whether a negative prompt would.
 
     Returns:
         Notes for the report: what is not used because of them.
@@ -51,8 +64,12 @@ def check_texts(family: Family, request: SampleRequest, guided: bool) -> list[st
         return []
     encoding = encoding_of(family)
     if encoding is None:
-        reason = f"which embeddings {family.name} takes is not known here; it is of {_known()}"
+        reason = next((NOT_TAKEN[name] for name in family.classes if name in NOT_TAKEN), "")
+        if not reason and any("Modular" in name for name in family.classes):
+            reason = "a modular pipeline encodes its own prompt"
+        reason = reason or f"which embeddings {family.name} takes is not known here; it is of {_known()}"
         raise InputError("positive", "connected", reason, "disconnect it, and write the prompt")
+    guided = negative_text_acts(family, guidance, acts)
     if guided and request.negative is None:
         reason = f"guidance = {request.guidance if request.guidance is not None else family.guidance:g} needs one"
         cure = "connect one, of an empty text say, or set guidance to "
@@ -90,7 +107,7 @@ def check_widths(family: Family, request: SampleRequest, denoiser: type, config:
     whole = {**_defaults(denoiser), **config}
     width, pooled = int(encoding.width(whole)), int(encoding.pooled(whole))
     for name, text in (("positive", request.positive), ("negative", request.negative)):
-        if text is None or (name == "negative" and not family.negative_prompt):
+        if text is None or (name == "negative" and not (family.negative_prompt or encoding.empty_negative)):
             continue
         found = text.tokens.shape[2]
         cure = f"connect this model's own text encoders: {encoding.encoders}"
@@ -121,7 +138,8 @@ def _unused(family: Family, request: SampleRequest, encoding: Encoding, guided: 
             said = f"{side} is connected and goes before it" if getattr(request, side) else "positive is connected"
             notes.append(f"{name} ignored: {said}.")
     if request.negative is not None and not guided:
-        why = f"{family.name} has none" if not family.negative_prompt else "guidance switches it off"
+        takes = family.negative_prompt or encoding.empty_negative
+        why = "guidance switches it off" if takes else f"{family.name} has none"
         notes.append(f"negative ignored: {why}.")
     if request.max_sequence_length is not None:
         notes.append("max_sequence_length ignored: the text is encoded already.")

@@ -10,6 +10,7 @@ Read side by side in diffusers' `encode_prompt` and ComfyUI's `comfy/text_encode
 | SD 3 | both CLIPs as in SDXL, as wide as T5's, then T5's | both CLIPs', CLIP-L's not projected | T5 to 77, 256 |
 | Qwen-Image | Qwen2.5-VL's last states, without those of the template | none | none for one text; a mask |
 | Z-Image | Qwen3's last but one states | none | none: one list of tokens a text |
+| FLUX.2-klein | three layers' states of Qwen3, side by side | none | filled up to 512; its own negative is "" |
 | Wan | UMT5's last states, 0 where nothing is | none | filled up to 512 with 0 |
 """
 
@@ -46,6 +47,8 @@ class Encoding:
         alike: whether two texts must have the same length.
         longest: most tokens, 0 for any number.
         sizes: whether the call takes the sizes of `Embeddings`.
+        empty_negative: whether guidance takes a negative text though the call takes no negative prompt: by itself the
+            pipeline encodes an empty one.
         guidance: whether guidance is one of the model's inputs, so that ComfyUI hands it on with a text.
     """
 
@@ -59,6 +62,7 @@ class Encoding:
     alike: bool = False
     longest: int = 0
     sizes: bool = False
+    empty_negative: bool = False
     guidance: bool = False
 
 
@@ -92,6 +96,7 @@ ENCODINGS: dict[str, Encoding] = {
     "qwenimage": _QWEN,
     "qwenimage-edit": _QWEN,
     "qwenimage-edit-plus": _QWEN,
+    "flux2-klein": Encoding("Qwen3", lambda config: config["joint_attention_dim"], empty_negative=True),
     "zimage": Encoding("Qwen3-4B", lambda config: config["cap_feat_dim"], listed=True),
     "wan-t2v": _WAN,
     "wan-i2v": _WAN,
@@ -100,6 +105,15 @@ ENCODINGS: dict[str, Encoding] = {
     ),
 }
 """Name of a family -> how it takes embeddings."""
+_CHROMA = "its pipeline reads one token of padding after the text, encoded with it, and ComfyUI's encoder gives none"
+_LTX2 = "its pipeline reads the states of all of Gemma's layers, and ComfyUI's encoder projects them to one"
+NOT_TAKEN = {
+    "ChromaPipeline": _CHROMA,
+    "ChromaImg2ImgPipeline": _CHROMA,
+    "LTX2Pipeline": _LTX2,
+    "LTX2ImageToVideoPipeline": _LTX2,
+}
+"""Class -> why it takes none of ComfyUI's embeddings."""
 
 
 def call_arguments(

@@ -14,7 +14,7 @@ from ..modular.index import folders
 from ..types import LoadKey
 from . import checkpoints, hub, single_file
 from .components import components
-from .parts import NONE, locate_parts
+from .parts import ENCODER_INPUT, MODEL_INPUT, NONE, input_of, locate_parts
 from .small_files import plain_path
 
 TINY = "tiny:"
@@ -103,10 +103,12 @@ def check(key: LoadKey) -> None:
     if path is None:
         return
     if key.parts:
-        encoders = [file for slot, file in key.parts if slot.startswith("text_encoder")]
-        vae = next((file for slot, file in key.parts if slot == "vae"), "")
-        diffusion_model, *second = (file for _, file in key.parts if file not in (*encoders, vae))
-        locate_parts(diffusion_model, encoders or [NONE], vae or NONE, *second)
+        given: dict[str, list[str]] = {}
+        for slot, file in key.parts:
+            given.setdefault(input_of(slot), []).append(file)
+        texts = [] if any(slot.startswith(ENCODER_INPUT) for slot, _ in key.parts) else [NONE]
+        diffusion_model, *second = given[MODEL_INPUT]
+        locate_parts(diffusion_model, [*given.get(ENCODER_INPUT, ()), *texts], *given.get("vae", [NONE]), *second)
         return
     if not path.exists():
         raise ModelFileError("model", key.source, "it is not there any more", "choose another model")

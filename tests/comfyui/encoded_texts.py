@@ -195,8 +195,23 @@ def wan(comfyui: Path) -> Made:
     return pipeline, {"umt5xxl": (model, sizes)}
 
 
+def flux2_klein(comfyui: Path) -> Made:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from fastdiffusers.pipelines import tiny
+
+    pipeline: Any = tiny.build("flux2-klein")
+    sizes = {"vocab_size": QWEN_VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 28}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen3Config(**sizes, head_dim=HEAD, rope_theta=1e6, initializer_range=0.1, tie_word_embeddings=True)
+    model = Qwen3ForCausalLM(config).eval()
+    pipeline.register_modules(text_encoder=model, tokenizer=_qwen_tokenizer(comfyui))
+    return pipeline, {"qwen3_4b": (model, sizes)}
+
+
 FAMILIES = {
     "flux": flux,
+    "flux2-klein": flux2_klein,
     "sdxl": sdxl,
     "sd15": sd15,
     "sd3": sd3,
@@ -215,7 +230,8 @@ def in_comfyuis_names(name: str, model: Any) -> dict[str, torch.Tensor]:
             "text_projection.weight": state.get("text_projection.weight", torch.eye(32))
         }
     if name == "qwen3_4b":
-        return {f"model.{key}": value for key, value in state.items()}
+        inner = {key.removeprefix("model."): value for key, value in state.items() if key != "lm_head.weight"}
+        return {f"model.{key}": value for key, value in inner.items()}
     if name == "qwen25_7b":
         beginning = "model.language_model."
         return {"model." + key.removeprefix(beginning): value for key, value in state.items() if beginning in key}

@@ -101,6 +101,7 @@ def _classes(family: str) -> tuple[Any, Any]:
 
     return {
         "flux": lambda: (flux.flux_clip(), flux.FluxTokenizer),
+        "flux2-klein": lambda: (flux.klein_te(), flux.KleinTokenizer),
         "sdxl": lambda: (sdxl_clip.SDXLClipModel, sdxl_clip.SDXLTokenizer),
         "sd15": lambda: (sd1_clip.SD1ClipModel, sd1_clip.SD1Tokenizer),
         "sd3": lambda: (sd3_clip.sd3_clip(), sd3_clip.SD3Tokenizer),

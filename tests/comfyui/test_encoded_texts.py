@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 PROMPT, NEGATIVE = "the red house on the water", "a car"
 LENGTHS = {"flux": 256, "sd3": 77, "wan": 512}
 """How far ComfyUI fills a text up: the pipeline's own encoding is told the same."""
+NEGATIVES = {"flux2-klein": ""}
+"""What a pipeline encodes for itself that takes no negative prompt."""
 WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 2.0}
 
 
@@ -42,7 +44,7 @@ def encoded(server: Client, family: str, folder: Path, **widgets: Any) -> dict[s
     prompt = server.sampling(f"encoded-{family}-bare", **{**WIDGETS, "prompt": "", **texts, **widgets})
     prompt["load"]["inputs"]["dtype"] = "float32"
     prompt["clip"] = server.node("TestTinyTextEncoder", folder=str(folder))
-    for name, text in (("positive", PROMPT), ("negative", NEGATIVE)):
+    for name, text in (("positive", PROMPT), ("negative", NEGATIVES.get(family, NEGATIVE))):
         prompt[name] = server.node("CLIPTextEncode", clip=["clip", 0], text=text)
     return prompt
 
@@ -131,6 +133,33 @@ def test_a_text_of_another_family_is_refused_before_anything_loads(server: Clien
     assert "64 wide, and flux takes 32" in failed(server, prompt)
     prompt = encoded(server, "zimage", encoders["flux"], seed=77)
     assert "it has one of 32, and zimage takes none" in failed(server, prompt)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("embedded tiny: ltx2-t2v", "the states of all of Gemma's layers"),
+        ("encoded-chroma", "one token of padding after the text"),
+    ],
+)
+def test_what_takes_no_texts_of_comfyuis_says_why(
+    server: Client, encoders: dict[str, Path], models: Path, model: str, said: str
+) -> None:
+    if model == "encoded-chroma":
+        from further_parts import chroma
+
+        chroma().save_pretrained(models / "diffusers" / model)
+    prompt = encoded(server, "flux", encoders["flux"])
+    prompt["load"]["inputs"]["model"] = model
+    assert said in failed(server, prompt)
+
+
+def test_guidance_of_klein_asks_for_a_negative_text(server: Client, encoders: dict[str, Path]) -> None:
+    prompt = encoded(server, "flux2-klein", encoders["flux2-klein"])
+    del prompt["sample"]["inputs"]["negative"]
+    assert "guidance = 2 needs one" in failed(server, prompt)
+    prompt["sample"]["inputs"]["guidance"] = 1.0
+    server.succeed(prompt)
 
 
 def test_sizes_of_sdxl_are_read(server: Client, encoders: dict[str, Path]) -> None:

@@ -182,7 +182,7 @@ def test_an_exchanged_file_runs_again(server: Client, parts: dict[str, Path]) ->
 def test_the_tokens_are_those_of_comfyui(core: Any, comfyui: Path, tmp_path: Path) -> None:
     from comfy.text_encoders.flux import FluxTokenizer
 
-    from fastdiffusers.pipelines.loading.parts import flux
+    from fastdiffusers.pipelines.loading.parts.models import flux
     from fastdiffusers.pipelines.loading.parts.read import read_tokenizer
 
     nowhere = tmp_path / "none.safetensors"
@@ -255,8 +255,9 @@ def test_the_published_sizes_are_recognised_and_built(core: Any, comfyui: Path, 
     import diffusers
 
     from fastdiffusers.pipelines.loading import loader
-    from fastdiffusers.pipelines.loading.parts import flux, kind_of_part, plan
+    from fastdiffusers.pipelines.loading.parts import kind_of_part, plan
     from fastdiffusers.pipelines.loading.parts.header import read_part
+    from fastdiffusers.pipelines.loading.parts.models import flux
 
     shapes = full_size(core, comfyui, guidance=variant == "dev")
     paths = {name: tmp_path / f"{name}.safetensors" for name in FILES}
@@ -306,14 +307,14 @@ def test_the_list_of_a_wrong_size_is_refused(core: Any, comfyui: Path, tmp_path:
 def test_the_configurations_are_those_of_comfyui(core: Any, comfyui: Path) -> None:
     import comfy.latent_formats
 
-    from fastdiffusers.pipelines.loading.parts import encoders, vaes
+    from fastdiffusers.pipelines.loading.parts import clips, encoders, vaes
 
     latents = comfy.latent_formats.Flux()
     vae = vaes.FLUX_VAE
     assert (vae["scaling_factor"], vae["shift_factor"]) == (latents.scale_factor, latents.shift_factor)
     assert vae["latent_channels"] == latents.latent_channels
     for ours, file, least in (
-        (encoders.CLIP_L, "sd1_clip_config.json", 9),
+        (clips.CLIP_L, "sd1_clip_config.json", 9),
         (encoders.T5_XXL, "text_encoders/t5_config_xxl.json", 8),
         (encoders.UMT5_XXL, "text_encoders/umt5_config_xxl.json", 8),
     ):

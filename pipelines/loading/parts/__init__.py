@@ -2,7 +2,7 @@
 
 from .checkpoint import PUBLISHED, write_configurations
 from .choose import choose_second_expert, choose_text_encoders, choose_vae
-from .component import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE
+from .component import DIFFUSION_MODEL, ENCODER_INPUT, MODEL_INPUT, TEXT_ENCODER, UNREADABLE, VAE, input_of
 from .embedded import NAME as EMBEDDED_NAME
 from .embedded import embedded_parts
 from .gguf import is_gguf
@@ -13,6 +13,8 @@ from .save import bytes_of_parts, write_parts
 __all__ = [
     "DIFFUSION_MODEL",
     "EMBEDDED_NAME",
+    "ENCODER_INPUT",
+    "MODEL_INPUT",
     "NONE",
     "PUBLISHED",
     "TEXT_ENCODER",
@@ -26,6 +28,7 @@ __all__ = [
     "denoiser_of_parts",
     "embedded_parts",
     "family_of_parts",
+    "input_of",
     "is_gguf",
     "kind_of_part",
     "locate_parts",

@@ -15,18 +15,9 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from . import encoders
+from . import clips
 from .component import Config
 
-CLIP_G: Config = {
-    **encoders.CLIP_L,
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
 _VAE: Config = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -60,8 +51,8 @@ PUBLISHED: dict[str, dict[str, tuple[str, str, Config]]] = {
             "AutoencoderKL",
             {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
         ),
-        "text_encoder": ("transformers", "CLIPTextModel", encoders.CLIP_L),
-        "text_encoder_2": ("transformers", "CLIPTextModelWithProjection", CLIP_G),
+        "text_encoder": ("transformers", "CLIPTextModel", clips.CLIP_L),
+        "text_encoder_2": ("transformers", "CLIPTextModelWithProjection", clips.CLIP_G),
         "scheduler": ("diffusers", "EulerDiscreteScheduler", {**_BETAS, "timestep_spacing": "leading"}),
     },
     "v1": {
@@ -78,7 +69,7 @@ PUBLISHED: dict[str, dict[str, tuple[str, str, Config]]] = {
             },
         ),
         "vae": ("diffusers", "AutoencoderKL", {**_VAE, "sample_size": 512, "scaling_factor": 0.18215}),
-        "text_encoder": ("transformers", "CLIPTextModel", encoders.CLIP_L),
+        "text_encoder": ("transformers", "CLIPTextModel", clips.CLIP_L),
         "scheduler": ("diffusers", "PNDMScheduler", {**_BETAS, "skip_prk_steps": True, "set_alpha_to_one": False}),
     },
 }
@@ -100,7 +91,7 @@ def write_configurations(kind: str, tensors: Container[str], pipeline: str, comf
     Returns:
         whether it is a kind that is known, and the tokenizer is there.
     """
-    source = Path(comfyui) / encoders.CLIP_TOKENIZER.folder
+    source = Path(comfyui) / clips.CLIP_TOKENIZER.folder
     if not comfyui or kind not in PUBLISHED or not (source / "vocab.json").is_file():
         return False
     index: dict[str, Any] = {"_class_name": pipeline, **{name: [None, None] for name in _ABSENT[kind]}}
@@ -116,7 +107,7 @@ def write_configurations(kind: str, tensors: Container[str], pipeline: str, comf
 
     for name, pad in TOKENIZERS[kind].items():
         index[name] = ["transformers", "CLIPTokenizer"]
-        options = {**encoders.CLIP_TOKENIZER.options, "pad_token": pad}
+        options = {**clips.CLIP_TOKENIZER.options, "pad_token": pad}
         CLIPTokenizer.from_pretrained(source, local_files_only=True, **options).save_pretrained(folder / name)
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return True

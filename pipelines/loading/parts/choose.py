@@ -8,15 +8,20 @@ from pathlib import Path
 
 from ....errors import InputError, ModelFileError
 from .component import PartsFamily
-from .families import FAMILIES
 from .header import read_part
+from .models import FAMILIES
 from .plan import family_of_part, problem_of
 
 _FILE = re.compile(r"[\w.-]+\.safetensors")
 
 
-def choose_text_encoders(diffusion_model: Path, given: Sequence[Path], at_hand: Sequence[Path]) -> list[Path]:
+def choose_text_encoders(
+    diffusion_model: Path, given: Sequence[Path], at_hand: Sequence[Path], of_texts: bool = True
+) -> list[Path]:
     """The text encoders that are given, and for the rest those at hand that fit: by their usual names, else the first.
+
+    Args:
+        of_texts: False where texts come encoded: encoders of pictures alone are looked for.
 
     Raises:
         InputError: none fits.
@@ -24,6 +29,8 @@ def choose_text_encoders(diffusion_model: Path, given: Sequence[Path], at_hand: 
     family = family_of_part(diffusion_model)
     chosen = list(given)
     for slot in family.encoders:
+        if not of_texts and slot in family.text_encoders:
+            continue
         if any(_fits(family, slot, file, diffusion_model) for file in given):
             continue
         fitting = _fitting(family, slot, at_hand, diffusion_model)

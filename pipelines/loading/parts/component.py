@@ -14,6 +14,8 @@ Weights = dict[str, Any]
 Config = dict[str, Any]
 
 DIFFUSION_MODEL, TEXT_ENCODER, VAE, UNREADABLE = "diffusion model", "text encoder", "VAE", "unreadable"
+MODEL_INPUT, ENCODER_INPUT = "diffusion_model", "text_encoder"
+"""Inputs by which files are given."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,20 @@ class PartsFamily:
 
     @property
     def encoders(self) -> list[str]:
-        """Names of the components that text encoders are."""
+        """Names of the components that encode what is given: texts, and pictures where a model reads them so."""
+        return [name for name in self.components if input_of(name) == ENCODER_INPUT]
+
+    @property
+    def text_encoders(self) -> list[str]:
+        """Names of the components that encode texts."""
         return [name for name in self.components if name.startswith("text_encoder")]
+
+
+def input_of(slot: str) -> str:
+    """The input by which the file of a component is given: encoders of pictures go with those of texts."""
+    if slot.startswith((ENCODER_INPUT, "image_encoder")):
+        return ENCODER_INPUT
+    return slot if slot.startswith("vae") else MODEL_INPUT
 
 
 def count_blocks(names: Shapes | Weights, beginning: str) -> int:

@@ -1,9 +1,10 @@
-"""Text encoders that ComfyUI's users have as files, and their tokenizers.
+"""Text encoders that ComfyUI's users have as files, and their tokenizers; CLIP's are in `clips`.
 
 Sources of the configurations, all in agreement with what is here:
-- edkamesh/FluX-optimized on GitHub, a copy of black-forest-labs/FLUX.1-schnell's configurations: CLIP-L, T5-XXL.
-- ComfyUI, `comfy/sd1_clip_config.json`, `comfy/text_encoders/t5_config_xxl.json`, `umt5_config_xxl.json`, and the
-  classes Qwen3_4BConfig, Qwen3_8BConfig and Qwen25_7BVLI_Config of `comfy/text_encoders/llama.py`: the same sizes.
+- edkamesh/FluX-optimized on GitHub, a copy of black-forest-labs/FLUX.1-schnell's configurations: T5-XXL.
+- ComfyUI, `comfy/text_encoders/t5_config_xxl.json`, `umt5_config_xxl.json`, and the
+  classes Qwen3_4BConfig, Qwen3_8BConfig, Qwen3VL_4BConfig and Qwen25_7BVLI_Config of
+  `comfy/text_encoders/llama.py`, and what Qwen3-VL sees with in `comfy/text_encoders/qwen3vl.py`: the same sizes.
 - transformers: what is left out here is its class's default, which the published configurations repeat.
 Sizes that a file's shapes tell are taken from there or compared with it.
 """
@@ -13,21 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 from .component import Component, Config, Shapes, Tokenizer, Weights, count_blocks
-
-CLIP_L: Config = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "projection_dim": 768,
-    "hidden_act": "quick_gelu",
-    "vocab_size": 49408,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
-"""`eos_token_id` as the published configurations have it: the pooled output is that of the largest id."""
 
 T5_XXL: Config = {
     "d_model": 4096,
@@ -107,6 +93,28 @@ QWEN25_VL_7B: Config = {
     "tie_word_embeddings": False,
 }
 
+QWEN3_VL_4B: Config = {
+    "text_config": {
+        **{name: value for name, value in QWEN3_4B.items() if name not in ("tie_word_embeddings", "rope_theta")},
+        "max_position_embeddings": 262144,
+        "rope_theta": 5_000_000.0,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    },
+    "vision_config": {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": 2560,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+    "tie_word_embeddings": True,
+}
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -115,9 +123,6 @@ CHAT_TEMPLATE = (
 """Qwen3's for what a pipeline sends: one message, without tools. The one that ComfyUI ships is Qwen2.5's, which puts a
 system message before it."""
 
-CLIP_TOKENIZER = Tokenizer(
-    "CLIPTokenizer", "comfy/sd1_tokenizer", {"pad_token": "<|endoftext|>", "model_max_length": 77}
-)
 T5_TOKENIZER = Tokenizer("T5TokenizerFast", "comfy/text_encoders/t5_tokenizer", {"model_max_length": 512})
 UMT5_TOKENIZER = Tokenizer("T5TokenizerFast", options={"model_max_length": 512}, inside="text_encoder")
 QWEN_TOKENIZER = Tokenizer(
@@ -127,11 +132,6 @@ QWEN_TOKENIZER = Tokenizer(
 _INNER_HEAD = "model.lm_head.weight"
 """What ComfyUI calls the head of a language model where it has one of its own."""
 _T5_BLOCK = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
-_CLIP_LAYER = "text_model.encoder.layers.{}.mlp.fc1.weight"
-
-
-def _is_clip_l(shapes: Shapes) -> bool:
-    return "text_model.embeddings.token_embedding.weight" in shapes and _CLIP_LAYER.format(12) not in shapes
 
 
 def _is_t5(shapes: Shapes) -> bool:
@@ -150,6 +150,14 @@ def _is_qwen25_vl(shapes: Shapes) -> bool:
     return "model.layers.0.self_attn.q_proj.bias" in shapes and "visual.patch_embed.proj.weight" in shapes
 
 
+def _is_qwen3_vl(shapes: Shapes) -> bool:
+    return "model.visual.deepstack_merger_list.0.norm.weight" in shapes
+
+
+def _rename_qwen3_vl(weights: Weights, config: Config) -> Weights:
+    return {key.removeprefix("model."): value for key, value in weights.items() if key != "lm_head.weight"}
+
+
 def _qwen25_vl_config(shapes: Shapes) -> Config:
     # A file without the head of the language model is whole: nothing asks for its words.
     return {**QWEN25_VL_7B, "tie_word_embeddings": "lm_head.weight" not in shapes}
@@ -159,22 +167,6 @@ def rename_t5(weights: Weights, config: Config) -> Weights:
     """T5's and UMT5's own names: the table of embeddings has two."""
     table = weights["shared.weight"] if "shared.weight" in weights else weights["encoder.embed_tokens.weight"]
     return {**weights, "shared.weight": table, "encoder.embed_tokens.weight": table}
-
-
-def rename_clip(weights: Weights, config: Config) -> Weights:
-    """CLIP's text model, whose own code lost a level of its names in transformers 5.6."""
-    import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    weights = {
-        key: value for key, value in weights.items() if key.startswith("text_model.") and "position_ids" not in key
-    }
-    with torch.device("meta"):
-        small = CLIPTextConfig(
-            vocab_size=4, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1
-        )
-        flat = not hasattr(CLIPTextModel(small), "text_model")
-    return {key.removeprefix("text_model.") if flat else key: value for key, value in weights.items()}
 
 
 def _rename_qwen3(weights: Weights, config: Config) -> Weights:
@@ -206,24 +198,17 @@ def _rename_qwen25_vl(weights: Weights, config: Config) -> Weights:
     return renamed
 
 
-def _published(config: Config) -> Any:
+def published(config: Config) -> Any:
+    """A component's configuration where no shape tells any of it."""
     return lambda shapes: dict(config)
 
 
-CLIP_L_ENCODER = Component(
-    "transformers",
-    "CLIPTextModel",
-    "CLIP-L, usually clip_l.safetensors",
-    _is_clip_l,
-    _published(CLIP_L),
-    rename_clip,
-)
 T5_ENCODER = Component(
     "transformers",
     "T5EncoderModel",
     "T5-XXL, usually t5xxl_fp16.safetensors or t5xxl_fp8_e4m3fn_scaled.safetensors",
     _is_t5,
-    _published(T5_XXL),
+    published(T5_XXL),
     rename_t5,
 )
 UMT5_ENCODER = Component(
@@ -231,7 +216,7 @@ UMT5_ENCODER = Component(
     "UMT5EncoderModel",
     "UMT5-XXL, usually umt5_xxl_fp8_e4m3fn_scaled.safetensors or umt5_xxl_fp16.safetensors",
     _is_umt5,
-    _published(UMT5_XXL),
+    published(UMT5_XXL),
     rename_t5,
 )
 QWEN3_ENCODER = Component(
@@ -265,4 +250,12 @@ QWEN25_VL_ENCODER = Component(
     _is_qwen25_vl,
     _qwen25_vl_config,
     _rename_qwen25_vl,
+)
+QWEN3_VL_4B_ENCODER = Component(
+    "transformers",
+    "Qwen3VLModel",
+    "Qwen3-VL-4B",
+    _is_qwen3_vl,
+    published(QWEN3_VL_4B),
+    _rename_qwen3_vl,
 )

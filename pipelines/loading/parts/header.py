@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError, first_line
 from ....safetensors_header import DOWNLOAD_AGAIN, SUFFIX, file_size, parse_json, read_header
-from . import gguf
+from . import gguf, layouts
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,17 @@ _COUNT = "num_batches_tracked"
 _COMFY_QUANT = ".comfy_quant"
 _COMFY_FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 """Formats of ComfyUI's quantized layers that are read -> type of their weights."""
+_NUNCHAKU = (".wscales", ".wtscale", ".qweight")
+"""Ends of names in Nunchaku's files."""
+_OTHER_COPY = "use a copy in bf16, fp16, fp8, scaled fp8 or GGUF"
 _NOT_SCALED = ("shared.weight", "embed_tokens.weight", "_embedding.weight", "relative_attention_bias.weight")
 """Ends of the names of embeddings, which are looked up and not multiplied: they have no scale."""
+
+
+class QuantizationNotReadError(ModelFileError):
+    """A whole and healthy file, quantized in a way that is not read."""
+
+    __module__ = ModelFileError.__module__
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class Part:
         scales: name of a weight -> name of the tensor that it is multiplied by, in files of scaled fp8.
         precision: as found: "bfloat16", "fp8 e4m3", "scaled fp8 e4m3", with "mixed with" where there are several.
         prefix: what was taken off.
+        layouts: name of a weight -> what the file says of its layer, where it is in one of `layouts.LAYOUTS`.
     """
 
     path: Path
@@ -46,6 +57,7 @@ class Part:
     scales: dict[str, str]
     precision: str
     prefix: str
+    layouts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def is_gguf(self) -> bool:
@@ -73,6 +85,11 @@ def read_part(path: Path, name: str) -> Part:
         cure = "load it whole: with Load Diffusers Pipeline, or --model"
         raise ModelFileError(name, str(path), "it is a whole checkpoint, not a part", cure)
     prefix = next((each for each in _PREFIXES if any(key.startswith(each) for key in entries)), "")
+    if any(key.endswith(_NUNCHAKU) for key in entries):
+        reason = (
+            "it is quantized by Nunchaku (svdq), whose layers only the package nunchaku runs, and this pack does not"
+        )
+        raise QuantizationNotReadError(name, str(path), reason, _OTHER_COPY)
     strange = [key for key in entries if not key.startswith(prefix) and not key.endswith((_MARKER, *_EXTRAS))]
     if strange:
         raise ModelFileError(name, str(path), f"it mixes models: {strange[0][:80]!r} lies beside them", DOWNLOAD_AGAIN)
@@ -81,12 +98,20 @@ def read_part(path: Path, name: str) -> Part:
     _refuse_other_quantizations(path, name, tensors, layers)
     scaled = bool(layers) or _MARKER in tensors or any(key.endswith(".scale_weight") for key in tensors)
     weights = {key: entry for key, entry in tensors.items() if not _is_helper(key)}
+    in_blocks = {f"{layer}.weight": entry for layer, entry in layers.items() if entry["format"] in layouts.LAYOUTS}
+    in_blocks = {key: entry for key, entry in in_blocks.items() if key in weights}
+    if in_blocks and name != "file":
+        layouts.require_package(path, name, {entry["format"] for entry in in_blocks.values()})
+    shapes = {key: tuple(entry["shape"]) for key, entry in weights.items()}
     scales: dict[str, str] = {}
     for key, entry in weights.items():
         layer = key.removesuffix(".weight") if key.endswith(".weight") else ""
+        if key in in_blocks:
+            shapes[key] = layouts.check_layer(path, name, layer, layers[layer], tensors)
+            continue
         scale = f"{layer}.weight_scale" if layer in layers else f"{layer}.scale_weight"
-        if layer in layers and _COMFY_FORMATS[layers[layer]] != entry["dtype"]:
-            reason = f"{key[:80]!r} is {entry['dtype']} in it and said to be {layers[layer]}"
+        if layer in layers and _COMFY_FORMATS[layers[layer]["format"]] != entry["dtype"]:
+            reason = f"{key[:80]!r} is {entry['dtype']} in it and said to be {layers[layer]['format']}"
             raise ModelFileError(name, str(path), reason, DOWNLOAD_AGAIN)
         if scale in tensors:
             if tensors[scale]["shape"] not in ([], [1]):
@@ -94,20 +119,19 @@ def read_part(path: Path, name: str) -> Part:
             scales[key] = scale
         elif layer in layers or (scaled and _is_scaled(key, entry)):
             raise ModelFileError(name, str(path), f"the scale of {key[:80]!r} is missing in it", DOWNLOAD_AGAIN)
-    kinds = {entry["dtype"]: 0 for entry in weights.values()}
-    for entry in weights.values():
+    sizes: dict[str, int] = {}
+    for key, entry in weights.items():
         begin, end = entry["data_offsets"]
-        kinds[entry["dtype"]] += end - begin
-    unread = next((kind for kind in kinds if kind not in _FP8 | _PLAIN), None)
-    if unread is not None:
-        cure = "use a copy in bf16, fp16 or fp8"
-        raise ModelFileError(name, str(path), f"it holds weights of type {unread}, which are not read", cure)
-    names = [
-        ("scaled " if scaled and kind in _FP8 else "") + (_FP8 | _PLAIN)[kind]
-        for kind in sorted(kinds, key=lambda kind: -kinds[kind])
-    ]
-    shapes = {key: tuple(entry["shape"]) for key, entry in weights.items()}
-    return Part(path, shapes, scales, " mixed with ".join(names), prefix)
+        if key in in_blocks:
+            kind = layouts.LAYOUTS[in_blocks[key]["format"]].title
+        elif entry["dtype"] in _FP8 | _PLAIN:
+            kind = ("scaled " if scaled and entry["dtype"] in _FP8 else "") + (_FP8 | _PLAIN)[entry["dtype"]]
+        else:
+            reason = f"it holds weights of type {entry['dtype']}, which are not read"
+            raise ModelFileError(name, str(path), reason, "use a copy in bf16, fp16 or fp8")
+        sizes[kind] = sizes.get(kind, 0) + end - begin
+    names = sorted(sizes, key=lambda kind: -sizes[kind])
+    return Part(path, shapes, scales, " mixed with ".join(names), prefix, in_blocks)
 
 
 def _read_gguf(path: Path, name: str) -> Part:
@@ -132,8 +156,8 @@ def read_extra(part: Part, name: str) -> torch.Tensor | None:
         return None if key is None else file.get_tensor(key)
 
 
-def _quantized_layers(path: Path, name: str, prefix: str, tensors: dict[str, Any]) -> dict[str, str]:
-    """The layers that ComfyUI quantized, and the format of each: in a tensor beside each, or in the file's metadata.
+def _quantized_layers(path: Path, name: str, prefix: str, tensors: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The layers that ComfyUI quantized, and what is said of each: in a tensor beside it, or in the file's metadata.
 
     Raises:
         ModelFileError: a format that is not read, or no format at all.
@@ -156,10 +180,10 @@ def _quantized_layers(path: Path, name: str, prefix: str, tensors: dict[str, Any
         reason = f"what it says of its quantized layers (comfy_quant) cannot be read ({first_line(error)})"
         raise ModelFileError(name, str(path), reason, DOWNLOAD_AGAIN) from error
     for layer, kind in formats.items():
-        if kind not in _COMFY_FORMATS:
+        if kind not in {*_COMFY_FORMATS, *layouts.LAYOUTS}:
             reason = f"its layer {layer[:80]!r} is quantized in a way that is not read (comfy_quant {str(kind)[:40]!r})"
-            raise ModelFileError(name, str(path), reason, "use a copy in bf16, fp16, fp8 or scaled fp8")
-    return formats
+            raise QuantizationNotReadError(name, str(path), reason, _OTHER_COPY)
+    return told
 
 
 def _is_scaled(key: str, entry: dict[str, Any]) -> bool:
@@ -168,12 +192,20 @@ def _is_scaled(key: str, entry: dict[str, Any]) -> bool:
 
 def _is_helper(key: str) -> bool:
     return key in _EXTRAS or key.endswith(
-        (_COUNT, _MARKER, ".scale_weight", ".scale_input", _COMFY_QUANT, ".weight_scale", ".input_scale")
+        (
+            _COUNT,
+            _MARKER,
+            ".scale_weight",
+            ".scale_input",
+            _COMFY_QUANT,
+            ".weight_scale",
+            ".input_scale",
+            *layouts.HELPERS,
+        )
     )
 
 
-def _refuse_other_quantizations(path: Path, name: str, tensors: dict[str, Any], layers: dict[str, str]) -> None:
-    for ending, what in ((".wscales", "Nunchaku"), (".weight_scale", "weight_scale")):
-        if any(key.endswith(ending) and key.removesuffix(ending) not in layers for key in tensors):
-            reason = f"it is quantized in a way that is not read ({what})"
-            raise ModelFileError(name, str(path), reason, "use a copy in bf16, fp16, fp8 or scaled fp8")
+def _refuse_other_quantizations(path: Path, name: str, tensors: dict[str, Any], layers: Mapping[str, Any]) -> None:
+    if any(key.endswith(".weight_scale") and key.removesuffix(".weight_scale") not in layers for key in tensors):
+        reason = "it is quantized in a way that is not read (weight_scale without comfy_quant)"
+        raise QuantizationNotReadError(name, str(path), reason, _OTHER_COPY)

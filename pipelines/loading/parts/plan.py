@@ -16,9 +16,9 @@ from ...recognize import family_of_configuration
 from .. import checkpoints
 from ..small_files import plain_path, read_json
 from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFamily
-from .families import FAMILIES, TITLES, family_of_file, kind_of_shapes
 from .gguf import is_gguf
-from .header import Part, read_part
+from .header import Part, QuantizationNotReadError, read_part
+from .models import FAMILIES, TITLES, family_of_file, kind_of_shapes, why_not_read
 
 NONE = "none"
 """Instead of a file: the component is left out."""
@@ -52,21 +52,23 @@ def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str, s
     if expert := _second_expert(family, chosen, second):
         found[family.second] = expert
     encoded = NONE in text_encoders
-    if encoded and len(set(text_encoders)) > 1:
-        other = next(text for text in text_encoders if text != NONE)
-        raise InputError("text_encoder", other, f"another one is {NONE}: they go together", f"use {NONE} for all")
-    for text in () if encoded else text_encoders:
+    for text in text_encoders:
+        if text == NONE:
+            continue
         file = _path("text_encoder", text)
         slot = _encoder_slot(family, file, chosen, found)
+        if encoded and slot in family.text_encoders:
+            raise InputError("text_encoder", text, f"another one is {NONE}: they go together", f"use {NONE} for all")
         found[slot] = file
     if vae and vae != NONE:
         found["vae"] = _path("vae", vae)
         _require(family, "vae", found["vae"], chosen, "vae")
-    given = {*found, family.second, *(family.encoders if encoded else ()), *(("vae",) if vae == NONE else ())}
+    given = {*found, family.second, *(family.text_encoders if encoded else ()), *(("vae",) if vae == NONE else ())}
     if lacking := [slot for slot in family.components if slot not in given]:
         name = "vae" if lacking == ["vae"] else "text_encoder"
         reason = f"{family.title} needs {' and '.join(family.components[slot].usual for slot in lacking)}"
-        raise InputError(name, "", reason, f"add --{name.replace('_', '-')} FILE")
+        cure = f"add --{name.replace('_', '-')} FILE"
+        raise InputError(name, "", reason, cure + (", or ask for the latent alone" if name == "vae" else ""))
     parts = tuple((slot, str(found[slot])) for slot in family.components if slot in found)
     marks = [checkpoints.fingerprint(Path(path)) for _, path in parts]
     marks += [str(sorted(_beside_files(chosen)))]
@@ -108,10 +110,12 @@ def _kind(path: str, stamp: str) -> str:
     file = Path(path)
     try:
         part = read_part(file, "file")
+    except QuantizationNotReadError:
+        return UNREADABLE
     except (ModelFileError, MissingDependencyError):
         return UNREADABLE if is_gguf(file) or _is_damaged(file) else ""
     kind = kind_of_shapes(part.shapes, file.stem)
-    return kind if kind == DIFFUSION_MODEL or not part.is_gguf else ""
+    return kind if kind in (DIFFUSION_MODEL, UNREADABLE) or not part.is_gguf else ""
 
 
 def _is_damaged(file: Path) -> bool:
@@ -160,7 +164,8 @@ def family_of_part(diffusion_model: Path) -> PartsFamily:
 def _family(part: Part) -> PartsFamily:
     family = family_of_file(part.shapes, part.path.stem)
     if family is None:
-        reason = f"it is not the diffusion model of a family that is read in parts: {TITLES}"
+        others = f"it is not the diffusion model of a family that is read in parts: {TITLES}"
+        reason = why_not_read(part.shapes) or others
         raise ModelFileError("diffusion_model", str(part.path), reason, "use the model's folder in diffusers format")
     return family
 

@@ -12,7 +12,7 @@ from ....fallback import Signals
 from ....optimizations.quantization.layers import describe_model
 from ..devices import default_dtype
 from ..small_files import read_json
-from .component import Component, Config, PartsFamily, Tokenizer
+from .component import MODEL_INPUT, Component, Config, PartsFamily, Tokenizer, input_of
 from .gguf import fill_gguf
 from .header import Part, read_extra, read_part
 from .plan import beside, configuration, family_of_part
@@ -46,17 +46,17 @@ def read_parts(
     chosen = next(iter(files.values()))
     family = family_of_part(chosen)
     made: dict[str, Any] = {slot: None for slot in (*family.components, *family.tokenizers) if slot != family.second}
-    encoded = not set(family.encoders) & set(files)
+    encoded = not set(family.text_encoders) & set(files)
     for name, tokenizer in () if encoded else family.tokenizers.items():
         made[name] = read_tokenizer(name, tokenizer, chosen, comfyui, files)
     found: dict[str, str] = {}
     for number, (slot, path) in enumerate(files.items()):
         callbacks.tick("load", number, len(files), slot)
         component = family.components[slot]
-        part = read_part(path, slot if slot.startswith(("text_encoder", "vae")) else "diffusion_model")
+        part = read_part(path, input_of(slot))
         config = configuration(slot, component, part, chosen)
         found[slot] = part.precision
-        keep = keep_fp8 and not slot.startswith(("text_encoder", "vae"))
+        keep = keep_fp8 and input_of(slot) == MODEL_INPUT
         made[slot] = read_component(component, part, config, dtype, keep)
         if keep and "fp8" in describe_model(made[slot]):
             found[slot] += ", kept"

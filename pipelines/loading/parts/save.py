@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....fallback import Signals
-from .component import Component, Config, PartsFamily
+from .component import Component, Config, PartsFamily, input_of
 from .header import Part, read_part
 from .plan import beside, configuration, empty_network, family_of_part
 from .read import fill, read_component, read_scheduler, read_tokenizer
@@ -76,7 +76,7 @@ def bytes_of_parts(parts: tuple[tuple[str, str], ...], dtype: torch.dtype) -> in
 
 
 def _described(family: PartsFamily, slot: str, path: Path, chosen: Path) -> tuple[Component, Part, Config]:
-    part = read_part(path, slot if slot.startswith(("text_encoder", "vae")) else "diffusion_model")
+    part = read_part(path, input_of(slot))
     component = family.components[slot]
     return component, part, configuration(slot, component, part, chosen)
 

@@ -6,11 +6,16 @@ Sources of the configurations, all in agreement with what is here:
 - diffusers, `AutoencoderKLFlux2`: FLUX.2's VAE is its defaults; `scripts/convert_flux2_to_diffusers.py`: its names.
 - diffusers, `AutoencoderKLWan` and `AutoencoderKLQwenImage`: their defaults are the published models', means and
   deviations included; ComfyUI's `comfy.latent_formats.Wan21` has the same.
-- diffusers, `scripts/convert_wan_to_diffusers.py`: Wan 2.2's 5B model; `comfy.latent_formats.Wan22`: the same numbers.
+- `checkpoint`: SDXL's VAE.
+- diffusers, `loaders/single_file_utils.py`: SD 3's VAE, of whose numbers `comfy.latent_formats.SD3` has the same.
+Wan 2.2's own VAE, that of its 5B model, is in `wan22_vae`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from .checkpoint import PUBLISHED
 from .component import Component, Config, Shapes, Weights
 
 FLUX_VAE: Config = {
@@ -28,6 +33,8 @@ FLUX_VAE: Config = {
     "use_post_quant_conv": False,
 }
 
+SD3_VAE: Config = {**FLUX_VAE, "scaling_factor": 1.5305, "shift_factor": 0.0609}
+
 FLUX2_VAE: Config = {
     **{name: FLUX_VAE[name] for name in ("down_block_types", "up_block_types", "block_out_channels")},
     "layers_per_block": 2,
@@ -40,9 +47,19 @@ def _latent_channels(shapes: Shapes, name: str, dimensions: int) -> int:
     return shape[1] if len(shape) == dimensions else 0
 
 
+def _is_picture_vae(shapes: Shapes) -> bool:
+    """Under the names of latent diffusion's code, or under diffusers' own."""
+    return any(f"decoder.{middle}norm1.weight" in shapes for middle in ("mid.block_1.", "mid_block.resnets.0."))
+
+
 def _is_flux_vae(shapes: Shapes) -> bool:
-    plain = "decoder.mid.block_1.norm1.weight" in shapes and "post_quant_conv.weight" not in shapes
+    plain = _is_picture_vae(shapes) and "post_quant_conv.weight" not in shapes
     return plain and _latent_channels(shapes, "decoder.conv_in.weight", 4) == 16
+
+
+def _is_sdxl_vae(shapes: Shapes) -> bool:
+    """SD 1.5's has the same tensors."""
+    return _is_picture_vae(shapes) and _latent_channels(shapes, "decoder.conv_in.weight", 4) == 4
 
 
 def _is_wan_vae(shapes: Shapes) -> bool:
@@ -52,6 +69,8 @@ def _is_wan_vae(shapes: Shapes) -> bool:
 def _rename_ldm(weights: Weights, config: Config) -> Weights:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
+    if "decoder.mid_block.resnets.0.norm1.weight" in weights:
+        return dict(weights)
     return dict(convert_ldm_vae_checkpoint(weights, config))
 
 
@@ -79,9 +98,13 @@ def _rename_flux2(weights: Weights, config: Config) -> Weights:
     return renamed | {"bn.num_batches_tracked": torch.zeros((), dtype=torch.long)}
 
 
-def _flux_not_told(config: Config) -> str:
-    numbers = f"scaling factor {config.get('scaling_factor')} and shift {config.get('shift_factor')}"
-    return f"; taken as FLUX.1's, {numbers}, to go with the diffusion model: SD3's VAE has the same tensors"
+def _picture_not_told(title: str, other: str) -> Callable[[Config], str]:
+    def said(config: Config) -> str:
+        shift = config.get("shift_factor")
+        numbers = f"scaling factor {config.get('scaling_factor')}" + ("" if shift is None else f" and shift {shift}")
+        return f"; taken as {title}'s, {numbers}, to go with the diffusion model: {other}'s VAE has the same tensors"
+
+    return said
 
 
 def _wan_not_told(other: str) -> str:
@@ -95,7 +118,25 @@ FLUX_COMPONENT = Component(
     _is_flux_vae,
     lambda shapes: dict(FLUX_VAE),
     _rename_ldm,
-    _flux_not_told,
+    _picture_not_told("FLUX.1", "SD3"),
+)
+SD3_COMPONENT = Component(
+    "diffusers",
+    "AutoencoderKL",
+    "SD 3's VAE, from the folder vae of its repository",
+    _is_flux_vae,
+    lambda shapes: dict(SD3_VAE),
+    _rename_ldm,
+    _picture_not_told("SD 3", "FLUX.1"),
+)
+SDXL_COMPONENT = Component(
+    "diffusers",
+    "AutoencoderKL",
+    "SDXL's VAE, usually sdxl_vae.safetensors",
+    _is_sdxl_vae,
+    lambda shapes: dict(PUBLISHED["xl_base"]["vae"][2]),
+    _rename_ldm,
+    _picture_not_told("SDXL", "SD 1.5"),
 )
 FLUX2_COMPONENT = Component(
     "diffusers",

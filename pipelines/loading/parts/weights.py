@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....safetensors_header import read_header
-from . import gguf
+from . import gguf, layouts
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict[str, torch.Tensor]:
-    """The weights of a part on the CPU, in its own type, those with a scale multiplied by it and rounded to `dtype`.
+    """The weights of a part on the CPU, in its own type, those with a scale multiplied by it and rounded to `dtype`,
+    those in blocks or integers written out in it.
 
     What has `dtype` already, and fp8 that is kept, is mapped from the file. What the caller will convert is read into
     memory of its own, so that each tensor goes when its converted one comes, where pages of the file would stay.
@@ -29,7 +30,7 @@ def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict
         read = gguf.read_gguf_weights(part.path, shapes)
         return {key.removeprefix(part.prefix): value for key, value in read.items()}
     types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    types |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+    types |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8, "I8": torch.int8}
     entries = read_header(part.path)
     weights: dict[str, torch.Tensor] = {}
     copied = {}
@@ -37,13 +38,19 @@ def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict
         for key in part.shapes:
             entry = entries[part.prefix + key]
             kind = types[entry["dtype"]]
-            if kind == dtype or (keep_fp8 and kind.itemsize == 1 and key not in part.scales):
+            if kind == dtype or (keep_fp8 and kind.itemsize == 1 and key not in {*part.scales, *part.layouts}):
                 weights[key] = file.get_tensor(part.prefix + key)
             else:
                 copied[key] = (entry, kind)
         scales = {key: file.get_tensor(part.prefix + scale).float() for key, scale in part.scales.items()}
     end = max(entry["data_offsets"][1] for entry in entries.values())
     _read_copies(part.path, part.path.stat().st_size - end, copied, weights)
+    if part.layouts:
+        with safe_open(part.path, framework="pt") as file:
+            for key, entry in part.layouts.items():
+                weights[key] = layouts.write_out(
+                    part.path, key, weights[key], entry, lambda name: file.get_tensor(part.prefix + name), dtype
+                )
     for key, scale in scales.items():
         weights[key] = weights[key].to(torch.float32).mul_(scale).to(dtype)
     return {key: weights.pop(key) for key in part.shapes}

@@ -10,13 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from original_layout import FP8, Tensors, in_precision, original_vae
+from further_parts import BUILDERS
+from original_layout import FP8, Tensors, in_precision, original_transformer, original_vae
+from original_sd import (
+    original_chroma,
+    original_clip,
+    original_clip_g,
+    original_clip_vision,
+    original_krea2,
+    original_qwen3_vl,
+    original_sd3,
+    original_unet,
+)
 from safetensors.torch import save_file
 
 from fastdiffusers.pipelines import tiny
 
 Renaming = Callable[[Tensors], Tensors]
 WAN = (
+    ("condition_embedder.image_embedder.norm1.", "img_emb.proj.0."),
+    ("condition_embedder.image_embedder.ff.net.0.proj.", "img_emb.proj.1."),
+    ("condition_embedder.image_embedder.ff.net.2.", "img_emb.proj.3."),
+    ("condition_embedder.image_embedder.norm2.", "img_emb.proj.4."),
+    (".add_k_proj.", ".k_img."),
+    (".add_v_proj.", ".v_img."),
+    (".norm_added_k.", ".norm_k_img."),
     ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
     ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
     ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
@@ -148,6 +166,26 @@ def original_wan_vae(state: Tensors) -> Tensors:
     return out
 
 
+def original_wan22_vae(state: Tensors) -> Tensors:
+    """As Wan 2.1's, with the blocks of a level, three residual ones and what resamples, in a list of their own."""
+    out: Tensors = {}
+    for name, value in state.items():
+        new = name
+        for old, short in WAN_VAE[:-1]:
+            new = new.replace(old, short)
+        layers = {"down": 2, "up": 3}
+        for way, count in layers.items():
+            new = new.replace(f".{way}sampler.", f".{way}samples.{count}.")
+            new = re.sub(rf"{way}_blocks\.(\d)\.resnets\.", rf"{way}samples.\1.{way}samples.", new)
+            new = re.sub(rf"{way}_blocks\.(\d)\.", rf"{way}samples.\1.", new)
+        out[
+            {"quant_conv": "conv1", "post_quant_conv": "conv2"}.get(new.split(".")[0], new.split(".")[0])
+            + "."
+            + new.split(".", 1)[1]
+        ] = value
+    return out
+
+
 def original_qwen25_vl(state: Tensors) -> Tensors:
     names = {
         name: name.replace("model.visual.", "visual.").replace("model.language_model.", "model.") for name in state
@@ -186,6 +224,48 @@ FAMILIES: dict[str, dict[str, tuple[str, Renaming]]] = {
         "vae": ("vae", original_wan_vae),
     },
 }
+FAMILIES |= {
+    "flux-fill": {
+        "model": ("transformer", original_transformer),
+        "text": ("text_encoder", original_clip),
+        "text_2": ("text_encoder_2", original_t5),
+        "vae": ("vae", original_vae),
+    },
+    "krea2": {
+        "model": ("transformer", original_krea2),
+        "text": ("text_encoder", original_qwen3_vl),
+        "vae": ("vae", original_wan_vae),
+    },
+    "chroma": {
+        "model": ("transformer", original_chroma),
+        "text": ("text_encoder", original_t5),
+        "vae": ("vae", original_vae),
+    },
+    "sdxl": {
+        "model": ("unet", original_unet),
+        "text": ("text_encoder", original_clip),
+        "text_2": ("text_encoder_2", original_clip_g),
+        "vae": ("vae", original_vae),
+    },
+    "sd3": {
+        "model": ("transformer", original_sd3),
+        "text": ("text_encoder", original_clip),
+        "text_2": ("text_encoder_2", original_clip_g),
+        "text_3": ("text_encoder_3", original_t5),
+        "vae": ("vae", original_vae),
+    },
+    "wan21-i2v": {
+        "model": ("transformer", original_wan),
+        "text": ("text_encoder", original_t5),
+        "text_of_pictures": ("image_encoder", original_clip_vision),
+        "vae": ("vae", original_wan_vae),
+    },
+    "wan22-5b": {
+        "model": ("transformer", original_wan),
+        "text": ("text_encoder", original_t5),
+        "vae": ("vae", original_wan22_vae),
+    },
+}
 FAMILIES["qwenimage-edit"] = FAMILIES["qwenimage"]
 FAMILIES["wan22-i2v"] = FAMILIES["wan22-t2v"]
 MODEL_NAMES = {"qwenimage-edit": "model_edit", "flux2-klein": "model_base"}
@@ -195,6 +275,8 @@ def build(family: str) -> Any:
     """The tiny pipeline, with a video VAE of as many blocks as every published one has."""
     import diffusers
 
+    if family in BUILDERS:
+        return BUILDERS[family]()
     pipeline = tiny.build(family)
     if family.startswith(("wan", "qwen")):
         torch.manual_seed(3)
@@ -213,8 +295,9 @@ def write(
     twin, files = place / "twin", {}
     for name, (component, original) in FAMILIES[family].items():
         model = getattr(pipeline, component)
-        kind = {"text": encoder, "vae": "float32"}.get(name, precision)
+        kind = {"text": encoder, "vae": "float32"}.get(name.split("_")[0], precision)
         unscaled = ("shared.weight", "relative_attention_bias.weight", "embed_tokens.weight", "lm_head.weight")
+        unscaled += ("_embedding.weight",)
         before = {key: value.clone() for key, value in model.state_dict().items()}
         stored, meant = stored_as(original(before), kind, unscaled)
         model.load_state_dict(restored(before, original, meant))
@@ -245,7 +328,9 @@ def restored(before: Tensors, original: Renaming, meant: Tensors) -> Tensors:
 
 
 def stored_as(tensors: Tensors, precision: str, unscaled: tuple[str, ...]) -> tuple[Tensors, Tensors]:
-    """As `in_precision`, and ComfyUI's newer form of scaled fp8."""
+    """As `in_precision`, ComfyUI's newer form of scaled fp8, and the layouts of comfy-kitchen."""
+    if precision in LAYOUTS:
+        return in_layout(tensors, precision, unscaled)
     if precision != "comfy_quant":
         return in_precision(tensors, precision, unscaled)
     stored, meant = in_precision(tensors, "scaled fp8", unscaled)
@@ -260,3 +345,41 @@ def stored_as(tensors: Tensors, precision: str, unscaled: tuple[str, ...]) -> tu
             out[key] = value
     assert any(value.dtype == FP8 for value in out.values())
     return out, meant
+
+
+LAYOUTS: dict[str, tuple[str, str, dict[str, Any], float]] = {
+    "nvfp4": ("nvfp4", "TensorCoreNVFP4Layout", {}, 0.2),
+    "mxfp8": ("mxfp8", "TensorCoreMXFP8Layout", {}, 0.05),
+    "int8": ("int8_tensorwise", "TensorWiseINT8Layout", {}, 0.02),
+    "int8 rows": ("int8_tensorwise", "TensorWiseINT8Layout", {"per_channel": True}, 0.02),
+    "int8 rotated": (
+        "int8_tensorwise",
+        "TensorWiseINT8Layout",
+        {"per_channel": True, "convrot": True, "convrot_groupsize": 16},
+        0.02,
+    ),
+}
+"""Precision -> ComfyUI's name of the format, class in comfy-kitchen, how it quantizes, and largest relative error."""
+
+
+def in_layout(tensors: Tensors, precision: str, unscaled: tuple[str, ...]) -> tuple[Tensors, Tensors]:
+    """Linear weights of whole blocks as comfy-kitchen quantizes them, and what they stand for."""
+    import comfy_kitchen.tensor
+
+    kind, class_name, options, error = LAYOUTS[precision]
+    layout = getattr(comfy_kitchen.tensor, class_name)
+    rotation = {key: value for key, value in options.items() if "convrot" in key}
+    said = torch.tensor(list(json.dumps({"format": kind, **rotation}).encode()), dtype=torch.uint8)
+    stored, meant = {}, {}
+    for key, value in tensors.items():
+        blocks = value.ndim == 2 and not any(size % 32 for size in value.shape)
+        if not blocks or not key.endswith(".weight") or key.endswith(unscaled):
+            stored[key] = meant[key] = value
+            continue
+        data, params = layout.quantize(value.float().contiguous(), **options)
+        stored |= {key + end: held.clone() for end, held in layout.state_dict_tensors(data, params).items()}
+        stored[key.removesuffix("weight") + "comfy_quant"] = said.clone()
+        meant[key] = layout.dequantize(data, params).float()
+        assert (meant[key] - value).norm() <= error * value.norm(), key
+    assert len(stored) > len(meant)
+    return stored, meant

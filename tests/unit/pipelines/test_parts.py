@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fastdiffusers import cli
+from fastdiffusers.commands.latent_file import read_latent
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.loading import loader
@@ -71,6 +72,24 @@ def test_the_picture_is_that_of_the_folder(
     assert "scaling factor 0.3611 and shift 0.1159" in report
 
 
+def test_a_latent_alone_needs_no_vae(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, _ = make_files(folder, tmp_path)
+    without = options(parts)[:-2]
+    rest = ["--prompt", "a fox", "--steps", "2", "--width", "64", "--height", "64", "--device", "cpu", "--quiet"]
+    latents = []
+    for number, model in enumerate((without, options(parts))):
+        output = tmp_path / f"{number}.latent.safetensors"
+        assert cli.main(["generate", *model, *rest, "--output", str(output)]) == 0
+        latents.append(read_latent(output)[0])
+    assert torch.equal(*latents)
+    assert cli.main(["generate", *without, *rest, "--output", str(tmp_path / "no.png")]) != 0
+    said = capsys.readouterr().err.strip()
+    assert "ae.safetensors" in said
+    assert "--vae FILE, or ask for the latent alone" in said
+    assert "\n" not in said
+    assert not (tmp_path / "no.png").exists()
+
+
 def test_a_lora_gives_what_it_gives_on_the_folder(folder: Path, tmp_path: Path) -> None:
     parts, twin = make_files(folder, tmp_path)
     generator = torch.Generator().manual_seed(0)
@@ -102,9 +121,7 @@ def test_what_a_file_may_be_is_told_from_its_header(files: dict[str, Path], tmp_
     kinds = {"model": DIFFUSION_MODEL, "clip_l": TEXT_ENCODER, "t5xxl": TEXT_ENCODER, "ae": VAE}
     assert {name: kind_of_part(path) for name, path in files.items()} == kinds
     others: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
-        "fill": ("model", {"model.diffusion_model.img_in.weight": (32, 384)}),
-        "clip_g": ("clip_l", {"text_model.encoder.layers.12.mlp.fc1.weight": (64, 32)}),
-        "sdxl_vae": ("ae", {"decoder.conv_in.weight": (64, 4, 3, 3), "post_quant_conv.weight": (4, 4, 1, 1)}),
+        "canny": ("model", {"model.diffusion_model.img_in.weight": (32, 128)}),
         "flux2_vae": ("ae", {"decoder.conv_in.weight": (64, 32, 3, 3)}),
         "lora": ("", {"transformer.x.lora_A.weight": (4, 32)}),
     }

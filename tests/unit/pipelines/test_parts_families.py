@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from original_families import build, write
+from original_families import LAYOUTS, build, write
 from safetensors.torch import load_file, save_file
 
-from fastdiffusers.errors import InputError, ModelFileError
+from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.loading import loader
-from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER, VAE, kind_of_part
+from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE, kind_of_part
 
 
 def resolve(files: dict[str, Path], dtype: str = "float32", **changes: Any) -> Any:
     models = [path for name, path in files.items() if name.startswith("model")]
-    given: dict[str, Any] = {"text_encoders": [str(files["text"])], "vae": str(files["vae"])}
+    texts = [str(path) for name, path in files.items() if name.startswith("text")]
+    given: dict[str, Any] = {"text_encoders": texts, "vae": str(files["vae"])}
     if len(models) > 1:
         given["second_expert"] = str(models[1])
     given |= changes
@@ -50,10 +52,12 @@ def assert_same(made: Any, expected: Any) -> None:
 def picture(pipeline: Any) -> np.ndarray:
     video = "Wan" in type(pipeline).__name__
     more: dict[str, Any] = {"num_frames": 5} if video else {}
-    if "ImageToVideo" in type(pipeline).__name__ or "Edit" in type(pipeline).__name__:
+    if any(word in type(pipeline).__name__ for word in ("ImageToVideo", "Edit", "Fill")):
         from PIL import Image
 
         more["image"] = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+    if "Fill" in type(pipeline).__name__:
+        more["mask_image"] = Image.fromarray(np.eye(32, dtype=np.uint8) * 255)
     if "QwenImage" in type(pipeline).__name__:
         more["negative_prompt"] = " "
     pipeline.set_progress_bar_config(disable=True)
@@ -82,6 +86,24 @@ def picture(pipeline: Any) -> np.ndarray:
         ("wan22-t2v", "float16", "float32", "bfloat16"),
         ("wan22-t2v", "comfy_quant", "scaled fp8", "float32"),
         ("wan22-i2v", "float32", "float32", "float32"),
+        ("flux-fill", "bfloat16", "bfloat16", "bfloat16"),
+        ("flux-fill", "scaled fp8", "fp8", "float32"),
+        ("chroma", "fp8", "float16", "float32"),
+        ("chroma", "scaled fp8", "scaled fp8", "bfloat16"),
+        ("sdxl", "float16", "float16", "float16"),
+        ("sdxl", "scaled fp8", "fp8", "float32"),
+        ("sd3", "bfloat16", "bfloat16", "bfloat16"),
+        ("sd3", "fp8", "scaled fp8", "float32"),
+        ("wan21-i2v", "fp8", "bfloat16", "bfloat16"),
+        ("wan21-i2v", "scaled fp8", "fp8", "float32"),
+        ("wan22-5b", "float16", "scaled fp8", "bfloat16"),
+        ("wan22-5b", "fp8", "float32", "float32"),
+        ("krea2", "bfloat16", "scaled fp8", "bfloat16"),
+        ("krea2", "scaled fp8", "fp8", "float32"),
+        ("zimage", "nvfp4", "int8 rows", "bfloat16"),
+        ("flux-fill", "int8", "mxfp8", "float32"),
+        ("sd3", "int8 rotated", "nvfp4", "bfloat16"),
+        ("wan22-5b", "mxfp8", "float32", "float32"),
     ],
 )
 def test_what_is_loaded_is_what_the_folder_holds(
@@ -89,10 +111,12 @@ def test_what_is_loaded_is_what_the_folder_holds(
 ) -> None:
     from diffusers import DiffusionPipeline
 
+    if {precision, encoder} & {*LAYOUTS}:
+        pytest.importorskip("comfy_kitchen")
     files, twin = write(family, build(family), tmp_path, precision, encoder)
     kinds = {"text": TEXT_ENCODER, "vae": VAE}
     assert {name: kind_of_part(path) for name, path in files.items()} == {
-        name: kinds.get(name, DIFFUSION_MODEL) for name in files
+        name: kinds.get(name.split("_")[0], DIFFUSION_MODEL) for name in files
     }
     loaded = loader.load(resolve(files, dtype))
     expected = DiffusionPipeline.from_pretrained(twin, torch_dtype=getattr(torch, dtype))
@@ -129,10 +153,13 @@ def zimage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write("zimage", build("zimage"), tmp_path_factory.mktemp("zimage"))[0]
 
 
-def test_two_experts_are_checked_again_before_they_load(wan: dict[str, Path], zimage: dict[str, Path]) -> None:
-    """As the cache does, whatever the files are called."""
-    for files in (wan, zimage):
-        key = resolve(files)
+def test_parts_are_checked_again_before_they_load(
+    wan: dict[str, Path], zimage: dict[str, Path], tmp_path: Path
+) -> None:
+    """As the cache does, whatever the files are called, two experts and an encoder of pictures among them."""
+    pictures = write("wan21-i2v", build("wan21-i2v"), tmp_path)[0]
+    encoded = ["none", str(pictures["text_of_pictures"])]
+    for key in (resolve(wan), resolve(zimage), resolve(pictures), resolve(pictures, text_encoders=encoded)):
         with CACHE.use(key) as loaded:
             assert loaded.key == key
     CACHE.clear()
@@ -158,10 +185,62 @@ def test_wrong_pairings_are_refused_by_name(wan: dict[str, Path], zimage: dict[s
         assert "\n" not in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """Family -> its files."""
+    places = {
+        family: tmp_path_factory.mktemp(family) for family in ("flux-fill", "sdxl", "sd3", "wan21-i2v", "wan22-5b")
+    }
+    return {family: write(family, build(family), place)[0] for family, place in places.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "said"),
+    [
+        ("flux-fill", {"vae": ("sdxl", "vae")}, r"does not fit.*ae\.safetensors"),
+        ("flux-fill", {"text_encoders": [("flux-fill", "text")]}, "needs T5-XXL"),
+        ("sdxl", {"vae": ("sd3", "vae")}, r"does not fit.*sdxl_vae\.safetensors"),
+        ("sdxl", {"text_encoders": [("sdxl", "text")]}, r"needs CLIP-G.*clip_g\.safetensors"),
+        ("sdxl", {"text_encoders": [("sdxl", "text"), ("sdxl", "text")]}, "is that too.*clip_g"),
+        ("sdxl", {"text_encoders": [("sdxl", "text"), ("sd3", "text_3")]}, "no text encoder of SDXL"),
+        ("sd3", {"text_encoders": [("sd3", "text"), ("sd3", "text_3")]}, r"needs CLIP-G.*clip_g\.safetensors"),
+        ("sd3", {"vae": ("sdxl", "vae")}, r"does not fit.*SD 3's VAE"),
+        ("wan21-i2v", {"text_encoders": [("wan21-i2v", "text")]}, r"needs CLIP-H.*clip_vision_h"),
+        ("wan21-i2v", {"vae": ("wan22-5b", "vae")}, r"does not fit.*wan_2\.1_vae"),
+        ("wan21-i2v", {"text_encoders": [("wan21-i2v", "text"), "none"]}, "they go together"),
+        ("wan22-5b", {"vae": ("wan21-i2v", "vae")}, r"does not fit.*wan2\.2_vae"),
+        ("wan22-5b", {"text_encoders": [("wan21-i2v", "text_of_pictures")]}, "no text encoder of Wan 2.2 5B"),
+        ("wan22-5b", {"second_expert": ("wan22-5b", "model")}, "one diffusion model"),
+    ],
+)
+def test_wrong_pairings_of_more_families_are_refused_by_name(
+    further: dict[str, dict[str, Path]], family: str, given: dict[str, Any], said: str
+) -> None:
+    def path(name: Any) -> str:
+        return name if isinstance(name, str) else str(further[name[0]][name[1]])
+
+    changes = {
+        key: [path(name) for name in value] if isinstance(value, list) else path(value) for key, value in given.items()
+    }
+    with pytest.raises(InputError, match=said) as error:
+        resolve(further[family], **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_the_encoder_of_pictures_stays_where_texts_come_encoded(further: dict[str, dict[str, Path]]) -> None:
+    files = further["wan21-i2v"]
+    key = resolve(files, text_encoders=["none", str(files["text_of_pictures"])])
+    loaded = loader.load(key)
+    assert loaded.pipeline.text_encoder is None
+    assert loaded.pipeline.tokenizer is None
+    assert loaded.pipeline.image_encoder is not None
+    assert loaded.pipeline.image_processor is not None
+
+
 def test_a_quantization_that_is_not_read_is_refused_by_name(zimage: dict[str, Path], tmp_path: Path) -> None:
     whole = load_file(zimage["text"])
     layer = "model.layers.0.mlp.up_proj"
-    for said, match in ((b'{"format": "nvfp4"}', "comfy_quant 'nvfp4'"), (b"{", "cannot be read")):
+    for said, match in ((b'{"format": "asym_w4a8_int8"}', "comfy_quant 'asym_w4a8_int8'"), (b"{", "cannot be read")):
         mark = {f"{layer}.comfy_quant": torch.tensor(list(said), dtype=torch.uint8)}
         save_file({**whole, **mark}, tmp_path / "text.safetensors")
         with pytest.raises(ModelFileError, match=match) as error:
@@ -174,9 +253,70 @@ def test_a_quantization_that_is_not_read_is_refused_by_name(zimage: dict[str, Pa
         resolve(zimage, text_encoders=[str(tmp_path / "text.safetensors")])
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("adaln_single.linear.weight", "audio_adaln_single.linear.weight"),
+            "it is LTX-2's.*connectors and its vocoder",
+        ),
+        (("content_mode_blocks.0.q_proj.weight",), r"it is FLUX\.3's.*a modular one"),
+        (("video_patch_proj.weight", "audio_patch_proj.weight"), "it is MiniMax-H3's.*a modular one"),
+        (("transformer_blocks.0.img_mlp.gate_up.weight",), r"it is Qwen-Image-2\.1's.*its VAE"),
+    ],
+)
+def test_models_that_are_known_and_not_read_say_why(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(2, 2) for name in names}, path)
+    assert kind_of_part(path) == UNREADABLE, "it is offered, so that choosing it says why"
+    with pytest.raises(ModelFileError, match=said) as error:
+        loader.resolve(str(path), in_parts=True, vae="none", text_encoders=["none"], device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_said_of_them_is_true() -> None:
+    """That diffusers has a pipeline of some as blocks only, and of others no reader of a component's file."""
+    import diffusers
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    assert not [name for name in ("Flux3Pipeline", "MiniMaxH3Pipeline") if hasattr(diffusers, name)]
+    assert hasattr(diffusers, "AutoencoderKLQwenImage21")
+    assert not {"AutoencoderKLQwenImage21", "LTX2TextConnectors", "LTX2Vocoder"} & set(SINGLE_FILE_LOADABLE_CLASSES)
+
+
+def test_layouts_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("comfy_kitchen")
+    files, _ = write("zimage", build("zimage"), tmp_path, "nvfp4")
+    whole = load_file(files["model"])
+    first = next(key for key in whole if key.endswith(".comfy_quant")).removesuffix("comfy_quant")
+    other = {first + "weight": whole[first + "weight"].view(torch.int8)}
+    for changes, without, said in (
+        ({}, first + "weight_scale_2", "the scale of .* is missing"),
+        (other, "", "is I8 of shape .* said to be nvfp4"),
+        ({first + "pre_quant_scale": torch.ones(32)}, "", "pre_quant_scale"),
+        ({"blocks.0.x.qweight": torch.zeros(4, 4, dtype=torch.int8)}, "", "Nunchaku"),
+    ):
+        save_file({key: value for key, value in (whole | changes).items() if key != without}, files["model"])
+        with pytest.raises(ModelFileError, match=said) as error:
+            resolve(files)
+        assert "\n" not in str(error.value)
+    assert kind_of_part(files["model"]) == UNREADABLE, "it is offered, so that choosing it says why"
+    save_file({**whole, first + "weight_scale": torch.zeros(3, 5, dtype=torch.float8_e4m3fn)}, files["model"])
+    with pytest.raises(ModelFileError, match=r"scales of .* do not fit it") as unfit:
+        loader.load(resolve(files))
+    assert "\n" not in str(unfit.value)
+    save_file(whole, files["model"])
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "comfy_kitchen" else find(name))
+    assert kind_of_part(files["model"]) == DIFFUSION_MODEL, "it is offered, so that choosing it says what to install"
+    with pytest.raises(MissingDependencyError, match="pip install comfy-kitchen") as missing:
+        resolve(files)
+    assert "\n" not in str(missing.value)
+
+
 def test_pictures_to_edit_are_prepared_as_published(tmp_path: Path) -> None:
     """What Qwen2.5-VL publishes for its encoder of pictures, where no folder beside the model says otherwise."""
-    from fastdiffusers.pipelines.loading.parts import qwenimage
+    from fastdiffusers.pipelines.loading.parts.models import qwenimage
 
     tokenizer = build("qwenimage-edit").tokenizer
     family = next(family for family in qwenimage.FAMILIES if family.title == "Qwen-Image-Edit")

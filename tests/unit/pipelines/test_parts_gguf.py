@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from original_families import original_zimage, restored, write
+from further_parts import BUILDERS
+from original_families import FAMILIES, build, original_zimage, restored, write
 from test_parts_families import picture, resolve
 
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
@@ -57,6 +58,9 @@ def write_gguf(path: Path, state: dict[str, torch.Tensor]) -> tuple[dict[str, to
         else:
             kind = Kind.F16 if value.ndim == 2 else Kind.F32
             data = plain.astype(np.float16 if kind is Kind.F16 else np.float32)
+        if value.ndim > 4:  # more than the format has
+            writer.add_array(f"comfy.gguf.orig_shape.{key}", list(value.shape))
+            data = data.reshape(value.shape[0], -1)
         writer.add_tensor(key, data, raw_dtype=kind)
         dense = data if kind in (Kind.F16, Kind.F32) else quants.dequantize(data, kind)
         meant[key] = torch.from_numpy(np.array(dense, dtype=np.float32)).reshape(value.shape)
@@ -115,6 +119,38 @@ def test_the_weights_are_those_that_gguf_reads(model: dict[str, Any]) -> None:
     parts = loaded.facts["parts"]["transformer"]
     assert "model.gguf (GGUF " in parts
     assert "Q4_K" in parts
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_weights_of_every_family_are_those_that_gguf_reads(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from diffusers import DiffusionPipeline
+    from diffusers.quantizers.gguf.utils import GGUFLinear, dequantize_gguf_tensor
+
+    pipeline = build(family)
+    name, original = FAMILIES[family]["model"]
+    network = getattr(pipeline, name)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    path = tmp_path / "model.gguf"
+    meant, used = write_gguf(path, original(before))
+    assert "Q8_0" in used
+    assert used & {*HALVES}, "a K-quant"
+    network.load_state_dict(restored(before, original, meant))
+    files, twin = write(family, pipeline, tmp_path)
+    files["model"].unlink()
+    loaded = loader.load(resolve({**files, "model": path}))
+    made = getattr(loaded.pipeline, name)
+    assert sum(isinstance(part, GGUFLinear) for part in made.modules()) >= 12
+    held = {key: dequantize_gguf_tensor(value).float() for key, value in made.state_dict().items()}
+    expected = network.state_dict()
+    assert held.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(held[key], value, rtol=2**-10, atol=2**-10 * LARGEST, msg=lambda text: text)
+    reference = DiffusionPipeline.from_pretrained(twin)
+    getattr(reference, name).load_state_dict(held)
+    ours, theirs = picture(loaded.pipeline), picture(reference)
+    assert theirs.std() > 0
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_what_cannot_be_read_is_one_line(

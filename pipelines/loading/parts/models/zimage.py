@@ -8,8 +8,8 @@ Sources of the configurations, all in agreement with what is here:
 
 from __future__ import annotations
 
-from . import encoders, vaes
-from .component import Component, Config, PartsFamily, Shapes, Weights, count_blocks
+from .. import encoders, vaes
+from ..component import Component, Config, PartsFamily, Shapes, Weights, count_blocks
 
 ROPE_AXES = {128: [32, 48, 48]}
 """Size of a head -> how it is divided between the axes, which no shape tells."""

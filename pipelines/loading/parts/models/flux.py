@@ -1,22 +1,24 @@
-"""FLUX.1 in parts.
+"""FLUX.1 in parts: dev, schnell, Kontext, Fill.
 
 Sources of the configurations, all in agreement with what is here:
 - diffusers, `scripts/convert_flux_to_diffusers.py`: the transformer is its class's defaults, with `guidance_embeds`
-  where the file has a guidance embedder.
+  where the file has a guidance embedder; of Fill it takes 384 channels and gives 64.
 - edkamesh/FluX-optimized on GitHub, a copy of black-forest-labs/FLUX.1-schnell's configurations: transformer and
   scheduler; multimodalart/FLUX.1-dev2pro-full on the Hub, a copy of black-forest-labs/FLUX.1-dev's: its scheduler.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from . import encoders, vaes
-from .component import Component, Config, PartsFamily, Shapes, Weights, count_blocks
+from .. import clips, encoders, vaes
+from ..component import Component, Config, PartsFamily, Shapes, Weights, count_blocks
 
 ROPE_AXES = {128: [16, 56, 56]}
 """Size of a head -> how it is divided between the axes, which no shape tells."""
 _FUSED = "single_blocks.{}.linear1.{}"
+_NORM = re.compile(r"(.*_norm\.|distilled_guidance_layer\.norms\.\d+\.)weight")
 _CONVERTERS_WIDTH = 3072
 """The width that diffusers' converter splits fused layers by."""
 
@@ -27,9 +29,18 @@ def is_flux(shapes: Shapes) -> bool:
     return all(name in shapes for name in wanted)
 
 
+def _channels(shapes: Shapes) -> int:
+    return shapes.get("img_in.weight", (0,))[-1]
+
+
 def is_text_to_image(shapes: Shapes) -> bool:
     """Whether these are the tensors of dev, schnell or Kontext: Fill, Depth and Canny take more channels."""
-    return is_flux(shapes) and shapes.get("img_in.weight", (0, 0))[-1] == 64
+    return is_flux(shapes) and _channels(shapes) == 64
+
+
+def _is_fill(shapes: Shapes) -> bool:
+    """A picture and its mask go in beside the noise: 64 channels each of noise and picture, 256 of the mask."""
+    return is_flux(shapes) and _channels(shapes) == 384 and "guidance_in.in_layer.weight" in shapes
 
 
 def _is_dev(shapes: Shapes) -> bool:
@@ -38,9 +49,11 @@ def _is_dev(shapes: Shapes) -> bool:
 
 def _config(shapes: Shapes) -> Config:
     """What the shapes tell, and the axes of the rotary embedding that belong to the size of the heads."""
-    head = _with_scales(dict(shapes))["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    head = with_scales(dict(shapes))["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    channels, out = shapes["img_in.weight"][1], shapes["final_layer.linear.weight"][0]
     return {
-        "in_channels": shapes["img_in.weight"][1],
+        **({} if out == channels else {"out_channels": out}),
+        "in_channels": channels,
         "num_layers": count_blocks(shapes, "double_blocks."),
         "num_single_layers": count_blocks(shapes, "single_blocks."),
         "attention_head_dim": head,
@@ -53,13 +66,30 @@ def _config(shapes: Shapes) -> Config:
 
 
 def _rename(weights: Weights, config: Config) -> Weights:
-    import torch
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
+    check_axes(config)
+    weights, own = split_fused(with_scales(weights))
+    return dict(convert_flux_transformer_checkpoint_to_diffusers(weights)) | own
+
+
+def check_axes(config: Config) -> None:
+    """Raise ValueError for heads of a size whose axes are not known."""
     if sum(config.get("axes_dims_rope") or ()) != config.get("attention_head_dim"):
         raise ValueError(f"no configuration is known for heads of {config.get('attention_head_dim')}")
-    weights = _with_scales(weights)
+
+
+def split_fused(weights: Weights) -> tuple[Weights, Weights]:
+    """Split fused layers of another width than the one that diffusers' converters split by.
+
+    Returns:
+        the weights with empty ones in their place, which the converters may split, and the pieces under their new
+        names.
+    """
+    import torch
+
     width = weights["img_in.bias"].shape[0]
+    left = dict(weights)
     own: Weights = {}
     if width != _CONVERTERS_WIDTH:
         for number in range(count_blocks(weights, "single_blocks.")):
@@ -71,16 +101,13 @@ def _rename(weights: Weights, config: Config) -> Weights:
                     f"single_transformer_blocks.{number}.{name}.{kind}": piece
                     for name, piece in zip(names, pieces, strict=True)
                 }
-                weights[_FUSED.format(number, kind)] = torch.empty(7 * _CONVERTERS_WIDTH, device="meta")
-    return dict(convert_flux_transformer_checkpoint_to_diffusers(weights)) | own
+                left[_FUSED.format(number, kind)] = torch.empty(7 * _CONVERTERS_WIDTH, device="meta")
+    return left, own
 
 
-def _with_scales(tensors: dict[str, Any]) -> dict[str, Any]:
+def with_scales(tensors: dict[str, Any]) -> dict[str, Any]:
     """Norms under the names of the published files: ComfyUI calls their scale "weight" in the files that it saves."""
-    return {
-        key.removesuffix("weight") + "scale" if key.endswith("_norm.weight") else key: value
-        for key, value in tensors.items()
-    }
+    return {_NORM.sub(r"\1scale", key): value for key, value in tensors.items()}
 
 
 def scheduler(guidance: bool) -> Config:
@@ -97,17 +124,18 @@ def _family(title: str, told: Any, pipeline: str, guidance: bool, note: str = ""
         pipeline=pipeline,
         components={
             "transformer": Component("diffusers", "FluxTransformer2DModel", usual, is_flux, _config, _rename),
-            "text_encoder": encoders.CLIP_L_ENCODER,
+            "text_encoder": clips.CLIP_L_ENCODER,
             "text_encoder_2": encoders.T5_ENCODER,
             "vae": vaes.FLUX_COMPONENT,
         },
-        tokenizers={"tokenizer": encoders.CLIP_TOKENIZER, "tokenizer_2": encoders.T5_TOKENIZER},
+        tokenizers={"tokenizer": clips.CLIP_TOKENIZER, "tokenizer_2": encoders.T5_TOKENIZER},
         scheduler=("FlowMatchEulerDiscreteScheduler", scheduler(guidance)),
         note=note,
     )
 
 
 FAMILIES = (
+    _family("FLUX.1 Fill", lambda shapes, name: _is_fill(shapes), "FluxFillPipeline", True),
     _family(
         "FLUX.1 Kontext",
         lambda shapes, name: _is_dev(shapes) and "kontext" in name.lower(),

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import encoders, flux, vaes
-from .component import Component, Config, PartsFamily, Shapes, Weights, count_blocks
+from .. import encoders, vaes
+from ..component import Component, Config, PartsFamily, Shapes, Weights, count_blocks
+from . import flux
 
 ROPE_AXES = {128: [32, 32, 32, 32]}
 """Size of a head -> how it is divided between the axes, which no shape tells."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import encoders, vaes
-from .component import Component, Config, PartsFamily, Shapes, Weights, count_blocks
+from .. import encoders, vaes
+from ..component import Component, Config, PartsFamily, Shapes, Weights, count_blocks
 
 ROPE_AXES = {128: [16, 56, 56]}
 """Size of a head -> how it is divided between the axes, which no shape tells."""

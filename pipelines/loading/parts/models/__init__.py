@@ -1,0 +1,60 @@
+"""The families that are read in parts, in one table. Where several fit, the first is taken."""
+
+from __future__ import annotations
+
+from ..component import (
+    DIFFUSION_MODEL,
+    ENCODER_INPUT,
+    TEXT_ENCODER,
+    UNREADABLE,
+    VAE,
+    Component,
+    PartsFamily,
+    Shapes,
+    input_of,
+)
+from . import chroma, flux, flux2, krea2, qwenimage, sd3, sdxl, wan, zimage
+from .not_read import why_not_read
+
+FAMILIES: tuple[PartsFamily, ...] = (
+    *flux.FAMILIES,
+    *flux2.FAMILIES,
+    *chroma.FAMILIES,
+    *sdxl.FAMILIES,
+    *sd3.FAMILIES,
+    *zimage.FAMILIES,
+    *qwenimage.FAMILIES,
+    *krea2.FAMILIES,
+    *wan.FAMILIES,
+)
+TITLES = (
+    "FLUX.1 (dev, schnell, Kontext, Fill), FLUX.2-klein, Chroma, SDXL, SD 3 and 3.5, Z-Image, Qwen-Image and its Edit "
+    "models, Krea 2, Wan 2.1 and 2.2 (14B, 5B, 1.3B)"
+)
+
+
+__all__ = ["FAMILIES", "TITLES", "family_of_file", "kind_of_shapes", "why_not_read"]
+
+
+def family_of_file(shapes: Shapes, name: str) -> PartsFamily | None:
+    """The family of a diffusion model with these tensors, in a file of that name; None for any other."""
+    return next((family for family in FAMILIES if family.told(shapes, name)), None)
+
+
+def kind_of_shapes(shapes: Shapes, name: str) -> str:
+    """What a file with these tensors may be: a diffusion model, a text encoder or a VAE of any family; "" for none,
+    and `UNREADABLE` for a diffusion model that is known and not read."""
+    if family_of_file(shapes, name) is not None:
+        return DIFFUSION_MODEL
+    if why_not_read(shapes):
+        return UNREADABLE
+    for kind, given_as in ((TEXT_ENCODER, ENCODER_INPUT), (VAE, "vae")):
+        if any(component.told(shapes) for component in _components(given_as)):
+            return kind
+    return ""
+
+
+def _components(given_as: str) -> list[Component]:
+    return [
+        component for family in FAMILIES for name, component in family.components.items() if input_of(name) == given_as
+    ]
