@@ -169,7 +169,7 @@ def decode(
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         stride = loaded.family.latent_stride
-        frames = 1 + (latent.shape[2] - 1) * loaded.family.temporal_stride if latent.ndim == 5 else 1
+        frames = loaded.family.clip_frames(latent.shape[2]) if latent.ndim == 5 else 1
         streamed = latent.ndim == 5 and not refuse_streaming(loaded.pipeline.vae)
         size = (latent.shape[-1] * stride, latent.shape[-2] * stride)
         workload = Workload(*size, frames, batch=latent.shape[0], streamed=streamed)

@@ -239,7 +239,8 @@ def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: Sam
     """The first item of the batch in ComfyUI's convention, [C, h, w] or [C, T, h, w]."""
     if estimate is None or request.width is None or request.height is None:
         return None
-    estimate = latents.without_keyframes(estimate[:1], loaded.family, request)
+    if estimate.ndim > 2:  # MiniMax-H3's rows have no batch
+        estimate = latents.without_keyframes(estimate[:1], loaded.family, request)
     return latents.to_comfy(estimate, loaded.family, loaded.vae, request.width, request.height)[0]
 
 
