@@ -19,7 +19,8 @@ from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.classes.guidance import OWN_SCHEDULES
-from fastdiffusers.pipelines.generate import decode, generate
+from fastdiffusers.pipelines.conditions.kinds import MaskCondition
+from fastdiffusers.pipelines.generate import decode, encode, generate
 from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
 from fastdiffusers.pipelines.modular.models import MODELS
 from fastdiffusers.pipelines.recognize import family_of
@@ -131,3 +132,26 @@ def test_a_modular_class_outside_the_tests_has_a_family_too() -> None:
         assert family_of(getattr(diffusers, name)).classes == (name,)
     family = family_of("Ideogram4ModularPipeline")
     assert family.guidance_argument == OWN_SCHEDULES[family.name].argument
+
+
+def test_latents_of_minimax_h3_have_the_length_of_its_clips() -> None:
+    handle = PipelineHandle(resolve("tiny:minimax-h3"))
+    latent, report = encode(handle, torch.rand(1, 30, 32, 32, 3), GPU)
+    assert latent.shape == (1, 24, 12, 2, 2)
+    assert report.notes == ["the clip of 30 frames was filled up with 9 copies of its last frame"]
+    frames, _ = decode(handle, latent, GPU)
+    assert frames.shape == (1, 39, 32, 32, 3)
+    with pytest.raises(InputError, match=r"13 latent frames, and minimax-h3's VAE decodes 5n \+ 2"):
+        decode(handle, torch.zeros(1, 24, 13, 2, 2), GPU)
+
+
+def test_a_mask_keeps_a_part_of_a_minimax_h3_latent() -> None:
+    handle, mask = PipelineHandle(resolve("tiny:minimax-h3")), torch.ones(1, 64, 64)
+    request = replace(REQUEST, latent=torch.randn(1, 24, 37, 4, 4))
+    mask[..., :32] = 0
+    kept = generate(handle, replace(request, conditions=(MaskCondition(mask),)), GPU)
+    torch.testing.assert_close(kept.latent[..., :2], request.latent[..., :2])
+    assert not torch.allclose(kept.latent[..., 2:], request.latent[..., 2:], atol=0.1)
+    plain = generate(handle, request, GPU)
+    ones = generate(handle, replace(request, conditions=(MaskCondition(torch.ones_like(mask)),)), GPU)
+    assert torch.equal(ones.latent, plain.latent)
