@@ -176,7 +176,7 @@ def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture
     given: dict[str, Any] = {
         _argument(form, role): [to_picture(frame) for frame in clip.frames[:count]] for role, clip in clips.items()
     }
-    if form not in family.classes:
+    if request.strength < 1.0 or form not in family.classes:
         given["strength"] = request.strength if request.strength < 1.0 else _OWN_STRENGTH
     mask, name = mask_of(request), next((name for name in CLIP_MASKS if name in call_parameters(form)), "")
     if mask is not None and name:

@@ -72,11 +72,11 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
             raise InputError("keyframe strength", keyframe.strength, "it must be above 0 and at most 1", "use 1")
         place = _latent_frame(keyframe.frame, count)
         if place in taken:
-            reason = f"both come to lie at frame {_first_frame(place)} of {family.name}, which takes one there"
+            reason = f"both come to lie at frame {first_frame(place)} of {family.name}, which takes one there"
             cure = f"leave one of them out, or put them {_STRIDE} frames apart"
             raise InputError("keyframe frame", f"{taken[place]} and {keyframe.frame}", reason, cure)
         taken[place] = keyframe.frame
-        asked, at = keyframe.frame % count, _first_frame(place)
+        asked, at = keyframe.frame % count, first_frame(place)
         if at != asked:
             notes.append(f"keyframe: at frame {at} instead of {asked}, the nearest that {family.name} takes.")
         if shape[0] > 1:
@@ -113,5 +113,5 @@ def _latent_frame(frame: int, count: int) -> int:
     return min(round((frame - 1) / _STRIDE) + 1, last)
 
 
-def _first_frame(latent_frame: int) -> int:
+def first_frame(latent_frame: int) -> int:
     return 0 if latent_frame < 1 else (latent_frame - 1) * _STRIDE + 1

@@ -74,10 +74,11 @@ def stages(blocks: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
 
 def one_by_one(named: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Blocks with those that only run others in a row replaced by these."""
-    from diffusers.modular_pipelines import SequentialPipelineBlocks
+    from diffusers import modular_pipelines
 
+    row: Any = modular_pipelines.SequentialPipelineBlocks
     for name, block in named:
-        if isinstance(block, SequentialPipelineBlocks):
+        if isinstance(block, row):
             yield from one_by_one(list(block.sub_blocks.items()))
         else:
             yield name, block
