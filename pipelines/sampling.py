@@ -160,7 +160,7 @@ def _denoise(
         if request.steps == 1 and shift:  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
         if modular:
-            guidance = fresh_parts(pipeline, family, request)
+            guidance = fresh_parts(pipeline, family, request, controlnets)
         else:
             guidance = guided(pipeline, family.guidance_argument, request.guidance)
         with guidance, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:

@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ..classes.forms import call_parameters, class_of
+from ..classes.forms import class_of
 from .kinds import KeyframeCondition
+from .taking import call_takes
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -18,7 +19,8 @@ _FORMS = {
     "LTX2ImageToVideoPipeline": "LTX2ConditionPipeline",
 }
 """Class -> the class around the same models that takes keyframes."""
-_ITEMS = {"LTX2ConditionPipeline": ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")}
+_LTX2 = ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")
+_ITEMS = dict.fromkeys(("LTX2ConditionPipeline", "LTX2ModularPipeline", "LTX25ModularPipeline"), _LTX2)
 """Class -> where the class of one of its keyframes is."""
 _STRIDE = 8
 """Frames of LTX-2 in one latent frame after the first."""
@@ -36,7 +38,7 @@ def keyframe_form(family: Family) -> str:
         return ""
     name = pipeline_class.__name__
     form = name if name in _ITEMS else _FORMS.get(name, "")
-    return form if "conditions" in call_parameters(form) else ""
+    return form if "conditions" in call_takes(form) else ""
 
 
 def check_keyframes(family: Family, request: SampleRequest) -> list[str]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 ROLES = {
-    "video": ("video",),
+    "video": ("video", "driving_video"),
     "control": ("control_video", "conditioning_frames"),
     "pose": ("pose_video",),
     "face": ("face_video",),

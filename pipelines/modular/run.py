@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -142,14 +142,20 @@ def _negative_too(pipeline: Any, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def fresh_parts(pipeline: Any, family: Family, request: SampleRequest) -> Iterator[None]:
-    """Give `pipeline` guiders, and schedulers beside its first, of its own for one run; its own come back afterwards.
+def fresh_parts(
+    pipeline: Any, family: Family, request: SampleRequest, controlnets: Sequence[Any] = ()
+) -> Iterator[None]:
+    """Give `pipeline` guiders, schedulers beside its first, and the control model, of its own for one run; what it had
+    comes back afterwards.
 
     Both count the steps, and nothing of a cancelled run may reach the next one. The guiders have the scales of the
     request: "off" (1 or less, or 0 in the formulation of the paper) is off, as in other pipelines.
     """
     scales = {GUIDER: request.guidance, f"{GUIDER}_2": request.guidance_2}
     with ExitStack() as undo:
+        if controlnets:
+            undo.callback(setattr, pipeline, "controlnet", pipeline.components.get("controlnet"))
+            pipeline.controlnet = controlnets[0]
         for name, part in pipeline.components.items():
             if GUIDER in name and hasattr(part, "new"):
                 scale = scales.get(name) if family.guidance_argument == GUIDER else None
