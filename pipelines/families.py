@@ -51,6 +51,7 @@ class Family:
         min_images: how many a model that works on pictures wants.
         images_as_list: takes its pictures as a list, one for each of the models that read them.
         image_argument: call argument that takes them.
+        own_controls: control pictures that control models of its own read, one each.
         alpha: reads the transparency of a picture.
         last_image: takes a last frame besides the first.
         own_strength: of a call that always starts from its picture, None for any other.
@@ -109,6 +110,7 @@ class Family:
     min_images: int = 1
     images_as_list: bool = False
     image_argument: str = "image"
+    own_controls: int = 1
     alpha: bool = False
     last_image: bool = False
     own_strength: float | None = None

@@ -16,6 +16,7 @@ from .arguments import form_class
 from .cache import CACHE
 from .conditions.control import control_models
 from .conditions.controlnets import check_controls_fit
+from .conditions.image_prompts import check_form_takes
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
@@ -84,11 +85,11 @@ def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
         if request.positive is not None:
             check_widths(request.family, request, *denoiser)
         check_controls_fit(request, denoiser[1], request.family.name)
+    form = form_class(request)
+    check_form_takes(request, form.__name__ if form else "")
     original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
     if original is not None:
-        fitting_scheduler(
-            original, request.family, request.scheduler, request.steps or TRIAL_STEPS, form_class(request)
-        )
+        fitting_scheduler(original, request.family, request.scheduler, request.steps or TRIAL_STEPS, form)
 
 
 def run_loaded(

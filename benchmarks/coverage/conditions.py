@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,12 +44,31 @@ def condition_of(name: str, value: Any, family: Family, pictures_of: Pictures) -
         return _clip(value, _ROLE_OF[name], pictures_of)
     if name == "control_image" and name != family.image_argument:
         pictures = pictures_of(value)
-        if pictures is None or len(pictures) != 1:
+        if not pictures:
             return None
-        return [ControlCondition(pictures[0][None])], to_pil(pictures[0])
+        shown = [to_pil(picture) for picture in pictures]
+        return [ControlCondition(picture[None]) for picture in pictures], shown if len(shown) > 1 else shown[0]
     if name == "conditions":
         return _keyframes(value, pictures_of)
     return None
+
+
+def with_limits(conditions: list[Condition], further: dict[str, Any]) -> tuple[Condition, ...]:
+    """The conditions, those of control pictures with strength, start and end, which are taken out of `further`.
+
+    Args:
+        further: arguments of a call that no request carries, by name.
+    """
+    controls = [each for each in conditions if isinstance(each, ControlCondition)]
+    for name, field in CONTROL_LIMITS.items() if controls else ():
+        value = further.get(name)
+        values = value if isinstance(value, list | tuple) else [value] * len(controls)
+        if len(values) == len(controls) and all(type(each) in (int, float) for each in values):
+            del further[name]
+            limited = [replace(each, **{field: float(one)}) for each, one in zip(controls, values, strict=True)]
+            controls = limited
+    left = iter(controls)
+    return tuple(next(left) if isinstance(each, ControlCondition) else each for each in conditions)
 
 
 def _mask(name: str, value: Any) -> tuple[list[Condition], Any] | None:

@@ -6,16 +6,16 @@ Pictures are brought to 8 bits first, for both: that is what every picture of a 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...pipelines.arguments import to_pil
-from ...pipelines.conditions.kinds import Condition, ControlCondition
+from ...pipelines.conditions.kinds import Condition
 from ...pipelines.families import Family
 from ...pipelines.types import SampleRequest
-from .conditions import CONTROL_LIMITS, condition_of
+from .conditions import condition_of, with_limits
 
 _SAME = {
     "num_inference_steps": "steps",
@@ -87,13 +87,8 @@ def translate(pipeline: Any, family: Family, inputs: dict[str, Any]) -> Translat
             fields["strength"] = float(value)
         elif value is not None:
             further[name] = value
-    limits = {
-        field: float(further.pop(name))
-        for name, field in CONTROL_LIMITS.items()
-        if _is_number(further.get(name)) and any(isinstance(each, ControlCondition) for each in conditions)
-    }
-    held = [replace(each, **limits) if isinstance(each, ControlCondition) else each for each in conditions]
-    return Translated(SampleRequest(**fields, conditions=tuple(held)), call, further)
+    held = with_limits(conditions, further)
+    return Translated(SampleRequest(**fields, conditions=held), call, further)
 
 
 def _starts_from_something(given: dict[str, Any], family: Family) -> bool:

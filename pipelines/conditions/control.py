@@ -116,9 +116,9 @@ def _check_own_control(family: Family, controls: list[ControlCondition]) -> list
     if "control_image" not in family.required:
         cure = "give one: Load ControlNet (Diffusers), or --controlnet"
         raise InputError("controlnet", "none", f"{family.name} takes a control picture with a control model", cure)
-    if len(controls) > 1:
-        reason = f"{family.name} takes one"
-        raise InputError("control_image", f"{len(controls)} pictures", reason, "leave all but one out")
+    if len(controls) != family.own_controls:
+        each = f"{family.own_controls}, one for each of its control models" if family.own_controls > 1 else "one"
+        raise InputError("control_image", f"{len(controls)} picture(s)", f"{family.name} takes {each}", "give as many")
     takes = call_takes(family.classes[-1])
     changed = {
         "controlnet_conditioning_scale": ("strength", controls[0].strength != 1.0),
