@@ -60,6 +60,22 @@ def resolve_image_prompt(source: str, encoder: str = "") -> ImagePromptKey:
     return ImagePromptKey(str(path), str(folder), _identity(files))
 
 
+def find_redux(folder: Path) -> list[Path]:
+    """The Flux Redux folders directly below a folder, sorted."""
+    try:
+        children = sorted(path for path in folder.iterdir() if (path / "model_index.json").is_file())
+    except OSError:  # unreadable or vanished: there is nothing to offer
+        return []
+    return [path for path in children if _class_named(path) == REDUX]
+
+
+def _class_named(folder: Path) -> str:
+    try:
+        return str(read_json(folder / "model_index.json").get("_class_name", ""))
+    except ModelFileError:
+        return ""
+
+
 def check_image_prompts(family: Family, request: SampleRequest) -> list[str]:
     """Notes on what becomes of the image prompts; [] without one.
 
