@@ -17,6 +17,7 @@ from .cache import CACHE
 from .conditions.control import control_models
 from .conditions.controlnets import check_controls_fit
 from .conditions.image_prompts import check_form_takes
+from .conditions.weights import bytes_to_come
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
@@ -276,6 +277,7 @@ def workload_of(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
         frames=filled.num_frames or 1,
         batch=filled.batch,
         steps=filled.steps or 0,
+        further_weights=bytes_to_come(loaded, filled),
         streamed=loaded.family.known and loaded.family.video and not refuse_streaming(loaded.vae),
     )
 

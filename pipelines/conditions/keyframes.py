@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 _FORMS = {
     "LTX2Pipeline": "LTX2ConditionPipeline",
     "LTX2ImageToVideoPipeline": "LTX2ConditionPipeline",
+    "LTXImageToVideoPipeline": "LTXConditionPipeline",
+    "LTXPipeline": "LTXConditionPipeline",
 }
 """Class -> the class around the same models that takes keyframes."""
 _LTX2 = ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")
-_ITEMS = dict.fromkeys(("LTX2ConditionPipeline", "LTX2ModularPipeline", "LTX25ModularPipeline"), _LTX2)
+_EXACT = ("LTXConditionPipeline",)
+"""Classes whose keyframes lie at any frame."""
+_ITEMS = {
+    **dict.fromkeys(("LTX2ConditionPipeline", "LTX2ModularPipeline", "LTX25ModularPipeline"), _LTX2),
+    "LTXConditionPipeline": ("diffusers.pipelines.ltx.pipeline_ltx_condition", "LTXVideoCondition"),
+}
 """Class -> where the class of one of its keyframes is."""
 _STRIDE = 8
 """Frames of LTX-2 in one latent frame after the first."""
@@ -61,6 +68,7 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
             "images", f"{len(request.images)} image(s)", "with keyframes there is no other first frame", cure
         )
     count = request.num_frames or family.num_frames
+    exact = keyframe_form(family) in _EXACT
     taken: dict[int, int] = {}
     for keyframe in keyframes:
         shape = list(getattr(keyframe.image, "shape", ()))
@@ -72,13 +80,14 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
             raise InputError("keyframe frame", keyframe.frame, reason, f"use 0 to {count - 1}, or -1 for the last")
         if not 0.0 < keyframe.strength <= 1.0:
             raise InputError("keyframe strength", keyframe.strength, "it must be above 0 and at most 1", "use 1")
-        place = _latent_frame(keyframe.frame, count)
+        place = keyframe.frame % count if exact else _latent_frame(keyframe.frame, count)
+        at = place if exact else first_frame(place)
         if place in taken:
-            reason = f"both come to lie at frame {first_frame(place)} of {family.name}, which takes one there"
-            cure = f"leave one of them out, or put them {_STRIDE} frames apart"
+            reason = f"both come to lie at frame {at} of {family.name}, which takes one there"
+            cure = f"leave one of them out, or put them {1 if exact else _STRIDE} frames apart"
             raise InputError("keyframe frame", f"{taken[place]} and {keyframe.frame}", reason, cure)
         taken[place] = keyframe.frame
-        asked, at = keyframe.frame % count, first_frame(place)
+        asked = keyframe.frame % count
         if at != asked:
             notes.append(f"keyframe: at frame {at} instead of {asked}, the nearest that {family.name} takes.")
         if shape[0] > 1:
@@ -94,6 +103,9 @@ def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> di
     module, name = _ITEMS[form]
     made = getattr(importlib.import_module(module), name)
     count = request.num_frames or 0
+    if form in _EXACT:
+        exactly = [(to_picture(item.image[0]), item.frame % count, float(item.strength)) for item in keyframes]
+        return {"conditions": [made(image=i, frame_index=frame, strength=s) for i, frame, s in exactly]}
     return {
         "conditions": [
             made(
