@@ -81,7 +81,10 @@ def call_arguments(
         arguments |= _repainted(pipeline, family, request)
     elif from_image and not clip_form(family, request):
         name = "image_latents" if modular and request.latent is not None else "image"
-        arguments |= {name: _start(pipeline, family, request, vae or pipeline.vae), "strength": request.strength}
+        arguments |= {
+            name: _start(pipeline, family, request, vae or getattr(pipeline, "vae", None)),
+            "strength": request.strength,
+        }
     elif request.images and family.images != "none":
         pictures = [to_pil(image, family.alpha) for image in request.images]
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]

@@ -63,10 +63,10 @@ def with_limits(conditions: list[Condition], further: dict[str, Any]) -> tuple[C
     for name, field in CONTROL_LIMITS.items() if controls else ():
         value = further.get(name)
         values = value if isinstance(value, list | tuple) else [value] * len(controls)
-        if len(values) == len(controls) and all(type(each) in (int, float) for each in values):
+        if len(values) == len(controls) and all(isinstance(each, int | float) for each in values):
             del further[name]
-            limited = [replace(each, **{field: float(one)}) for each, one in zip(controls, values, strict=True)]
-            controls = limited
+            given: list[dict[str, Any]] = [{field: float(one or 0)} for one in values]
+            controls = [replace(each, **one) for each, one in zip(controls, given, strict=True)]
     left = iter(controls)
     return tuple(next(left) if isinstance(each, ControlCondition) else each for each in conditions)
 
@@ -95,7 +95,8 @@ def _planes(value: Any) -> torch.Tensor | None:
     if not isinstance(value, torch.Tensor) or value.ndim < 2:
         return None
     if value.ndim > 3:
-        value = value.squeeze(1) if value.shape[1] == 1 else value.squeeze(-1)
+        # A request's mask has one channel.
+        value = value.float().mean(1) if value.shape[1] in (1, 3) else value.squeeze(-1)
     if value.ndim > 3:
         return None
     return (value.float().clamp(0, 1) * 255).round().reshape(-1, *value.shape[-2:]) / 255

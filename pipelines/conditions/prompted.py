@@ -83,7 +83,7 @@ def _adapted(
     loaded: LoadedPipeline, pipeline: Any, keys: list[ImagePromptKey], models: list[Any], strengths: list[float]
 ) -> Iterator[None]:
     """IP-Adapters in the denoiser; its processors, projection and the pipeline's encoder come back afterwards."""
-    (denoiser,) = list(denoisers(pipeline).values())[:1]
+    denoiser: Any = next(iter(denoisers(pipeline).values()))
     before = dict(denoiser.attn_processors)
     config = dict(denoiser.config)
     with ExitStack() as undo:

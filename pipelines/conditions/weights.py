@@ -27,12 +27,13 @@ def bytes_to_come(loaded: LoadedPipeline, request: SampleRequest) -> int:
     for key in dict.fromkeys(control_models(request)):
         held = loaded.controlnets.get(key)
         total += _numbers(_files(key.source)) * size if held is None else _elsewhere(held, loaded.device)
-    for key in dict.fromkeys(prompt.model for prompt in image_prompts_of(request)):
-        if key in loaded.image_prompts:
-            models = [part for part in loaded.image_prompts[key] if isinstance(part, torch.nn.Module)]
+    for prompted in dict.fromkeys(prompt.model for prompt in image_prompts_of(request)):
+        if prompted in loaded.image_prompts:
+            models = [part for part in loaded.image_prompts[prompted] if isinstance(part, torch.nn.Module)]
             total += sum(_elsewhere(model, loaded.device) for model in models)
         else:
-            total += _numbers([*_files(key.source), *(_files(key.encoder) if key.encoder else [])]) * size
+            encoder = _files(prompted.encoder) if prompted.encoder else []
+            total += _numbers([*_files(prompted.source), *encoder]) * size
     return total
 
 
