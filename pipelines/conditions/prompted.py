@@ -87,9 +87,9 @@ def _adapted(
     before = dict(denoiser.attn_processors)
     config = dict(denoiser.config)
     with ExitStack() as undo:
+        undo.callback(denoiser.set_attn_processor, before)  # at last: the projection of SD3 has processors too
         for name in ("encoder_hid_proj", "text_encoder_hid_proj", "image_proj"):
             undo.callback(_put_back, denoiser, name, getattr(denoiser, name, None), hasattr(denoiser, name))
-        undo.callback(denoiser.set_attn_processor, before)
         undo.callback(_put_back, denoiser.config, "encoder_hid_dim_type", *_of_config(config))
         for name in ("image_encoder", "feature_extractor"):
             undo.callback(setattr, pipeline, name, getattr(pipeline, name, None))
@@ -105,7 +105,9 @@ def _adapted(
             raise InputError("image prompt model", keys[0].source, reason, cure) from error
         made = denoiser.attn_processors
         # The layers that no image prompt reaches keep the processor that they had.
-        kept = {name: made[name] if "IPAdapter" in type(made[name]).__name__ else before[name] for name in made}
+        kept = {
+            name: each if "IPAdapter" in type(each).__name__ else before.get(name, each) for name, each in made.items()
+        }
         denoiser.set_attn_processor(dict(kept))
         for processor in kept.values():
             if hasattr(processor, "to_k_ip"):
