@@ -13,7 +13,7 @@ from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.clips import clip_arguments, clip_form
 from .conditions.control import control_arguments, control_form, control_models
-from .conditions.keyframes import keyframe_arguments, keyframe_form, keyframes_of
+from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments, keyframe_form, keyframes_of
 from .conditions.masks import mask_arguments, repaints
 from .embeddings import table as embeddings
 from .embeddings.check import check_widths, encoding_of
@@ -91,6 +91,7 @@ def call_arguments(
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
     name = type(pipeline).__name__
+    check_keyframe_scheduler(name, request, lambda: getattr(pipeline, "scheduler", None))
     arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, request, to_pil)
     arguments |= clip_arguments(name, family, request, lambda frame: _in_size(to_pil(frame), request))
     _check_text_length(pipeline, request)

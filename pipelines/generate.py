@@ -17,6 +17,7 @@ from .cache import CACHE
 from .conditions.control import control_models
 from .conditions.controlnets import check_controls_fit
 from .conditions.image_prompts import check_form_takes
+from .conditions.keyframes import check_keyframe_scheduler
 from .conditions.weights import bytes_to_come
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
@@ -87,7 +88,8 @@ def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
             check_widths(request.family, request, *denoiser)
         check_controls_fit(request, denoiser[1], request.family.name)
     form = form_class(request)
-    check_form_takes(request, form.__name__ if form else "")
+    check_form_takes(request, name := form.__name__ if form else "")
+    check_keyframe_scheduler(name, request, lambda: loader.scheduler_of_key(key))
     original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
     if original is not None:
         fitting_scheduler(original, request.family, request.scheduler, request.steps or TRIAL_STEPS, form)

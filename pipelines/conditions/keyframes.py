@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
@@ -93,6 +94,19 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
         if shape[0] > 1:
             notes.append(f"keyframe: the first of {shape[0]} pictures is used.")
     return notes
+
+
+def check_keyframe_scheduler(form: str, request: SampleRequest, scheduler_of: Callable[[], Any]) -> None:
+    """Raise InputError where the class that takes keyframes cannot use the model's scheduler.
+
+    Args:
+        scheduler_of: gives the model's own, or None where it is not known.
+    """
+    scheduler = scheduler_of() if keyframes_of(request) and form in _EXACT else None
+    if scheduler is not None and scheduler.config.get("use_dynamic_shifting"):
+        reason = f"{form} cannot use a scheduler that shifts its steps by the size of the clip, as this model's does"
+        cure = "use LTX-Video 0.9.5 or newer, or leave the keyframes out"
+        raise InputError("keyframe", f"{len(keyframes_of(request))} keyframe(s)", reason, cure)
 
 
 def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> dict[str, Any]:

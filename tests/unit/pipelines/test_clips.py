@@ -244,6 +244,10 @@ def test_keyframes_of_ltx_video_lie_at_any_frame() -> None:
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
     loaded = other_pipelines.loaded(other_pipelines.build("ltx"))
+    with pytest.raises(InputError, match="LTXConditionPipeline cannot use a scheduler that shifts its steps"):
+        sampling.run(loaded, request(KeyframeCondition(CLIP[:1], 0), num_frames=17))
+    still = diffusers.FlowMatchEulerDiscreteScheduler()  # as LTX-Video 0.9.5 and newer
+    loaded.pipeline.register_modules(scheduler=still)
     keyframes = [
         KeyframeCondition(CLIP[:1], 0),
         KeyframeCondition(CLIP[4:5], 13, 0.6),
@@ -251,6 +255,7 @@ def test_keyframes_of_ltx_video_lie_at_any_frame() -> None:
     ]
     ours = sampling.run(loaded, request(*keyframes, num_frames=17))
     pipeline = other_pipelines.build("ltx")
+    pipeline.register_modules(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
     wanted = inspect.signature(diffusers.LTXConditionPipeline.__init__).parameters
     bare = diffusers.LTXConditionPipeline(**{k: v for k, v in pipeline.components.items() if k in wanted})
     places = ((0, 0, 1.0), (4, 13, 0.6), (3, 16, 1.0))
