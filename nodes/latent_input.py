@@ -89,7 +89,7 @@ def start_from(latent: Mapping[str, Any], family: Family, request: SampleRequest
         if family.known and not samples.any():
             samples, request = _fill_empty(samples, latent, family, request)
         if family.video and not request.num_frames and samples.shape[2] > 1:
-            frames = 1 + (samples.shape[2] - 1) * family.temporal_stride
+            frames = family.clip_frames(samples.shape[2])
             request = replace(request, num_frames=frames)
             notes.append(f"num_frames: {frames}, as the latent has them")
         request = _count(samples.shape[0], latent.get("batch_index"), request, notes)

@@ -26,6 +26,9 @@ Conditions = io.Custom("FASTDIFFUSERS_CONDITIONS")
 ControlNet = io.Custom("FASTDIFFUSERS_CONTROLNET")
 """Carries `pipelines.conditions.kinds.ControlNetKey`: which control model, never its weights."""
 
+ImagePromptModel = io.Custom("FASTDIFFUSERS_IMAGE_PROMPT_MODEL")
+"""Carries `pipelines.conditions.kinds.ImagePromptKey`: what reads a picture as a prompt, never its weights."""
+
 VideoVae = io.Custom("FASTDIFFUSERS_VIDEO_VAE")
 """Carries `VideoVaeHandle`: which video VAE, never its weights."""
 

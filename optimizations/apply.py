@@ -236,12 +236,13 @@ def _refuse_compile(
 
 
 def working_memory(pipeline: Any, workload: Workload) -> int:
-    """Bytes that a run needs beside the weights: the decode's, at most what is assumed, because tiles shrink it."""
+    """Bytes that a run needs beside the pipeline's weights: those of models that come beside it, and the decode's, at
+    most what is assumed, because tiles shrink it."""
     vae = vae_of(pipeline)
     if vae is None or not workload.width:
-        return offload.WORKING_MEMORY
+        return offload.WORKING_MEMORY + workload.further_weights
     decode = vae_memory.estimate(vae, workload) or 0  # not known: what is assumed for a run
-    return max(offload.WORKING_MEMORY, min(decode, 2 * offload.WORKING_MEMORY))
+    return max(offload.WORKING_MEMORY, min(decode, 2 * offload.WORKING_MEMORY)) + workload.further_weights
 
 
 def _device(pipeline: Any, device: torch.device | str | None) -> torch.device:

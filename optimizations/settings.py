@@ -143,6 +143,7 @@ class Workload:
         steps: denoising steps.
         step_seconds: what a plain step takes here, as measured.
         streamed: finished frames leave the device while later ones are decoded, where the VAE allows it.
+        further_weights: bytes of models that come beside the pipeline's, of a control model say.
         compile_overhead: bytes that compiled code takes beyond plain code here, as measured; None when it was not.
 
     0 means "not known yet".
@@ -155,6 +156,7 @@ class Workload:
     steps: int = 0
     step_seconds: float = 0.0
     streamed: bool = False
+    further_weights: int = 0
     compile_overhead: int | None = None
 
 

@@ -13,7 +13,7 @@ from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.clips import clip_arguments, clip_form
 from .conditions.control import control_arguments, control_form, control_models
-from .conditions.keyframes import keyframe_arguments, keyframe_form, keyframes_of
+from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments, keyframe_form, keyframes_of
 from .conditions.masks import mask_arguments, repaints
 from .embeddings import table as embeddings
 from .embeddings.check import check_widths, encoding_of, negative_text_acts
@@ -81,13 +81,17 @@ def call_arguments(
         arguments |= _repainted(pipeline, family, request)
     elif from_image and not clip_form(family, request):
         name = "image_latents" if modular and request.latent is not None else "image"
-        arguments |= {name: _start(pipeline, family, request, vae or pipeline.vae), "strength": request.strength}
+        arguments |= {
+            name: _start(pipeline, family, request, vae or getattr(pipeline, "vae", None)),
+            "strength": request.strength,
+        }
     elif request.images and family.images != "none":
         pictures = [to_pil(image, family.alpha) for image in request.images]
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
     name = type(pipeline).__name__
+    check_keyframe_scheduler(name, request, lambda: getattr(pipeline, "scheduler", None))
     arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, request, to_pil)
     arguments |= clip_arguments(name, family, request, lambda frame: _in_size(to_pil(frame), request))
     _check_text_length(pipeline, request)

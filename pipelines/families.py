@@ -51,13 +51,16 @@ class Family:
         min_images: how many a model that works on pictures wants.
         images_as_list: takes its pictures as a list, one for each of the models that read them.
         image_argument: call argument that takes them.
+        own_controls: control pictures that control models of its own read, one each.
         alpha: reads the transparency of a picture.
         last_image: takes a last frame besides the first.
         own_strength: of a call that always starts from its picture, None for any other.
         batch_by_prompts: a batch is a list of prompts rather than several images per prompt.
         sound: gives a sound track with the frames.
         layout: native latent. "plain" is [B, C, h, w]; "video" is [B, C, t, h, w]; "packed" is [B, h/2 * w/2, 4C];
-            "patches" is [B, h * w, C]; "tokens" is [B, t * h * w, C]; "" is unknown: the pipeline decodes itself.
+            "patches" is [B, h * w, C]; "tokens" is [B, t * h * w, C]; "normalized" is [B, C, t, h, w] as the denoiser
+            has it, its rows of patches frame by frame; "" is unknown: the pipeline decodes itself.
+        row_patch: cells a side of what one row of a "normalized" latent holds.
         latent_channels: channels of the ComfyUI latent.
         latent_stride: pixels per ComfyUI latent cell.
         temporal_stride: frames per latent frame after the first; 1 for images.
@@ -107,12 +110,14 @@ class Family:
     min_images: int = 1
     images_as_list: bool = False
     image_argument: str = "image"
+    own_controls: int = 1
     alpha: bool = False
     last_image: bool = False
     own_strength: float | None = None
     batch_by_prompts: bool = False
     sound: bool = False
     layout: str = ""
+    row_patch: int = 1
     latent_channels: int = 0
     latent_stride: int = 8
     temporal_stride: int = 1
@@ -131,6 +136,12 @@ class Family:
         return (
             "a picture" if self.min_images == 1 else f"{self.min_images} pictures, one for each model that reads them"
         )
+
+    def clip_frames(self, latent_frames: int) -> int:
+        """Frames of the clip that so many latent frames decode to."""
+        if self.frame_rest > 1:
+            return self.frame_rest + (latent_frames - 2) // self.frame_rest * self.frame_step
+        return 1 + (latent_frames - 1) * self.temporal_stride
 
     @property
     def known(self) -> bool:

@@ -16,6 +16,9 @@ from .arguments import form_class
 from .cache import CACHE
 from .conditions.control import control_models
 from .conditions.controlnets import check_controls_fit
+from .conditions.image_prompts import check_form_takes
+from .conditions.keyframes import check_keyframe_scheduler
+from .conditions.weights import bytes_to_come
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
@@ -84,11 +87,12 @@ def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
         if request.positive is not None:
             check_widths(request.family, request, *denoiser)
         check_controls_fit(request, denoiser[1], request.family.name)
+    form = form_class(request)
+    check_form_takes(request, name := form.__name__ if form else "")
+    check_keyframe_scheduler(name, request, lambda: loader.scheduler_of_key(key))
     original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
     if original is not None:
-        fitting_scheduler(
-            original, request.family, request.scheduler, request.steps or TRIAL_STEPS, form_class(request)
-        )
+        fitting_scheduler(original, request.family, request.scheduler, request.steps or TRIAL_STEPS, form)
 
 
 def run_loaded(
@@ -169,7 +173,7 @@ def decode(
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         stride = loaded.family.latent_stride
-        frames = 1 + (latent.shape[2] - 1) * loaded.family.temporal_stride if latent.ndim == 5 else 1
+        frames = loaded.family.clip_frames(latent.shape[2]) if latent.ndim == 5 else 1
         streamed = latent.ndim == 5 and not refuse_streaming(loaded.pipeline.vae)
         size = (latent.shape[-1] * stride, latent.shape[-2] * stride)
         workload = Workload(*size, frames, batch=latent.shape[0], streamed=streamed)
@@ -275,6 +279,7 @@ def workload_of(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
         frames=filled.num_frames or 1,
         batch=filled.batch,
         steps=filled.steps or 0,
+        further_weights=bytes_to_come(loaded, filled),
         streamed=loaded.family.known and loaded.family.video and not refuse_streaming(loaded.vae),
     )
 

@@ -1,9 +1,9 @@
 """Latents between diffusers' conventions and ComfyUI's.
 
-ComfyUI's LATENT is what the VAE takes (scaling and shift undone), except for Flux.2's patches and LTX-2's tokens, which
-stay normalised as the denoiser has them: their VAEs hold the statistics among their weights, and ComfyUI's decode
-applies them. The arithmetic here is, operation by operation, that of the diffusers pipelines, so that a decode through
-a LATENT equals the pipeline's own picture bit for bit.
+ComfyUI's LATENT is what the VAE takes (scaling and shift undone), except for Flux.2's patches, LTX-2's tokens and
+MiniMax-H3's clips, which stay normalised as the denoiser has them: ComfyUI's decode applies the VAE's statistics. The
+arithmetic here is, operation by operation, that of the diffusers pipelines, so that a decode through a LATENT equals
+the pipeline's own picture bit for bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .types import SampleRequest
 
-NORMALIZED_LAYOUTS = ("patches", "tokens")
+NORMALIZED_LAYOUTS = ("patches", "tokens", "normalized")
 """`Family.layout` of the families whose ComfyUI latent stays normalised."""
 
 
@@ -90,6 +90,9 @@ def denormalize(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
     Args:
         latent: [B, 128, h, w] patches, which become [B, 32, 2h, 2w]; or [B, C, T, h, w].
     """
+    if family.layout == "normalized":
+        mean, std = _statistics(vae, latent)
+        return latent * std + mean
     if family.layout == "tokens":
         mean, std = _channel_statistics(vae, latent)
         return latent * std / vae.config.scaling_factor + mean
@@ -102,6 +105,9 @@ def denormalize(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
 
 def normalize(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
     """The inverse of `denormalize`: what `vae.encode` gives as ComfyUI's latent."""
+    if family.layout == "normalized":
+        mean, std = _statistics(vae, latent)
+        return (latent - mean) / std
     if family.layout == "tokens":
         mean, std = _channel_statistics(vae, latent)
         return (latent - mean) * vae.config.scaling_factor / std
@@ -127,6 +133,11 @@ def check_latent(latent: torch.Tensor, family: Family) -> None:
     ):
         reason = f"it holds a clip of {latent.shape[2]} latent frames, and {family.name} makes single images"
         raise InputError("latent", "tensor", reason, "use the model that the latent comes from")
+    if family.video and family.frame_rest > 1 and latent.ndim == 5:
+        rest, count = family.frame_rest, latent.shape[2]
+        if count < rest + 2 or count % rest != 2:
+            reason = f"it has {count} latent frames, and {family.name}'s VAE decodes {rest}n + 2, at least {rest + 2}"
+            raise InputError("latent", "tensor", reason, "use the latent of a whole clip of this kind of model")
     if family.latent_channels and latent.shape[1] != family.latent_channels:
         reason = f"it has {latent.shape[1]} channels, but {family.name} latents have {family.latent_channels}"
         raise InputError("latent", "tensor", reason, "use a latent of the same kind of model")
@@ -136,6 +147,8 @@ def unpack(native: torch.Tensor, family: Family, width: int, height: int) -> tor
     """From the family's layout to [B, C, h, w] (or [B, C, T, h, w])."""
     if family.layout in ("plain", "video"):
         return native
+    if family.layout == "normalized" and native.ndim < 5:
+        return _from_rows(native, family, width, height)
     if native.ndim == 5:  # image-to-video steps the frames after the first one, unpacked
         return native
     if native.ndim == 4:  # modular blocks end with it unpacked
@@ -158,6 +171,8 @@ def pack(latent: torch.Tensor, family: Family) -> torch.Tensor:
     """The inverse of `unpack`."""
     if family.layout in ("plain", "video"):
         return latent
+    if family.layout == "normalized":
+        return _as_rows(latent, family)
     if family.layout == "tokens":
         return latent.flatten(2).transpose(1, 2)
     if latent.ndim == 5:
@@ -167,6 +182,23 @@ def pack(latent: torch.Tensor, family: Family) -> torch.Tensor:
         return latent.reshape(batch, channels, height * width).permute(0, 2, 1)
     latent = latent.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return latent.reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def _from_rows(rows: torch.Tensor, family: Family, width: int, height: int) -> torch.Tensor:
+    """Rows of patches, [N, C * p * p] or [B, N, C * p * p] frame by frame, to [B, C, T, h, w]."""
+    rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
+    channels, edge = family.latent_channels, family.row_patch
+    lines, columns = (size // (family.latent_stride * edge) for size in (height, width))
+    cells = rows.reshape(rows.shape[0], -1, lines, columns, channels, edge, edge).permute(0, 4, 1, 2, 5, 3, 6)
+    return cells.reshape(rows.shape[0], channels, -1, lines * edge, columns * edge)
+
+
+def _as_rows(latent: torch.Tensor, family: Family) -> torch.Tensor:
+    """The inverse of `_from_rows`, with a batch in front."""
+    batch, channels, frames, height, width = latent.shape
+    edge = family.row_patch
+    cells = latent.reshape(batch, channels, frames, height // edge, edge, width // edge, edge)
+    return cells.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, channels * edge**2)
 
 
 def _statistics(vae: Any, latent: torch.Tensor) -> tuple[Any, Any]:

@@ -79,7 +79,7 @@ def small(family: Family, one_expert: bool = False) -> Family:
         extra["_auto_resize"] = False  # it would enlarge its reference image to a megapixel
     if family.layout == "tokens":
         extra["spatio_temporal_guidance_blocks"] = (1,)  # there are two, not 48
-    frames = 9 if family.video else 1
+    frames = max(9, family.min_frames) if family.video else 1
     return replace(family, steps=4, width=128, height=128, num_frames=frames, extra=tuple(extra.items()))
 
 
@@ -142,10 +142,11 @@ def _unknown_variant(
 
 def _as_built(family: Family, pipeline: Any) -> Family:
     """The family with this checkpoint's own VAE: the channels of its latents, and their stride."""
-    if family.layout not in ("plain", "packed", "patches", "video") or pipeline.vae is None:
+    if family.layout not in ("plain", "packed", "patches", "video", "normalized") or pipeline.vae is None:
         return family
     config = pipeline.vae.config
     stride = getattr(pipeline, "vae_scale_factor_spatial", None) or getattr(pipeline, "vae_scale_factor", None)
+    stride = stride or getattr(pipeline.vae, "spatial_compression_ratio", None)
     channels = config.get("z_dim") or config.get("latent_channels")
     patch = 2 if family.layout == "patches" else 1  # Flux.2's cells are 2 x 2 of its VAE's
     return replace(

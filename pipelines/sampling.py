@@ -13,12 +13,13 @@ from ..errors import InputError, first_line
 from ..optimizations.components import denoisers, is_modular_class, step_experts
 from ..report import OptimizationReport
 from . import latents
-from .arguments import call_arguments, form_for, stand_in_note
+from .arguments import call_arguments, form_for, stand_in_note, to_pil
 from .classes.guidance import guided
 from .conditions.check import condition_facts
 from .conditions.controlnets import controlled
 from .conditions.kept import blend_for, with_kept_latent
 from .conditions.masks import repaints
+from .conditions.prompted import image_prompted
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
@@ -140,6 +141,8 @@ def _denoise(
         arguments = call_arguments(
             pipeline, family, request, device=loaded.device, dtype=loaded.dtype, vae=loaded.absent_vae
         )
+        arguments = {name: value for name, value in arguments.items() if name not in prompted}
+        arguments |= {name: value for name, value in prompted.items() if value is not None}
         watch.keep = blend_for(loaded, request)
         # The scheduler sees no first frame of image-to-video, and not what an inpaint class puts back after it.
         if shows_latents and not modular:
@@ -155,12 +158,15 @@ def _denoise(
 
     calls_to_come = begun = 0
     steps = request.steps or TRIAL_STEPS
-    with scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift, steps) as scheduler:
+    with (
+        scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift, steps) as scheduler,
+        image_prompted(loaded, pipeline, request, callbacks, report, to_pil) as prompted,
+    ):
         shift = None if scheduler is None else scheduler.config.get("shift_terminal")
         if request.steps == 1 and shift:  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
         if modular:
-            guidance = fresh_parts(pipeline, family, request)
+            guidance = fresh_parts(pipeline, family, request, controlnets)
         else:
             guidance = guided(pipeline, family.guidance_argument, request.guidance)
         with guidance, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
@@ -239,7 +245,8 @@ def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: Sam
     """The first item of the batch in ComfyUI's convention, [C, h, w] or [C, T, h, w]."""
     if estimate is None or request.width is None or request.height is None:
         return None
-    estimate = latents.without_keyframes(estimate[:1], loaded.family, request)
+    if estimate.ndim > 2:  # MiniMax-H3's rows have no batch
+        estimate = latents.without_keyframes(estimate[:1], loaded.family, request)
     return latents.to_comfy(estimate, loaded.family, loaded.vae, request.width, request.height)[0]
 
 

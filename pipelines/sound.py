@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callbacks
-from ..optimizations.components import execution_device, weights_dtype
+from ..optimizations.components import execution_device, is_modular_class, weights_dtype
 from .classes.outputs import SOUNDS
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def sound_of(
     if rate is None:
         report.note("the pipeline gave sound, but nothing in it says at how many samples a second: it is left out.")
         return None
-    if loaded.family.known:
+    if loaded.family.known and not is_modular_class(type(loaded.pipeline)):
         callbacks.tick(STAGE, 0, 1)
         sounds = [_decode(loaded, latents) for latents in sounds]
         callbacks.tick(STAGE, 1, 1)

@@ -248,6 +248,8 @@ def estimate_finished(scheduler: Any, output: torch.Tensor, timestep: Any, sampl
     if levels is None or output.shape != sample.shape:
         return None
     alpha, sigma = levels
+    if type(scheduler).__name__ == "MiniMaxH3Scheduler":  # its flow points to the data
+        return sample + sigma * output
     if is_flow(scheduler):
         return sample - sigma * output
     prediction = scheduler.config.get("prediction_type", "epsilon")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.settings import OptimizationSettings
-    from .conditions.kinds import Condition, ControlNetKey
+    from .conditions.kinds import Condition, ControlNetKey, ImagePromptKey
     from .embeddings.given import Embeddings
     from .families import Family
 
@@ -109,6 +109,8 @@ class LoadedPipeline:
 
     controlnets: dict[ControlNetKey, Any] = field(default_factory=dict)
     """The control models of the last run with it: they stay for the next, and go with the pipeline."""
+    image_prompts: dict[ImagePromptKey, Any] = field(default_factory=dict)
+    """What read the image prompts of the last run with it, likewise."""
 
 
 @dataclass(frozen=True)

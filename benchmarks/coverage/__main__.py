@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=Path, metavar="FOLDER", help="a checkout of diffusers, for its tests' cases")
     parser.add_argument("--plain", action="store_true", help="without the optimizations")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--update", action="store_true", help="keep what is stored; try the rest and what --only names")
     parser.add_argument("--list", action="store_true", help="every installed class and what is known of it")
     parser.add_argument("--no-store", action="store_true", help="write neither results nor tables")
     parser.add_argument("--seconds", type=float, default=180.0, help="most that one case may take (default: 180)")
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     journal = args.journal or folder / "journal.jsonl"
     results = everything.run(args, folder / "hub", journal)
     print(", ".join(f"{count} {state}" for state, count in Counter(r["state"] for r in results.values()).most_common()))
-    if not (args.no_store or args.only or args.plain):
+    if not args.no_store and (args.update or not (args.only or args.plain)):
         from . import tables
 
         tables.store(results)

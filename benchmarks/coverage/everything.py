@@ -29,15 +29,18 @@ def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[st
     import transformers  # noqa: F401
     from diffusers.utils import logging
 
+    from .tables import stored_cases
     from .trial import try_case
 
     logging.set_verbosity_error()
     _warm_up(options=not args.plain)
     kept = Journal(journal, args.resume)
+    stored = stored_cases() if args.update else {}
     limits = Limits(args.seconds, args.gib)
     waiting = []
     for each in _all(args, hub):
-        if args.only and not any(name.lower() in f"{each.name} {each.pipeline}".lower() for name in args.only):
+        named = args.only and any(name.lower() in f"{each.name} {each.pipeline}".lower() for name in args.only)
+        if not named and (each.name in stored if args.update else args.only):
             continue
         result = kept.results.get(each.name)
         if result is None:
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[st
         kept.add(case.name, {"pipeline": case.pipeline, "source": case.source, **result})
         told = {name: found["state"] for name, found in result.get("options", {}).items()}
         print(f"{result['state']:12} {case.name}: {told}", flush=True)
-    return kept.results
+    return {**stored, **kept.results}
 
 
 def _warm_up(options: bool) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from ...pipelines.arguments import to_pil
+from ...pipelines.conditions.kinds import Condition
 from ...pipelines.families import Family
 from ...pipelines.types import SampleRequest
+from .conditions import condition_of, with_limits
 
 _SAME = {
     "num_inference_steps": "steps",
@@ -48,8 +50,13 @@ def translate(pipeline: Any, family: Family, inputs: dict[str, Any]) -> Translat
     call = {name: value for name, value in given.items() if value is not None}  # None: the pipeline's own, here too
     fields: dict[str, Any] = {"prompt": ""}
     further: dict[str, Any] = {}
+    conditions: list[Condition] = []
     for name, value in list(call.items()):
-        if name in ("prompt", "negative_prompt"):
+        found = condition_of(name, value, family, pictures_of)
+        if found is not None:
+            condition, call[name] = found
+            conditions += condition
+        elif name in ("prompt", "negative_prompt"):
             call[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
             if isinstance(call[name], str):
                 fields[name] = call[name]
@@ -76,9 +83,17 @@ def translate(pipeline: Any, family: Family, inputs: dict[str, Any]) -> Translat
             last = pictures_of(value) or (None,)
             fields["last_image"] = last[0]
             call[name] = None if last[0] is None else to_pil(last[0])
+        elif name == "strength" and _is_number(value) and _starts_from_something(given, family):
+            fields["strength"] = float(value)
         elif value is not None:
             further[name] = value
-    return Translated(SampleRequest(**fields), call, further)
+    held = with_limits(conditions, further)
+    return Translated(SampleRequest(**fields, conditions=held), call, further)
+
+
+def _starts_from_something(given: dict[str, Any], family: Family) -> bool:
+    """Whether a call's strength is a request's: of the picture or the clip that it starts from."""
+    return bool({"image", "video"} & set(given)) and (family.images != "none" or "video" in given)
 
 
 def pictures_of(value: Any) -> tuple[torch.Tensor, ...] | None:

@@ -136,10 +136,15 @@ def store(cases: Mapping[str, Mapping[str, Any]]) -> None:
     write_text(README, readme_with(README.read_text(encoding="utf-8"), as_markdown(data["classes"])))
 
 
+def stored_cases() -> dict[str, dict[str, Any]]:
+    """Name of each case of the result file -> its result."""
+    found: dict[str, dict[str, Any]] = json.loads(TARGET.read_text(encoding="utf-8"))["cases"]
+    return found
+
+
 def listed() -> str:
     """The installed classes and what is known of each from the result file, one line each."""
     from .cases import pipeline_classes
 
-    known = json.loads(TARGET.read_text(encoding="utf-8"))["cases"]
-    classes = by_class(known, pipeline_classes())
+    classes = by_class(stored_cases(), pipeline_classes())
     return "\n".join(f"{found['state']:12} {name}" for name, found in classes.items())

@@ -112,7 +112,8 @@ def _compared(bare: Any, key: LoadKey | None, inputs: dict[str, Any], options: b
     except Exception as error:  # noqa: BLE001
         return {"state": "fails", "loads": _line(error), "reason": _line(error), "bare": _bare_state(bare, asked)}
     extra = (*loaded.family.extra, *asked.further.items())
-    loaded.family = replace(loaded.family, extra=extra, required=())
+    required = tuple(name for name in loaded.family.required if name not in asked.further)
+    loaded.family = replace(loaded.family, extra=extra, required=required)
     subject = Subject(loaded, PipelineHandle(loaded.key), asked)
     outcome = _against_bare(subject, bare, options)
     outcome |= {"given": sorted(asked.further)} if asked.further else {}

@@ -48,6 +48,29 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--control-start", type=float, metavar="SHARE", help="share of the steps, 0 (default) to 1")
     group.add_argument("--control-end", type=float, metavar="SHARE", help="share of the steps, 0 to 1 (default)")
+    group.add_argument(
+        "--image-prompt",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="FILE",
+        help="picture that says, beside the prompt, what to make; repeat for several",
+    )
+    group.add_argument(
+        "--image-prompt-model",
+        type=path_argument,
+        metavar="PATH",
+        help="what reads the image prompts: an IP-Adapter's .safetensors file, or a Flux Redux folder",
+    )
+    group.add_argument(
+        "--image-prompt-encoder",
+        type=path_argument,
+        metavar="FOLDER",
+        help="vision model of the IP-Adapter (default: image_encoder beside its file)",
+    )
+    group.add_argument(
+        "--image-prompt-strength", type=float, metavar="X", help="1 (default): as the IP-Adapter was trained, 0 to 2"
+    )
     for role in ROLES:
         group.add_argument(
             "--video" if role == "video" else f"--{role}-video",
@@ -135,6 +158,7 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
     for picture, model in zip(pictures, models or [None] * len(pictures), strict=True):
         image = read(picture, "control_image")[None]
         found.append(ControlCondition(image, model, **limits))
+    found += _image_prompts(args, read)
     for role in ROLES:
         clip = getattr(args, "video" if role == "video" else f"{role}_video")
         if clip is not None:
@@ -143,11 +167,30 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
     return (*found, *(keyframe(text, read) for text in args.keyframe))
 
 
+def _image_prompts(args: argparse.Namespace, read: Callable[..., torch.Tensor]) -> list[Condition]:
+    from ...pipelines.conditions.image_prompts import resolve_image_prompt
+    from ...pipelines.conditions.kinds import ImagePromptCondition
+
+    if not args.image_prompt:
+        for name in ("model", "encoder", "strength"):
+            value = getattr(args, f"image_prompt_{name}")
+            if value is not None:
+                cure = f"give an --image-prompt, or leave --image-prompt-{name} out"
+                raise InputError(f"image_prompt_{name}", value, "there is no image prompt for it", cure)
+        return []
+    if args.image_prompt_model is None:
+        reason, cure = "nothing says what reads the image prompt", "give --image-prompt-model"
+        raise InputError("image_prompt_model", "none", reason, cure)
+    key = resolve_image_prompt(str(args.image_prompt_model), str(args.image_prompt_encoder or ""))
+    strength = 1.0 if args.image_prompt_strength is None else args.image_prompt_strength
+    return [ImagePromptCondition(read(path, "image_prompt")[None], key, strength) for path in args.image_prompt]
+
+
 def conditions_left_out(args: argparse.Namespace) -> list[str]:
     """What of the files of the conditions is not read, one sentence each."""
     matched = [_KEYFRAME.fullmatch(text) for text in args.keyframe]
     keyframes = [plain_path("keyframe", found["file"]) for found in matched if found is not None]
     clips = [getattr(args, "video" if role == "video" else f"{role}_video") for role in ROLES]
-    pictures = [*([] if args.mask is None else [args.mask]), *args.control_image, *keyframes]
+    pictures = [*([] if args.mask is None else [args.mask]), *args.control_image, *args.image_prompt, *keyframes]
     notes = [note for path in pictures for note in left_out(path)]
     return [*notes, *(note for path in clips if path is not None for note in clip_left_out(path))]

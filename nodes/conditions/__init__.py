@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .control import ControlConditionNode, LoadControlNet
+from .image_prompt import ImagePromptConditionNode, LoadImagePromptModel
 from .mask import MaskConditionNode
 from .video import KeyframeConditionNode, VideoConditionNode
 
@@ -14,5 +15,7 @@ CONDITION_NODES: list[type[io.ComfyNode]] = [
     LoadControlNet,
     VideoConditionNode,
     KeyframeConditionNode,
+    ImagePromptConditionNode,
+    LoadImagePromptModel,
 ]
 """In the order of the menu."""

@@ -16,6 +16,7 @@ import folder_paths
 from ...cache_folder import cache_folder
 from ...errors import InputError, ModelFileError
 from ...pipelines.conditions.controlnets import find_controlnets
+from ...pipelines.conditions.image_prompts import find_redux
 from ...pipelines.loading.local_models import find_local_pipelines
 from ...pipelines.loading.parts import UNREADABLE, is_gguf, kind_of_part
 from ...pipelines.tiny import CONTROLNET_CLASSES, PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
@@ -189,6 +190,32 @@ def controlnet_source(name: str, custom: str) -> str:
     if there is None:
         reason = f"no such folder under the controlnet and diffusers paths ({', '.join(map(str, folders))})"
         raise ModelFileError("controlnet_name", name, reason, "put it into models/controlnet and press R in ComfyUI")
+    return str(there)
+
+
+def image_prompt_choices() -> list[str]:
+    """What Load Image Prompt Model offers: files under the `ipadapter` paths, Flux Redux folders, `[custom]`."""
+    found = [(path.relative_to(root).as_posix(), root) for root in _diffusers_folders() for path in find_redux(root)]
+    return [*sorted([*_safetensors("ipadapter"), *_told_apart(found)], key=str.lower), CUSTOM]
+
+
+def image_prompt_source(name: str, custom: str) -> str:
+    """Return the file or the folder of a chosen image prompt model.
+
+    Raises:
+        InputError: `[custom]` without a path.
+        ModelFileError: it is missing.
+    """
+    if name == CUSTOM:
+        if not custom.strip().strip('"'):
+            reason, cure = f"it is empty, but model_name is {CUSTOM}", "enter a file or a folder, or choose another one"
+            raise InputError("custom_model", custom, reason, cure)
+        return custom.strip().strip('"')
+    own = _folders("ipadapter") if "ipadapter" in folder_paths.folder_names_and_paths else []
+    there = next((path for path in _candidates(name, [*own, *_diffusers_folders()]) if path.exists()), None)
+    if there is None:
+        reason = "no such file under the ipadapter paths, and no such folder under the diffusers paths"
+        raise ModelFileError("model_name", name, reason, "put it there and press R in ComfyUI, or choose [custom]")
     return str(there)
 
 

@@ -62,6 +62,8 @@ class Blend:
 
         if self.began:
             return
+        if sample.ndim == 2 and self._kept.shape[0] == 1:  # MiniMax-H3's rows have no batch
+            self._kept, self._mask = self._kept[0], self._mask[0]
         if sample.shape != self._kept.shape:
             reason = f"the latents of this run are {list(sample.shape)}, and what it keeps is {list(self._kept.shape)}"
             raise InputError("mask", "given", reason, "use the size of the latent, or leave the mask out")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ...errors import InputError
 from .clips import check_clip_mask, check_clips, clip_input, clips_of, takes_clip_mask
 from .control import check_controls, controls_of
+from .image_prompts import check_image_prompts, image_prompts_of
 from .keyframes import check_keyframes, keyframes_of
 from .kinds import ROLES
 from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints
@@ -39,6 +40,7 @@ def check_conditions(family: Family, request: SampleRequest) -> list[str]:
     with_clip = takes_clip_mask(family, request)
     notes = clips + (check_clip_mask(family, request) if with_clip else check_mask(family, request))
     masked, repainted = mask_of(request) is not None, bool(repaints(family, request))
+    notes += check_image_prompts(family, request)
     return [*notes, *check_controls(family, request, masked, repainted)]
 
 
@@ -80,6 +82,7 @@ def still_missing(family: Family, request: SampleRequest) -> None:
     given = set(MASK_ARGUMENTS) if mask_of(request) is not None else set()
     given |= {"control_image"} if controls_of(request) else set()
     given |= {name for role in clips_of(request) for name in ROLES[role]}
+    given |= {"ip_adapter_image"} if image_prompts_of(request) else set()
     missing = [name for name in family.required if name not in given]
     unknown = [name for name in missing if name not in _GIVEN_BY]
     if unknown:

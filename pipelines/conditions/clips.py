@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputError
-from ..classes.forms import call_parameters, class_of, video_to_video_class
+from ..classes.forms import class_of, video_to_video_class
 from .kinds import ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
+from .taking import call_takes
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -55,7 +56,7 @@ def clip_form(family: Family, request: SampleRequest) -> str:
 def takes_clip_mask(family: Family, request: SampleRequest) -> bool:
     """Whether the call that takes the request's clips takes a mask with them."""
     form = clip_form(family, request)
-    return bool(form) and any(name in call_parameters(form) for name in CLIP_MASKS)
+    return bool(form) and any(name in call_takes(form) for name in CLIP_MASKS)
 
 
 def with_clip_length(family: Family, request: Request) -> Request:
@@ -99,7 +100,7 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     if request.images and not itself:
         reason, cure = f"{form} takes none beside a clip", "leave images (--image) out"
         raise InputError("images", f"{len(request.images)} image(s)", reason, cure)
-    if request.strength < 1.0 and "strength" not in call_parameters(form):
+    if request.strength < 1.0 and "strength" not in call_takes(form):
         reason = f"{family.name} makes all of its frames anew beside a clip, and has no strength"
         raise InputError("strength", request.strength, reason, "use 1")
     if not itself and request.strength >= 1.0:
@@ -176,13 +177,15 @@ def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture
     given: dict[str, Any] = {
         _argument(form, role): [to_picture(frame) for frame in clip.frames[:count]] for role, clip in clips.items()
     }
-    if form not in family.classes:
+    if "driving_video_fps" in call_takes(form) and "video" in clips:
+        given["driving_video_fps"] = clips["video"].frame_rate
+    if request.strength < 1.0 or form not in family.classes:
         given["strength"] = request.strength if request.strength < 1.0 else _OWN_STRENGTH
-    mask, name = mask_of(request), next((name for name in CLIP_MASKS if name in call_parameters(form)), "")
+    mask, name = mask_of(request), next((name for name in CLIP_MASKS if name in call_takes(form)), "")
     if mask is not None and name:
         first = next(iter(clips.values())).frames[:count]
         given[name] = _mask_frames(mask.mask, first.shape[:3], to_picture)
-        if {"background_video", "mode"} <= set(call_parameters(form)) and "background" in clips:
+        if {"background_video", "mode"} <= set(call_takes(form)) and "background" in clips:
             given["mode"] = "replace"
     return given
 
@@ -207,4 +210,4 @@ def clip_input(role: str) -> str:
 
 
 def _argument(form: str, role: str) -> str:
-    return next((name for name in ROLES[role] if name in call_parameters(form)), "")
+    return next((name for name in ROLES[role] if name in call_takes(form)), "")

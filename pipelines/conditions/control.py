@@ -9,14 +9,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ..classes.forms import call_parameters, class_of
+from ..classes.forms import class_of
 from .kinds import ControlCondition, ControlNetKey
+from .taking import call_takes, component_classes, modular_class
 
 if TYPE_CHECKING:
     from ..families import Family
     from ..types import SampleRequest
 
 MOST_STRENGTH = 10.0
+_WANTED: dict[str, set[str]] = {"Img2Img": {"image", "strength"}, "Inpaint": {"image", "mask_image", "strength"}}
+"""Task -> what a form for it takes."""
 _SAME = (
     "cross_attention_dim",
     "addition_embed_type",
@@ -53,18 +56,23 @@ def control_form(family: Family, task: str = "") -> str:
     pipeline_class = class_of(family)
     if pipeline_class is None:
         return ""
+    wanted = _WANTED.get(task, set())
+    if modular_class(pipeline_class.__name__) is not None:
+        name = pipeline_class.__name__
+        itself = bool(component_classes(name, "controlnet")) and wanted | {"control_image"} <= set(call_takes(name))
+        return name if itself else ""
     name = f"{pipeline_class.__name__.removesuffix('Pipeline')}ControlNet{task}Pipeline"
     form = getattr(diffusers, name, None)
     if not isinstance(form, type):
         return ""
-    takes = call_parameters(name)
     # Z-Image's inpaint form has no strength: its control model reads mask and picture.
-    wanted = {"Img2Img": {"image", "strength"}, "Inpaint": {"image", "mask_image", "strength"}}.get(task, set())
-    return name if wanted <= set(takes) else ""
+    return name if wanted <= set(call_takes(name)) else ""
 
 
 def accepted_models(form: str) -> tuple[str, ...]:
-    """Names of the control model classes that a form takes, by its own signature."""
+    """Names of the control model classes that a form takes, by its own signature or its blocks."""
+    if own := component_classes(form, "controlnet"):
+        return tuple(name for name in own if "Union" not in name)  # they want a mode, for which there is no input
     names = {
         word.strip("'>").rsplit(".", 1)[-1] for word in _annotation(form).replace("[", " ").replace("]", " ").split()
     }
@@ -108,10 +116,10 @@ def _check_own_control(family: Family, controls: list[ControlCondition]) -> list
     if "control_image" not in family.required:
         cure = "give one: Load ControlNet (Diffusers), or --controlnet"
         raise InputError("controlnet", "none", f"{family.name} takes a control picture with a control model", cure)
-    if len(controls) > 1:
-        reason = f"{family.name} takes one"
-        raise InputError("control_image", f"{len(controls)} pictures", reason, "leave all but one out")
-    takes = call_parameters(family.classes[-1])
+    if len(controls) != family.own_controls:
+        each = f"{family.own_controls}, one for each of its control models" if family.own_controls > 1 else "one"
+        raise InputError("control_image", f"{len(controls)} picture(s)", f"{family.name} takes {each}", "give as many")
+    takes = call_takes(family.classes[-1])
     changed = {
         "controlnet_conditioning_scale": ("strength", controls[0].strength != 1.0),
         "control_guidance_start": ("start", controls[0].start != 0.0),
@@ -146,10 +154,10 @@ def _check_form(
         raise InputError(
             "images", f"{len(request.images)} image(s)", reason, "leave images (--image) out, or add a mask"
         )
-    if len(models) > 1 and "Multi" not in _annotation(plain):
+    if len(models) > 1 and (modular_class(plain) is not None or "Multi" not in _annotation(plain)):
         raise InputError("controlnet", f"{len(models)} models", f"{plain} takes one", "leave all but one out")
     form = control_form_of(family, request, repainted)
-    if "control_guidance_start" not in call_parameters(form):
+    if "control_guidance_start" not in call_takes(form):
         if all((control.start, control.end) == (0.0, 1.0) for control in controls):
             return []
         return [f"control start and end ignored: {form} has none, and holds to the control picture in every step."]
@@ -181,7 +189,7 @@ def acting_steps(form: str, family: Family, request: SampleRequest, control: Con
     if cut is not None and request.strength < 1.0:
         alone = SimpleNamespace(scheduler=SimpleNamespace(timesteps=range(steps), order=1))
         steps = len(cut(alone, steps, request.strength, None)[0])
-    if "control_guidance_start" not in call_parameters(form):
+    if "control_guidance_start" not in call_takes(form):
         return steps, steps
     return sum(index / steps >= control.start and (index + 1) / steps <= control.end for index in range(steps)), steps
 
@@ -211,7 +219,7 @@ def control_arguments(form: str, request: SampleRequest, to_picture: Any) -> dic
     if not controls:
         return {}
     several = len(controls) > 1
-    takes = call_parameters(form)
+    takes = call_takes(form)
     name = "control_image" if "control_image" in takes else "image"
     pictures = [to_picture(control.image[0]) for control in controls]
     values = {
@@ -231,7 +239,7 @@ def described(family: Family, request: SampleRequest, repainted: bool) -> list[s
             form = control_form_of(family, request, repainted)
             acts, steps = acting_steps(form, family, request, control)
             said = f"{_shown(control.model)} {control.strength:g}"
-            if (control.start, control.end) == (0.0, 1.0) or "control_guidance_start" not in call_parameters(form):
+            if (control.start, control.end) == (0.0, 1.0) or "control_guidance_start" not in call_takes(form):
                 found.append(f"{said}, 0 to 1 of the steps")
             else:
                 found.append(f"{said}, {control.start:g} to {control.end:g} of the steps, {acts} of {steps}")

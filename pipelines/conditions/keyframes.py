@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ..classes.forms import call_parameters, class_of
+from ..classes.forms import class_of
 from .kinds import KeyframeCondition
+from .taking import call_takes
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -16,9 +18,17 @@ if TYPE_CHECKING:
 _FORMS = {
     "LTX2Pipeline": "LTX2ConditionPipeline",
     "LTX2ImageToVideoPipeline": "LTX2ConditionPipeline",
+    "LTXImageToVideoPipeline": "LTXConditionPipeline",
+    "LTXPipeline": "LTXConditionPipeline",
 }
 """Class -> the class around the same models that takes keyframes."""
-_ITEMS = {"LTX2ConditionPipeline": ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")}
+_LTX2 = ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")
+_EXACT = ("LTXConditionPipeline",)
+"""Classes whose keyframes lie at any frame."""
+_ITEMS = {
+    **dict.fromkeys(("LTX2ConditionPipeline", "LTX2ModularPipeline", "LTX25ModularPipeline"), _LTX2),
+    "LTXConditionPipeline": ("diffusers.pipelines.ltx.pipeline_ltx_condition", "LTXVideoCondition"),
+}
 """Class -> where the class of one of its keyframes is."""
 _STRIDE = 8
 """Frames of LTX-2 in one latent frame after the first."""
@@ -36,7 +46,7 @@ def keyframe_form(family: Family) -> str:
         return ""
     name = pipeline_class.__name__
     form = name if name in _ITEMS else _FORMS.get(name, "")
-    return form if "conditions" in call_parameters(form) else ""
+    return form if "conditions" in call_takes(form) else ""
 
 
 def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
@@ -59,6 +69,7 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
             "images", f"{len(request.images)} image(s)", "with keyframes there is no other first frame", cure
         )
     count = request.num_frames or family.num_frames
+    exact = keyframe_form(family) in _EXACT
     taken: dict[int, int] = {}
     for keyframe in keyframes:
         shape = list(getattr(keyframe.image, "shape", ()))
@@ -70,18 +81,32 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
             raise InputError("keyframe frame", keyframe.frame, reason, f"use 0 to {count - 1}, or -1 for the last")
         if not 0.0 < keyframe.strength <= 1.0:
             raise InputError("keyframe strength", keyframe.strength, "it must be above 0 and at most 1", "use 1")
-        place = _latent_frame(keyframe.frame, count)
+        place = keyframe.frame % count if exact else _latent_frame(keyframe.frame, count)
+        at = place if exact else first_frame(place)
         if place in taken:
-            reason = f"both come to lie at frame {_first_frame(place)} of {family.name}, which takes one there"
-            cure = f"leave one of them out, or put them {_STRIDE} frames apart"
+            reason = f"both come to lie at frame {at} of {family.name}, which takes one there"
+            cure = f"leave one of them out, or put them {1 if exact else _STRIDE} frames apart"
             raise InputError("keyframe frame", f"{taken[place]} and {keyframe.frame}", reason, cure)
         taken[place] = keyframe.frame
-        asked, at = keyframe.frame % count, _first_frame(place)
+        asked = keyframe.frame % count
         if at != asked:
             notes.append(f"keyframe: at frame {at} instead of {asked}, the nearest that {family.name} takes.")
         if shape[0] > 1:
             notes.append(f"keyframe: the first of {shape[0]} pictures is used.")
     return notes
+
+
+def check_keyframe_scheduler(form: str, request: SampleRequest, scheduler_of: Callable[[], Any]) -> None:
+    """Raise InputError where the class that takes keyframes cannot use the model's scheduler.
+
+    Args:
+        scheduler_of: gives the model's own, or None where it is not known.
+    """
+    scheduler = scheduler_of() if keyframes_of(request) and form in _EXACT else None
+    if scheduler is not None and scheduler.config.get("use_dynamic_shifting"):
+        reason = f"{form} cannot use a scheduler that shifts its steps by the size of the clip, as this model's does"
+        cure = "use LTX-Video 0.9.5 or newer, or leave the keyframes out"
+        raise InputError("keyframe", f"{len(keyframes_of(request))} keyframe(s)", reason, cure)
 
 
 def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
@@ -92,6 +117,9 @@ def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> di
     module, name = _ITEMS[form]
     made = getattr(importlib.import_module(module), name)
     count = request.num_frames or 0
+    if form in _EXACT:
+        exactly = [(to_picture(item.image[0]), item.frame % count, float(item.strength)) for item in keyframes]
+        return {"conditions": [made(image=i, frame_index=frame, strength=s) for i, frame, s in exactly]}
     return {
         "conditions": [
             made(
@@ -113,5 +141,5 @@ def _latent_frame(frame: int, count: int) -> int:
     return min(round((frame - 1) / _STRIDE) + 1, last)
 
 
-def _first_frame(latent_frame: int) -> int:
+def first_frame(latent_frame: int) -> int:
     return 0 if latent_frame < 1 else (latent_frame - 1) * _STRIDE + 1

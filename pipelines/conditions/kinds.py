@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 ROLES = {
-    "video": ("video",),
+    "video": ("video", "driving_video"),
     "control": ("control_video", "conditioning_frames"),
     "pose": ("pose_video",),
     "face": ("face_video",),
@@ -98,4 +98,36 @@ class KeyframeCondition:
     strength: float = 1.0
 
 
-Condition = MaskCondition | ControlCondition | VideoCondition | KeyframeCondition
+@dataclass(frozen=True)
+class ImagePromptKey:
+    """What reads a picture as a prompt: which, never its weights.
+
+    Attributes:
+        source: absolute path of an IP-Adapter's .safetensors file, or of a Flux Redux folder.
+        encoder: folder of the vision model that an IP-Adapter was trained with; "" for Redux, which has its own.
+        identity: fingerprint of the files, so that an edited one is read again.
+        redux: it is Flux Redux.
+    """
+
+    source: str
+    encoder: str
+    identity: str
+    redux: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePromptCondition:
+    """A picture that says, beside the text, what is to be made.
+
+    Attributes:
+        image: float [B, H, W, 3] in 0..1, of which the first is used.
+        model: what reads it.
+        strength: how much it says, 0..2, 1 = as it was trained.
+    """
+
+    image: torch.Tensor
+    model: ImagePromptKey
+    strength: float = 1.0
+
+
+Condition = MaskCondition | ControlCondition | VideoCondition | KeyframeCondition | ImagePromptCondition

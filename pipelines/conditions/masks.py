@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...optimizations.components import is_modular_class
-from ..classes.forms import call_parameters, class_of, inpaint_class
+from ..classes.forms import class_of, inpaint_class
 from ..modular.blocks import blocks_of, inputs
 from .control import control_form, control_models
 from .kinds import MaskCondition, VideoCondition
+from .taking import call_takes
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
         return ["mask: it is 1 everywhere, so nothing is kept, and the run is the one without a mask."]
     if not form:
         return _check_blending(family, request, condition)
-    most = 2 if _REFERENCE in call_parameters(form) else 1
+    most = 2 if _REFERENCE in call_takes(form) else 1
     if len(request.images) > most:
         raise InputError(
             "images", f"{len(request.images)} images", f"{form} takes at most {most}", "leave the others out"

@@ -67,6 +67,8 @@ def decode(
         pixels, record = _decode_pixels(vae, latent, callbacks, exactness, memory)
         if report is not None and record is not None:
             report.set(record)
+        if hasattr(pipeline, "pixel_mean"):
+            return _to_frames(_from_statistics(pixels, pipeline), scaled=True)
         return _to_frames(pixels)
 
 
@@ -126,12 +128,24 @@ def encode(
         raise InputError("pixels", f"{width}x{height}", f"{family.name} encodes multiples of its stride only", cure)
     if clips.shape[-1] < 3:
         raise InputError("pixels", f"{clips.shape[-1]} channel(s)", "a pipeline's VAE encodes RGB", "convert it to RGB")
-    missing = (1 - clips.shape[1]) % temporal_factor(vae) if has_time_axis(vae) else 0
+    missing = 0
+    if family.frame_rest > 1:  # shorter than one step its VAE gives nothing back
+        least = max(clips.shape[1], family.frame_rest + family.frame_step)
+        missing = least + (family.frame_rest - least) % family.frame_step - clips.shape[1]
+    elif has_time_axis(vae):
+        missing = (1 - clips.shape[1]) % temporal_factor(vae)
     if missing:
         clips = torch.cat((clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)), dim=1)
     with torch.no_grad(), _upcast(vae):
         callbacks.tick("encode", 0, 1)
-        pixels = (clips[..., :3].permute(0, 4, 1, 2, 3).float() * 2.0 - 1.0).contiguous()
+        if family.alpha and clips.shape[-1] == 3:
+            clips = torch.cat((clips, torch.ones_like(clips[..., :1])), -1)
+        pixels = clips[..., : 4 if family.alpha else 3].permute(0, 4, 1, 2, 3).float()
+        if hasattr(loaded.pipeline, "pixel_mean"):
+            mean, std = _pixel_statistics(pixels, loaded.pipeline)
+            pixels = ((pixels - mean) / std).contiguous()
+        else:
+            pixels = (pixels * 2.0 - 1.0).contiguous()
         pixels = pixels.to(execution_device(vae, loaded.device), decode_dtype(vae))
         if not has_time_axis(vae):
             pixels = pixels.permute(0, 2, 1, 3, 4).flatten(0, 1)
@@ -165,8 +179,24 @@ def _decode_timestep(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, ...]
     return (latent.new_zeros(latent.shape[0]),) if vae.config.get("timestep_conditioning") else ()
 
 
-def _to_frames(pixels: torch.Tensor) -> torch.Tensor:
+def _from_statistics(pixels: torch.Tensor, pipeline: Any) -> torch.Tensor:
+    """Pixels [B, 3, T, H, W] in 0..1, from a VAE that gives them with the pipeline's own mean and deviation."""
+    mean, std = _pixel_statistics(pixels, pipeline)
+    return pixels.float() * std + mean
+
+
+def _pixel_statistics(pixels: torch.Tensor, pipeline: Any) -> list[torch.Tensor]:
+    import torch
+
+    given = (pipeline.pixel_mean, pipeline.pixel_std)
+    return [torch.tensor(each, device=pixels.device).view(1, -1, 1, 1, 1) for each in given]
+
+
+def _to_frames(pixels: torch.Tensor, scaled: bool = False) -> torch.Tensor:
     """[B, 3, H, W] or [B, 3, T, H, W] in -1..1 -> float32 [B, T, H, W, 3] in 0..1 on the CPU.
+
+    Args:
+        scaled: the pixels are in 0..1 already.
 
     Scaled in float32, as ComfyUI's own decode does. diffusers' `VaeImageProcessor` scales in the dtype of the pixels,
     which in bfloat16 moves many values by an 8-bit level; in float32 the frames are the same bit for bit.
@@ -179,7 +209,7 @@ def _to_frames(pixels: torch.Tensor) -> torch.Tensor:
     for clip, target in zip(clips, frames, strict=True):
         for index in range(count):  # one by one: a copy that also converts would take the whole clip once more
             target[index].copy_(clip[:, index].permute(1, 2, 0))
-    return frames.mul_(0.5).add_(0.5).clamp_(0, 1)
+    return frames.clamp_(0, 1) if scaled else frames.mul_(0.5).add_(0.5).clamp_(0, 1)
 
 
 @contextmanager

@@ -72,6 +72,18 @@ def stages(blocks: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
     return items[:place], items[place:]
 
 
+def one_by_one(named: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Blocks with those that only run others in a row replaced by these."""
+    from diffusers import modular_pipelines
+
+    row: Any = modular_pipelines.SequentialPipelineBlocks
+    for name, block in named:
+        if isinstance(block, row):
+            yield from one_by_one(list(block.sub_blocks.items()))
+        else:
+            yield name, block
+
+
 def loop_blocks(blocks: Any) -> Iterator[Any]:
     """Every block that loops over steps, at any depth: each has a progress bar of its own."""
     for block in blocks.sub_blocks.values():

@@ -13,8 +13,9 @@ from .blocks import LEAST, default_blocks, guiders, inputs, outputs, running_blo
 from .models import CLASSICAL, MODELS, SCALE
 
 RATE_ARGUMENTS = ("frame_rate", "fps")
-_PICTURES = ("image", "images")
-_FILLED = ("prompt", "image", "images", "num_frames", "num_inference_steps", "width", "height")
+_PICTURES = ("image", "images", "reference_images")
+_MOST_REFERENCES = 8
+_FILLED = ("prompt", *_PICTURES, "num_frames", "num_inference_steps", "width", "height")
 
 
 def classical_class(pipeline_class: type) -> str:
@@ -60,7 +61,7 @@ def modular_family(pipeline_class: type, classical: Family | None = None) -> Fam
         max_frames=4096 if video else 1,
         images=_picture_use(blocks, picture),
         image_argument=picture or "image",
-        max_images=1 if picture else 0,
+        max_images=_MOST_REFERENCES if picture == "reference_images" else 1 if picture else 0,
         last_image="last_image" in takes,
         sound=False,
     )

@@ -44,8 +44,18 @@ _FLUX3 = _MEGAPIXEL | _FLUX2_VAE | {"images": "optional", "max_images": 10}
 _ANIMA = _MEGAPIXEL | _WAN_VAE | {"name": "anima", "layout": "video", "images": "none", "max_images": 0}
 # krea2/modular_pipeline.py (default sizes, patch size), krea2/decoders.py
 _KREA2 = _MEGAPIXEL | _WAN_VAE | {"layout": "packed"}
-# qwenimage21/before_denoise.py: output_resolution, multiples of 32
-_QWEN21 = {"width": 1024, "height": 1024, "size_multiple": 32, "images": "optional", "max_images": 8, "alpha": True}
+# qwenimage21/before_denoise.py: output_resolution, multiples of 32; qwenimage21/decoders.py
+_QWEN21 = {
+    "width": 1024,
+    "height": 1024,
+    "size_multiple": 32,
+    "images": "optional",
+    "max_images": 8,
+    "alpha": True,
+    "layout": "normalized",
+    "latent_channels": 64,
+    "latent_stride": 16,
+}
 # minimax_h3/modular_pipeline.py: 24 frames a second, 17n + 5 frames, 5 to 15 seconds, a canvas of 768 x 1344, multiples
 # of 32; minimax_h3/before_denoise.py: a schedule of N timesteps is N - 1 evaluations
 _MINIMAX_H3 = {
@@ -63,6 +73,13 @@ _MINIMAX_H3 = {
     "frame_rate": 24.0,
     "frame_rate_assumed": False,
     "images": "optional",
+    "sound": True,
+    "layout": "normalized",
+    "row_patch": 2,
+    "latent_channels": 24,
+    "latent_stride": 16,
+    "temporal_stride": 4,
+    "comfy_format": "MiniMaxH3Video",
 }
 # ltx/modular_pipeline.py, ltx2/modular_pipeline.py, echo/modular_pipeline.py: a VAE of 32 pixels and 8 frames a cell
 _LTX: dict[str, Any] = {"size_multiple": 32, "frame_step": 8}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..classes.guidance import GUIDER
-from .blocks import blocks_of, inputs, outputs, stages
+from ..classes.outputs import CLIPS, PICTURES, SOUNDS
+from .blocks import blocks_of, inputs, one_by_one, outputs, stages
 from .models import SCALE
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ class Ran(Mapping[str, Any]):
     """
 
     def __init__(self, pipeline: Any, state: Any) -> None:
-        self._pipeline, self._state, self._decoded = pipeline, state, False
+        self._pipeline, self._state = pipeline, state
         front, rest = stages(blocks_of(pipeline))
-        self._rest = rest
+        self._rest = list(one_by_one(rest))
         made = {name for _, block in rest for name in outputs(block)}
         before = {name for _, block in front for name in outputs(block)}
         self._names = sorted(made - before - {_LATENTS}) or sorted(made - {_LATENTS})
@@ -52,7 +53,7 @@ class Ran(Mapping[str, Any]):
             return self.latents
         if key not in self._names:
             raise KeyError(key)
-        self._decode()
+        self._decode(sound_alone=key in SOUNDS)
         return self._state.get(key)
 
     def __getattr__(self, name: str) -> Any:
@@ -66,13 +67,15 @@ class Ran(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def _decode(self) -> None:
-        if not self._decoded:
-            self._decoded = True
-            latent = self.latents
-            with _quiet():
-                _run(self._pipeline, self._rest, self._state)
-            self._state.set(_LATENTS, latent)  # some decode in place of it
+    def _decode(self, sound_alone: bool) -> None:
+        """Run what is left of the blocks; for the sound without those that make pictures alone."""
+        seen = {*CLIPS, *PICTURES, _LATENTS}
+        run = [each for each in self._rest if not (sound_alone and {*outputs(each[1])} <= seen)]
+        self._rest = [each for each in self._rest if each not in run]
+        latent = self.latents
+        with _quiet():
+            _run(self._pipeline, run, self._state)
+        self._state.set(_LATENTS, latent)  # some decode in place of it
 
 
 def accepted(pipeline: Any) -> dict[str, Any]:
@@ -139,14 +142,20 @@ def _negative_too(pipeline: Any, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def fresh_parts(pipeline: Any, family: Family, request: SampleRequest) -> Iterator[None]:
-    """Give `pipeline` guiders, and schedulers beside its first, of its own for one run; its own come back afterwards.
+def fresh_parts(
+    pipeline: Any, family: Family, request: SampleRequest, controlnets: Sequence[Any] = ()
+) -> Iterator[None]:
+    """Give `pipeline` guiders, schedulers beside its first, and the control model, of its own for one run; what it had
+    comes back afterwards.
 
     Both count the steps, and nothing of a cancelled run may reach the next one. The guiders have the scales of the
     request: "off" (1 or less, or 0 in the formulation of the paper) is off, as in other pipelines.
     """
     scales = {GUIDER: request.guidance, f"{GUIDER}_2": request.guidance_2}
     with ExitStack() as undo:
+        if controlnets:
+            undo.callback(setattr, pipeline, "controlnet", pipeline.components.get("controlnet"))
+            pipeline.controlnet = controlnets[0]
         for name, part in pipeline.components.items():
             if GUIDER in name and hasattr(part, "new"):
                 scale = scales.get(name) if family.guidance_argument == GUIDER else None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from .images import flux, flux2_klein, qwenimage, sd3, sdxl, zimage
 from .ltx2 import ltx2
+from .modular import flux3, minimax_h3
 from .wan import wan, wan_one_expert, wan_vace
 
 if TYPE_CHECKING:
@@ -37,22 +38,28 @@ PIPELINE_CLASSES = {
     "wan22-i2v": "WanImageToVideoPipeline",
     "ltx2-t2v": "LTX2Pipeline",
     "ltx2-i2v": "LTX2ImageToVideoPipeline",
+    "flux3": "Flux3ModularPipeline",
+    "minimax-h3": "MiniMaxH3ModularPipeline",
 }
 """Tiny family -> class in diffusers."""
 TINY_SOUND_FAMILIES = ("ltx2-t2v", "ltx2-i2v")
 """Those that give video with sound; older releases of diffusers do not have them."""
 TINY_FURTHER = ("wan21-t2v", "wan21-vace")
 """Those that stand for further uses of a family that is there already."""
+TINY_MODULAR = ("flux3", "minimax-h3")
+"""Those that are made of blocks; older releases of diffusers do not have them."""
 ONE_EXPERT = ("wan21-t2v",)
 """Those of a class that may have two experts, with one."""
-TINY_FAMILIES = tuple(name for name in PIPELINE_CLASSES if name not in (*TINY_SOUND_FAMILIES, *TINY_FURTHER))
+TINY_FAMILIES = tuple(
+    name for name in PIPELINE_CLASSES if name not in (*TINY_SOUND_FAMILIES, *TINY_FURTHER, *TINY_MODULAR)
+)
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> DiffusionPipeline:
     """Build one tiny pipeline on the CPU, in evaluation mode.
 
     Args:
-        name: one of `TINY_FAMILIES` or `TINY_SOUND_FAMILIES`.
+        name: one of `PIPELINE_CLASSES`.
         seed: chooses the random weights. The global random state is left as it was.
         dtype: of all weights; float32 when None.
 
@@ -84,7 +91,7 @@ def save(name: str, folder: str | Path, seed: int = 0) -> Path:
     """Build and save as a diffusers folder that `from_pretrained` reads back; returns the folder."""
     path = Path(folder)
     pipeline: Any = build(name, seed)
-    pipeline.save_pretrained(path)
+    pipeline.save_pretrained(str(path), **({"overwrite_modular_index": True} if name in TINY_MODULAR else {}))
     return path
 
 
@@ -120,4 +127,6 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
     "wan22-i2v": lambda: wan(image_to_video=True),
     "ltx2-t2v": lambda: ltx2("LTX2Pipeline"),
     "ltx2-i2v": lambda: ltx2("LTX2ImageToVideoPipeline"),
+    "flux3": flux3,
+    "minimax-h3": minimax_h3,
 }

@@ -133,6 +133,52 @@ def qwen_processor(tokenizer: Any) -> Any:
     )
 
 
+def qwen3_vl_encoder(layers: int, whole: bool = True) -> Any:
+    """Qwen3-VL with `layers` layers, as language model with vision or as the plain model."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
+
+    token = {name: 256 + index for index, name in enumerate(QWEN_SPECIALS)}
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": QWEN_VOCABULARY,
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "initializer_range": 0.1,
+            "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_heads": 4,
+            "out_hidden_size": WIDTH,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=token["<|image_pad|>"],
+        video_token_id=token["<|video_pad|>"],
+        vision_start_token_id=token["<|vision_start|>"],
+        vision_end_token_id=token["<|vision_end|>"],
+    )
+    return Qwen3VLForConditionalGeneration(config) if whole else Qwen3VLModel(config)
+
+
+def qwen3_vl_processor(tokenizer: Any) -> Any:
+    """What turns a chat with pictures into Qwen3-VL's inputs."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    sizes: dict[str, Any] = {"size": {"shortest_edge": 4 * 32 * 32, "longest_edge": 16 * 32 * 32}}
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=16, **sizes),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(**sizes),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
 # --- VAEs -------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from fastdiffusers.scripts.comfyui_server import ServerError
 
 if TYPE_CHECKING:
     from comfy_client import Client
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "pipelines"))
 
 TINY = "embedded tiny: "
 SMALL = {"width": 64, "height": 64, "steps": 2, "seed": 5, "torch_compile": "off", "attention": "sdpa"}
@@ -184,3 +188,29 @@ def test_bad_input_is_one_line_and_the_next_run_works(server: Client, family: st
     assert words in message["exception_message"]
     assert "\n" not in message["exception_message"].strip()
     server.succeed(graph(server, "flux", {}))
+
+
+def test_an_image_prompt_through_its_nodes(server: Client, tmp_path: Path) -> None:
+    from image_prompt_files import ip_adapter_file
+
+    from fastdiffusers.commands.libraries import declare_torchvision_ops
+    from fastdiffusers.pipelines import tiny
+
+    declare_torchvision_ops()
+    adapter = ip_adapter_file(tiny.build("sdxl"), tmp_path)
+    nodes = {
+        "look": {"class_type": "LoadImage", "inputs": {"image": "gradient.png"}},
+        "reads": {
+            "class_type": "FastDiffusersLoadImagePromptModel",
+            "inputs": {"model_name": "[custom]", "custom_model": str(adapter), "image_encoder": ""},
+        },
+        "last": {
+            "class_type": "FastDiffusersImagePromptCondition",
+            "inputs": {"image": ["look", 0], "image_prompt_model": ["reads", 0], "strength": 0.7},
+        },
+    }
+    entry = server.succeed(graph(server, "sdxl", nodes))
+    assert server.report(entry)["facts"]["image prompts"] == "ip-adapter.safetensors 0.7"
+    plain = server.succeed(graph(server, "sdxl", {}))
+    assert not np.array_equal(server.images(entry), server.images(plain))
+    assert "image prompts" not in server.report(plain)["facts"]

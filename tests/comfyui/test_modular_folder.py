@@ -67,3 +67,13 @@ def test_a_modular_folder_is_offered_and_runs_with_its_sound(server: Client, mod
     assert facts["family"] == "minimax-h3"
     assert facts["sound"].endswith("2 channel(s) at 32000 Hz; the latent holds the picture alone")
     assert facts["steps"] == 2
+
+
+@pytest.mark.parametrize("family", ["flux3", "minimax-h3"])
+def test_the_latent_of_an_embedded_one_decodes_to_the_same_picture(server: Client, family: str) -> None:
+    model, small = f"embedded tiny: {family}", {**PLAIN, **SMALL, "width": 64, "height": 64}
+    decoded = server.images(server.succeed(server.sampling(model, **small)))
+    prompt = server.sampling(model, **small, decode=False)
+    prompt["decode"] = server.node("FastDiffusersVAEDecode", samples=["sample", 1], vae=["load", 0])
+    prompt["save"]["inputs"]["images"] = ["decode", 0]
+    assert np.array_equal(server.images(server.succeed(prompt)), decoded)

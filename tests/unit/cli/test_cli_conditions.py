@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ from fastdiffusers.commands.media import read_frames, write_mp4, write_picture, 
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.conditions.controlnets import resolve_controlnet
-from fastdiffusers.pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
+from fastdiffusers.pipelines.conditions.image_prompts import resolve_image_prompt
+from fastdiffusers.pipelines.conditions.kinds import (
+    ControlCondition,
+    ImagePromptCondition,
+    MaskCondition,
+    VideoCondition,
+)
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
+
+sys.path.append(str(Path(__file__).parents[1] / "pipelines"))
 
 FAST = ("--steps", "2", "--width", "64", "--height", "64", "--dtype", "float32", "--device", "cpu", "--quiet")
 PLAIN = ("--attention", "sdpa", "--torch-compile", "off", "--vae-tiling", "off")
@@ -173,3 +182,20 @@ def test_what_is_not_read_of_a_keyframe_and_a_folder_is_named(files: Path) -> No
         "moving.webp: the first of its 5 pictures is used.",
         "frame_00000.webp: the first of its 5 pictures is used.",
     ]
+
+
+def test_an_image_prompt(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from image_prompt_files import ip_adapter_file
+
+    adapter, out = ip_adapter_file(tiny.build("sdxl"), files / "adapter"), files / "out.png"
+    picture = ("--image-prompt", str(files / "picture.png"))
+    assert run("tiny:sdxl", out, *picture, "--image-prompt-model", str(adapter), "--image-prompt-strength", "0.5") == 0
+    condition = ImagePromptCondition(PICTURE[None], resolve_image_prompt(str(adapter)), 0.5)
+    assert same(out, engine("tiny:sdxl", conditions=(condition,)))
+    for more, said in (
+        (picture, "image_prompt_model = 'none': nothing says what reads the image prompt"),
+        (("--image-prompt-strength", "2"), "there is no image prompt for it"),
+        ((*picture, "--image-prompt-model", str(files / "gone.safetensors")), "there is no such file or folder"),
+    ):
+        assert run("tiny:sdxl", out, *more) != 0
+        assert said in capsys.readouterr().err.strip().splitlines()[-1]

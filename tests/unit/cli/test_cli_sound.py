@@ -91,3 +91,21 @@ def test_a_kept_latent_is_decoded_to_the_video_with_its_sound(tmp_path: Path) ->
     frames, frame_rate, heard, sample_rate = tracks(tmp_path / "out.mp4")
     assert (frames, frame_rate, sample_rate) == (FRAMES, 24.0, RATE)
     assert_is_heard(made(), heard)
+
+
+def test_minimax_h3_gives_its_sound_too_and_a_clip_of_its_length(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers.modular_pipelines.minimax_h3", reason="this release of diffusers has no MiniMax-H3")
+    latent, output = tmp_path / "latent.safetensors", tmp_path / "out.mp4"
+    line = ["generate", "--model", "tiny:minimax-h3", "--prompt", "a tram", "--output"]
+    assert cli.main([*line, str(output), "--steps", "3", "--width", "64", "--height", "64", *OPTIONS]) == 0
+    frames, frame_rate, heard, sample_rate = tracks(output)
+    assert (frames, frame_rate, sample_rate, heard.shape[0]) == (124, 24.0, 32_000, 2)
+    loaded = loader.load(loader.resolve("tiny:minimax-h3", dtype="float32", device="cpu"))
+    made = sampling.run(loaded, SampleRequest("a tram", steps=3, width=64, height=64))
+    assert made.audio is not None
+    assert made.latent is not None
+    assert_is_heard(made.audio["waveform"][0], heard)
+    assert cli.main([*line, str(latent), "--steps", "3", "--width", "64", "--height", "64", *OPTIONS]) == 0
+    decoding = ["decode", "--model", "tiny:minimax-h3", "--latents", str(latent), "--output", str(tmp_path / "two.mp4")]
+    assert cli.main([*decoding, *OPTIONS]) == 0
+    assert tracks(tmp_path / "two.mp4")[0] == 124

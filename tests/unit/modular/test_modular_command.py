@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastdiffusers import cli
 
@@ -36,3 +37,15 @@ def test_a_modular_folder_is_planned(modular_folder: Callable[[str], Path], caps
     said = capsys.readouterr().out
     assert "transformer" in said
     assert "gpu" in said
+
+
+def test_generate_runs_the_embedded_flux3(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    line = ["generate", "--model", "tiny:flux3", "--prompt", "a fox", "--report", str(report), *FAST]
+    assert cli.main([*line, "--output", str(tmp_path / "one.png")]) == 0
+    assert json.loads(report.read_text())["facts"]["pipeline"] == "Flux3ModularPipeline"
+    assert cli.main([*line, "--output", str(tmp_path / "kept.safetensors")]) == 0
+    decode = ["decode", "--model", "tiny:flux3", "--latents", str(tmp_path / "kept.safetensors"), *FAST[6:]]
+    assert cli.main([*decode, "--output", str(tmp_path / "two.png")]) == 0
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+        assert one.tobytes() == two.tobytes()

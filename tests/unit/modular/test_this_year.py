@@ -12,14 +12,15 @@ import numpy
 import pytest
 import torch
 from modular_twins import bare
-from this_year import BUILDERS, save_model
+from this_year import NAMES, save_model
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.classes.guidance import OWN_SCHEDULES
-from fastdiffusers.pipelines.generate import decode, generate
+from fastdiffusers.pipelines.conditions.kinds import MaskCondition
+from fastdiffusers.pipelines.generate import decode, encode, generate
 from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
 from fastdiffusers.pipelines.modular.models import MODELS
 from fastdiffusers.pipelines.recognize import family_of
@@ -29,8 +30,6 @@ from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest, SampleR
 GPU = OptimizationSettings.plain(memory_mode="gpu")
 REQUEST = SampleRequest("a cat on a mat", steps=3, width=64, height=64, seed=5)
 SIZES = {"minimax-h3": {"width": 32, "height": 32}}
-HAVE_LATENT = ("anima", "flux3", "krea2")
-"""Whose latents are laid out as ComfyUI's."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def run(folder: Path, request: SampleRequest, settings: OptimizationSettings = G
     return generate(PipelineHandle(resolve(str(folder))), request, settings, **options)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_equals_bare_modular_diffusers(name: str, folder_of: Callable[[str], Path]) -> None:
     folder, request = folder_of(name), replace(REQUEST, **SIZES.get(name, {}))
     result = run(folder, request)
@@ -62,17 +61,16 @@ def test_a_run_equals_bare_modular_diffusers(name: str, folder_of: Callable[[str
     made = state["videos"] if "videos" in state else state["images"]
     frames = torch.as_tensor(numpy.asarray(made))
     assert torch.equal(result.frames, frames if frames.ndim == 5 else frames.unsqueeze(1))
-    if name in HAVE_LATENT:
-        again, _ = decode(PipelineHandle(resolve(str(folder))), result.latent, GPU)
-        assert torch.equal(again, result.frames)
-        assert run(folder, replace(request, decode=False)).frames is None
+    again, _ = decode(PipelineHandle(resolve(str(folder))), result.latent, GPU)
+    assert torch.equal(again, result.frames)
+    assert run(folder, replace(request, decode=False)).frames is None
     if name == "minimax-h3":
         assert torch.equal(result.audio["waveform"], state["audio"])
         assert result.audio["sample_rate"] == state["sampling_rate"] == 32_000
         assert (result.frame_rate, result.frames.shape[1]) == (24.0, 124)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_switches_and_a_cancel_leave_no_trace(name: str, folder_of: Callable[[str], Path], fresh_dynamo: None) -> None:
     folder, request = folder_of(name), replace(REQUEST, **SIZES.get(name, {}))
     plain = run(folder, request)
@@ -134,3 +132,26 @@ def test_a_modular_class_outside_the_tests_has_a_family_too() -> None:
         assert family_of(getattr(diffusers, name)).classes == (name,)
     family = family_of("Ideogram4ModularPipeline")
     assert family.guidance_argument == OWN_SCHEDULES[family.name].argument
+
+
+def test_latents_of_minimax_h3_have_the_length_of_its_clips() -> None:
+    handle = PipelineHandle(resolve("tiny:minimax-h3"))
+    latent, report = encode(handle, torch.rand(1, 30, 32, 32, 3), GPU)
+    assert latent.shape == (1, 24, 12, 2, 2)
+    assert report.notes == ["the clip of 30 frames was filled up with 9 copies of its last frame"]
+    frames, _ = decode(handle, latent, GPU)
+    assert frames.shape == (1, 39, 32, 32, 3)
+    with pytest.raises(InputError, match=r"13 latent frames, and minimax-h3's VAE decodes 5n \+ 2"):
+        decode(handle, torch.zeros(1, 24, 13, 2, 2), GPU)
+
+
+def test_a_mask_keeps_a_part_of_a_minimax_h3_latent() -> None:
+    handle, mask = PipelineHandle(resolve("tiny:minimax-h3")), torch.ones(1, 64, 64)
+    request = replace(REQUEST, latent=torch.randn(1, 24, 37, 4, 4))
+    mask[..., :32] = 0
+    kept = generate(handle, replace(request, conditions=(MaskCondition(mask),)), GPU)
+    torch.testing.assert_close(kept.latent[..., :2], request.latent[..., :2])
+    assert not torch.allclose(kept.latent[..., 2:], request.latent[..., 2:], atol=0.1)
+    plain = generate(handle, request, GPU)
+    ones = generate(handle, replace(request, conditions=(MaskCondition(torch.ones_like(mask)),)), GPU)
+    assert torch.equal(ones.latent, plain.latent)

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import diffusers
+import other_pipelines
 import pytest
 import torch
 from PIL import Image
@@ -236,6 +237,34 @@ def test_keyframes_are_as_in_bare_diffusers(places: tuple[tuple[int, float], ...
 def test_bad_keyframes_are_one_line(keyframe: KeyframeCondition, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         check_request(family_of("LTX2Pipeline"), request(keyframe, num_frames=17, **changes))
+
+
+@LTX2
+def test_keyframes_of_ltx_video_lie_at_any_frame() -> None:
+    from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
+    loaded = other_pipelines.loaded(other_pipelines.build("ltx"))
+    with pytest.raises(InputError, match="LTXConditionPipeline cannot use a scheduler that shifts its steps"):
+        sampling.run(loaded, request(KeyframeCondition(CLIP[:1], 0), num_frames=17))
+    still = diffusers.FlowMatchEulerDiscreteScheduler()  # as LTX-Video 0.9.5 and newer
+    loaded.pipeline.register_modules(scheduler=still)
+    keyframes = [
+        KeyframeCondition(CLIP[:1], 0),
+        KeyframeCondition(CLIP[4:5], 13, 0.6),
+        KeyframeCondition(CLIP[3:4], -1),
+    ]
+    ours = sampling.run(loaded, request(*keyframes, num_frames=17))
+    pipeline = other_pipelines.build("ltx")
+    pipeline.register_modules(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    wanted = inspect.signature(diffusers.LTXConditionPipeline.__init__).parameters
+    bare = diffusers.LTXConditionPipeline(**{k: v for k, v in pipeline.components.items() if k in wanted})
+    places = ((0, 0, 1.0), (4, 13, 0.6), (3, 16, 1.0))
+    items = [LTXVideoCondition(image=to_pil(CLIP[n]), frame_index=frame, strength=held) for n, frame, held in places]
+    theirs = bare(conditions=items, num_frames=17, generator=seed(), output_type="pt", frame_rate=25, **CALL)
+    assert torch.allclose(ours.frames, frames(theirs), atol=1e-6)
+    assert not any("keyframe:" in note for note in ours.report.notes)
+    with pytest.raises(InputError, match="both come to lie at frame 16"):
+        check_request(loaded.family, request(keyframes[2], KeyframeCondition(CLIP[:1], 16), num_frames=17))
 
 
 @LTX2

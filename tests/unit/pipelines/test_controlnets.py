@@ -16,6 +16,7 @@ from test_masks import MASK, held
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError, ModelFileError
+from fastdiffusers.optimizations.apply import working_memory
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.arguments import form_for, to_pil
@@ -25,10 +26,10 @@ from fastdiffusers.pipelines.conditions.control import accepted_models, control_
 from fastdiffusers.pipelines.conditions.controlnets import resolve_controlnet
 from fastdiffusers.pipelines.conditions.kinds import ControlCondition, MaskCondition
 from fastdiffusers.pipelines.decoding import pipeline_vae
-from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.generate import generate, workload_of
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.recognize import family_of
-from fastdiffusers.pipelines.requests import check_request
+from fastdiffusers.pipelines.requests import check_request, ready
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 PICTURE = torch.rand(64, 96, 3, generator=torch.Generator().manual_seed(1))
@@ -316,3 +317,18 @@ def test_a_control_model_that_would_act_in_no_step_is_refused(changes: dict[str,
         check_request(family_of("StableDiffusionXLPipeline"), replace(asked, steps=5))
     with pytest.raises(InputError, match="of 4 steps none lies between start and end"):
         check_request(family_of("StableDiffusionXLPipeline"), asked)
+
+
+def test_the_memory_check_counts_a_control_models_weights(tmp_path: Path) -> None:
+    model = tiny.build_controlnet("sdxl")
+    model.save_pretrained(tmp_path / "net")
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    loaded = held(tiny.build("sdxl"))
+    steered = control("sdxl", model=resolve_controlnet(str(tmp_path / "net")))
+    asked = ready(loaded.family, request("sdxl", conditions=(steered,)))
+    workload = workload_of(loaded, asked)
+    assert workload.further_weights == size
+    without = working_memory(loaded.pipeline, replace(workload, further_weights=0))
+    assert working_memory(loaded.pipeline, workload) == without + size
+    sampling.run(loaded, asked)
+    assert workload_of(loaded, asked).further_weights == 0, "they are where the pipeline computes"

@@ -16,10 +16,14 @@ from other_pipelines import build
 
 from fastdiffusers.benchmarks.coverage import tables, twins
 from fastdiffusers.benchmarks.coverage.cases import Case, NotBuilt, pipeline_classes
+from fastdiffusers.benchmarks.coverage.conditions import condition_of, with_limits
+from fastdiffusers.benchmarks.coverage.inputs import pictures_of
 from fastdiffusers.benchmarks.coverage.running import Journal, Limits, within_limits
 from fastdiffusers.benchmarks.coverage.tables import README
 from fastdiffusers.benchmarks.coverage.trial import try_case
 from fastdiffusers.pipelines import sampling
+from fastdiffusers.pipelines.conditions.kinds import VideoCondition
+from fastdiffusers.pipelines.recognize import family_of
 
 INPUTS = {"prompt": "a fox", "num_inference_steps": 2, "width": 32, "height": 32}
 
@@ -62,15 +66,39 @@ def test_a_size_that_the_pack_brings_to_what_fits_is_named() -> None:
     assert (found["state"], found["arguments"]["width"]) == ("equal", "33 -> 32")
 
 
-def test_a_class_is_refused_before_it_loads_and_its_run_tried_with_what_it_needs() -> None:
+def inpainting(**inputs: Any) -> Case:
     inpaint = diffusers.StableDiffusionInpaintPipeline
-    mask, picture = twins.picture("L"), twins.picture("RGB")
     make = lambda: inpaint(**build("stable_diffusion").components, requires_safety_checker=False)
-    given = {**INPUTS, "image": picture, "mask_image": mask}
-    found = try_case(Case("inpaint", "", "test", partial(build, make), lambda: given), options=False)
+    return Case(
+        "inpaint", "", "test", partial(build, make), lambda: {**INPUTS, "image": twins.picture("RGB"), **inputs}
+    )
+
+
+def test_a_mask_is_given_as_the_packs_own_condition() -> None:
+    found = try_case(inpainting(mask_image=twins.picture("L"), strength=0.9), options=False)
+    assert found["state"] == "equal"
+    assert "given" not in found
+
+
+def test_a_class_is_refused_before_it_loads_without_what_it_needs() -> None:
+    found = try_case(inpainting(), options=False)
     assert found["state"] == "refused"
     assert "mask_image" in found["reason"]
-    assert found["with_them"] == "equal"
+
+
+def test_clips_control_pictures_and_keyframes_become_conditions() -> None:
+    family = family_of("CogVideoXVideoToVideoPipeline")
+    frames = [twins.picture("RGB")] * 3
+    (clip,), call = condition_of("video", frames, family, pictures_of)
+    assert isinstance(clip, VideoCondition)
+    assert clip.frames.shape == (3, twins.EDGE, twins.EDGE, 3)
+    assert len(call) == 3
+    controls, _ = condition_of("control_image", frames[:2], family, pictures_of)
+    further = {"controlnet_conditioning_scale": [0.5, 0.25], "control_guidance_end": 0.8, "eta": 1.0}
+    held = with_limits(list(controls), further)
+    assert [(each.strength, each.end) for each in held] == [(0.5, 0.8), (0.25, 0.8)]
+    assert further == {"eta": 1.0}
+    assert condition_of("prompt", "a fox", family, pictures_of) is None
 
 
 def test_what_bare_diffusers_cannot_do_is_no_fault_of_the_pack() -> None:
