@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 from ..errors import FastDiffusersError, InputError, MissingDependencyError, first_line
 from .settings import ClusterSettings
 
+NEEDED = ("ray", "a cluster", "pip install 'ray>=2.50'")
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a Ray that is started here. Results go by file, so hardly anything is in it."""
 CONNECT_SECONDS = 5.0
@@ -26,6 +28,12 @@ class ClusterError(FastDiffusersError):
     """The cluster cannot be had, or is gone."""
 
 
+def require_ray() -> None:
+    """Ask whether Ray is installed, without importing it. Raises MissingDependencyError, as `ray_module`."""
+    if importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError(*NEEDED)
+
+
 def ray_module() -> Any:
     """Ray, if it is installed.
 
@@ -36,7 +44,7 @@ def ray_module() -> Any:
     try:
         import ray
     except ImportError:
-        raise MissingDependencyError("ray", "a cluster", "pip install 'ray>=2.50'") from None
+        raise MissingDependencyError(*NEEDED) from None
     return ray
 
 
@@ -72,6 +80,16 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def head_answers(ray: Any) -> bool:
+    """Whether the head of the Ray that this process is connected to is there still."""
+    host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def size(ray: Any, settings: ClusterSettings) -> tuple[int, dict[str, float], int | None]:

@@ -26,6 +26,9 @@ Conditions = io.Custom("FASTDIFFUSERS_CONDITIONS")
 ControlNet = io.Custom("FASTDIFFUSERS_CONTROLNET")
 """Carries `pipelines.conditions.kinds.ControlNetKey`: which control model, never its weights."""
 
+Cluster = io.Custom("FASTDIFFUSERS_CLUSTER")
+"""Carries `cluster.settings.ClusterSettings`."""
+
 VideoVae = io.Custom("FASTDIFFUSERS_VIDEO_VAE")
 """Carries `VideoVaeHandle`: which video VAE, never its weights."""
 

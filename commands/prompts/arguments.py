@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from ...cluster.settings import ClusterSettings, parse_cluster
+from ...cluster.settings import PATIENCE, ClusterSettings, parse_cluster
 from ...errors import InputError
 from ..conditions import add_condition_options
 from ..options import (
@@ -108,8 +108,6 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-PATIENCE = 120.0
-"""Seconds to wait for a free card where nothing else is said."""
 QUEUE = ("prompts", "resume", "cluster", "cpus", "cluster_wait")
 FOR_ALL_LINES = (*QUEUE, "report", "quiet", "verbose", "help")
 """What no line can say for itself."""

@@ -36,6 +36,7 @@ def read(name: str) -> dict[str, Any]:
 
 def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
+        "Cluster",
         "ComfyUI Text Encoders and VAE",
         "ControlNet",
         "First and Last Frame",

@@ -1,0 +1,215 @@
+"""The process that has Ray in it: makes the batches it is told of, until its input ends or Ray's head is gone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any
+
+from .. import events
+from ..batch import BATCH, RESULT, BatchWork, Errand
+from ..connection import ClusterError, connected, head_answers
+from ..drive import Fleet, drive
+from ..fleet import RayFleet
+from ..places import leave_mark
+from ..schedule import Job
+from ..settings import ClusterSettings
+from .lines import Line, Speaker, error_line, progress_line
+
+END_SECONDS = 30.0
+"""How long letting go of the workers and of Ray may take, once nobody listens any more."""
+
+log = logging.getLogger(__name__)
+
+
+class EndedError(Exception):
+    """The input has ended: so has whoever wanted the batch."""
+
+
+class Commands:
+    """What the input says, read in a thread of its own.
+
+    Attributes:
+        cancelled: numbers of runs.
+        ended: set when the input has ended.
+    """
+
+    def __init__(self, stream: IO[bytes], end_seconds: float = END_SECONDS) -> None:
+        self.cancelled: set[int] = set()
+        self.ended = threading.Event()
+        self._end_seconds = end_seconds
+        self._waiting: queue.Queue[Line | None] = queue.Queue()
+        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
+
+    def next(self) -> Line | None:
+        """The next batch to make; None at the end."""
+        return self._waiting.get()
+
+    def cancels(self, run: int, within: float = 1.0) -> bool:
+        """Whether a run was cancelled, or is within so many seconds."""
+        deadline = time.monotonic() + within
+        while run not in self.cancelled and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return run in self.cancelled
+
+    def _read(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            command: Line = json.loads(line)
+            if command["do"] == "cancel":
+                self.cancelled.add(command["run"])
+            else:
+                self._waiting.put(command)
+        self.ended.set()
+        self._waiting.put(None)
+        time.sleep(self._end_seconds)
+        os._exit(1)  # whatever it is that holds it up
+
+
+def main() -> int:
+    """Drive the cluster that the first argument describes."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    say = Speaker(_own_output())
+    settings = ClusterSettings(**json.loads(sys.argv[1]))
+    commands = Commands(sys.stdin.buffer)
+    started = time.perf_counter()
+    try:
+        with connected(settings) as ray, closing(RayFleet(ray, settings, BatchWork)) as fleet:
+            say(event="ready", seconds=round(time.perf_counter() - started, 2), workers=fleet.wanted)
+            while (command := commands.next()) is not None:
+                if not head_answers(ray):
+                    say(event="gone")
+                    os._exit(1)  # Ray's own end would wait for its head; what it has started ends with this process
+                make(command, settings, fleet, commands, say, None if settings.local else ray.put)
+    except (EndedError, BrokenPipeError):
+        return 0
+    except Exception as error:
+        log.exception("the driver ends")
+        say(event="over", run=0, how="failed", **error_line(error))
+        return 1
+    return 0
+
+
+def make(
+    command: Line,
+    settings: ClusterSettings,
+    fleet: Fleet,
+    commands: Commands,
+    say: Speaker,
+    put: Callable[[bytes], Any] | None = None,
+) -> None:
+    """Make one batch, and say how it went. A run that fails or is cancelled leaves the workers as they are.
+
+    Args:
+        put: keeps the batch's file in the cluster, for workers that do not share its folder; None where all do.
+    """
+    folder, run = Path(command["folder"]), command["run"]
+    if run in commands.cancelled:
+        say(event="over", run=run, how="cancelled")
+        return
+    say(event="accepted", run=run)
+    try:
+        batch = Batch(folder, leave_mark(folder), put and put((folder / BATCH).read_bytes()), run, say)
+    except OSError:
+        if not commands.cancels(run):  # else whoever cancelled it has removed its folder
+            raise
+        say(event="over", run=run, how="cancelled")
+        return
+
+    def should_stop() -> bool:
+        if commands.ended.is_set():
+            raise EndedError
+        return bool(batch.failure) or run in commands.cancelled
+
+    jobs = [Job(index, command["model"], index) for index in range(command["count"])]
+    try:
+        for event in drive(fleet, jobs, should_stop, settings.patience, batch.errand):
+            batch.take(event)
+    except KeyboardInterrupt:
+        if not batch.failure:
+            say(event="over", run=run, how="cancelled")
+            return
+    except ClusterError as error:
+        batch.failure = error_line(error)
+        for member in list(fleet.members):  # those that wait for a card: the next run asks anew
+            fleet.remove(member)
+    if batch.failure:
+        say(event="over", run=run, how="failed", **batch.failure)
+    else:
+        say(event="over", run=run, how="done")
+
+
+class Batch:
+    """One run: where its items' results go, and what is said of them.
+
+    Attributes:
+        failure: of the first item that cannot be made, as `error_line` has it; {} without.
+    """
+
+    def __init__(self, folder: Path, mark: str, far: Any, run: int, say: Speaker) -> None:
+        self.failure: Line = {}
+        self._folder, self._mark, self._far = folder, mark, far
+        self._run, self._say = run, say
+        self._places: dict[int, Path] = {}
+        self._count = 0
+
+    def errand(self, job: Job) -> Errand:
+        """What a worker is given, for one attempt at an item."""
+        self._count += 1
+        place = self._places[job.number] = self._folder / f"{self._count}"
+        place.mkdir()
+        return Errand(job.payload, place, self._mark, self._far)
+
+    def take(self, event: events.Event) -> None:
+        """Say what has happened."""
+        tell = lambda **line: self._say(run=self._run, **line)
+        if isinstance(event, events.Joined):
+            tell(event="joined", worker=event.worker)
+        elif isinstance(event, events.Noted):
+            tell(event="noted", text=event.text)
+        elif isinstance(event, events.Lost):
+            tell(event="lost", worker=event.worker, reason=event.reason, item=event.job and event.job.number)
+        elif isinstance(event, events.Started):
+            tell(event="tick", item=event.job.number, worker=event.worker, stage="start", done=0, total=1, message="")
+        elif isinstance(event, events.Ticked):
+            shown = event.job.number == min(self._places)  # one preview at a time, the first that is being made
+            tell(
+                event="tick",
+                item=event.job.number,
+                worker=event.worker,
+                **progress_line(event.progress, with_preview=shown),
+            )
+        elif isinstance(event, events.Failed):
+            self._places.pop(event.job.number, None)
+            if not self.failure:
+                log.warning("item %s failed on %s: %s", event.job.number, event.worker, event.text)
+                where = f"image {event.job.number + 1} failed on {event.worker}: {event.text}"
+                self.failure = error_line(ClusterError(where))
+        else:
+            place = self._places.pop(event.job.number)
+            content, seconds = event.result
+            if content is not None:
+                (place / RESULT).write_bytes(content)
+            tell(
+                event="made",
+                item=event.job.number,
+                worker=event.worker,
+                attempt=event.attempt,
+                file=str(place / RESULT),
+                seconds=seconds,
+            )
+
+
+def _own_output() -> IO[bytes]:
+    """What was this process's standard output, for this module alone: whatever else is printed goes to the log."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(own, "wb")

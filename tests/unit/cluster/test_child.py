@@ -1,0 +1,355 @@
+"""A batch of ComfyUI's on a cluster, without Ray: what travels, what the driver does with it, what comes together."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+
+from test_drive import PlayedFleet
+
+from fastdiffusers.callbacks import SILENT, Callbacks, Progress
+from fastdiffusers.cluster import parcel
+from fastdiffusers.cluster.batch import BATCH, BatchWork, Errand, joined
+from fastdiffusers.cluster.child import client, driver, lines
+from fastdiffusers.cluster.connection import ClusterError
+from fastdiffusers.cluster.settings import ClusterSettings
+from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
+from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
+from fastdiffusers.pipelines.conditions import kinds
+from fastdiffusers.pipelines.embeddings.given import Embeddings
+from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
+from fastdiffusers.pipelines.requested.item import item_of_batch
+from fastdiffusers.pipelines.types import LoraSpec, PipelineHandle, SampleRequest, SampleResult
+from fastdiffusers.report import OptimizationRecord, OptimizationReport
+
+PLAIN = OptimizationSettings.plain()
+
+
+def handle(name: str = "flux") -> PipelineHandle:
+    return PipelineHandle(resolve(f"tiny:{name}", device="cpu", dtype="float32"))
+
+
+def request(**more: Any) -> SampleRequest:
+    return replace(SampleRequest("a fox", steps=2, width=64, height=64, seed=7), **more)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are alike, tensors bit for bit and with their types."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if type(one) is not type(other):
+        return False
+    if hasattr(one, "__dataclass_fields__"):
+        return all(same(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def test_a_request_with_everything_in_it_travels_unchanged(tmp_path: Path) -> None:
+    pictures = torch.rand(2, 8, 8, 3)
+    control = kinds.ControlNetKey("tiny:flux", "", "FluxControlNetModel")
+    whole = (
+        replace(handle("wan22-t2v"), loras=(LoraSpec("/a.safetensors", 0.5, "high"),), memory_mode="gpu"),
+        request(
+            seed=2**64 - 1,
+            images=tuple(pictures),  # two views of one tensor
+            latent=torch.rand(1, 16, 4, 4).to(torch.bfloat16),
+            positive=Embeddings(torch.rand(2, 5, 3), pooled=torch.rand(2, 4), crop=(1, 2)),
+            conditions=(
+                kinds.MaskCondition(torch.rand(1, 8, 8).round(), of_latent=True),
+                kinds.ControlCondition(pictures, control, 0.5),
+                kinds.VideoCondition(pictures, "control", 8.0),
+                kinds.KeyframeCondition(pictures[:1].permute(0, 2, 1, 3), -1),
+            ),
+        ),
+        OptimizationSettings(compile=CompileSettings(mode="max-autotune"), attention="sdpa"),
+        "",
+    )
+    parcel.write(tmp_path / "p", whole)
+    assert same(parcel.read(tmp_path / "p"), whole)
+
+
+def test_what_cannot_travel_is_named(tmp_path: Path) -> None:
+    with pytest.raises(parcel.ParcelError, match=r"value\[0\]\.vae cannot be sent .*SimpleNamespace"):
+        parcel.write(tmp_path / "p", (replace(handle(), vae=SimpleNamespace()),))
+
+
+@pytest.mark.parametrize("cut", [0, 4, 60, -1])
+def test_half_a_parcel_is_none(tmp_path: Path, cut: int) -> None:
+    parcel.write(tmp_path / "p", [torch.rand(3), "text"])
+    (tmp_path / "p").write_bytes((tmp_path / "p").read_bytes()[:cut])
+    with pytest.raises(parcel.ParcelError, match="p is no whole parcel"):
+        parcel.read(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("width", 7, "it must be a multiple of 16", "set it to 16"),
+        ModelFileError("model", "/x", "it is not there"),
+        MissingDependencyError("ray", "a cluster", "pip install 'ray>=2.50'"),
+        ClusterError("no worker could start"),
+    ],
+)
+def test_an_error_keeps_its_type_and_text_across_the_pipe(error: Exception) -> None:
+    there = lines.error_of(json.loads(json.dumps(lines.error_line(error))))
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+
+
+def test_another_librarys_error_comes_as_its_first_line() -> None:
+    there = lines.error_of(lines.error_line(ValueError("first\nsecond")))
+    assert type(there) is ClusterError
+    assert str(there) == "ValueError: first"
+
+
+def test_a_preview_crosses_the_pipe() -> None:
+    latent = torch.randn(4, 1, 6, 5)
+    line = lines.progress_line(Progress("denoise", 1, 2, "", latent, "Wan21"), with_preview=True)
+    there = lines.preview_of(json.loads(json.dumps(line)))
+    assert there is not None
+    assert torch.equal(there, latent.half())
+    assert line["format"] == "Wan21"
+    assert lines.preview_of(lines.progress_line(Progress("denoise", 1, 2, "", latent), with_preview=False)) is None
+
+
+def test_an_item_has_its_own_seed_text_latent_and_mask() -> None:
+    family = family_of_key(handle("sd3").key)
+    latents, masks = torch.rand(2, 16, 8, 8), torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
+    batch = request(
+        seed=2**64 - 1,
+        batch=3,
+        latent=latents,
+        strength=0.5,
+        positive=Embeddings(torch.rand(2, 5, 3)),
+        conditions=(kinds.MaskCondition(masks, of_latent=True),),
+    )
+    items = [item_of_batch(family, batch, index) for index in range(3)]
+    assert [item.seed for item in items] == [2**64 - 1, 0, 1]
+    assert {item.batch for item in items} == {1}
+    for index, item in enumerate(items):
+        assert batch.positive is not None
+        assert item.positive is not None
+        assert item.latent is not None
+        assert torch.equal(item.latent, latents[index % 2 : index % 2 + 1])
+        assert torch.equal(item.positive.tokens, batch.positive.tokens[index % 2 : index % 2 + 1])
+        (mask,) = item.conditions
+        assert isinstance(mask, kinds.MaskCondition)
+        assert torch.equal(mask.mask, masks[index % 2 : index % 2 + 1])
+
+
+@pytest.mark.parametrize("name", ["sd3", "zimage"])
+def test_items_of_a_batch_of_latents_are_those_of_the_batch(name: str) -> None:
+    """With a mask for each; a batch that is made at once rounds otherwise."""
+    family = family_of_key(handle(name).key)
+    latents = torch.randn(2, family.latent_channels, 64 // family.latent_stride, 64 // family.latent_stride)
+    masks = torch.zeros(2, 64, 64)
+    masks[0, :32], masks[1, :, :32] = 1, 1
+    mask = kinds.MaskCondition(masks, of_latent=True)
+    batch = request(batch=2, latent=latents, strength=0.6, steps=4, conditions=(mask,))
+    at_once = generate(handle(name), batch, PLAIN)
+    for index in range(2):
+        alone = generate(handle(name), item_of_batch(family, batch, index), PLAIN)
+        assert at_once.latent is not None
+        assert alone.latent is not None
+        torch.testing.assert_close(alone.latent[0], at_once.latent[index], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(at_once.latent[0], at_once.latent[1], atol=0.1)
+
+
+@dataclass
+class Commands:
+    """What the driver hears, as a test has it."""
+
+    cancelled: set[int]
+    ended: Any
+    seconds: float = 0.0
+
+    def cancels(self, run: int, within: float = 0.0) -> bool:
+        return run in self.cancelled
+
+
+def hears(*cancelled: int, ended: bool = False) -> Any:
+    return Commands(set(cancelled), SimpleNamespace(is_set=lambda: ended))
+
+
+def made(tmp_path: Path, script: Any, batch: SampleRequest, commands: Any = None, name: str = "flux") -> list[Any]:
+    """What the driver says of a batch whose workers follow the script."""
+    told: list[Any] = []
+    parcel.write(tmp_path / BATCH, (handle(name), batch, PLAIN, ""))
+    command = {"run": 3, "folder": str(tmp_path), "count": batch.batch, "model": "flux"}
+    say = lambda **line: told.append(json.loads(json.dumps(line)))
+    driver.make(command, ClusterSettings(), PlayedFleet(2, script), commands or hears(), say)  # type: ignore[arg-type]
+    return told
+
+
+def real_work(worker: str, errand: Errand) -> list[tuple[Any, ...]]:
+    ticks: list[tuple[Any, ...]] = []
+    callbacks = Callbacks(lambda progress: ticks.append(("tick", progress)))
+    result, loading = BatchWork()(errand, callbacks, {"worker": worker, "threads": 1})
+    return [*ticks, ("done", result, 1.0, loading)]
+
+
+def test_a_batch_is_what_single_runs_are(tmp_path: Path) -> None:
+    told = made(tmp_path, real_work, request(batch=3))
+    assert told[0] == {"event": "accepted", "run": 3}
+    assert told[-1] == {"event": "over", "run": 3, "how": "done"}
+    there = {line["item"]: parcel.read(Path(line["file"])) for line in told if line["event"] == "made"}
+    who = {line["item"]: line["worker"] for line in told if line["event"] == "made"}
+    assert set(who.values()) == {"w1", "w2"}
+    assert any("preview" in line for line in told if line["event"] == "tick")
+    whole = joined([there[index] for index in range(3)], who, "local:2")
+    assert whole.seeds == (7, 8, 9)
+    assert whole.frames is not None
+    assert whole.latent is not None
+    for index in range(3):
+        alone = generate(handle(), request(seed=7 + index), PLAIN)
+        assert alone.frames is not None
+        assert alone.latent is not None
+        assert torch.equal(whole.frames[index], alone.frames[0])
+        assert torch.equal(whole.latent[index], alone.latent[0])
+    facts = whole.report.facts
+    assert facts["seeds"] == [7, 8, 9]
+    assert sorted(seed for seeds in facts["seeds by worker"].values() for seed in seeds) == [7, 8, 9]
+    assert facts["cluster"] == "local:2"
+
+
+def test_a_clip_keeps_its_frame_rate(tmp_path: Path) -> None:
+    told = made(tmp_path, real_work, request(batch=2, num_frames=5), name="wan22-t2v")
+    (first, second) = (parcel.read(Path(line["file"])) for line in told if line["event"] == "made")
+    assert first.frames.shape[1] == second.frames.shape[1] == 5
+    assert joined([first, second], {0: "a", 1: "b"}, "local").frame_rate == first.frame_rate
+
+
+def test_a_worker_that_does_not_share_the_folder_sends_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda reference: reference))
+
+    def elsewhere(worker: str, errand: Errand) -> list[tuple[Any, ...]]:
+        content = (errand.place.parent / BATCH).read_bytes()
+        return real_work(worker, replace(errand, place=Path("/not/here/1"), batch=content))
+
+    told = made(tmp_path, elsewhere, request(batch=1))
+    (line,) = (line for line in told if line["event"] == "made")
+    there = parcel.read(Path(line["file"]))
+    alone = generate(handle(), request(), PLAIN)
+    assert there.frames.dtype == torch.float16
+    assert torch.equal(there.frames, alone.frames.half())  # type: ignore[union-attr]
+    assert torch.equal(there.latent, alone.latent)  # type: ignore[arg-type]
+    whole = joined([there], {0: "far/1"}, "h:1")
+    assert "its pictures came as 16-bit numbers: w1 does not share" in whole.report.notes[-1]
+
+
+def test_one_image_that_fails_ends_the_run_with_one_line(tmp_path: Path) -> None:
+    def script(worker: str, errand: Errand) -> list[tuple[Any, ...]]:
+        if errand.index == 1:
+            return [("failed", "item", "OutOfMemoryError: 80 GiB")]
+        return [("tick", Progress("denoise", 1, 9))] * 1000
+
+    over = made(tmp_path, script, request(batch=4))[-1]
+    assert over["how"] == "failed"
+    assert str(lines.error_of(over)) == "image 2 failed on w2: OutOfMemoryError: 80 GiB"
+
+
+def test_a_model_that_no_worker_can_read_ends_the_run(tmp_path: Path) -> None:
+    over = made(tmp_path, lambda *_: [("failed", "model", "it is not there")], request(batch=2))[-1]
+    assert over["how"] == "failed"
+    assert "it is not there" in str(lines.error_of(over))
+
+
+def test_a_cancelled_run_is_said_to_be(tmp_path: Path) -> None:
+    endless = lambda *_: [("tick", Progress("denoise", 1, 9))] * 1000
+    assert made(tmp_path, endless, request(batch=2), hears(3)) == [{"event": "over", "run": 3, "how": "cancelled"}]
+    commands = hears()
+
+    def cancelling(worker: str, errand: Errand) -> list[tuple[Any, ...]]:
+        commands.cancelled.add(3)
+        return endless()
+
+    assert made(tmp_path, cancelling, request(batch=2), commands)[-1]["how"] == "cancelled"
+
+
+def test_the_end_of_its_input_ends_a_run(tmp_path: Path) -> None:
+    with pytest.raises(driver.EndedError):
+        made(tmp_path, lambda *_: [], request(batch=2), hears(ended=True))
+
+
+def test_a_run_whose_folder_is_gone_was_cancelled_or_is_an_error(tmp_path: Path) -> None:
+    told: list[Any] = []
+    command = {"run": 3, "folder": str(tmp_path / "gone"), "count": 1, "model": "flux"}
+    say: Any = lambda **line: told.append(line)
+    with pytest.raises(FileNotFoundError):
+        driver.make(command, ClusterSettings(), PlayedFleet(1, real_work), hears(), say)  # type: ignore[arg-type]
+    late: Any = SimpleNamespace(cancelled=set(), cancels=lambda run: True)
+    driver.make(command, ClusterSettings(), PlayedFleet(1, real_work), late, say)  # type: ignore[arg-type]
+    assert told[-1] == {"event": "over", "run": 3, "how": "cancelled"}
+
+
+def test_lines_are_read_until_the_input_ends() -> None:
+    text = b'{"do": "make", "run": 1}\n{"do": "cancel", "run": 1}\n{"do": "make", "run": 2}\n'
+    heard = driver.Commands(io.BytesIO(text), end_seconds=10**6)
+    assert [heard.next(), heard.next(), heard.next()] == [{"do": "make", "run": 1}, {"do": "make", "run": 2}, None]
+    assert heard.cancelled == {1}
+    assert heard.ended.is_set()
+
+
+def test_what_workers_report_otherwise_is_said() -> None:
+    def item(seed: int, attention: str, *notes: str) -> SampleResult:
+        record = OptimizationRecord("attention", "auto", attention, "measured" if attention == "sage" else "")
+        facts = {"device": "cuda:0", "seconds": {"denoise": 1.0}, "worker": "w", "model": "flux"}
+        report = OptimizationReport([record], list(notes), facts)
+        sound = {"waveform": torch.full((1, 2, 4), float(seed)), "sample_rate": 8}
+        return SampleResult(None, torch.full((1, 4, 2, 2), seed), None, (seed,), [0.5], {"denoise": 0.5}, report, sound)
+
+    whole = joined([item(1, "sdpa", "both"), item(2, "sage", "both", "one")], {0: "a/1", 1: "b/2"}, "h:1")
+    assert whole.report.notes == ["both", "image 2: one", "image 2 (b/2): attention sage: measured"]
+    assert whole.report.facts["seeds by worker"] == {"a/1": [1], "b/2": [2]}
+    assert "worker" not in whole.report.facts
+    assert whole.frames is None
+    assert whole.latent is not None
+    assert whole.latent[:, 0, 0, 0].tolist() == [1, 2]
+    assert whole.audio is not None
+    assert whole.audio["waveform"][:, 0, 0].tolist() == [1, 2]
+    assert whole.stage_seconds == {"denoise": 1.0}
+
+
+def test_what_cannot_be_done_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    client.check(handle(), request())
+    with pytest.raises(InputError, match="has a card of its own"):
+        client.check(replace(handle(), key=replace(handle().key, device="cuda:1")), request())
+    with pytest.raises(InputError, match="width"):
+        client.check(handle(), request(width=-63))
+    with pytest.raises(InputError):
+        client.check(replace(handle(), loras=(LoraSpec("/not/there.safetensors"),)), request())
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'ray>=2.50'"):
+        client.check(handle(), request())
+    assert client.running() is None
+
+
+def test_a_worker_shows_the_first_frame_of_a_clip() -> None:
+    from fastdiffusers.cluster.worker import small
+
+    clip = torch.randn(4, 3, 6, 5)
+    assert torch.equal(small(clip), clip[:, :1].half())
+    assert torch.equal(small(clip[:, 0]), clip[:, 0].half())
+    assert small(None) is None
+
+
+def test_silent_callbacks_ask_for_no_preview() -> None:
+    assert SILENT.previews is False
+    assert BatchWork.previews is True
