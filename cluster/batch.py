@@ -169,6 +169,7 @@ def _reports(
     for index, worker in sorted(who.items()):
         made.setdefault(worker, []).append(seeds[index])
     whole.facts["seeds by worker"] = made
+    whole.facts["loads"] = sum("load" in report.facts.get("seconds", {}) for report in reports)
     whole.facts["seconds by image"] = [sum(report.facts.get("seconds", {}).values()) for report in reports]
     whole.facts["devices"] = list(dict.fromkeys(str(report.facts.get("device", "")) for report in reports))
     return whole

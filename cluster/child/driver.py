@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,15 +39,19 @@ class EndedError(Exception):
 class Commands:
     """What the input says, read in a thread of its own.
 
+    Args:
+        last: done before the process is ended by force.
+        end_seconds: how long after the end of the input that is.
+
     Attributes:
         cancelled: numbers of runs.
         ended: set when the input has ended.
     """
 
-    def __init__(self, stream: IO[bytes], end_seconds: float = END_SECONDS) -> None:
+    def __init__(self, stream: IO[bytes], last: Callable[[], None], end_seconds: float = END_SECONDS) -> None:
         self.cancelled: set[int] = set()
         self.ended = threading.Event()
-        self._end_seconds = end_seconds
+        self._last, self._end_seconds = last, end_seconds
         self._waiting: queue.Queue[Line | None] = queue.Queue()
         threading.Thread(target=self._read, args=(stream,), daemon=True).start()
 
@@ -70,15 +76,26 @@ class Commands:
         self.ended.set()
         self._waiting.put(None)
         time.sleep(self._end_seconds)
+        self._last()
         os._exit(1)  # whatever it is that holds it up
 
 
 def main() -> int:
-    """Drive the cluster that the first argument describes."""
+    """Drive the cluster that the first argument describes; the second is the folder that goes with this process."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     say = Speaker(_own_output())
     settings = ClusterSettings(**json.loads(sys.argv[1]))
-    commands = Commands(sys.stdin.buffer)
+    leave = partial(shutil.rmtree, sys.argv[2], ignore_errors=True)
+    commands = Commands(sys.stdin.buffer, leave)
+    try:
+        return serve(settings, commands, say)
+    finally:
+        if commands.ended.is_set():  # else whoever reads there what has happened removes it
+            leave()
+
+
+def serve(settings: ClusterSettings, commands: Commands, say: Speaker) -> int:
+    """Make batches until there are no more, and return the exit status."""
     started = time.perf_counter()
     try:
         with connected(settings) as ray, closing(RayFleet(ray, settings, BatchWork)) as fleet:

@@ -35,7 +35,8 @@ class DriverProcess:
         folder: where its own temporary folder is made.
 
     Attributes:
-        folder: its temporary folder: its log, and what a run's batch and results are kept in. It goes with the process.
+        folder: its temporary folder: its log, and what a run's batch and results are kept in. It goes with the process,
+            whichever of the two ends first.
         process: the process itself.
         runs: how many batches it was given.
     """
@@ -51,7 +52,7 @@ class DriverProcess:
             own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
         with self._log_path.open("wb") as written:
             self.process = subprocess.Popen(  # noqa: S603 - this Python, and a module of this pack
-                [sys.executable, "-m", MODULE, json.dumps(asdict(settings))],
+                [sys.executable, "-m", MODULE, json.dumps(asdict(settings)), str(self.folder)],
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.PIPE,

@@ -120,7 +120,7 @@ class Run:
         self._who[item] = line["worker"]
         self._ticks.pop(item, None)
         if line["attempt"] > 1:
-            self._notes.append(f"image {item + 1} was made at the attempt number {line['attempt']}")
+            self._notes.append(f"image {item + 1} was made at attempt {line['attempt']}")
         self._show_all(f"{line['worker']} has made image {item + 1}", {})
 
     def _show_all(self, doing: str, line: Line) -> None:

@@ -92,11 +92,14 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resume", action="store_true", help="with --prompts: do only what the manifest in --output does not have yet"
     )
-    group.add_argument(
-        "--cluster",
-        metavar="local | local:N | HOST:PORT",
-        help="with --prompts: spread the items over the cards of this machine (or N workers), or over a running Ray",
+    add_cluster_options(
+        group, "with --prompts: spread the items over the cards of this machine (or N workers), or over a running Ray"
     )
+
+
+def add_cluster_options(group: argparse._ArgumentGroup, does: str) -> None:
+    """A cluster, for what `does` says, and how its workers are; see `cluster_settings`."""
+    group.add_argument("--cluster", metavar="local | local:N | HOST:PORT", help=does)
     group.add_argument(
         "--cpus", type=int, metavar="N", help="with --cluster: threads of each worker (default: an equal share)"
     )

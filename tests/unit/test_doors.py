@@ -62,6 +62,7 @@ OWN_ROOM = {
     "commands/launch": {"files"},
     "commands/conditions": {"media", "options"},
     "commands/plan": set(),
+    "commands/comparing": {"libraries", "media", "options"},
     "cluster/path": set(),
     "cluster/child": {"batch", "connection", "drive", "events", "fleet", "parcel", "places", "schedule", "settings"},
     "commands/prompts": {"conditions", "files", "keeping", "latent_file", "libraries", "media", "options"},

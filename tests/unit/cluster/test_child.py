@@ -301,7 +301,7 @@ def test_a_run_whose_folder_is_gone_was_cancelled_or_is_an_error(tmp_path: Path)
 
 def test_lines_are_read_until_the_input_ends() -> None:
     text = b'{"do": "make", "run": 1}\n{"do": "cancel", "run": 1}\n{"do": "make", "run": 2}\n'
-    heard = driver.Commands(io.BytesIO(text), end_seconds=10**6)
+    heard = driver.Commands(io.BytesIO(text), lambda: None, end_seconds=10**6)
     assert [heard.next(), heard.next(), heard.next()] == [{"do": "make", "run": 1}, {"do": "make", "run": 2}, None]
     assert heard.cancelled == {1}
     assert heard.ended.is_set()
