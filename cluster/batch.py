@@ -170,6 +170,7 @@ def _reports(
         made.setdefault(worker, []).append(seeds[index])
     whole.facts["seeds by worker"] = made
     whole.facts["loads"] = sum("load" in report.facts.get("seconds", {}) for report in reports)
-    whole.facts["seconds by image"] = [sum(report.facts.get("seconds", {}).values()) for report in reports]
+    seconds = [sum(report.facts.get("seconds", {}).values()) for report in reports]
+    whole.facts["seconds by image"] = [round(each, 4) for each in seconds]
     whole.facts["devices"] = list(dict.fromkeys(str(report.facts.get("device", "")) for report in reports))
     return whole

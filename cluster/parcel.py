@@ -7,6 +7,8 @@ the classes listed here are written and read.
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,11 +53,17 @@ def write(path: Path, value: Any) -> None:
         ParcelError: it holds something else; the text says where.
         OSError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
     tree = json.dumps(_plain(value, tensors, "value"))
-    save_file(tensors, path, metadata={TREE: tree})
+    try:
+        save_file(tensors, path, metadata={TREE: tree})
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def read(path: Path) -> Any:

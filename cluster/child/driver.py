@@ -207,7 +207,8 @@ class Batch:
             self._places.pop(event.job.number, None)
             if not self.failure:
                 log.warning("item %s failed on %s: %s", event.job.number, event.worker, event.text)
-                where = f"image {event.job.number + 1} failed on {event.worker}: {event.text}"
+                room = f". Free some space in {self._folder.parent} and run again" if event.kind == "disk" else ""
+                where = f"image {event.job.number + 1} failed on {event.worker}: {event.text}{room}"
                 self.failure = error_line(ClusterError(where))
         else:
             place = self._places.pop(event.job.number)

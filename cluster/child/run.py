@@ -160,5 +160,5 @@ class Run:
         for note in self._notes:
             whole.report.note(note)
         now = time.perf_counter()
-        whole.report.timed({"start": self._begun - self._started, "cluster": now - self._begun})
+        whole.report.timed({"start": round(self._begun - self._started, 4), "cluster": round(now - self._begun, 4)})
         return whole

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -23,6 +25,7 @@ from fastdiffusers.cluster.batch import BATCH, BatchWork, Errand, joined
 from fastdiffusers.cluster.child import client, driver, lines
 from fastdiffusers.cluster.connection import ClusterError
 from fastdiffusers.cluster.settings import ClusterSettings
+from fastdiffusers.cluster.worker import as_text, kind_of
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
 from fastdiffusers.pipelines.conditions import kinds
@@ -263,6 +266,26 @@ def test_one_image_that_fails_ends_the_run_with_one_line(tmp_path: Path) -> None
     over = made(tmp_path, script, request(batch=4))[-1]
     assert over["how"] == "failed"
     assert str(lines.error_of(over)) == "image 2 failed on w2: OutOfMemoryError: 80 GiB"
+
+
+def test_a_full_disk_is_one_line_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def script(worker: str, errand: Errand) -> list[tuple[Any, ...]]:
+        with monkeypatch.context() as patch:
+            patch.setattr(safetensors.torch, "save_file", full)
+            try:
+                return real_work(worker, errand)
+            except OSError as error:
+                return [("failed", kind_of(error), as_text(error))]
+
+    over = made(tmp_path, script, request(batch=2))[-1]
+    assert over["how"] == "failed"
+    text = str(lines.error_of(over))
+    assert "No space left on device" in text
+    assert text.endswith(f"Free some space in {tmp_path.parent} and run again")
+    assert "\n" not in text
 
 
 def test_a_model_that_no_worker_can_read_ends_the_run(tmp_path: Path) -> None:
