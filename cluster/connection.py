@@ -23,8 +23,9 @@ TOO_SLOW = "timed out during startup"
 ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Settings of torch's allocator that a host such as ComfyUI makes for itself; a worker has its card alone."""
 
-LOCAL_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
-"""Of a Ray that is started here. Workers end with the driver; two helpers of Ray's own look for its head so long."""
+LOCAL_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20", "RAY_worker_niceness": "0"}
+"""Of a Ray that is started here. Workers end with the driver; two helpers of Ray's own look for its head so long. And
+workers are what somebody waits for, while Ray would put everything else before them."""
 
 
 class ClusterError(FastDiffusersError):
