@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,7 +170,8 @@ def _reports(
     for index, worker in sorted(who.items()):
         made.setdefault(worker, []).append(seeds[index])
     whole.facts["seeds by worker"] = made
-    whole.facts["loads"] = sum("load" in report.facts.get("seconds", {}) for report in reports)
+    loads = Counter(who[index] for index, each in enumerate(reports) if "load" in each.facts.get("seconds", {}))
+    whole.facts["loads by worker"] = dict(loads)
     seconds = [sum(report.facts.get("seconds", {}).values()) for report in reports]
     whole.facts["seconds by image"] = [round(each, 4) for each in seconds]
     whole.facts["devices"] = list(dict.fromkeys(str(report.facts.get("device", "")) for report in reports))

@@ -99,14 +99,21 @@ def _init(ray: Any, settings: ClusterSettings, options: dict[str, Any]) -> None:
             ray.shutdown()
 
 
-def head_answers(ray: Any) -> bool:
-    """Whether the head of the Ray that this process is connected to is there still."""
+def is_gone(ray: Any) -> bool:
+    """Whether the Ray that this process is connected to has lost its head, or what was started here of it has ended.
+
+    Ray itself notices that after a minute, or waits for ever.
+    """
+    node: Any = getattr(_internals(ray), "_global_node", None)
+    started = getattr(node, "all_processes", {})
+    if any(each.process.poll() is not None for kind in ("gcs_server", "raylet") for each in started.get(kind, ())):
+        return True
     host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def size(ray: Any, settings: ClusterSettings) -> tuple[int, dict[str, float], int | None]:
@@ -139,9 +146,13 @@ def own_threads() -> int:
 
 def _hush(ray: Any) -> None:
     """Keep Ray's own pages about a worker that has ended off the terminal: `Lost` says it in a line."""
-    internals: Any = getattr(getattr(ray, "_private", None), "worker", None)
+    internals = _internals(ray)
     if internals is not None and hasattr(internals, "_worker_logs_enabled"):
         internals._worker_logs_enabled = False
+
+
+def _internals(ray: Any) -> Any:
+    return getattr(getattr(ray, "_private", None), "worker", None)
 
 
 def _check_somebody_listens(address: str) -> None:

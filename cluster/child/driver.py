@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from .. import events
 from ..batch import BATCH, RESULT, BatchWork, Errand
-from ..connection import ClusterError, connected, head_answers
+from ..connection import ClusterError, connected, is_gone
 from ..drive import Fleet, drive
 from ..fleet import RayFleet
 from ..places import leave_mark
@@ -26,6 +26,9 @@ from ..schedule import Job
 from ..settings import ClusterSettings
 from .lines import Line, Speaker, error_line, progress_line
 
+WATCH_SECONDS = 2.0
+GONE_TIMES = 3
+GONE = "Ray's head has ended. Run again: it is started anew"
 END_SECONDS = 30.0
 """How long letting go of the workers and of Ray may take, once nobody listens any more."""
 
@@ -99,11 +102,12 @@ def serve(settings: ClusterSettings, commands: Commands, say: Speaker) -> int:
     started = time.perf_counter()
     try:
         with connected(settings) as ray, closing(RayFleet(ray, settings, BatchWork)) as fleet:
+            threading.Thread(target=watch, args=(partial(is_gone, ray), say, leave_off), daemon=True).start()
             say(event="ready", seconds=round(time.perf_counter() - started, 2), workers=fleet.wanted)
             while (command := commands.next()) is not None:
-                if not head_answers(ray):
+                if is_gone(ray):
                     say(event="gone")
-                    os._exit(1)  # Ray's own end would wait for its head; what it has started ends with this process
+                    leave_off()
                 make(command, settings, fleet, commands, say, None if settings.local else ray.put)
     except (EndedError, BrokenPipeError):
         return 0
@@ -112,6 +116,21 @@ def serve(settings: ClusterSettings, commands: Commands, say: Speaker) -> int:
         say(event="over", run=0, how="failed", **error_line(error))
         return 1
     return 0
+
+
+def watch(gone: Callable[[], bool], say: Speaker, end: Callable[[], None], seconds: float = WATCH_SECONDS) -> None:
+    """Ask again and again whether Ray is gone. Once it has been for a few times running, say so and end the process."""
+    times = 0
+    while times < GONE_TIMES:
+        time.sleep(seconds)
+        times = times + 1 if gone() else 0
+    say(event="over", run=0, how="failed", **error_line(ClusterError(GONE)))
+    end()
+
+
+def leave_off() -> None:
+    """End the process at once: Ray's own end would wait for its head. What Ray has started ends with this process."""
+    os._exit(1)
 
 
 def make(

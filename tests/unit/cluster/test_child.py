@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from fastdiffusers.callbacks import SILENT, Callbacks, Progress
 from fastdiffusers.cluster import parcel
 from fastdiffusers.cluster.batch import BATCH, BatchWork, Errand, joined
 from fastdiffusers.cluster.child import client, driver, lines
-from fastdiffusers.cluster.connection import ClusterError
+from fastdiffusers.cluster.connection import ClusterError, is_gone
 from fastdiffusers.cluster.settings import ClusterSettings
 from fastdiffusers.cluster.worker import as_text, kind_of
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
@@ -320,6 +321,32 @@ def test_a_run_whose_folder_is_gone_was_cancelled_or_is_an_error(tmp_path: Path)
     late: Any = SimpleNamespace(cancelled=set(), cancels=lambda run: True)
     driver.make(command, ClusterSettings(), PlayedFleet(1, real_work), late, say)  # type: ignore[arg-type]
     assert told[-1] == {"event": "over", "run": 3, "how": "cancelled"}
+
+
+def test_a_head_that_is_gone_for_good_ends_the_driver_with_one_line() -> None:
+    answers = iter([True, True, False, True, True, True])
+    told: list[Any] = []
+    say: Any = lambda **line: told.append(line)
+    driver.watch(lambda: next(answers), say, lambda: told.append("ended"), seconds=0.0)
+    assert [next(answers, "all were asked")] == ["all were asked"]
+    assert told[-1] == "ended"
+    assert str(lines.error_of(told[0])) == "Ray's head has ended. Run again: it is started anew"
+    assert (told[0]["run"], told[0]["how"]) == (0, "failed")
+
+
+def test_ray_is_gone_with_its_processes_or_when_its_head_does_not_answer() -> None:
+    def ray(port: int, status: int | None) -> Any:
+        process = SimpleNamespace(process=SimpleNamespace(poll=lambda: status))
+        node = SimpleNamespace(all_processes={"raylet": [process]})
+        context = SimpleNamespace(gcs_address=f"127.0.0.1:{port}")
+        internals = SimpleNamespace(worker=SimpleNamespace(_global_node=node))
+        return SimpleNamespace(_private=internals, get_runtime_context=lambda: context)
+
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        assert not is_gone(ray(port, None))
+        assert is_gone(ray(port, -9))
+    assert is_gone(ray(port, None))
 
 
 def test_lines_are_read_until_the_input_ends() -> None:
