@@ -17,9 +17,8 @@ NEEDED = ("ray", "a cluster", "pip install 'ray>=2.50'")
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a Ray that is started here. Results go by file, so hardly anything is in it."""
 CONNECT_SECONDS = 5.0
-MOST_STARTS = 3
 TOO_SLOW = "timed out during startup"
-"""What Ray says when its own processes were not there in time."""
+"""What Ray says when its own processes were not there within the half minute that it gives them."""
 ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Settings of torch's allocator that a host such as ComfyUI makes for itself; a worker has its card alone."""
 
@@ -74,29 +73,16 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
         options["object_store_memory"] = OBJECT_STORE_BYTES
     else:
         _check_somebody_listens(settings.address)
-    _init(ray, settings, options)
+    try:
+        with _environment(ALLOCATORS, LOCAL_ENVIRONMENT if settings.local else {}):
+            ray.init(address=settings.address, **options)
+    except Exception as error:
+        raise ClusterError(_why(error, settings)) from error
     _hush(ray)
     try:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _init(ray: Any, settings: ClusterSettings, options: dict[str, Any]) -> None:
-    """Start Ray, or join one. Ray gives its own processes half a minute, so on a busy machine it is tried again.
-
-    Raises:
-        ClusterError: Ray refuses.
-    """
-    for left in reversed(range(MOST_STARTS if settings.local else 1)):
-        try:
-            with _environment(ALLOCATORS, LOCAL_ENVIRONMENT if settings.local else {}):
-                ray.init(address=settings.address, **options)
-            return
-        except Exception as error:
-            if not left or TOO_SLOW not in str(error):
-                raise ClusterError(_why(error, settings)) from error
-            ray.shutdown()
 
 
 def is_gone(ray: Any) -> bool:

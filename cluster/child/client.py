@@ -23,6 +23,8 @@ from .run import LISTEN_SECONDS, DriverEndedError, GoneError, Run
 
 log = logging.getLogger(__name__)
 
+MOST_STARTS = 5
+"""Ray gives its own processes half a minute, which a busy machine may not keep to."""
 SEVERAL_CARDS = "every worker of a cluster has a card of its own"
 
 _lock = threading.RLock()
@@ -58,19 +60,19 @@ def generate_on(
         callbacks.check_cancel()
     try:
         batch = replace(handle, vae=None), request, settings, str(measurements or "")
-        for last_try in (False, True):
+        for left in reversed(range(MOST_STARTS)):
             driver = _driver(cluster, folder)
             try:
                 return Run(driver, cluster, callbacks).make(batch, request.batch)
             except GoneError:
-                log.info("the driver of cluster %s, or Ray's head, has ended since: it is started anew", cluster.name)
+                log.info("Ray has ended, or was not there in time: cluster %s is started anew", cluster.name)
                 end()
-                if last_try:
-                    raise ClusterError(f"the driver of cluster {cluster.name} ends as soon as it is there") from None
+                if not left:
+                    raise ClusterError(f"cluster {cluster.name} was not there after {MOST_STARTS} starts") from None
             except DriverEndedError:
                 end()
                 raise
-        raise AssertionError("there are two tries")
+        raise AssertionError("the last start raises")
     finally:
         _lock.release()
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from .. import events
 from ..batch import BATCH, RESULT, BatchWork, Errand
-from ..connection import ClusterError, connected, is_gone
+from ..connection import TOO_SLOW, ClusterError, connected, is_gone
 from ..drive import Fleet, drive
 from ..fleet import RayFleet
 from ..places import leave_mark
@@ -113,6 +113,9 @@ def serve(settings: ClusterSettings, commands: Commands, say: Speaker) -> int:
         return 0
     except Exception as error:
         log.exception("the driver ends")
+        if TOO_SLOW in str(error):
+            say(event="gone")
+            leave_off()
         say(event="over", run=0, how="failed", **error_line(error))
         return 1
     return 0

@@ -23,7 +23,7 @@ LISTEN_SECONDS = 0.1
 
 
 class GoneError(Exception):
-    """The driver, or Ray's head, has ended since the run before: nothing of this run was begun."""
+    """The driver has ended before this run was begun: since the run before, or because Ray was not there in time."""
 
 
 class DriverEndedError(ClusterError):
