@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FastDiffusersError, first_line
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
-from ..pipelines.conditions.kinds import (
-    ControlCondition,
-    ControlNetKey,
-    KeyframeCondition,
-    MaskCondition,
-    VideoCondition,
-)
+from ..pipelines.conditions import kinds
 from ..pipelines.embeddings.given import Embeddings
 from ..pipelines.types import LoadKey, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 from ..report import OptimizationRecord, OptimizationReport
@@ -34,7 +28,7 @@ CLASSES: dict[str, Any] = {
     for each in (
         *(LoadKey, LoraSpec, PipelineHandle, SampleRequest, SampleResult, Embeddings),
         *(OptimizationSettings, CompileSettings, TilingSettings, PrecisionSettings),
-        *(MaskCondition, ControlCondition, ControlNetKey, VideoCondition, KeyframeCondition),
+        *(each for each in vars(kinds).values() if is_dataclass(each) and isinstance(each, type)),
         *(OptimizationReport, OptimizationRecord),
     )
 }
