@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,24 @@ def read_of(process: int, name: str) -> bytes:
         return Path(f"/proc/{process}/{name}").read_bytes()
     except OSError:
         return b""
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process is gone, or waits for whoever started it to hear so."""
+    status = read_of(process, "stat").rpartition(b")")[2].split()
+    return not status or status[0] == b"Z"
+
+
+def end_all(of: Callable[[], list[int]]) -> None:
+    """Kill processes until there are none."""
+
+    def killed() -> bool:
+        for process in of():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return not of()
+
+    wait_for(killed, "the end of processes that were killed", lambda: commands(of()))
 
 
 def named(of: list[int], word: str) -> list[int]:

@@ -17,7 +17,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 
-from processes import MARK, commands, marked, named, wait_for
+from processes import MARK, commands, has_ended, marked, named, wait_for
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.cluster.child import client
@@ -219,6 +219,7 @@ def test_a_killed_head_is_at_most_one_line_and_the_next_run_works(
     assert equals_single_runs(spread(seed=80), handle)
     (head, *_) = named(marked(os.environ[MARK]), part)
     os.kill(head, signal.SIGKILL)
+    wait_for(lambda: has_ended(head), "the end of what was killed", lambda: commands([head]))
     assert equals_single_runs(spread(seed=90), handle)
     left = lambda: sorted(set(before) & set(marked(os.environ[MARK])))
     wait_for(lambda: left() == [], "the end of what belonged to the head", lambda: commands(left()))

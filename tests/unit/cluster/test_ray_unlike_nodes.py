@@ -10,14 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from processes import MARK, commands, marked, wait_for
+from processes import MARK, commands, end_all, marked, wait_for
 
 from fastdiffusers import cli
+from fastdiffusers.cluster.connection import TOO_SLOW
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -35,23 +37,35 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str],
     shutil.copytree(tiny_folder("flux"), homes[0] / "model")
     os.environ[MARK] = mark = f"unlike-{os.getpid()}"
     before, os.environ["HOME"] = os.environ.get("HOME", ""), str(homes[2])
-    head = {
-        "num_cpus": 1,
-        "include_dashboard": False,
-        "object_store_memory": STORE,
-        "env_vars": {"HOME": str(homes[0])},
-    }
-    started = Cluster(initialize_head=True, head_node_args=head)
     try:
-        started.add_node(num_cpus=1, object_store_memory=STORE, env_vars={"HOME": str(homes[1])})
+        started = two_nodes(Cluster, homes, mark)
         ray.init(address=started.address, log_to_driver=False, configure_logging=False, namespace="fastdiffusers")
         yield SimpleNamespace(address=started.address)
-    finally:
         ray.shutdown()
         started.shutdown()
+    finally:
         os.environ["HOME"] = before
         del os.environ[MARK]
-    wait_for(lambda: marked(mark) == [], "the end of all processes", lambda: commands(marked(mark)))
+    try:
+        wait_for(lambda: marked(mark) == [], "the end of all processes", lambda: commands(marked(mark)))
+    finally:
+        end_all(lambda: marked(mark))
+
+
+def two_nodes(cluster: Any, homes: list[Path], mark: str) -> Any:
+    """A cluster with a node for each of two homes. Ray gives each half a minute to start, so it is tried again."""
+    options = {"num_cpus": 1, "object_store_memory": STORE}
+    for left in reversed(range(5)):
+        try:
+            head = {**options, "include_dashboard": False, "env_vars": {"HOME": str(homes[0])}}
+            started = cluster(initialize_head=True, head_node_args=head)
+            started.add_node(**options, env_vars={"HOME": str(homes[1])})
+            return started
+        except Exception as error:
+            if not left or TOO_SLOW not in str(error):
+                raise
+            end_all(lambda: marked(mark))
+    raise AssertionError("the last try raises")
 
 
 def run(nodes: SimpleNamespace, prompts: Path, output: Path, model: str) -> int:
