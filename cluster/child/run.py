@@ -39,6 +39,7 @@ class Run:
         driver.runs += 1
         self._run = driver.runs
         self._accepted = False
+        self._ready = self._warm
         self._count = 0
         self._steps = 0
         self._ticks: dict[int, Line] = {}
@@ -85,6 +86,7 @@ class Run:
         event = line.get("event", "")
         if event == "gone":
             raise GoneError
+        self._ready = self._ready or event == "ready"
         if event == "over" and line["run"] == 0:
             raise DriverEndedError(*error_of(line).args) if not line["error"] else error_of(line)
         if line.get("run") != self._run:
@@ -138,14 +140,14 @@ class Run:
         self._callbacks.on_progress(progress)
 
     def _cancel(self) -> None:
-        """Have the workers stop at their next step, and wait until they have."""
+        """Have the workers stop at their next step, and wait until they have; not for a driver that is starting."""
         self._driver.say(do="cancel", run=self._run)
         deadline = time.monotonic() + STOP_SECONDS + 10
-        while self._accepted and time.monotonic() < deadline:
+        while self._ready and time.monotonic() < deadline:
             line = self._driver.next(LISTEN_SECONDS)
             if line is None or (line.get("event") == "over" and line["run"] in (0, self._run)):
                 return
-        if self._accepted:
+        if self._ready:
             self._driver.process.kill()  # it does not listen
 
     def _ended(self) -> Exception:

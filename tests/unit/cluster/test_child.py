@@ -24,6 +24,7 @@ from fastdiffusers.callbacks import SILENT, Callbacks, Progress
 from fastdiffusers.cluster import parcel
 from fastdiffusers.cluster.batch import BATCH, BatchWork, Errand, joined
 from fastdiffusers.cluster.child import client, driver, lines
+from fastdiffusers.cluster.child.run import DriverEndedError, GoneError, Run
 from fastdiffusers.cluster.connection import ClusterError, is_gone
 from fastdiffusers.cluster.settings import ClusterSettings
 from fastdiffusers.cluster.worker import as_text, kind_of
@@ -403,3 +404,84 @@ def test_a_worker_shows_the_first_frame_of_a_clip() -> None:
 def test_silent_callbacks_ask_for_no_preview() -> None:
     assert SILENT.previews is False
     assert BatchWork.previews is True
+
+
+class PlayedDriver:
+    """A driver that says what its script has for it; `runs` of 1 or more is one that is there."""
+
+    def __init__(self, folder: Path, script: list[Any], runs: int = 0) -> None:
+        self.folder, self.script, self.runs = folder, script, runs
+        self.heard: list[str] = []
+        self.process = SimpleNamespace(kill=lambda: self.heard.append("killed"))
+
+    def say(self, do: str, **line: Any) -> bool:
+        self.heard.append(do)
+        return True
+
+    def next(self, seconds: float) -> Any:
+        return self.script.pop(0) if self.script else {}
+
+    def why_ended(self) -> str:
+        return "it was ended by signal 9"
+
+
+def run_of(driver: PlayedDriver, callbacks: Callbacks = SILENT) -> SampleResult:
+    played: Any = driver
+    return Run(played, ClusterSettings(workers=2), callbacks).make((handle(), request(), PLAIN, ""), 2)
+
+
+class Cancelled(BaseException):
+    """What a host's interrupt is."""
+
+
+def cancelling(after: int) -> Callbacks:
+    """Callbacks that cancel when they are asked for the so manieth time."""
+    asked = iter(range(after))
+
+    def check() -> None:
+        if next(asked, None) is None:
+            raise Cancelled
+
+    return Callbacks(check_cancel=check)
+
+
+def test_a_driver_that_has_ended_is_one_line_or_started_anew(tmp_path: Path) -> None:
+    with pytest.raises(DriverEndedError, match=r"cluster local:2 has ended: it was ended by signal 9\. Run again"):
+        run_of(PlayedDriver(tmp_path, [{"event": "ready"}, {"event": "accepted", "run": 1}, None]))
+    for lines_of_it in ([None], [{"event": "gone"}]):
+        with pytest.raises(GoneError):
+            run_of(PlayedDriver(tmp_path, lines_of_it, runs=3))
+    error = InputError("cluster", "local:2", "this machine has 1 card(s)", "use local:1")
+    with pytest.raises(InputError, match="has 1 card"):
+        run_of(PlayedDriver(tmp_path, [{"event": "over", "run": 0, "how": "failed", **lines.error_line(error)}]))
+    assert list(tmp_path.iterdir()) == [], "nothing of a run is left"
+
+
+def test_a_cancel_waits_for_the_workers_but_not_for_a_start(tmp_path: Path) -> None:
+    starting = PlayedDriver(tmp_path, [])
+    with pytest.raises(Cancelled):
+        run_of(starting, cancelling(3))
+    assert starting.heard == ["make", "cancel"]
+    tick = {
+        "event": "tick",
+        "run": 5,
+        "item": 0,
+        "worker": "w",
+        "stage": "denoise",
+        "done": 1,
+        "total": 9,
+        "message": "",
+    }
+    script = [{"event": "accepted", "run": 5}, tick, tick, tick, {"event": "over", "run": 5, "how": "cancelled"}, tick]
+    there = PlayedDriver(tmp_path, script, runs=4)
+    with pytest.raises(Cancelled):
+        run_of(there, cancelling(2))
+    assert there.heard == ["make", "cancel"]
+    assert there.script == [tick], "it was listened to until it had stopped"
+
+
+def test_what_other_runs_left_is_passed_over_and_failures_are_raised(tmp_path: Path) -> None:
+    old = {"event": "over", "run": 1, "how": "done"}
+    failed = {"event": "over", "run": 2, "how": "failed", **lines.error_line(ClusterError("image 1 failed on w: no"))}
+    with pytest.raises(ClusterError, match="image 1 failed on w: no"):
+        run_of(PlayedDriver(tmp_path, [old, {"event": "accepted", "run": 2}, failed], runs=1))
