@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import socket
@@ -12,18 +13,28 @@ from typing import Any
 from ..errors import FastDiffusersError, InputError, MissingDependencyError, first_line
 from .settings import ClusterSettings
 
+NEEDED = ("ray", "a cluster", "pip install 'ray>=2.50'")
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of a Ray that is started here. Results go by file, so hardly anything is in it."""
 CONNECT_SECONDS = 5.0
+TOO_SLOW = "timed out during startup"
+"""What Ray says when its own processes were not there within the half minute that it gives them."""
 ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Settings of torch's allocator that a host such as ComfyUI makes for itself; a worker has its card alone."""
 
-LOCAL_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
-"""Of a Ray that is started here. Workers end with the driver; two helpers of Ray's own look for its head so long."""
+LOCAL_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20", "RAY_worker_niceness": "0"}
+"""Of a Ray that is started here. Workers end with the driver; two helpers of Ray's own look for its head so long. And
+workers are what somebody waits for, while Ray would put everything else before them."""
 
 
 class ClusterError(FastDiffusersError):
     """The cluster cannot be had, or is gone."""
+
+
+def require_ray() -> None:
+    """Ask whether Ray is installed, without importing it. Raises MissingDependencyError, as `ray_module`."""
+    if importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError(*NEEDED)
 
 
 def ray_module() -> Any:
@@ -36,7 +47,7 @@ def ray_module() -> Any:
     try:
         import ray
     except ImportError:
-        raise MissingDependencyError("ray", "a cluster", "pip install 'ray>=2.50'") from None
+        raise MissingDependencyError(*NEEDED) from None
     return ray
 
 
@@ -73,6 +84,23 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
         ray.shutdown()
 
 
+def is_gone(ray: Any) -> bool:
+    """Whether the Ray that this process is connected to has lost its head, or what was started here of it has ended.
+
+    Ray itself notices that after a minute, or waits for ever.
+    """
+    node: Any = getattr(_internals(ray), "_global_node", None)
+    started = getattr(node, "all_processes", {})
+    if any(each.process.poll() is not None for kind in ("gcs_server", "raylet") for each in started.get(kind, ())):
+        return True
+    host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError:
+        return True
+    return False
+
+
 def size(ray: Any, settings: ClusterSettings) -> tuple[int, dict[str, float], int | None]:
     """How many workers, what each takes of Ray's resources, and its threads (None: torch's own choice).
 
@@ -107,9 +135,13 @@ def own_threads() -> int:
 
 def _hush(ray: Any) -> None:
     """Keep Ray's own pages about a worker that has ended off the terminal: `Lost` says it in a line."""
-    internals: Any = getattr(getattr(ray, "_private", None), "worker", None)
+    internals = _internals(ray)
     if internals is not None and hasattr(internals, "_worker_logs_enabled"):
         internals._worker_logs_enabled = False
+
+
+def _internals(ray: Any) -> Any:
+    return getattr(getattr(ray, "_private", None), "worker", None)
 
 
 def _check_somebody_listens(address: str) -> None:

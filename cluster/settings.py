@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ..errors import InputError
 
 LOCAL = "local"
+PATIENCE = 120.0
+"""Seconds to wait for a free card where nothing else is said."""
 FORMS = "use local, local:2 for two workers, or HOST:PORT of a running Ray"
 
 
@@ -23,14 +25,19 @@ class ClusterSettings:
     address: str = LOCAL
     workers: int | None = None
     cpus: int | None = None
-    patience: float = 120.0
+    patience: float = PATIENCE
 
     @property
     def local(self) -> bool:
         return self.address == LOCAL
 
+    @property
+    def name(self) -> str:
+        """As the user says it: "local:2"."""
+        return self.address if self.workers is None else f"{self.address}:{self.workers}"
 
-def parse_cluster(text: str, cpus: int | None = None, patience: float = 120.0) -> ClusterSettings:
+
+def parse_cluster(text: str, cpus: int | None = None, patience: float = PATIENCE) -> ClusterSettings:
     """Read "local", "local:2" or "HOST:PORT".
 
     Raises:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from ..callbacks import Callbacks, Progress
@@ -19,7 +20,8 @@ from ..errors import DISK_FULL, FastDiffusersError, ModelFileError
 TICKS_A_SECOND = 5.0
 Work = Callable[[Any, Callbacks, dict[str, Any]], tuple[Any, float]]
 """Makes a payload into a result: (payload, callbacks, what the report should say of the worker) to the result and the
-seconds that loading its model took, 0 where it was loaded already."""
+seconds that loading its model took, 0 where it was loaded already. One with a true attribute `previews` is asked for
+them."""
 
 
 class Stopped(BaseException):
@@ -51,8 +53,9 @@ class Worker:
         """Make an item.
 
         Yields:
-            ("tick", Progress) a few times a second, without previews; at last one of ("done", result,
-            seconds, seconds of loading), ("stopped",) and ("failed", kind, text), with kind "model", "disk" or "item".
+            ("tick", Progress) a few times a second, of a clip's preview with the first frame alone; at last one of
+            ("done", result, seconds, seconds of loading), ("stopped",) and ("failed", kind, text), with kind "model",
+            "disk" or "item".
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
@@ -73,7 +76,9 @@ class Worker:
             now = time.monotonic()
             if now - last >= 1 / TICKS_A_SECOND or progress.done == progress.total:
                 last = now
-                put(("tick", Progress(progress.stage, progress.done, progress.total, progress.message)))
+                preview = small(progress.preview_latent)
+                told = Progress(progress.stage, progress.done, progress.total, progress.message, preview)
+                put(("tick", replace(told, preview_format=progress.preview_format)))
 
         def check() -> None:
             if number in self._stopped:
@@ -84,12 +89,20 @@ class Worker:
             check()
             if self._work is None:
                 self._work = self._make_work()
-            result, loading = self._work(payload, Callbacks(show, check, previews=False), facts)
+            previews = getattr(self._work, "previews", False)
+            result, loading = self._work(payload, Callbacks(show, check, previews=previews), facts)
             put(("done", result, time.perf_counter() - started, loading))
         except Stopped:
             put(("stopped",))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the driver has to hear of it
             put(("failed", kind_of(error), as_text(error)))
+
+
+def small(preview: Any) -> Any:
+    """A preview, [C, H, W] or [C, T, H, W], in 16 bits on the CPU and without the frames after the first; or None."""
+    if preview is None:
+        return None
+    return (preview[:, :1] if preview.ndim == 4 else preview).detach().half().cpu()
 
 
 def kind_of(error: BaseException) -> str:

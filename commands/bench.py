@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import replace
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..comparison.choices import ALL, CHOICES, parse
-from ..comparison.presets import PRESETS, preset
+from ..comparison.presets import PRESETS
 from ..errors import InputError
-from ..optimizations.settings import COMPILE_BACKENDS, CompileSettings, OptimizationSettings
+from ..optimizations.settings import COMPILE_BACKENDS
+from .comparing.job import compared_names, comparison_run
+from .comparing.machines import KindsProgress, SomeNotMeasuredError, compare_on_cluster, folder_name, keep
 from .files import check_folder_target, check_writable, replacing, write_text
 from .libraries import prepare_libraries
-from .media import read_picture
 from .options import (
     FLOW_SHIFT_HELP,
     MODEL_HELP,
     add_lora_option,
     add_model_options,
-    lora_specs,
     path_argument,
-    pipeline_handle,
-    work_options,
 )
+from .prompts.arguments import add_cluster_options, cluster_settings
+from .prompts.items import make_absolute
+from .prompts.stopping import Stopping
 from .terminal import TerminalProgress
 
 if TYPE_CHECKING:
+    from ..cluster.settings import ClusterSettings
     from ..comparison.result import Comparison
     from ..comparison.run import ComparisonRun
     from ..optimizations.tuning.store import Row, Store
-    from ..pipelines.types import PipelineHandle, SampleRequest
 
 HELP = "measure which settings are the fastest here, and remember it for auto"
 PROMPT = "a fox in the snow at dawn, detailed fur, soft light"
@@ -71,6 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image", type=path_argument, metavar="FILE", help="for models that need one (default: a drawn picture)"
     )
     add_lora_option(parser)
+    machines = parser.add_argument_group("several machines")
+    add_cluster_options(
+        machines, "measure on every kind of card or processor of a cluster: a table for each in --output"
+    )
     store = parser.add_argument_group("what was measured before")
     store.add_argument("--show", action="store_true", help="list what is remembered")
     store.add_argument("--forget", action="store_true", help="forget what is remembered")
@@ -83,77 +87,65 @@ def run(args: argparse.Namespace) -> None:
         _store_command(args)
         return
     _check(args)
-    loras = lora_specs(args)
+    cluster = cluster_settings(args)
     prepare_libraries(args.verbose)
+    if cluster is not None:
+        _run_on_cluster(args, cluster)
+        return
 
-    from ..comparison.run import ComparisonRun, with_picture
-    from ..optimizations.tuning.candidates import Plan
     from ..optimizations.tuning.store import default_store
-    from ..pipelines.loading.loader import family_of_key
     from ..pipelines.loading.sources import is_local
-    from ..pipelines.requests import ready
 
-    plan = Plan(runs=args.runs, time_limit=args.time_limit)
-    chosen = preset(args.preset) if args.preset else None
-    names, request = _names(args), _request(args)
     with TerminalProgress(args.quiet) as callbacks:
         if not is_local(args.model):
             _check_output(args)  # nothing is downloaded for results that have no place
-        handle = replace(pipeline_handle(args, callbacks), loras=loras)
-        family = family_of_key(handle.key)
-        if chosen is not None:
-            chosen.check(family.name)
-        ready(family, with_picture(request, family))
+        comparison = comparison_run(args, callbacks, None if args.no_store else default_store())
         _check_output(args)
-        comparison = ComparisonRun(
-            handle,
-            request,
-            parse(names, lambda wanted: _working(wanted, handle)),
-            plan,
-            base=OptimizationSettings.plain(compile=CompileSettings(backend=args.compile_backend)),
-            store=None if args.no_store else default_store(),
-            combine_winners=ALL in names.split(","),
-            notes=chosen.notes(loras) if chosen is not None else (),
-        )
         try:
             comparison.run(callbacks)
         finally:  # cancelled or not: what was measured is kept
             _write(comparison, args)
 
 
+def _run_on_cluster(args: argparse.Namespace, cluster: ClusterSettings) -> None:
+    """Measure on every kind of machine of a cluster, each with its folder and its table."""
+    from ..comparison.table import as_table
+    from ..optimizations.tuning.store import default_store
+
+    _check_output(args)
+    make_absolute(args)
+    with Stopping(args.quiet) as stopping, KindsProgress(args.quiet) as show:
+        found, notes = compare_on_cluster(args, cluster, show, lambda: stopping.asked)
+    for each in found:
+        if each.comparison is not None:
+            args.output.mkdir(exist_ok=True)
+            write_results(each.comparison, args.output / folder_name(each.kind))
+            if not args.no_store:
+                keep(each.rows, default_store())
+            if not args.quiet:
+                print(f"{each.kind} ({each.worker})\n\n{as_table(each.comparison)}\n")
+    for note in notes:
+        sys.stderr.write(f"{note}\n")
+    if not args.quiet and any(each.comparison is not None for each in found):
+        print(f"written to {args.output}")
+    if stopping.asked:
+        raise KeyboardInterrupt
+    problems = [f"{each.kind} ({each.worker}): {each.problem}" for each in found if each.problem]
+    if problems:
+        raise SomeNotMeasuredError(f"{len(problems)} of {len(found)} kinds were not measured: {'; '.join(problems)}")
+
+
 def _check(args: argparse.Namespace) -> None:
     """What can be wrong without a look at the model."""
     if args.model is None:
         raise InputError("model", "", "there is nothing to measure", "give --model PATH, or --show for what is known")
-    parse(_names(args))
+    parse(compared_names(args))
 
 
 def _check_output(args: argparse.Namespace) -> None:
     if args.output is None:
         raise InputError("output", "", "there is no place for the results", "give --output FOLDER")
     check_folder_target("output", args.output)
-
-
-def _names(args: argparse.Namespace) -> str:
-    if args.compare is None:
-        return preset(args.preset).compare if args.preset else ALL
-    return str(args.compare)
-
-
-def _working(names: Iterable[str], handle: PipelineHandle) -> list[str]:
-    import torch
-
-    from ..comparison.run import working
-
-    return working(names, torch.device(handle.key.device), getattr(torch, handle.key.dtype))
-
-
-def _request(args: argparse.Namespace) -> SampleRequest:
-    from ..pipelines.types import SampleRequest
-
-    images = () if args.image is None else (read_picture(args.image, alpha=True),)
-    request = SampleRequest(**work_options(args), images=images)
-    return preset(args.preset).apply(request) if args.preset else request
 
 
 def _write(comparison: ComparisonRun, args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .benchmark import BenchmarkOptimizations
+from .cluster import ClusterSettingsNode
 from .conditions import CONDITION_NODES
 from .copies.quantize import QuantizeModel
 from .copies.save_folder import SaveFolder
@@ -34,6 +35,7 @@ class FastDiffusersExtension(ComfyExtension):
             Sampler,
             TorchCompileSettings,
             OptimizationSettingsNode,
+            ClusterSettingsNode,
             VAEDecode,
             VAEEncode,
             LoadVideoVAE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
@@ -9,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..pipelines.generate import generate
 from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle, SampleRequest
+from . import cluster as on_cluster
 from . import latent_input, sampler_inputs, sampler_outputs, types, vae_engines
 from .host import comfy_bridge, memory_management
 from .host.compat import schema
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ..cluster.settings import ClusterSettings
     from ..optimizations.settings import CompileSettings, OptimizationSettings
     from ..pipelines.conditions.kinds import Condition
 
@@ -74,6 +77,7 @@ class Sampler(io.ComfyNode):
         positive: list[Any] | None = None,
         negative: list[Any] | None = None,
         conditions: tuple[Condition, ...] = (),
+        cluster: ClusterSettings | None = None,
     ) -> io.NodeOutput:
         request = SampleRequest(
             prompt=prompt,
@@ -112,8 +116,12 @@ class Sampler(io.ComfyNode):
             memory_mode=pipeline.memory_mode,
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        with progress.running() as callbacks, memory_management.on_card(pipeline):
-            result = generate(pipeline, request, optimizations, callbacks, memory=comfy_bridge.memory_state)
+        where = memory_management.on_card(pipeline) if cluster is None else nullcontext()
+        with progress.running() as callbacks, where:
+            if cluster is None:
+                result = generate(pipeline, request, optimizations, callbacks, memory=comfy_bridge.memory_state)
+            else:
+                result = on_cluster.generate(cluster, pipeline, request, optimizations, callbacks)
             if decode and pipeline.vae is not None:
                 vae_engines.decode_result(pipeline.vae, result, optimizations, callbacks)
         if decode and not pipeline.decodes and pipeline.vae is None:

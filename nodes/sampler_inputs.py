@@ -75,6 +75,7 @@ def _optional_inputs() -> list[Any]:
         io.Conditioning.Input("positive", optional=True),
         io.Conditioning.Input("negative", optional=True),
         types.Conditions.Input("conditions", optional=True),
+        types.Cluster.Input("cluster", optional=True),
     ]
 
 

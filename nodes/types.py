@@ -29,6 +29,9 @@ ControlNet = io.Custom("FASTDIFFUSERS_CONTROLNET")
 ImagePromptModel = io.Custom("FASTDIFFUSERS_IMAGE_PROMPT_MODEL")
 """Carries `pipelines.conditions.kinds.ImagePromptKey`: what reads a picture as a prompt, never its weights."""
 
+Cluster = io.Custom("FASTDIFFUSERS_CLUSTER")
+"""Carries `cluster.settings.ClusterSettings`."""
+
 VideoVae = io.Custom("FASTDIFFUSERS_VIDEO_VAE")
 """Carries `VideoVaeHandle`: which video VAE, never its weights."""
 

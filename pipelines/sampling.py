@@ -24,6 +24,7 @@ from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
+from .requested.item import item_of_batch
 from .requests import ReadyRequest, ready, seeds
 from .results import check_and_report, frames_of, not_finite
 from .schedulers import TRIAL_STEPS, scheduler_for_run
@@ -137,7 +138,7 @@ def _denoise(
         )
 
     def call(request: SampleRequest) -> Any:
-        request = replace(request, latent=kept)
+        request = replace(request, latent=kept if request.latent is None else request.latent)
         arguments = call_arguments(
             pipeline, family, request, device=loaded.device, dtype=loaded.dtype, vae=loaded.absent_vae
         )
@@ -175,18 +176,12 @@ def _denoise(
             except _OneByOne as why:
                 report.note(f"{why}: the batch was made one by one, each with its own seed.")
                 outputs, each_last = [], []
-                for index, seed in enumerate(seeds(request)):
+                for index in range(request.batch):
                     calls_to_come, begun = request.batch - 1 - index, watch.done
-                    outputs.append(call(ready(family, _item(request.asked, index, seed))))
+                    outputs.append(call(ready(family, item_of_batch(family, request.asked, index))))
                     each_last.append(watch.latent)
                 last = _joined(each_last)
         return outputs, last, watch, step_experts(pipeline)
-
-
-def _item(request: SampleRequest, index: int, seed: int) -> SampleRequest:
-    """One item of a batch as a request of its own."""
-    positive, negative = (text and text.of_batch(index, 1) for text in (request.positive, request.negative))
-    return replace(request, batch=1, seed=seed, positive=positive, negative=negative)
 
 
 class _OneByOne(Exception):  # noqa: N818 - not an error: the batch is made in another way

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from ...cluster.settings import ClusterSettings, parse_cluster
+from ...cluster.settings import PATIENCE, ClusterSettings, parse_cluster
 from ...errors import InputError
 from ..conditions import add_condition_options
 from ..options import (
@@ -92,11 +92,14 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resume", action="store_true", help="with --prompts: do only what the manifest in --output does not have yet"
     )
-    group.add_argument(
-        "--cluster",
-        metavar="local | local:N | HOST:PORT",
-        help="with --prompts: spread the items over the cards of this machine (or N workers), or over a running Ray",
+    add_cluster_options(
+        group, "with --prompts: spread the items over the cards of this machine (or N workers), or over a running Ray"
     )
+
+
+def add_cluster_options(group: argparse._ArgumentGroup, does: str) -> None:
+    """A cluster, for what `does` says, and how its workers are; see `cluster_settings`."""
+    group.add_argument("--cluster", metavar="local | local:N | HOST:PORT", help=does)
     group.add_argument(
         "--cpus", type=int, metavar="N", help="with --cluster: threads of each worker (default: an equal share)"
     )
@@ -108,8 +111,6 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-PATIENCE = 120.0
-"""Seconds to wait for a free card where nothing else is said."""
 QUEUE = ("prompts", "resume", "cluster", "cpus", "cluster_wait")
 FOR_ALL_LINES = (*QUEUE, "report", "quiet", "verbose", "help")
 """What no line can say for itself."""

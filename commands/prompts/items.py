@@ -86,7 +86,7 @@ def read_items(path: Path, lines: Sequence[Line], parser: LineParser, base: argp
                 if other != line.number:
                     raise InputError("output", name, f"line {other} writes {file} too", "choose another name")
             _check_folders(name, args.batch, line.number, files, folders)
-            _make_absolute(args)
+            make_absolute(args)
             items.append(Item(number, line.number, name, args, _fingerprint(name, args, stamps)))
     return items
 
@@ -146,7 +146,7 @@ def may_write(name: str, batch: int) -> list[str]:
     return sorted(path.as_posix() for path in {*results, first.with_name(f"{first.name}.json")})
 
 
-def _make_absolute(args: argparse.Namespace) -> None:
+def make_absolute(args: argparse.Namespace) -> None:
     """Let the paths hold wherever the item is made."""
     for name, value in vars(args).items():
         if name == "output":
@@ -157,8 +157,9 @@ def _make_absolute(args: argparse.Namespace) -> None:
             setattr(args, name, [each.absolute() for each in value])
     if args.model is not None and _exists(args.model):
         args.model = str(Path(args.model).expanduser().absolute())
-    args.controlnet = [str(Path(each).expanduser().absolute()) if _exists(each) else each for each in args.controlnet]
-    args.keyframe = [absolute_keyframe(each) for each in args.keyframe]
+    models = getattr(args, "controlnet", [])
+    args.controlnet = [str(Path(each).expanduser().absolute()) if _exists(each) else each for each in models]
+    args.keyframe = [absolute_keyframe(each) for each in getattr(args, "keyframe", [])]
     args.lora = [[spec.path, repr(spec.strength), spec.expert] for spec in lora_specs(args)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from ...cluster import events
 from ...cluster.connection import connected
 from ...cluster.drive import drive
 from ...cluster.fleet import RayFleet
+from ...cluster.places import folder_for, leave_mark
 from ...cluster.schedule import Job
 from ...cluster.settings import ClusterSettings
 from ..files import write_bytes
@@ -26,12 +26,10 @@ from .progress import QueueProgress
 from .results import DiskFullError, Results, disk_full, is_full
 from .stopping import Stopping
 
-MARK = ".driver"
-
 
 @dataclass(frozen=True)
 class Parcel:
-    """One attempt at an item. A worker that finds `mark` in the file beside `place` writes there itself."""
+    """One attempt at an item. A worker that shares `place` (see `places.sees`) writes there itself."""
 
     item: Item
     place: Path
@@ -54,14 +52,9 @@ class RemoteWork:
             What came of it, and the contents of its files where this machine does not share the driver's folder; and
             the seconds that the load took.
         """
-        shared = _sees(parcel)
-        folder = parcel.place if shared else Path(tempfile.mkdtemp(prefix="fastdiffusers_"))
-        try:
+        with folder_for(parcel.place, parcel.mark) as (folder, shared):
             made = self._maker.make(parcel.item, folder, callbacks, facts)
             contents = {} if shared else {name: (folder / name).read_bytes() for name in made.files}
-        finally:
-            if not shared:
-                shutil.rmtree(folder, ignore_errors=True)
         return (made, contents), made.seconds.get("load", 0.0)
 
 
@@ -75,8 +68,8 @@ def make_on_cluster(
         DiskFullError: there is no room for more.
         KeyboardInterrupt: it was stopped.
     """
-    mark = results.staging.name
-    write_bytes(results.staging / MARK, mark.encode())
+    with disk_full(results.folder):
+        mark = leave_mark(results.staging)
     places: dict[int, Path] = {}
 
     def renew(job: Job) -> Parcel:
@@ -142,10 +135,3 @@ def _take(
 def _remove(place: Path | None) -> None:
     if place is not None:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _sees(parcel: Parcel) -> bool:
-    try:
-        return (parcel.place.parent / MARK).read_text(encoding="utf-8") == parcel.mark and parcel.place.is_dir()
-    except OSError:
-        return False

@@ -97,6 +97,13 @@ def make_room(patcher: ExternalModelPatcher, working: int = WORKING_MEMORY) -> N
     mm.load_models_gpu([patcher], memory_required=working)
 
 
+def leave_cards() -> None:
+    """Have ComfyUI take every model off the card, for workers that are other processes."""
+    if not mm.cpu_mode():
+        mm.unload_all_models()
+        mm.soft_empty_cache()
+
+
 _patchers: dict[LoadKey, ExternalModelPatcher] = {}
 _handles: Counter[LoadKey] = Counter()
 _lock = threading.RLock()  # a handle may be collected, and so released, while this thread holds it

@@ -22,8 +22,19 @@ TEXT_EVENT = (3).to_bytes(4, "big")
 PREVIEW_EVENTS = ((1).to_bytes(4, "big"), (4).to_bytes(4, "big"))
 
 
-async def cancel_when(server: Client, prompt: dict[str, Any], ripe: Callable[[Any], bool]) -> list[Any]:
-    """Run a prompt, press Cancel at the first message that `ripe` picks, and return all messages until it is over."""
+async def cancel_when(
+    server: Client,
+    prompt: dict[str, Any],
+    ripe: Callable[[Any], bool],
+    act: Callable[[], object] | None = None,
+    seconds: float = 300,
+) -> list[Any]:
+    """Run a prompt, press Cancel at the first message that `ripe` picks, and return all messages until it is over.
+
+    Args:
+        act: what to do instead of pressing Cancel.
+        seconds: how long the next message may take.
+    """
     messages: list[Any] = []
     async with aiohttp.ClientSession() as session:
         url = f"{server.server.url}/ws?clientId=watcher"
@@ -31,13 +42,13 @@ async def cancel_when(server: Client, prompt: dict[str, Any], ripe: Callable[[An
             await asyncio.to_thread(server.server.queue, prompt, "watcher")
             pressed = False
             while True:
-                message = await asyncio.wait_for(socket.receive(), 300)
+                message = await asyncio.wait_for(socket.receive(), seconds)
                 binary = message.type is aiohttp.WSMsgType.BINARY
                 event = message.data if binary else json.loads(message.data)
                 messages.append(event)
                 if not pressed and ripe(event):
                     pressed = True
-                    await asyncio.to_thread(server.server.interrupt)
+                    await asyncio.to_thread(act or server.server.interrupt)
                 if not binary and event["type"] in ("execution_interrupted", "execution_error", "execution_success"):
                     return messages
 

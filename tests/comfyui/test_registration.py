@@ -27,6 +27,7 @@ NODES = {
     "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT", "VIDEO", "AUDIO"],
     "FastDiffusersTorchCompileSettings": ["FASTDIFFUSERS_COMPILE_SETTINGS"],
     "FastDiffusersOptimizationSettings": ["FASTDIFFUSERS_OPTIMIZATION_SETTINGS"],
+    "FastDiffusersClusterSettings": ["FASTDIFFUSERS_CLUSTER"],
     "FastDiffusersVAEDecode": ["IMAGE", "FASTDIFFUSERS_REPORT"],
     "FastDiffusersVAEEncode": ["LATENT", "FASTDIFFUSERS_REPORT"],
     "FastDiffusersLoadVideoVAE": ["FASTDIFFUSERS_VIDEO_VAE"],

@@ -38,6 +38,7 @@ def read(name: str) -> dict[str, Any]:
 
 def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
+        "Cluster",
         "ComfyUI Text Encoders and VAE",
         "ControlNet",
         "FLUX.3",
@@ -94,7 +95,7 @@ def test_single_files_to_download_are_named_for_the_editor(server: Client) -> No
 def test_workflow_runs_as_it_comes(server: Client, name: str) -> None:
     prompt = to_prompt(read(name), server.info)
     before = len(server.server.log())
-    entry = server.succeed(prompt)
+    entry = server.succeed(prompt, 900)  # a cluster has to start first
     kinds = {prompt[node]["class_type"] for node in entry["outputs"]}
     said = server.server.log()[before:]
     assert "fingerprint_inputs" not in said, "ComfyUI then runs the node, and all after it, each time"

@@ -17,7 +17,15 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 GROUND = {"errors", "callbacks", "report"}
-LEAVES = GROUND | {"fallback", "memory", "cache_folder", "compile_clock", "compile_stop", "safetensors_header"}
+LEAVES = GROUND | {
+    "fallback",
+    "memory",
+    "cache_folder",
+    "compile_clock",
+    "compile_stop",
+    "safetensors_header",
+    "torchvision_ops",
+}
 ROOMS = {"nodes", "cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "scripts", "benchmarks"}
 
 MAY_IMPORT = {
@@ -54,7 +62,9 @@ OWN_ROOM = {
     "commands/launch": {"files"},
     "commands/conditions": {"media", "options"},
     "commands/plan": set(),
+    "commands/comparing": {"libraries", "media", "options"},
     "cluster/path": set(),
+    "cluster/child": {"batch", "connection", "drive", "events", "fleet", "parcel", "places", "schedule", "settings"},
     "commands/prompts": {"conditions", "files", "keeping", "latent_file", "libraries", "media", "options"},
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
@@ -78,7 +88,7 @@ COMFYUI = {
     "server",
 }
 MAY_PRINT = {"cli", "commands", "benchmarks", "scripts"}
-MAY_START_PROCESSES = {"commands", "benchmarks", "scripts"}
+MAY_START_PROCESSES = {"cluster", "commands", "benchmarks", "scripts"}
 
 
 def sources() -> list[Path]:
