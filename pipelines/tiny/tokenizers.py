@@ -49,7 +49,7 @@ def clip_tokenizer(
         names = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
         vocabulary = {token: index for index, token in enumerate(names)}
     start, end = "<|startoftext|>", "<|endoftext|>"
-    tokens, pairs, ids = dict(vocabulary), [tuple(pair) for pair in merges], (vocabulary[start], vocabulary[end])
+    tokens, pairs, ids = dict(vocabulary), list(merges), (vocabulary[start], vocabulary[end])
     specials = dict.fromkeys(("unk_token", "eos_token", "pad_token"), end)
 
     def backend() -> Any:
