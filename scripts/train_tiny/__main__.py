@@ -77,7 +77,7 @@ def train_vae(options: argparse.Namespace, device: torch.device) -> None:
             made = averages["vae"].decode(averages["vae"].encode(pictures).latent_dist.mode()).sample
         save_sheet(torch.cat([pictures, made.float()]), options.output / "vae.png")
 
-    average: Any = loop.train("vae", {"vae": vae}, loss_of, show, options.output, options.minutes, 2e-3, device)["vae"]
+    average: Any = loop.train("vae", {"vae": vae}, loss_of, show, options.output, options.minutes, 0.05, device)["vae"]
     show({"vae": average})
     with torch.no_grad():
         seen = [average.encode(scenes.draw(scenes.choose(16, 10**14 + k), device)).latent_dist.mode() for k in range(8)]
@@ -150,7 +150,7 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
     def show(averages: dict[str, Any]) -> None:
         sample(models.pipeline(vae, averages["clip"], averages["t5"], averages["flux"]), options.output / "flux.png")
 
-    averages: Any = loop.train("flux", parts, loss_of, show, options.output, options.minutes, 1.5e-3, device)
+    averages: Any = loop.train("flux", parts, loss_of, show, options.output, options.minutes, 0.02, device)
     worker.shutdown(cancel_futures=True)
     final = [copy.deepcopy(part).cpu().half() for part in (vae, averages["clip"], averages["t5"], averages["flux"])]
     models.pipeline(*final).save_pretrained(options.output / "flux")

@@ -18,6 +18,42 @@ SAVE_EVERY = 30.0
 SHOW_EVERY = 60.0
 
 
+class Optimizers:
+    """Muon for matrices and, as matrices, for convolutions; AdamW for the rest: embeddings, biases, norms."""
+
+    def __init__(self, modules: dict[str, torch.nn.Module], rate: float) -> None:
+        embeddings = {
+            id(part.weight) for m in modules.values() for part in m.modules() if isinstance(part, torch.nn.Embedding)
+        }
+        weights = [p for module in modules.values() for p in module.parameters()]
+        self.matrices = [p for p in weights if p.ndim >= 2 and id(p) not in embeddings]
+        self.others = [p for p in weights if p.ndim < 2 or id(p) in embeddings]
+        # Muon takes two dimensions: these share the memory of the weights that they stand for.
+        self.flat = [torch.nn.Parameter(p.detach().flatten(1)) for p in self.matrices]
+        self.muon = torch.optim.Muon(self.flat, lr=rate, weight_decay=0.0)
+        self.adam = torch.optim.AdamW(self.others, lr=rate / 10, betas=(0.9, 0.98), weight_decay=0.0)
+        self.rates = {id(self.muon): rate, id(self.adam): rate / 10}
+
+    def step(self, scale: float) -> None:
+        """Make one step at `scale` times the learning rates, and drop the gradients."""
+        for optimizer in (self.muon, self.adam):
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[id(optimizer)] * scale
+        for flat, weight in zip(self.flat, self.matrices, strict=True):
+            flat.grad = None if weight.grad is None else weight.grad.flatten(1)
+        self.muon.step()
+        self.adam.step()
+        for weight in (*self.flat, *self.matrices, *self.others):
+            weight.grad = None
+
+    def state(self) -> list[dict[str, Any]]:
+        return [self.muon.state_dict(), self.adam.state_dict()]
+
+    def load(self, states: list[dict[str, Any]]) -> None:
+        self.muon.load_state_dict(states[0])
+        self.adam.load_state_dict(states[1])
+
+
 def train(
     name: str,
     modules: dict[str, torch.nn.Module],
@@ -30,12 +66,14 @@ def train(
 ) -> dict[str, torch.nn.Module]:
     """Train `modules` for `minutes` in all (earlier runs count), and return their averages.
 
-    `loss_of(step)` gives named losses, of which "loss" is stepped on.
+    Args:
+        loss_of: takes the step and gives named losses, of which "loss" is stepped on.
+        rate: learning rate of matrices and convolutions, by Muon; everything else has a tenth of it, by AdamW.
     """
     averages = {key: copy.deepcopy(module).eval().requires_grad_(False) for key, module in modules.items()}
     weights: list[torch.Tensor] = [p for module in modules.values() for p in module.parameters()]
     mean_weights: list[torch.Tensor] = [p for module in averages.values() for p in module.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = Optimizers(modules, rate)
     step, before = 0, 0.0
     checkpoint = output / f"{name}.pt"
     if checkpoint.is_file():
@@ -43,7 +81,7 @@ def train(
         for key, module in modules.items():
             module.load_state_dict(saved["modules"][key])
             averages[key].load_state_dict(saved["averages"][key])
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load(saved["optimizer"])
         step, before = saved["step"], saved["seconds"]
     stopped: list[int] = []
     old = {n: signal.signal(n, lambda number, frame: stopped.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -54,7 +92,7 @@ def train(
         state: dict[str, Any] = {"step": step, "seconds": before + time.monotonic() - start}
         state["modules"] = {key: module.state_dict() for key, module in modules.items()}
         state["averages"] = {key: module.state_dict() for key, module in averages.items()}
-        state["optimizer"] = optimizer.state_dict()
+        state["optimizer"] = optimizer.state()
         torch.save(state, checkpoint.with_suffix(".part"))
         os.replace(checkpoint.with_suffix(".part"), checkpoint)
 
@@ -65,13 +103,10 @@ def train(
             if seconds >= limit:
                 break
             scale = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * seconds / limit)))
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
             losses = loss_of(step)
-            optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
+            optimizer.step(scale)
             step += 1
             decay = min(0.998, (1 + step) / (10 + step))
             with torch.no_grad():

@@ -125,7 +125,7 @@ def draw(scenes: Scenes, device: torch.device | str = "cpu", size: int = SIZE) -
     def flag(mask: Tensor) -> Tensor:
         return mask.float()[:, None, None]
 
-    def cover(distance: Tensor, soft: float = 1.0) -> Tensor:
+    def cover(distance: Tensor, soft: float = 2.0) -> Tensor:
         return (0.5 - distance * (size / soft)).clamp(0, 1)
 
     def paint(canvas: Tensor, tint: Tensor, mask: Tensor) -> Tensor:
@@ -184,19 +184,19 @@ def draw(scenes: Scenes, device: torch.device | str = "cpu", size: int = SIZE) -
     near = horizon + 0.13 + 0.05 * torch.sin(6.2832 * (x * (0.7 + 0.5 * at(14)) + at(15)))
     canvas = paint(canvas, base, cover(near - y) * flag(ground != 0))
     ripple = (y - horizon - 0.03).clamp(min=0)
-    stripe = torch.sin(90 * ripple.sqrt() + 2 * torch.sin(9 * x + 6.2832 * at(16)))
-    canvas = paint(canvas, base * 1.35 + 0.03, ((stripe - 0.8) * 6).clamp(0, 0.6) * flag(ground == 0) * cover(edge - y))
+    stripe = torch.sin(60 * ripple.sqrt() + 2 * torch.sin(9 * x + 6.2832 * at(16)))
+    canvas = paint(canvas, base * 1.35 + 0.03, ((stripe - 0.6) * 2).clamp(0, 0.6) * flag(ground == 0) * cover(edge - y))
 
     canvas = _things(canvas, locals(), table(PAINTS, colour) * light)
 
-    slant = torch.frac((x + 0.25 * y) * 24 + at(29)) - 0.5
-    column = torch.floor((x + 0.25 * y) * 24 + at(29))
-    drop = torch.frac(y * 7 + torch.frac((column * 12.9898).sin() * 43.7).abs() * 5) < 0.45
-    canvas = paint(canvas, light * 0.85 + 0.1, cover(slant.abs() / 24 - 0.0022) * drop * 0.75 * flag(weather == 2))
-    sx, sy = x * 13 + at(30), y * 13 + at(31)
+    slant = torch.frac((x + 0.25 * y) * 14 + at(29)) - 0.5
+    column = torch.floor((x + 0.25 * y) * 14 + at(29))
+    drop = torch.frac(y * 5 + torch.frac((column * 12.9898).sin() * 43.7).abs() * 5) < 0.45
+    canvas = paint(canvas, light * 0.85 + 0.1, cover(slant.abs() / 14 - 0.004) * drop * 0.6 * flag(weather == 2))
+    sx, sy = x * 9 + at(30), y * 9 + at(31)
     shift = torch.frac((torch.floor(sx) * 12.9898 + torch.floor(sy) * 78.233).sin() * 437.5).abs()
-    flake = ((torch.frac(sx) - 0.25 - 0.5 * shift) ** 2 + (torch.frac(sy) - 0.3 - 0.4 * shift) ** 2).sqrt() / 13
-    canvas = paint(canvas, light * 0.4 + 0.6, cover(flake - 0.009) * flag(weather == 3))
+    flake = ((torch.frac(sx) - 0.25 - 0.5 * shift) ** 2 + (torch.frac(sy) - 0.3 - 0.4 * shift) ** 2).sqrt() / 9
+    canvas = paint(canvas, light * 0.4 + 0.6, cover(flake - 0.014) * flag(weather == 3))
     veil = 0.72 * (1 - ((y - horizon).abs() / 0.55)).clamp(0.25, 1) * flag(weather == 4)
     canvas = paint(canvas, light * 0.80, veil.expand(-1, size, size))
     return canvas.clamp(0, 1) * 2 - 1
