@@ -92,7 +92,14 @@ else
 	@echo "ComfyUI: none found, so the example workflow was not run (COMFYUI_PATH=folder names one)"
 endif
 
-test: lint types $(if $(COMFYUI),comfyui-tests) unit-tests
+# Two at a time, because the tests against ComfyUI wait for servers and a browser; each shows its output when it has
+# ended, and one that fails stops none of the others.
+SUITES := lint types $(if $(COMFYUI),comfyui-tests) unit-tests
+
+test: $(VENV)/.stamp-test $(if $(COMFYUI),$(LAYER)/.stamp)
+	@echo "$(strip $(SUITES)): two at a time, each is shown when it has ended"
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) \
+		$(SUITES)
 ifeq ($(COMFYUI),)
 	@echo "tests/comfyui: skipped, no ComfyUI found (COMFYUI_PATH=folder names one)"
 endif

@@ -140,6 +140,17 @@ class OptimizationReport:
         lines += [f"not had: {r.name} {r.requested}, {r.applied} instead: {r.reason}" for r in missed]
         return [line for line in (*lines, *(f"note: {note}" for note in self.notes)) if line]
 
+    def lines(self) -> Iterator[str]:
+        """The summary; then the details, one thing a line, what is to be said about it below it: for a narrow box."""
+        yield from self.summary()
+        yield ""
+        for record in self:
+            change = record.applied if record.applied == record.requested else f"{record.requested} → {record.applied}"
+            yield f"{record.name}: {change}" + (" (fell back)" if record.failed else "")
+            yield from (f"    {text}" for text in (record.reason, record.cost) if text)
+        yield ""
+        yield from (f"{name}: {in_words(value)}" for name, value in self.facts.items())
+
     def as_text(self) -> str:
         """The summary, without the details."""
         return "\n".join(self.summary())

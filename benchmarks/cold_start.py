@@ -26,6 +26,7 @@ import torch
 
 from ..commands.libraries import prepare_libraries
 from ..commands.paths import PACK
+from ..comparison.architectures import FLUX_DEV, NOTE, SMALL_NOTE, build
 from ..comparison.choices import PLAIN, settings_of
 from ..comparison.presets import MODEL_BENCHMARKS
 from ..comparison.run import check_active
@@ -34,7 +35,6 @@ from ..optimizations.settings import CompileSettings, OptimizationSettings
 from ..pipelines.generate import run_loaded
 from ..pipelines.loading.loader import resolve_device, resolve_dtype
 from ..pipelines.types import PipelineHandle, SampleRequest
-from .architectures import FLUX_DEV, NOTE, SMALL_NOTE, build
 from .common import store, table
 
 WARM = 3

@@ -1,7 +1,7 @@
 """What every benchmark shares: the machine's facts, and results as data files.
 
-A result file says what was measured, on which machine, with which versions and when; the README's figures come from
-these files and from nowhere else.
+A result file says what was measured, on which machine, with which versions and when; the figures of docs/figures.md
+come from these files and from nowhere else.
 """
 
 from __future__ import annotations

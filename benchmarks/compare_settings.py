@@ -24,6 +24,7 @@ from ..callbacks import Callbacks
 from ..commands.bench import write_results
 from ..commands.libraries import prepare_libraries
 from ..commands.terminal import TerminalProgress
+from ..comparison.architectures import ARCHITECTURES, NOTE, SMALL_NOTE
 from ..comparison.presets import MODEL_BENCHMARKS
 from ..comparison.run import ComparisonRun, working
 from ..comparison.table import as_table
@@ -31,7 +32,6 @@ from ..optimizations.tuning.candidates import Plan
 from ..optimizations.tuning.meters import DeviceMemoryMeter
 from ..pipelines.loading.loader import resolve_device, resolve_dtype
 from ..pipelines.types import PipelineHandle, SampleRequest
-from .architectures import ARCHITECTURES, NOTE, SMALL_NOTE
 from .common import RESULTS, store
 from .quantized import QUANTIZATIONS, OwnMemory, Twins, parse_names, quantization_of
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..callbacks import Callbacks
+from ..comparison.architectures import Architecture, build
 from ..comparison.choices import PLAIN, parse, settings_of
 from ..errors import FastDiffusersError
 from ..fallback import describe
@@ -23,7 +24,6 @@ from ..optimizations.settings import OptimizationSettings
 from ..optimizations.tuning.meters import MemoryMeter, PeakMemory, synchronize
 from ..pipelines.generate import run_loaded
 from ..pipelines.types import LoadedPipeline, LoadKey, PipelineHandle, SampleRequest, SampleResult
-from .architectures import Architecture, build
 
 QUANTIZATIONS: Mapping[str, str] = {
     "fp8": "torchao-fp8-dynamic",

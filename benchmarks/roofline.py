@@ -23,12 +23,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..commands.libraries import prepare_libraries
+from ..comparison.architectures import FLUX_DEV, NOTE, build
 from ..comparison.choices import settings_of
 from ..comparison.presets import MODEL_BENCHMARKS
 from ..fallback import describe
 from ..optimizations.apply import active, apply
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.generate import run_loaded
+from ..pipelines.loading.devices import default_dtype
 from ..pipelines.loading.loader import resolve_dtype
 from ..pipelines.types import LoadedPipeline, PipelineHandle, SampleRequest
 from ..vae import VaeConfig, VideoVAE, from_state_dict
@@ -36,7 +38,6 @@ from ..vae.checkpoint import choose_device, choose_dtype
 from ..vae.kernels.conv_choice import rules
 from ..vae.network.execution import CarriedFrames, Execution, Layout
 from ..vae.planner import TAILS
-from .architectures import FLUX_DEV, NOTE, build, default_dtype
 from .common import store, table
 from .kernels import Bench, Ceilings, measure_ceilings
 from .stages import ALL, AttentionCalls, Stage, Stages, measure_stages

@@ -2,7 +2,7 @@
 
 Every family runs as its tiny embedded pipeline: plainly, with each engine and level, plainly again. An engine counts
 as working when it skipped steps, gave a finite result that another run repeats bit for bit, and left the plain run bit
-for bit as it was. Writes `results/step_cache_support.json` and the table in the README.
+for bit as it was. Writes `results/step_cache_support.json` and the table in docs/figures.md.
 
 It says what works, not what it gains: random weights have no picture to lose.
 """
@@ -32,7 +32,7 @@ from ..pipelines.types import PipelineHandle, SampleRequest, SampleResult
 from .common import RESULTS, machine
 
 TARGET = RESULTS / "step_cache_support.json"
-README = PACK / "README.md"
+FIGURES = PACK / "docs" / "figures.md"
 BEGIN, END = "<!-- step cache support: begin -->", "<!-- step cache support: end -->"
 
 STEPS = 10
@@ -73,7 +73,7 @@ def try_engine(family: str, engine: type[StepCacheEngine]) -> dict[str, Any]:
 
 
 def as_markdown(families: dict[str, dict[str, Any]]) -> str:
-    """The table of the README."""
+    """The table of docs/figures.md."""
     engines = {"CacheDitEngine": "with cache-dit", "DiffusersHooksEngine": "without it"}
     lines = [f"| family | {' | '.join(engines.values())} |", "| --- | --- | --- |"]
     for family, found in families.items():
@@ -82,7 +82,7 @@ def as_markdown(families: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def readme_with(text: str, block: str) -> str:
+def with_table(text: str, block: str) -> str:
     """`text` with the table between its two marks replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -119,7 +119,7 @@ def main() -> None:
     data = {"benchmark": "step_cache_support", "machine": machine("cpu"), "steps": STEPS, "families": families}
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_text(TARGET, json.dumps(data, indent=2, ensure_ascii=False))
-    write_text(README, readme_with(README.read_text(encoding="utf-8"), as_markdown(families)))
+    write_text(FIGURES, with_table(FIGURES.read_text(encoding="utf-8"), as_markdown(families)))
     print(as_markdown(families))
 
 

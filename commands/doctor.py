@@ -15,9 +15,12 @@ from . import environment
 from .launch import start_script
 from .launch.advice import Advice, LaunchFacts, launch_advice
 from .launch.comfyui_log import SessionLog, find_logs, last_session
-from .libraries import prepare_libraries
+from .libraries import prepare_libraries, torchvision_fault
 from .options import path_argument
 from .paths import PACK, find_comfyui, find_comfyuis, model_folders
+
+MOST_VRAM = 4096.0
+"""GiB; no card has more, so it is a mistake."""
 
 HELP = "show what this machine can do, and why not the rest"
 
@@ -37,8 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--log", type=path_argument, metavar="FILE", help="ComfyUI's log, where doctor does not find it by itself"
     )
 
+    parser.add_argument(
+        "--plan",
+        metavar="MODEL",
+        help="what a card holds of a model: a folder, a Hub id in the cache, tiny:<family>, or an architecture by name "
+        "(flux, zimage, qwenimage, wan-i2v); needs --vram",
+    )
+    parser.add_argument("--vram", type=float, metavar="GIB", help="with --plan: memory of the card, in GiB")
+
 
 def run(args: argparse.Namespace) -> None:
+    if args.plan is not None or args.vram is not None:
+        _plan(args)
+        return
     if args.launch is not None and args.json:
         raise InputError("--launch", args.launch, "a script is no JSON", "leave out --json")
     target: Path | None = args.launch if isinstance(args.launch, Path) else None
@@ -55,6 +69,24 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else as_text(facts))
         return
     launch(facts, target, overwrite=args.overwrite)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    """Print what a card of that size holds of the model."""
+    if args.plan is None:
+        raise InputError("--vram", args.vram, "it is for a plan", "name the model: --plan MODEL")
+    for name in ("launch", "log", "overwrite"):
+        if getattr(args, name):
+            raise InputError(f"--{name}", getattr(args, name), "it has nothing to do with a plan", "leave it out")
+    if args.vram is None:
+        raise InputError("--plan", args.plan, "the card is not named", "give its memory in GiB: --vram 24")
+    if not 0 < args.vram <= MOST_VRAM:  # NaN too
+        raise InputError("--vram", args.vram, f"it is more than 0 and at most {MOST_VRAM:.0f} GiB", "use 24, say")
+    prepare_libraries(args.verbose)
+    from .plan import figures, skeleton, text
+
+    found = figures.plan(skeleton.model_of(args.plan), int(args.vram * environment.GIB))
+    print(json.dumps(text.as_dict(found), indent=2, ensure_ascii=False) if args.json else text.as_text(found))
 
 
 def launch(facts: dict[str, Any], path: Path | None, *, overwrite: bool = False) -> None:
@@ -96,6 +128,7 @@ def examine(logs: list[Path] | None = None) -> dict[str, Any]:
         "torch_compile": environment.compiler(best),
         "cudnn": environment.cudnn(),
         "allocator": environment.allocator(),
+        "torchvision": torchvision_fault(),
         "paths": paths(),
     }
     log, session = last_session(find_logs(find_comfyuis()) if logs is None else logs)
@@ -138,6 +171,12 @@ def advice(facts: dict[str, Any]) -> list[str]:
         found.append(
             f"cuDNN {facts['cudnn']['version']} takes about three times the memory for video convolutions in half "
             "precision: pip install -U 'nvidia-cudnn-cu12>=9.15' (nvidia-cudnn-cu13 for CUDA 13)"
+        )
+    if facts["torchvision"]:
+        found.append(
+            f"torchvision {versions['torchvision']} does not belong to torch {versions['torch']}, and ComfyUI cannot "
+            f"start with it ({facts['torchvision']}): pip install --force-reinstall --no-deps torchvision, from the "
+            "index that torch is from"
         )
     if not facts["torch_compile"]["works"]:
         found.append(f"torch.compile cannot be used: {facts['torch_compile']['reason']}")

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--diffusion-model",
         type=path_argument,
         metavar="FILE",
-        help="FLUX.1 dev or schnell from the files that ComfyUI takes, with --text-encoder twice and --vae",
+        help="a model from the files that ComfyUI takes, with --text-encoder and --vae",
     )
     parser.add_argument(
         "--text-encoder",
@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --diffusion-model: a text encoder; repeat for several, in any order",
     )
     parser.add_argument("--vae", type=path_argument, metavar="FILE", help="with --diffusion-model: its VAE")
+    parser.add_argument(
+        "--second-expert",
+        type=path_argument,
+        metavar="FILE",
+        help="with --diffusion-model, where it is Wan 2.2's expert for much noise: that for little noise",
+    )
     parser.add_argument("--prompt", required=True, metavar="TEXT")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT")
     parser.add_argument(

@@ -8,8 +8,19 @@ import os
 import sys
 import warnings
 
+from ..errors import first_line
+
 _declared: list[object] = []
 """Keeps the declarations alive: a torch Library undoes its own when it is collected."""
+
+
+_faults: list[str] = []
+"""Why torchvision could not be imported as it is."""
+
+
+def torchvision_fault() -> str:
+    """Why programs that declare nothing, ComfyUI among them, cannot import torchvision here; "" where they can."""
+    return _faults[0] if _faults else ""
 
 
 def prepare_libraries(verbose: bool) -> None:
@@ -32,7 +43,8 @@ def declare_torchvision_ops() -> None:
         import torchvision  # noqa: F401 - importing it is the question
     except ImportError:
         return
-    except RuntimeError:
+    except RuntimeError as error:
+        _faults.append(first_line(error))
         for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "FRAGMENT")

@@ -241,13 +241,18 @@ def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineH
     from ..pipelines.loading.loader import resolve
     from ..pipelines.types import PipelineHandle
 
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"comfyui": find_comfyui()}
     diffusion_model = getattr(args, "diffusion_model", None)
     if diffusion_model is not None:
+        if args.revision:
+            raise InputError("--revision", args.revision, "a model in parts is not from the Hub", "leave it out")
         encoders, vae = [str(path) for path in args.text_encoder], "" if args.vae is None else str(args.vae)
-        parts = {"in_parts": True, "text_encoders": encoders, "vae": vae, "comfyui": find_comfyui()}
-    elif getattr(args, "text_encoder", None) or getattr(args, "vae", None):
-        raise InputError("model", args.model, "--text-encoder and --vae go with a diffusion model", "leave them out")
+        parts = {"in_parts": True, "text_encoders": encoders, "vae": vae, **parts}
+        if args.second_expert is not None:
+            parts["second_expert"] = str(args.second_expert)
+    elif any(getattr(args, name, None) for name in ("text_encoder", "vae", "second_expert")):
+        reason = "--text-encoder, --vae and --second-expert go with a diffusion model"
+        raise InputError("model", args.model, reason, "leave them out")
     key = resolve(
         str(args.model or diffusion_model),
         revision=args.revision,

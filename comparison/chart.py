@@ -21,7 +21,7 @@ ROW = 92
 SMALLEST = 24
 BAR = 46
 NAME_LEFT, TIME_LEFT, MEMORY_LEFT, PICTURE_LEFT = MARGIN, 316, 862, 1082
-TIME_WIDTH, MEMORY_WIDTH = 410, 80
+TIME_WIDTH, MEMORY_WIDTH = 370, 80
 
 PAPER, INK, FAINT, RULE, STRIPE = "#ffffff", "#1b2430", "#66717f", "#d8dde3", "#f3f6f9"
 GOOD, BAD, NEUTRAL = "#1a7f4b", "#c0392b", "#66717f"
@@ -60,6 +60,13 @@ class _Brush:
         stroke = 1 if bold else 0
         self.draw.text((x, y), text, fill=colour, font=font, anchor="lm", stroke_width=stroke, stroke_fill=colour)
         return font.getlength(text)
+
+    def spread(self, low: float, high: float, y: float) -> None:
+        """A line from `low` to `high` with an end at each, on whatever is below it."""
+        for colour, extra in ((PAPER, 2), (INK, 0)):
+            self.draw.rectangle((low - extra, y - 1 - extra, high + extra, y + 1 + extra), fill=colour)
+            for x in (low, high):
+                self.draw.rectangle((x - 1 - extra, y - 9 - extra, x + 1 + extra, y + 9 + extra), fill=colour)
 
 
 def chart(comparison: Comparison) -> Image.Image:
@@ -152,8 +159,10 @@ def _verdict(row: ComparisonRow) -> str:
 
 
 def _time_bar(brush: _Brush, row: ComparisonRow, comparison: Comparison, middle: float) -> None:
-    longest = max(other.run.median for other in comparison.rows if other.run is not None)
-    total = row.run.median if row.run is not None else 0.0
+    if row.run is None:
+        return
+    longest = max(other.run.high for other in comparison.rows if other.run is not None)
+    total = row.run.median
     colours = _colours(_stages(comparison.rows))
     length = TIME_WIDTH * total / longest if longest else 0.0
     whole = sum(row.stages.values()) or 1.0
@@ -165,7 +174,12 @@ def _time_bar(brush: _Brush, row: ComparisonRow, comparison: Comparison, middle:
     if not row.stages:
         brush.draw.rectangle((x, middle - BAR / 2, x + length, middle + BAR / 2), fill=STAGE_COLOURS["steps"])
         x += length
-    brush.text(x + 12, middle, seconds(total), 31)
+    low, high = (
+        TIME_LEFT + TIME_WIDTH * (value / longest if longest else 0.0) for value in (row.run.low, row.run.high)
+    )
+    if row.run.runs > 1:
+        brush.spread(low, high, middle)
+    brush.text(max(x, high) + 12, middle, f"{seconds(total)} ±{row.run.relative:.0%}", 29)
 
 
 def _memory_bar(brush: _Brush, row: ComparisonRow, comparison: Comparison, middle: float) -> None:

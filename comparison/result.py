@@ -15,8 +15,9 @@ from ..errors import InputError, ModelFileError
 from ..optimizations.components import HIGH_NOISE, LOW_NOISE
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
 from ..pipelines.loading.small_files import read_json
-from .row import GIB, VAE, ComparisonRow
+from .row import VAE, ComparisonRow
 from .verdict import headline, recommended, verdict
+from .words import GIB
 
 
 @dataclass(frozen=True)

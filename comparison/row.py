@@ -13,8 +13,8 @@ from ..optimizations.tuning.expert_steps import ExpertSteps
 from ..optimizations.tuning.meters import PeakMemory
 from ..optimizations.tuning.quality import Quality
 from ..optimizations.tuning.statistics import PairedVerdict, Spread
+from .words import without_classes
 
-GIB = 2**30
 ENOUGH_PAIRS = 3
 """Runs of each side from which an interval is told: of two it is wider than any difference could be."""
 UNKNOWN_GAIN = 0.05
@@ -80,7 +80,7 @@ class ComparisonRow:
             moved=measured.moved,
             quality=measured.quality,
             active="" if report is None else ", ".join(f"{record.name} {record.applied}" for record in report),
-            problem=measured.problem,
+            problem=without_classes(measured.problem),
         )
 
     @property

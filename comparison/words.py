@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from .row import GIB
+import re
+
+GIB = 2**30
+ERROR_CLASS = re.compile(r"\b(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failed|Unsupported|Exit)\b(?:: ?|$)")
+"""The name of an error's class before its text."""
+
+
+def without_classes(problem: str) -> str:
+    """What went wrong in the words of the errors, without the names of their classes."""
+    words = " ".join(ERROR_CLASS.sub("", problem).split())
+    return words or (problem and f"it failed without saying why ({problem.strip(': ')})")
 
 
 def seconds(value: float) -> str:

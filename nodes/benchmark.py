@@ -9,9 +9,10 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..comparison.chart import chart
-from ..comparison.choices import ALL, CHOICES, parse
+from ..comparison.choices import ALL, CHOICES, PLAIN, parse
 from ..comparison.presets import PRESETS
 from ..comparison.run import ComparisonRun, working
+from ..comparison.shown import ComparisonReport, summary
 from ..comparison.table import as_table
 from ..errors import FastDiffusersError
 from ..optimizations.settings import CompileSettings, OptimizationSettings
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from ..pipelines.types import PipelineHandle
 
 NO_PRESET = "none"
+EVERYTHING = "all that work here"
+OFFERED = {EVERYTHING: ALL} | {f"{one.name}: {one.help}": one.name for one in CHOICES.values() if one.name != PLAIN}
+"""What the list offers -> what it stands for. A graph may hold anything else that `choices.parse` reads."""
 PROMPT = "a fox in the snow at dawn, detailed fur, soft light"
 
 
@@ -50,15 +54,16 @@ class BenchmarkOptimizations(io.ComfyNode):
                 types.OptimizationSettings.Output(display_name="settings"),
                 io.Image.Output(display_name="chart"),
                 io.String.Output(display_name="table"),
+                types.Report.Output(display_name="report"),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(cls, compare: str) -> bool | str:
+    def validate_inputs(cls, compare: str, compare_also: str = "") -> bool | str:
         try:
-            parse(compare)
+            parse(_names(compare, compare_also))
         except FastDiffusersError as error:
             return error.in_short()
         return True
@@ -81,11 +86,13 @@ class BenchmarkOptimizations(io.ComfyNode):
         image: torch.Tensor | None = None,
         remember: bool = True,
         preset: str = NO_PRESET,
+        compare_also: str = "",
     ) -> io.NodeOutput:
+        compare = _names(compare, compare_also)
         chosen = PRESETS.get(preset)
         if chosen is not None:
             chosen.check(loader.family_of_key(pipeline.key).name)
-            compare = chosen.compare if compare.strip() == ALL else compare
+            compare = chosen.compare if compare == ALL else compare
         request = SampleRequest(
             prompt=prompt,
             steps=steps or None,
@@ -109,27 +116,22 @@ class BenchmarkOptimizations(io.ComfyNode):
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         try:
-            with memory_management.on_card(pipeline):
-                run.run(progress.callbacks)
+            with progress.running() as callbacks, memory_management.on_card(pipeline):
+                run.run(callbacks)
         finally:
             if run.started:  # after a cancel the node has no output, but it still shows what was found
-                progress.show_text(as_table(run.result()))
+                progress.show_text(comfy_bridge.LINE_BREAK.join(summary(run.result())))
         found = run.result()
         run_logger.info("FastDiffusers, Benchmark Optimizations: %s", found.verdict)
         picture = _as_image(found)
-        return io.NodeOutput(found.recommended.settings, picture, as_table(found), ui=ui.PreviewImage(picture, cls=cls))
+        shown = ui.PreviewImage(picture, cls=cls)
+        return io.NodeOutput(found.recommended.settings, picture, as_table(found), ComparisonReport(found), ui=shown)
 
 
 def _what_to_compare() -> list[io.Input]:
     return [
         types.Pipeline.Input("pipeline"),
-        io.String.Input(
-            "compare",
-            default=ALL,
-            tooltip=f"'{ALL}': every lossless choice that works here, and then the best of them together. Or names, "
-            f"separated by commas and joined with + to combine, such as 'compile,compile+xformers'. The names: "
-            f"{', '.join(CHOICES)}.",
-        ),
+        io.Combo.Input("compare", options=list(OFFERED), default=EVERYTHING),
         io.Int.Input("runs", default=5, min=1, max=100),
         io.Float.Input("time_limit", default=0.0, min=0.0, max=86400.0, step=10.0),
     ]
@@ -152,11 +154,24 @@ def _the_work() -> list[io.Input]:
             options=[NO_PRESET, *PRESETS],
             default=NO_PRESET,
             optional=True,
-            tooltip="A known case. It fills in what is left open: 'compare' at 'all', and the work at the model's "
-            f"defaults (0, or -1). {'; '.join(f'{one.name}: {one.help}' for one in PRESETS.values())}. LoRAs come with "
-            "the pipeline, through Load LoRA.",
+            tooltip=f"A known case. It fills in what is left open: 'compare' at '{EVERYTHING}', and the work at the "
+            f"model's defaults (0, or -1). {'; '.join(f'{one.name}: {one.help}' for one in PRESETS.values())}. "
+            "LoRAs come with the pipeline, through Load LoRA.",
+        ),
+        io.String.Input(
+            "compare_also",
+            default="",
+            optional=True,
+            tooltip="More to compare: names separated by commas, joined with + to combine, such as "
+            f"'fused,compile+xformers'. The names: {', '.join(CHOICES)}.",
+            **ADVANCED,
         ),
     ]
+
+
+def _names(compare: str, also: str) -> str:
+    """Everything that is to be compared, as `choices.parse` takes it."""
+    return ",".join(filter(None, (OFFERED.get(compare, compare).strip(), also.strip(" ,"))))
 
 
 def _working(names: Iterable[str], pipeline: PipelineHandle) -> list[str]:

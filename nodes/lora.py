@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -51,7 +51,7 @@ class LoadLora(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str) -> str:
+    def fingerprint_inputs(cls, lora_name: str, **how: Any) -> str:
         # An edited file runs again under the same name.
         path = lora_path(lora_name)
         return f"{path} {lora_files.stamp(path)}"

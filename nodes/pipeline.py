@@ -13,7 +13,14 @@ from ..pipelines.types import PipelineHandle
 from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
-from .host.model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
+from .host.model_files import (
+    CUSTOM,
+    comfyui_folder,
+    default_pipeline,
+    download_folder,
+    pipeline_choices,
+    pipeline_source,
+)
 
 
 class LoadPipeline(io.ComfyNode):
@@ -35,11 +42,11 @@ class LoadPipeline(io.ComfyNode):
                     "model",
                     options=choices,
                     default=default_pipeline(choices),
-                    tooltip="Folders with a model_index.json and .safetensors files under every 'diffusers' path "
-                    "(those of extra_model_paths.yaml too), .safetensors checkpoints, and the tiny pipelines embedded "
-                    "in this pack: random weights, no download, to try a graph. Where several paths have one of the "
-                    f"same name, the name alone is the first path's; the others say their path. {CUSTOM} takes the "
-                    "field below.",
+                    tooltip="Folders with a model_index.json or a modular_model_index.json, and .safetensors files, "
+                    "under every 'diffusers' path (those of extra_model_paths.yaml too), .safetensors checkpoints, and "
+                    "the tiny pipelines embedded in this pack: random weights, no download, to try a graph. Where "
+                    "several paths have one of the same name, the name alone is the first path's; the others say their "
+                    f"path. {CUSTOM} takes the field below.",
                 ),
                 io.String.Input(
                     "custom_model",
@@ -83,13 +90,15 @@ class LoadPipeline(io.ComfyNode):
         cls, model: str, custom_model: str, dtype: str, memory_mode: str, quantization: str, device: str, revision: str
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        key = loader.resolve(
-            pipeline_source(model, custom_model),
-            revision=revision.strip(),
-            dtype=dtype,
-            device=comfy_bridge.device_name(device),
-            quantization=quantization,
-            library=download_folder(),
-            callbacks=progress.callbacks,
-        )
+        with progress.running() as callbacks:
+            key = loader.resolve(
+                pipeline_source(model, custom_model),
+                revision=revision.strip(),
+                dtype=dtype,
+                device=comfy_bridge.device_name(device),
+                quantization=quantization,
+                library=download_folder(),
+                comfyui=comfyui_folder(),
+                callbacks=callbacks,
+            )
         return io.NodeOutput(memory_management.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))

@@ -33,7 +33,6 @@ class QuantizeModel(io.ComfyNode):
                 "8 bit",
                 "smaller model",
                 "save model",
-                "gguf",
             ],
             inputs=[
                 io.Combo.Input(
@@ -78,16 +77,17 @@ class QuantizeModel(io.ComfyNode):
         quantized_matmul: bool = False,
     ) -> io.NodeOutput:
         source = pipeline_source(model, custom_model)
-        copy = quantize_folder(
-            source,
-            weights_dtype,
-            _target(source, weights_dtype, name),
-            device=comfy_bridge.device_name("auto"),
-            svd_rank=svd_rank,
-            quantized_matmul=quantized_matmul,
-            library=download_folder(),
-            callbacks=comfy_bridge.NodeProgress(cls.hidden.unique_id).callbacks,
-        )
+        with comfy_bridge.NodeProgress(cls.hidden.unique_id).running() as callbacks:
+            copy = quantize_folder(
+                source,
+                weights_dtype,
+                _target(source, weights_dtype, name),
+                device=comfy_bridge.device_name("auto"),
+                svd_rank=svd_rank,
+                quantized_matmul=quantized_matmul,
+                library=download_folder(),
+                callbacks=callbacks,
+            )
         gib = 2**30
         lines = [f"{part}: {what or 'nothing large enough to quantize'}" for part, what in copy.components.items()]
         lines.append(f"{copy.bytes_before / gib:.2f} GiB of weights before, {copy.bytes_after / gib:.2f} GiB now")

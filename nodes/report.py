@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..report import in_words
 from . import types
 from .host.compat import schema
 
 if TYPE_CHECKING:
+    from ..comparison.shown import ComparisonReport
     from ..report import OptimizationReport
 
 
@@ -31,20 +30,8 @@ class ShowReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, report: OptimizationReport, format: str) -> io.NodeOutput:
+    def execute(cls, report: OptimizationReport | ComparisonReport, format: str) -> io.NodeOutput:
         text = report.as_json() if format == "json" else report.as_table()
-        shown = text if format == "json" else "\n".join(_lines(report))
+        shown = text if format == "json" else "\n".join(report.lines())
         # `shown` is for the box on the node (web/show_report.js), where lines are short and columns would break.
         return io.NodeOutput(text, ui={"text": (text,), "shown": (shown,)})
-
-
-def _lines(report: OptimizationReport) -> Iterator[str]:
-    """The summary; then the details, one thing a line, what is to be said about it below it."""
-    yield from report.summary()
-    yield ""
-    for record in report:
-        change = record.applied if record.applied == record.requested else f"{record.requested} → {record.applied}"
-        yield f"{record.name}: {change}" + (" (fell back)" if record.failed else "")
-        yield from (f"    {text}" for text in (record.reason, record.cost) if text)
-    yield ""
-    yield from (f"{name}: {in_words(value)}" for name, value in report.facts.items())

@@ -103,8 +103,8 @@ class Sampler(io.ComfyNode):
             memory_mode=pipeline.memory_mode,
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        with memory_management.on_card(pipeline):
-            result = generate(pipeline, request, optimizations, progress.callbacks, memory=comfy_bridge.memory_state)
+        with progress.running() as callbacks, memory_management.on_card(pipeline):
+            result = generate(pipeline, request, optimizations, callbacks, memory=comfy_bridge.memory_state)
         for note in notes:
             result.report.note(note)
         progress.show_report("Diffusers Sampler", result.report)

@@ -82,7 +82,8 @@ class VAEDecode(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         choices = VaeChoices(compile=compile_settings, **widgets)
-        frames, report = vae_engines.decode(vae, samples, choices, progress.callbacks)
+        with progress.running() as callbacks:
+            frames, report = vae_engines.decode(vae, samples, choices, callbacks)
         progress.show_report("VAE Decode (Fast)", report)
         if frames.ndim == 5:
             frames = frames.flatten(0, 1)
@@ -110,6 +111,7 @@ class VAEEncode(io.ComfyNode):
     ) -> io.NodeOutput:
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         choices = VaeChoices(compile=compile_settings, **widgets)
-        latent, report = vae_engines.encode(vae, pixels, choices, progress.callbacks)
+        with progress.running() as callbacks:
+            latent, report = vae_engines.encode(vae, pixels, choices, callbacks)
         progress.show_report("VAE Encode (Fast)", report)
         return io.NodeOutput(latent, report, ui=ui.PreviewText(report.as_text()))

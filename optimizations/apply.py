@@ -102,7 +102,7 @@ def _apply_memory_and_precision(
     workload: Workload,
     look: MemoryProbe,
 ) -> None:
-    working = _working_memory(pipeline, workload)
+    working = working_memory(pipeline, workload)
     report.set(offload.use(pipeline, settings.memory_mode, device, look(device), working, before_hooks=_own_weights))
     # The weights that the memory mode keeps on the device are there by now, so what is free is what a decode can have.
     for record in vae_memory.use(pipeline, settings.vae_tiling, workload, look(device)):
@@ -235,7 +235,7 @@ def _refuse_compile(
     return f"it would push the model out of memory: {short}" if short else ""
 
 
-def _working_memory(pipeline: Any, workload: Workload) -> int:
+def working_memory(pipeline: Any, workload: Workload) -> int:
     """Bytes that a run needs beside the weights: the decode's, at most what is assumed, because tiles shrink it."""
     vae = vae_of(pipeline)
     if vae is None or not workload.width:

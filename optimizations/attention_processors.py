@@ -84,9 +84,12 @@ def _names_backend(processor: Any) -> bool:
 
 @functools.cache
 def _calls_sdpa(kind: type) -> bool:
-    """Whether the class's code mentions the function that `_Redirect` intercepts."""
+    """Whether the class's code mentions the function that `_Redirect` intercepts, or the one that calls it by default.
+
+    Cosmos' processors hand their attention to diffusers' dispatcher and name no backend: it calls SDPA.
+    """
     code = getattr(inspect.getattr_static(kind, "__call__", None), "__code__", None)
-    return code is not None and "scaled_dot_product_attention" in code.co_names
+    return code is not None and bool({"scaled_dot_product_attention", "dispatch_attention_fn"} & set(code.co_names))
 
 
 @functools.cache

@@ -141,8 +141,9 @@ class Region:
     def while_compiling(self, seconds: float) -> None:
         """The same while it compiles, which it has done for `seconds`."""
         total = len(self._modules)
-        part = "for another size" if self._started == total else f"{self._started + 1} of {total}"
-        taken = f"{self.compilations.seconds + seconds:.0f} s"
+        block = "whole" if total == 1 else f"block {self._started + 1} of {total}"
+        part = "for another size" if self._started == total else block
+        taken = f"{self.compilations.seconds + seconds:.0f} s so far"
         self.signals.tick("compile", self._started, total, f"{self.name}: {part}, {taken} ({first_run(self.last)})")
 
     def after_first_call(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ def denoisers(pipeline: Any) -> dict[str, nn.Module]:
     """The models that run once per denoising step, by name, in the order of `DENOISERS`."""
     found = modules(pipeline)
     return {name: found[name] for name in DENOISERS if name in found}
+
+
+def is_modular_class(pipeline_class: type) -> bool:
+    """Whether it is one of Modular Diffusers: blocks around components, without the methods of other pipelines."""
+    import diffusers
+
+    modular = getattr(diffusers, "ModularPipeline", None)  # older releases have none
+    return isinstance(modular, type) and issubclass(pipeline_class, modular)
 
 
 def step_experts(pipeline: Any) -> tuple[str, ...]:
@@ -174,3 +183,19 @@ def execution_device(module: Any, target: torch.device) -> torch.device:
 def has_time_axis(vae: Any) -> bool:
     """Whether a VAE takes [B, C, T, h, w], pictures as T = 1."""
     return vae.config.get("z_dim") is not None or hasattr(vae, "temporal_compression_ratio")
+
+
+@contextmanager
+def unet_with_a_size(unet: Any) -> Iterator[None]:
+    """Let classes for Stable Diffusion look, as they are made, at the `sample_size` of a UNet that says none.
+
+    They only ask whether it is below 64; the size of a picture comes from the call.
+    """
+    missing = unet is not None and unet.config.get("sample_size", 64) is None
+    if missing:
+        unet.register_to_config(sample_size=64)
+    try:
+        yield
+    finally:
+        if missing:
+            unet.register_to_config(sample_size=None)

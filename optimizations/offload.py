@@ -16,7 +16,7 @@ from torch import nn
 
 from ..memory import GIB, MemoryState, Need, device_memory, shortage
 from ..report import OptimizationRecord
-from .components import denoisers, is_cast_to_decode, modules, resident_bytes
+from .components import denoisers, is_cast_to_decode, is_modular_class, modules, resident_bytes
 
 NAME = "memory_mode"
 WORKING_MEMORY = 2 * GIB
@@ -85,6 +85,8 @@ def decide(
         return "gpu", reason
     if choice == "sequential":
         return "group_offload_leaf", ""
+    if choice == "model_offload" and is_modular_class(type(pipeline)):
+        return "group_offload_block", "pipelines made of blocks cannot be offloaded model by model"
     if choice != "auto":
         return choice, ""
     current = _placed.get(pipeline)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..optimizations.components import is_modular_class
 from . import latents
 from .classes.forms import around
+from .classes.guidance import OWN_SCHEDULES
 from .families import Family
+from .modular.run import accepted as accepted_by_blocks
 from .requests import ReadyRequest, seeds
 from .types import SampleRequest
 
@@ -30,6 +34,8 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         request: checked and completed.
     """
     from_image = request.strength < 1.0
+    modular = is_modular_class(type(pipeline))
+    as_lists = family.known and not modular
     arguments: dict[str, Any] = {
         **dict(family.extra),
         **_prompts(family, request),
@@ -39,9 +45,9 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         family.frames_argument: request.num_frames,
         family.rate_argument: _rate(request.frame_rate),
         # Not every pipeline takes a list; one generator gives the same noise as a list of one.
-        "generator": generators(request) if family.known or request.batch > 1 else generators(request)[0],
+        "generator": generators(request) if as_lists or request.batch > 1 else generators(request)[0],
         # "pt" is raw in some classes (Kandinsky, DeepFloyd IF) and unknown to others (Shap-E).
-        "output_type": "latent" if family.known else "np",
+        "output_type": "latent" if family.known and not modular else "np",
         "max_sequence_length": request.max_sequence_length,
         # Kontext scales whatever size it is given to this area.
         "max_area": (request.width or 0) * (request.height or 0) or None,
@@ -54,23 +60,36 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
     if family.second_guidance and pipeline.config.get("boundary_ratio") is not None:
         arguments["guidance_scale_2"] = request.guidance_2
     if from_image:
-        arguments |= {"image": _start(pipeline, family, request), "strength": request.strength}
+        name = "image_latents" if modular and request.latent is not None else "image"
+        arguments |= {name: _start(pipeline, family, request), "strength": request.strength}
     elif request.images:
         pictures = [to_pil(image, family.alpha) for image in request.images]
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
     _check_text_length(pipeline, request)
-    accepted = inspect.signature(pipeline.__call__).parameters
+    accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
-    if family.guidance_replaces and request.guidance is not None:
-        call[family.guidance_replaces] = None
+    schedule = OWN_SCHEDULES.get(family.name)
+    if request.guidance is not None and schedule is not None:
+        alone = family.guidance_argument == schedule.argument  # the class takes a guidance in no other form
+        call[schedule.argument] = (request.guidance,) * (request.steps or 1) if alone else None
+    asked: SampleRequest = getattr(request, "asked", request)
+    if modular and asked.steps is None and accepted.get("num_inference_steps", 0) is None:
+        call.pop("num_inference_steps", None)  # a distilled model has its own
     if family.images_as_list and "adapter_conditioning_scale" in accepted:
         call["adapter_conditioning_scale"] = [1.0] * family.min_images  # several adapters cannot share its default
     if "intermediate_timesteps" in accepted and request.steps != 2:
         # Sana Sprint takes one between two steps, and fails with any other number.
         call["intermediate_timesteps"] = None
     return call
+
+
+def _accepted(pipeline: Any) -> Mapping[str, Any]:
+    """What a call takes: of a modular pipeline, the inputs of its blocks."""
+    if is_modular_class(type(pipeline)):
+        return accepted_by_blocks(pipeline)
+    return inspect.signature(pipeline.__call__).parameters
 
 
 def _rate(rate: float | None) -> float | None:
@@ -173,8 +192,12 @@ def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:
         picture = to_pil(request.images[0])
         if request.width and request.height:
             picture = picture.resize((request.width, request.height), resample=LANCZOS)
+        if is_modular_class(type(pipeline)):  # it repeats what is encoded
+            return picture
         return [picture] * request.batch
     native = latents.from_comfy(request.latent, family, pipeline.vae).to(pipeline.vae.dtype)
+    if is_modular_class(type(pipeline)):  # as its own encoder gives them
+        return native
     native = native.squeeze(2) if native.ndim == 5 else native
     # The pipelines tell latents from pictures by their channels; not all of them know how many this model has.
     pipeline.image_processor.register_to_config(vae_latent_channels=family.latent_channels)

@@ -22,8 +22,6 @@ class Family:
         name: short name, "flux2-klein".
         classes: diffusers classes it covers.
         guidance_argument: call argument that takes the guidance scale, "" when there is none.
-        guidance_replaces: call argument that is None where a guidance is given, "" when there is none.
-        guided_steps: steps that the model's own guidance, one per step, is made for; 0 = any number.
         second_guidance: has `guidance_scale_2` for its second expert.
         prompt: takes a prompt.
         negative_prompt: honours a negative prompt.
@@ -35,15 +33,19 @@ class Family:
             area.
         size_multiple: width and height are multiples of it, in pixels.
         max_size: largest width or height, in pixels: what the position embeddings reach.
+        most_aspect: longer edge to shorter edge at most, 0 for any.
+        min_steps: fewest steps.
         video: gives frames with a rate.
         num_frames, frame_rate: recommended clip, frames (0 = the pipeline's own) and frames per second.
         frame_rate_assumed: nothing says which rate the model makes.
         rate_argument: call argument that takes the frame rate, where there is one.
         frames_argument: call argument that takes the number of frames.
         required: call arguments that it fails without, and that no input of a request fills.
-        makes: what it makes instead of pictures, in words, "" for one that makes those.
-        frame_step: frames are 1 + a multiple of it; 1 = any number.
-        max_frames: longest clip, in frames.
+        makes: what it makes instead of pictures, clips or sound, in words; "" for one that makes those.
+        sound_alone: makes sound, and nothing to be seen.
+        frame_step: frames are `frame_rest` + a multiple of it; 1 = any number.
+        frame_rest: what is over of any number of frames divided by `frame_step`; 1 but for MiniMax-H3.
+        min_frames, max_frames: shortest and longest clip, in frames.
         images: "none" for text only, "optional", or "required".
         max_images: reference images accepted.
         min_images: how many a model that works on pictures wants.
@@ -73,8 +75,6 @@ class Family:
     name: str
     classes: tuple[str, ...] = ()
     guidance_argument: str = "guidance_scale"
-    guidance_replaces: str = ""
-    guided_steps: int = 0
     second_guidance: bool = False
     prompt: bool = True
     negative_prompt: bool = True
@@ -87,6 +87,8 @@ class Family:
     height: int = 1024
     size_multiple: int = 16
     max_size: int = MAX_SIZE
+    most_aspect: float = 0.0
+    min_steps: int = 1
     video: bool = False
     num_frames: int = 1
     frame_rate: float | None = None
@@ -95,7 +97,10 @@ class Family:
     frames_argument: str = "num_frames"
     required: tuple[str, ...] = ()
     makes: str = ""
+    sound_alone: bool = False
     frame_step: int = 1
+    frame_rest: int = 1
+    min_frames: int = 1
     max_frames: int = 1
     images: str = "none"
     max_images: int = 0

@@ -19,7 +19,6 @@ from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
 from .loading import loader
 from .requests import SCHEDULER_DEFAULT, ReadyRequest, ready
-from .results import refuse_without_picture
 from .schedulers import TRIAL_STEPS, fitting_scheduler
 from .types import LoadedPipeline, LoadKey, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
@@ -56,9 +55,7 @@ def generate(
         ModelFileError: the model cannot be read.
         Exception: whatever stops the run, unchanged. The pipeline stays in the cache, usable.
     """
-    family = loader.family_of_key(handle.key)
-    refuse_without_picture(family)
-    request = ready(family, request)
+    request = ready(loader.family_of_key(handle.key), request)
     check_before_load(handle.key, request)
     lora.check_loras(handle.loras)
     before = CACHE.peek(handle.key)
@@ -99,7 +96,6 @@ def run_loaded(
     from ..optimizations.tuning.transfers import counted
     from .tuning_key import tuning_key
 
-    refuse_without_picture(loaded.family)
     request, settings = ready(loaded.family, request), handle.placing(settings)
     workload = workload_of(loaded, request)
     key = tuning_key(handle, workload, settings)

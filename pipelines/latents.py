@@ -124,6 +124,8 @@ def unpack(native: torch.Tensor, family: Family, width: int, height: int) -> tor
         return native
     if native.ndim == 5:  # image-to-video steps the frames after the first one, unpacked
         return native
+    if native.ndim == 4:  # modular blocks end with it unpacked
+        return native.unsqueeze(2) if family.comfy_format == "Wan21" else native
     batch, _, channels = native.shape
     if family.layout == "tokens":
         rows, columns = height // family.latent_stride, width // family.latent_stride

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..optimizations.components import is_modular_class
 from .classes.guidance import GUIDER, guidance_of_model
 from .classes.models import nets_in, with_models
 from .classes.signature import family_from_signature
 from .families import FAMILIES, NETS, Family
+from .modular.family import classical_class, modular_family
 
 _BY_CLASS = {name: family for family in FAMILIES for name in family.classes}
 
@@ -31,11 +33,17 @@ def family_of(pipeline: Any) -> Family:
         found = getattr(diffusers, pipeline, None)
         return family_of(found) if isinstance(found, type) else Family(pipeline, (pipeline,), size_multiple=8)
     pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
-    family = _BY_CLASS.get(pipeline_class.__name__) or family_from_signature(pipeline_class)
+    family = _of_class(pipeline_class)
     if isinstance(pipeline, type):
         return family
     parts = {name: _configuration(part) for name, part in pipeline.components.items() if part is not None}
     return _variant_of(_as_built(family, pipeline), pipeline_class, pipeline.config, parts)
+
+
+def _of_class(pipeline_class: type) -> Family:
+    if is_modular_class(pipeline_class) and getattr(pipeline_class, "default_blocks_name", None):  # not the base class
+        return modular_family(pipeline_class, _BY_CLASS.get(classical_class(pipeline_class)))
+    return _BY_CLASS.get(pipeline_class.__name__) or family_from_signature(pipeline_class)
 
 
 def family_of_configuration(
@@ -47,7 +55,7 @@ def family_of_configuration(
         config: of the pipeline: what its `model_index.json` holds.
         parts: name of each component that is there -> its configuration, {} where it is not read.
     """
-    family = _BY_CLASS.get(pipeline_class.__name__) or family_from_signature(pipeline_class)
+    family = _of_class(pipeline_class)
     return _variant_of(family, pipeline_class, config, parts)
 
 
@@ -85,14 +93,19 @@ def _trained(
 ) -> Family:
     """The family with what this checkpoint was trained for."""
     model, scheduler = parts.get("transformer", {}), parts.get("scheduler", {})
+    if not family.known and is_modular_class(pipeline_class):
+        return family
     if not family.known:
         return _unknown_variant(family, pipeline_class, config, model)
-    if family.name == "flux" and not model.get("guidance_embeds"):
+    if family.name == "flux" and not model.get("guidance_embeds"):  # both forms of it
         return replace(family, steps=4, guidance=0.0, guidance_argument="")
+    if family.name == "sdxl":
+        return _of_trained_size(family, parts.get("unet", {}), parts.get("vae", {}))
     if family.name == "flux2-klein" and config.get("is_distilled"):
         return replace(family, steps=4, guidance=1.0)
     if family.name == "zimage" and scheduler.get("shift", 3.0) > 3.0:
-        return replace(family, steps=50, guidance=4.0)
+        # The classical form adds the difference to the guided side: 4 there is 5 here.
+        return replace(family, steps=50, guidance=5.0 if family.guidance_argument == GUIDER else 4.0)
     if family.name in ("wan-t2v", "wan-i2v"):
         return _wan_variant(family, config)
     if family.layout == "tokens" and not model.get("cross_attn_mod"):
@@ -100,6 +113,15 @@ def _trained(
         extra = (("spatio_temporal_guidance_blocks", (29,)), ("use_cross_timestep", False))
         return replace(family, steps=40, extra=extra)
     return family
+
+
+def _of_trained_size(family: Family, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Family:
+    """The family with the size that the UNet says it was trained for: SDXL Turbo makes pictures of half the edge."""
+    cells, blocks = unet.get("sample_size"), vae.get("block_out_channels")
+    if not isinstance(cells, int) or not blocks:
+        return family
+    edge = min(family.max_size, cells * 2 ** (len(blocks) - 1))
+    return replace(family, width=edge, height=edge)
 
 
 def _unknown_variant(
@@ -118,15 +140,16 @@ def _unknown_variant(
 
 def _as_built(family: Family, pipeline: Any) -> Family:
     """The family with this checkpoint's own VAE: the channels of its latents, and their stride."""
-    if family.layout not in ("plain", "packed", "video") or pipeline.vae is None:
+    if family.layout not in ("plain", "packed", "patches", "video") or pipeline.vae is None:
         return family
     config = pipeline.vae.config
     stride = getattr(pipeline, "vae_scale_factor_spatial", None) or getattr(pipeline, "vae_scale_factor", None)
     channels = config.get("z_dim") or config.get("latent_channels")
+    patch = 2 if family.layout == "patches" else 1  # Flux.2's cells are 2 x 2 of its VAE's
     return replace(
         family,
-        latent_channels=int(channels or family.latent_channels),
-        latent_stride=int(stride or family.latent_stride),
+        latent_channels=int(channels) * patch**2 if channels else family.latent_channels,
+        latent_stride=int(stride) * patch if stride else family.latent_stride,
     )
 
 

@@ -9,8 +9,10 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .classes.guidance import OWN_SCHEDULES
 from .families import Family
 from .requested.sizes import fit
+from .results import refuse_without_picture
 from .schedulers import SCHEDULERS, SHORT_NAMES
 from .types import SampleRequest
 
@@ -34,7 +36,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
         InputError: the first thing that cannot be done, naming the input, its value, the reason and the cure.
     """
     _check_purpose(family)
-    _check_range("steps", request.steps, 1, MAX_STEPS, f"{family.steps} is recommended")
+    _check_range("steps", request.steps, family.min_steps, MAX_STEPS, f"{family.steps} is recommended")
     _check_range("batch", request.batch, 1, MAX_BATCH, "run it several times for more")
     _check_range("seed", request.seed, 0, 2**64 - 1, "use any number in that range")
     for name in ("guidance", "guidance_2"):
@@ -42,6 +44,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
         _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
     _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
     request, fitted = fit(family, request)
+    _check_aspect(family, request)
     _check_frame_rate(request.frame_rate)
     _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
     _check_guided_steps(family, request)
@@ -112,17 +115,17 @@ def seeds(request: SampleRequest) -> tuple[int, ...]:
 
 def _check_purpose(family: Family) -> None:
     """Refuse a class that makes something else than pictures, or that needs more than a request can say."""
-    if family.makes:
-        raise InputError("model", family.name, f"it makes {family.makes}", "choose a model of pictures or video")
+    refuse_without_picture(family)
     if family.required:
         reason = f"it needs what no input here gives: {', '.join(family.required)}"
         raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
 
 
 def _check_guided_steps(family: Family, request: SampleRequest) -> None:
-    if family.guided_steps and request.guidance is None and request.steps not in (None, family.guided_steps):
-        reason = f"{family.name}'s own guidance is a list for {family.guided_steps} steps"
-        raise InputError("steps", request.steps, reason, f"use {family.guided_steps}, or set guidance too")
+    schedule = OWN_SCHEDULES.get(family.name)
+    if schedule is not None and request.guidance is None and request.steps not in (None, schedule.steps):
+        reason = f"{family.name}'s own guidance is a list for {schedule.steps} steps"
+        raise InputError("steps", request.steps, reason, f"use {schedule.steps}, or set guidance too")
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, cure: str) -> None:
@@ -131,6 +134,14 @@ def _check_range(name: str, value: float | None, low: float, high: float, cure: 
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         least, most = (str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
         raise InputError(name, value, f"it must be between {least} and {most}", cure)
+
+
+def _check_aspect(family: Family, request: SampleRequest) -> None:
+    width, height = request.width or family.width, request.height or family.height
+    if family.most_aspect and max(width, height) > family.most_aspect * min(width, height):
+        most = f"{family.most_aspect:g}"
+        reason = f"{family.name} makes pictures from 1:{most} to {most}:1"
+        raise InputError("size", f"{width}x{height}", reason, f"use {family.width}x{family.height}, say")
 
 
 def _check_frame_rate(rate: float | None) -> None:

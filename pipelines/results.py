@@ -6,12 +6,11 @@ or after the rows; a clip with or without a batch around it. Sound is `sound.py`
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .classes.outputs import CLIPS, PICTURES, SOUNDS
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from ..report import OptimizationReport
     from .families import Family
 
-CLIPS = ("frames", "video", "videos")
-PICTURES = ("images", "image", "prediction", "rgb")
-SOUNDS = ("audio", "audios", "sound")
 _ASIDE = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 """Verdicts of checkers, which have blackened the picture already."""
 
@@ -32,26 +28,13 @@ def refuse_without_picture(family: Family, sound_counts: bool = True) -> None:
     Args:
         sound_counts: False where sound alone is of no use either.
     """
-    import diffusers
-
-    pipeline_class = getattr(diffusers, family.name, None)
-    names = returned_fields(pipeline_class) if isinstance(pipeline_class, type) and not family.known else ()
-    if not names or set(names) & {*CLIPS, *PICTURES}:
-        return
-    if not set(names) & set(SOUNDS):
-        reason = f"it makes no picture, clip or sound, but {', '.join(names)}"
-        raise InputError("model", family.name, reason, "choose the pipeline that makes pictures of them")
-    if not sound_counts:
+    if family.makes:
+        cure = "choose a model of pictures or video"
+        if family.makes.startswith("embeddings"):
+            cure = "choose the pipeline that makes pictures of them"
+        raise InputError("model", family.name, f"it makes {family.makes}", cure)
+    if family.sound_alone and not sound_counts:
         raise InputError("model", family.name, "it makes sound alone", "use the node Diffusers Sampler, output 'audio'")
-
-
-def returned_fields(pipeline_class: type) -> tuple[str, ...]:
-    """Fields of the output classes that the code of `__call__` names; () where it hands on what another one returns."""
-    call: Any = inspect.unwrap(pipeline_class.__call__)
-    code = getattr(call, "__code__", None)  # a stand-in for a class that cannot be imported has none
-    named = [call.__globals__.get(name) for name in code.co_names] if code is not None else []
-    outputs = [each for each in named if is_dataclass(each) and issubclass(each, Mapping)]  # type: ignore[arg-type]
-    return tuple(dict.fromkeys(field.name for output in outputs for field in fields(output)))
 
 
 def frames_of(outputs: Sequence[Any], report: OptimizationReport) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import InputError, first_line
-from ..optimizations.components import denoisers, step_experts
+from ..optimizations.components import denoisers, is_modular_class, step_experts
 from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note
@@ -19,6 +19,7 @@ from .classes.guidance import guided
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
+from .modular.run import Ran, call_blocks, fresh_parts, ignored
 from .requests import ReadyRequest, ready, seeds
 from .results import frames_of
 from .schedulers import TRIAL_STEPS, scheduler_for_run
@@ -80,7 +81,9 @@ def run(
         stages["denoise"] = sum(step_seconds)
         result = SampleResult(
             frames=None,
-            latent=_comfy_latent(loaded, request, outputs[0][0], last, report),
+            latent=_comfy_latent(
+                loaded, request, _first(outputs, loaded.family), _last(outputs, last, loaded.family), report
+            ),
             frame_rate=request.frame_rate,
             seeds=seeds(request),
             step_seconds=step_seconds,
@@ -112,6 +115,9 @@ def _denoise(
     """(what the pipeline returned, by call; the latent after the last step; what was seen; the expert of each step)."""
     family = loaded.family
     pipeline = form_for(loaded.pipeline, family, request)
+    modular = is_modular_class(type(pipeline))
+    for note in ignored(pipeline, family, request.asked) if modular else ():
+        report.note(note)
 
     def on_step(done: int, total: int, estimate: torch.Tensor | None) -> None:
         check_unchanged(loaded.key.source, loaded.mapped)
@@ -124,12 +130,12 @@ def _denoise(
 
     def call(request: SampleRequest) -> Any:
         arguments = call_arguments(pipeline, family, request)
-        if family.layout == "tokens":  # of image-to-video, the scheduler sees the frames after the first alone
+        if family.layout == "tokens" and not modular:  # the scheduler sees no first frame of image-to-video
             arguments["callback_on_step_end"] = watch.keep_latents
         if request.batch > 1 and not _makes_batches(arguments):
             raise _OneByOne(f"{family.name} makes one at a time")
         try:
-            return pipeline(**arguments)
+            return call_blocks(pipeline, arguments) if modular else pipeline(**arguments)
         except (AttributeError, TypeError, ValueError) as error:
             if isinstance(arguments.get("generator"), list) and not watch.done and "list" in str(error):
                 raise _OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error
@@ -141,7 +147,10 @@ def _denoise(
         shift = None if scheduler is None else scheduler.config.get("shift_terminal")
         if request.steps == 1 and shift:  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
-        guidance = guided(pipeline, family.guidance_argument, request.guidance)
+        if modular:
+            guidance = fresh_parts(pipeline, family, request)
+        else:
+            guidance = guided(pipeline, family.guidance_argument, request.guidance)
         with guidance, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
             try:
                 outputs, last = [call(request)], watch.latent
@@ -171,6 +180,20 @@ def _joined(latents: list[torch.Tensor | None]) -> torch.Tensor | None:
     found = [latent for latent in latents if latent is not None]
     alike = len(found) == len(latents) and len({latent.shape for latent in found}) == 1
     return torch.cat(found) if alike else None
+
+
+def _first(outputs: list[Any], family: Family) -> Any:
+    """The first thing that the calls returned; of a family whose result is a latent, those of all calls together."""
+    made = [output[0] for output in outputs]
+    return _joined(made) if family.known and len(made) > 1 else made[0]
+
+
+def _last(outputs: list[Any], last: torch.Tensor | None, family: Family) -> torch.Tensor | None:
+    """The latent after the last step; of a modular pipeline outside the table what its blocks make of that."""
+    if not family.known and len(outputs) == 1 and isinstance(outputs[0], Ran) and hasattr(outputs[0][0], "float"):
+        found: torch.Tensor = outputs[0][0]
+        return found
+    return last
 
 
 def _comfy_latent(

@@ -55,6 +55,12 @@ SHORT_NAMES = {
 }
 """What users call them -> (class for a diffusion model, class for a flow model or "" where there is none)."""
 
+_NEEDED_SETTINGS = {
+    "invert_sigmas": "its noise levels cannot rise, as this model's do",
+    "rescale_betas_zero_snr": "it cannot begin at pure noise, as this model was trained to",
+}
+"""Setting of a model's own scheduler -> what is wrong with one that has no such setting: it would run, and drop it."""
+
 
 @contextmanager
 def scheduler_for_run(
@@ -216,8 +222,9 @@ def _candidate(original: Any, name: str) -> Any:
     if type(original).__name__ not in SCHEDULERS and scheduler_class not in original.compatibles:
         return _ANOTHER_PROCESS  # the model was made for a scheduler of its own
     parameters = inspect.signature(scheduler_class.__init__).parameters
-    if original.config.get("invert_sigmas") and "invert_sigmas" not in parameters:
-        return "its noise levels cannot rise, as this model's do"
+    for setting, reason in _NEEDED_SETTINGS.items():
+        if original.config.get(setting) and setting not in parameters:
+            return reason
     flow_class = name.startswith("FlowMatch")
     changes: dict[str, Any] = {}
     if is_flow(original):

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ..optimizations.components import is_modular_class
+from .modular.blocks import blocks_of, loop_blocks
 from .schedulers import is_flow, pipelines_of, schedulers_of
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def watched(pipeline: Any, device: torch.device, on_step: OnStep, previews: bool
         for scheduler in schedulers_of(pipeline):
             scheduler.step = _WatchedStep(scheduler, functools.partial(after_step, scheduler))
             undo.callback(vars(scheduler).pop, "step", None)
-        for part in pipelines_of(pipeline):
+        for part in (*pipelines_of(pipeline), *_loops_of(pipeline)):
             part.progress_bar = progress_bar
             undo.callback(vars(part).pop, "progress_bar", None)
         undo.enter_context(_encode_timed(getattr(pipeline, "vae", None), watch))
@@ -151,6 +153,11 @@ def watched(pipeline: Any, device: torch.device, on_step: OnStep, previews: bool
         if watch.done > len(watch.known_seconds):  # image to image takes fewer steps than its scheduler has
             watch.wait_for(watch.done)
             on_step(watch.done, watch.done, None)
+
+
+def _loops_of(pipeline: Any) -> list[Any]:
+    """The blocks of a modular pipeline that loop: the bars are theirs."""
+    return list(loop_blocks(blocks_of(pipeline))) if is_modular_class(type(pipeline)) else []
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def cut_notes(pipeline: Any, seen: list[Reading], request: SampleRequest) -> lis
 def _tokenizers(pipeline: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, part in pipeline.components.items():
-        tokenizer = part if "tokenizer" in name else getattr(part, "tokenizer", None)
+        # What is called a tokenizer may be a processor (FLUX.2, Kandinsky 5), which is called with pictures first.
+        tokenizer = getattr(part, "tokenizer", part if "tokenizer" in name else None)
         if callable(tokenizer) and hasattr(tokenizer, "decode") and tokenizer not in found.values():
             found[name] = tokenizer
     return found

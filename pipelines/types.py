@@ -31,7 +31,7 @@ class LoadKey:
         lora_rank: total rank that LoRAs are given room for with the first one, 0 for no more than that needs.
         parts: (component, absolute path) of a model whose components are files of their own; `source` is its
             diffusion model.
-        comfyui: folder of the ComfyUI whose tokenizers such a model takes, "" for none.
+        comfyui: folder of the ComfyUI whose tokenizers such a model, or one in a single file, takes, "" for none.
     """
 
     source: str

@@ -192,7 +192,8 @@ class Browser:
         """Give the page another size in pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.command("Emulation.setDeviceMetricsOverride", **size)
-        self.settle()
+        if self.evaluate(STARTED):  # before the first `open` there is nothing to settle
+            self.settle()
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes on the canvas: type, place, size, widgets, and whether they are in error.
@@ -220,7 +221,10 @@ class Browser:
 
     def screenshot(self, path: Path, clip: Mapping[str, float] | None = None) -> Path:
         """Save what is seen as a PNG."""
-        extra: dict[str, Any] = {"clip": {**clip, "scale": 1}} if clip else {}
-        picture = self.command("Page.captureScreenshot", format="png", **extra)["data"]
-        path.write_bytes(base64.b64decode(picture))
+        path.write_bytes(self.picture(clip))
         return path
+
+    def picture(self, clip: Mapping[str, float] | None = None) -> bytes:
+        """What is seen, or a part of it in pixels of the window, as a PNG."""
+        extra: dict[str, Any] = {"clip": {**clip, "scale": 1}} if clip else {}
+        return base64.b64decode(self.command("Page.captureScreenshot", format="png", **extra)["data"])

@@ -54,7 +54,8 @@ def with_inputs(page: str, inputs: Mapping[str, Mapping[str, str]]) -> str:
     It is a list because the editor shows help in a narrow panel, where a table is cut off.
     """
     heading = page.rindex("\n## ") + 1
-    lines = [f"- **{text['name']}**: {text['tooltip']}\n" for text in inputs.values()]
+    # Sockets that grow have a name each, and are explained once.
+    lines = [f"- **{text['name']}**: {text['tooltip']}\n" for text in inputs.values() if "tooltip" in text]
     return page[: page.index("\n", heading)] + "\n\n" + "".join(lines)
 
 

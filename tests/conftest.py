@@ -1,7 +1,10 @@
-"""Shared by all tests: one thread, no network, torchvision without compiled operators, tiny pipelines."""
+"""Shared by all tests: OMP_NUM_THREADS threads, else one; no network; torchvision without compiled operators; tiny
+pipelines."""
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import shutil
 import signal
@@ -19,15 +22,27 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))  # for copied_pipelines
+
+from copied_pipelines import copying
+
 from fastdiffusers.commands.libraries import declare_torchvision_ops
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# pytest listens to every logger at every level, and that wakes dynamo's trace, which writes thousands of lines a graph.
+logging.getLogger("torch.__trace").disabled = True
 # Started in the background, pytest ignores Ctrl-C, and the processes that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 declare_torchvision_ops()
+
+
+def pytest_collection_finish() -> None:
+    """What the test files have imported stays: later collections of garbage need not go through millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -87,9 +102,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _tiny_pipelines_are_copied() -> Iterator[None]:
+    """Wherever a tiny pipeline is built in this process, "tiny:flux" included; test_tiny.py holds copies against it."""
+    from fastdiffusers.pipelines import tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "build", copying(tiny.build))
+        yield
+
+
 @pytest.fixture
 def tiny_pipeline() -> Callable[[str], DiffusionPipeline]:
-    """A fresh tiny pipeline by family name; building one takes tens of milliseconds."""
+    """A fresh tiny pipeline by family name."""
     from fastdiffusers.pipelines import tiny
 
     return lambda family, seed=0: tiny.build(family, seed)

@@ -175,17 +175,8 @@ def _run(
 ) -> None:
     """Plan and run: again with less memory, without compiled code, or in bfloat16, where the first attempt fails."""
     started = time.perf_counter()
-    not_compiled, asked, loaded, compilations = "", settings, vae, Compilations()
-    if vae.device.type == "cuda":
-        settings = with_our_graphs(settings)
-        if settings is not asked:
-            report.note("CUDA graphs are recorded by the VAE itself, not by the compiler")
-        if settings.compile is not None and vae.dtype != torch.float32 and conv3d_memory_defect():
-            reason = "compiled convolutions take three times the memory with this cuDNN; 9.15 cures it"
-            if settings.compile_memory_check:
-                not_compiled, settings = reason, replace(settings, compile=None)
-            else:
-                report.note(f"{OVERRULED}: {reason}")
+    asked, loaded, compilations = settings, vae, Compilations()
+    settings, not_compiled = on_device(settings, vae.device, vae.dtype, report)
     budget, origin, attempt = 0, "", 0
     shortage: torch.OutOfMemoryError | None = None
     while True:
@@ -230,6 +221,24 @@ def _run(
         torch.cuda.synchronize(vae.device)
     describe(report, job, asked, budget_origin=origin, not_compiled=not_compiled)
     report.timed({task.stage: round(time.perf_counter() - started, 3)})
+
+
+def on_device(
+    settings: VaeSettings, device: torch.device, dtype: torch.dtype, report: OptimizationReport
+) -> tuple[VaeSettings, str]:
+    """The settings as a device can have them, and why nothing is compiled, "" where it is or was not asked for."""
+    if device.type != "cuda":
+        return settings, ""
+    ours = with_our_graphs(settings)
+    if ours is not settings:
+        report.note("CUDA graphs are recorded by the VAE itself, not by the compiler")
+    if ours.compile is None or dtype == torch.float32 or not conv3d_memory_defect():
+        return ours, ""
+    reason = "compiled convolutions take three times the memory with this cuDNN; 9.15 cures it"
+    if ours.compile_memory_check:
+        return replace(ours, compile=None), reason
+    report.note(f"{OVERRULED}: {reason}")
+    return ours, ""
 
 
 def _check_latents(latents: torch.Tensor, config: VaeConfig) -> None:

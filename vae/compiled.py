@@ -23,7 +23,7 @@ from ..callbacks import SILENT, Callbacks
 from ..compile_clock import Compilations, counted, first_run
 from ..compile_stop import stoppable
 from ..fallback import Signals, describe
-from .compile_trial import SpeedTrial, recording, timed
+from .compile_trial import Findings, SpeedTrial, code_made, recording, timed
 from .compiled_units import CompiledKernels
 from .kernels.saved_choices import SAVED
 from .network.execution import Execution, Network
@@ -144,7 +144,8 @@ def compiled_network(
 
             trials = _trials.setdefault((key, options.get("backend"), vae.config), {})
             made = _by_units(step, options) if scope == "blocks" else _whole(step, options)
-            networks[key] = _Checked(made, step, trials)
+            kept = (key, repr(vae.config)) if isinstance(options.get("backend", ""), str) else None
+            networks[key] = _Checked(made, step, trials, kept)
         checked, watching = networks[key], watch or CompileWatch()
     return lambda x, run: checked(x, run, watching)
 
@@ -185,21 +186,29 @@ class _Checked:
     Plain code takes its place for shapes with which it turned out not to be faster.
 
     Args:
-        trials: where their verdicts are kept; a new place unless given.
+        trials: where their verdicts are kept in this process; a new place unless given.
+        kept: by what `Findings` are kept for later ones; None keeps nothing.
     """
 
-    def __init__(self, compiled: Watched, eager: Network, trials: dict[object, SpeedTrial] | None = None) -> None:
+    def __init__(
+        self,
+        compiled: Watched,
+        eager: Network,
+        trials: dict[object, SpeedTrial] | None = None,
+        kept: tuple[str, ...] | None = None,
+    ) -> None:
         self._compiled = compiled
         self._eager = eager
         self._trusted: set[object] = set()
         self._failed: dict[object, str] = {}
         self._trials = {} if trials is None else trials
+        self._findings = Findings(kept)
 
     def __call__(self, x: torch.Tensor, run: Execution, watch: CompileWatch) -> torch.Tensor:
         continued = {name: tuple(frames.shape) for name, frames in run.state.frames.items()}
         here = (x.shape[0], *x.shape[3:], x.dtype, x.device, run.layout, run.kernels.choice)
         kind = (here, x.shape[2], run.carry, *continued.items())
-        trial = self._trials.setdefault(here, SpeedTrial())
+        trial = self._trials.get(here) or self._trials.setdefault(here, self._findings.trial(here, x.device))
         if watch.trial:
             if trial not in watch.trials:
                 watch.trials.append(trial)
@@ -210,22 +219,37 @@ class _Checked:
         trusted = kind in self._trusted
         if trusted and (not watch.trial or trial.verdict or recording()):
             return self._run(x, run, watch)
+        over = bool(trial.verdict) or not watch.trial
         try:
-            made = self._both(x, run, watch, trial, first=not trusted)
+            if over and self._findings.sound(kind, x.device):
+                made = self._compared_before(x, run, watch)
+            else:
+                made = self._both(x, run, watch, trial, unseen=None if trusted else kind)
         except CompiledCodeError as error:
             self._failed[kind] = str(error)
             raise
         self._trusted.add(kind)
+        self._findings.keep(trial, here, x.device)
+        return made
+
+    def _compared_before(self, x: torch.Tensor, run: Execution, watch: CompileWatch) -> torch.Tensor:
+        """Run code that an earlier process has compared; code that is not found as it was is compared anew."""
+        start, before = run.state.copy(), code_made()
+        made = self._run(x, run, watch)
+        if code_made() != before:
+            expected, seconds = timed(lambda: self._eager(x, replace(run, state=start)), x.device)
+            watch.made.checking += seconds
+            _check(made, expected)
         return made
 
     def _both(
-        self, x: torch.Tensor, run: Execution, watch: CompileWatch, trial: SpeedTrial, *, first: bool
+        self, x: torch.Tensor, run: Execution, watch: CompileWatch, trial: SpeedTrial, *, unseen: object
     ) -> torch.Tensor:
         """Run a slice by plain and by compiled code, compare them, and return what the compiled one made.
 
         Args:
-            first: of its kind, so that its values are compared, and neither run counts as a warm one: the compiler and
-                choices of kernels take their time in it. The trial then gets a second run of both.
+            unseen: the slice's kind where it is the first of it, so that its values are compared, and none counts as a
+                warm one: the compiler and choices of kernels take their time. The trial then gets a second run of both.
         """
         began, compiled_before, own = time.perf_counter(), watch.made.seconds, 0.0
         start = run.state.copy()
@@ -238,10 +262,11 @@ class _Checked:
             expected, plain = timed(plainly, x.device)
             made, compiled = timed(lambda: self._run(x, run, watch), x.device)
             own = max(0.0, compiled - (watch.made.seconds - compiled_before))
-            if first:
-                _check(made, expected)
+            if unseen is not None:
+                if _check(made, expected):
+                    self._findings.keep_sound(unseen, x.device)
                 del expected
-            if first and watch.trial and not trial.verdict:
+            if unseen is not None and watch.trial and not trial.verdict:
                 _, plain = timed(plainly, x.device)
                 again, count = replace(run, state=start.copy()), watch.made.count
                 _, compiled = timed(lambda: self._run(x, again, watch), x.device)
@@ -264,11 +289,12 @@ class _Checked:
             raise CompiledCodeError(describe(error)) from error
 
 
-def _check(made: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise CompiledCodeError where compiled code gave something else, and uncompiled code something finite."""
+def _check(made: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Raise CompiledCodeError where compiled code gave something else; False where plain code gave nothing finite."""
+    if not bool(torch.isfinite(expected).all()):
+        return False
     reference = expected.float()
-    if not bool(torch.isfinite(reference).all()):
-        return
     difference = float((made.float() - reference).abs().max() / reference.std().clamp_min(1e-6))
     if not difference <= TOLERANCE[expected.dtype]:
         raise CompiledCodeError(f"its result is off by {difference:.2g} of the standard deviation of plain code's")
+    return True

@@ -47,7 +47,8 @@ class VaeSettings:
             "slice" a slice as one graph, which takes many times as long. Planes that have to be cut into strips are
             not compiled by that.
         compile_trial: run plain code where compiled code is not faster, which the first slices of each shape, run both
-            ways, show; False runs compiled code whatever it takes.
+            ways, show; False runs compiled code whatever it takes. What they show is kept for later processes with the
+            same device and versions.
         compile_headroom_gib: memory in GiB left to compiled code when the budget is chosen from what is free.
         compile_memory_check: False compiles whatever memory says: nothing is left to compiled code, and a cuDNN with
             which it takes several times the memory is no obstacle. The report says what was overruled.

@@ -51,12 +51,14 @@ app.registerExtension({
     });
     button.serialize = false; // not saved with the workflow
     button.options.serialize = false; // nor sent to the server
-    Object.defineProperty(button, "hidden", {
-      get: () => drawnByThePage() || always(),
-      set: () => {},
-      configurable: true,
-      enumerable: true,
-    });
+    for (const place of [button, button.options]) {
+      Object.defineProperty(place, "hidden", {
+        get: () => drawnByThePage() || always(),
+        set: () => {},
+        configurable: true,
+        enumerable: true,
+      });
+    }
     Object.defineProperty(button, "label", {
       get: () => {
         if (node.showAdvanced) return text(TEXTS.hide);

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..architectures import flux_vae
+from ...comparison.architectures import flux_vae
 from .interleave import measure
 
 SIDE, TILE = 256, 128

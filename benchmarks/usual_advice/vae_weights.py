@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ...comparison.architectures import flux_vae
 from ...errors import first_line
 from ...vae import VaeConfig, VaeSettings, decode_raw, from_state_dict
-from ..architectures import flux_vae
 from ..plain_video_vae import PlainVideoVae, formula_weights
 from ..vae_decode import full_size_shapes
 from .small_vae import CONFIG, pictures, trained

@@ -90,11 +90,13 @@ def as_bat(start: Start) -> str:
     for name, path in (("python", start.python), ("comfyui", start.comfyui)):
         if re.search(r'["\x00-\x1f]', path):
             raise InputError(name, path, "a batch file cannot name it", "write a script that ends in .sh")
+    folder = _percent(start.comfyui)
     lines = [
         "setlocal DisableDelayedExpansion",
         *_explained(start, "rem "),
         *(f'set "{name}={_percent(value)}"' for name, value in start.variables().items()),
-        f'cd /d "{_percent(start.comfyui)}" || exit /b 1',
+        f'if not exist "{folder}\\main.py" echo There is no main.py in "{folder}" & exit /b 1',
+        f'cd /d "{folder}"',
         " ".join([f'"{_percent(start.python)}"', "main.py", *start.flags(), "%*"]),
         "if errorlevel 1 pause",
     ]

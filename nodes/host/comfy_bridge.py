@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from server import PromptServer
 
 from ...cache_folder import use_folder
 from ...callbacks import Callbacks, Progress
+from ...errors import FastDiffusersError
+from ...fallback import describe
 from ...memory import MemoryState
 from ...report import log_run
 
@@ -83,6 +86,7 @@ class NodeProgress:
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
         self._stage = ""
+        self._reached = ""
         self._bar: Any = None
         self._text_time = 0.0
         self._preview_format: Any = None
@@ -94,6 +98,21 @@ class NodeProgress:
         """Return the callbacks for the engine."""
         shown = latent_preview.args.preview_method != LatentPreviewMethod.NoPreviews
         return Callbacks(on_progress=self._show, check_cancel=check_interrupted, previews=shown)
+
+    @contextmanager
+    def running(self) -> Iterator[Callbacks]:
+        """Give the callbacks for a run in the block. How it was cancelled or failed is then said on the node."""
+        try:
+            yield self.callbacks
+        except BaseException as error:
+            at = datetime.datetime.now().strftime("%H:%M:%S")
+            where = f", in {self._reached}" if self._reached else ""
+            if is_cancel(error):
+                self.show_text(f"cancelled at {at}{where}")
+            else:
+                why = str(error) if isinstance(error, FastDiffusersError) else describe(error)
+                self.show_text(f"failed at {at}{where}{LINE_BREAK}{why}")
+            raise
 
     def show_report(self, node: str, report: OptimizationReport) -> None:
         """Show a summary of what was active on the node, and one line of it on the console.
@@ -135,11 +154,12 @@ class NodeProgress:
             if new_stage or self._bar is None:
                 self._bar = comfy.utils.ProgressBar(progress.total)
             self._bar.update_absolute(progress.done, progress.total, preview)
+        detail = f": {progress.message}" if progress.message else ""
+        self._reached = f"{progress.stage} {progress.done}/{progress.total}{detail}"
         now = time.monotonic()
         if new_stage or now - self._text_time >= TEXT_INTERVAL:
             self._text_time = now
-            detail = f": {progress.message}" if progress.message else ""
-            self.show_text(f"{progress.stage} {progress.done}/{progress.total}{detail}")
+            self.show_text(self._reached)
 
     def _preview(self, progress: Progress) -> tuple[str, Any, int] | None:
         """Return the denoised estimate as an image of ComfyUI's previewer for that latent format, None without one."""

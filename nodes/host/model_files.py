@@ -16,7 +16,7 @@ import folder_paths
 from ...cache_folder import cache_folder
 from ...errors import InputError, ModelFileError
 from ...pipelines.loading.local_models import find_local_pipelines
-from ...pipelines.loading.parts import kind_of_part
+from ...pipelines.loading.parts import UNREADABLE, is_gguf, kind_of_part
 from ...pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
 from ...vae import embedded_video_vae
 
@@ -37,8 +37,9 @@ _IN_PATH = re.compile(r"(.+) \(in (.+)\)", re.DOTALL)
 def pipeline_choices() -> list[str]:
     """What Load Diffusers Pipeline offers.
 
-    Folders with a `model_index.json` and single .safetensors files under every `diffusers` path, single files under
-    the `checkpoints` paths, the embedded tiny pipelines, and `[custom]` for anything else.
+    Folders with a `model_index.json` or a `modular_model_index.json` and single .safetensors files under every
+    `diffusers` path, single files under the `checkpoints` paths, the embedded tiny pipelines, and `[custom]` for
+    anything else.
     """
     found: dict[Path, tuple[str, Path]] = {}
     for folder in _diffusers_folders():
@@ -111,14 +112,30 @@ def video_vae_path(name: str) -> str:
     return _full_path("vae", "vae_name", name, "put the VAE's .safetensors file there and press R in ComfyUI")
 
 
-def part_choices(kind: str, *components: str) -> list[str]:
-    """The files under the paths of a kind ("diffusion_models", "text_encoders", "vae") that may be these components.
+def part_choices(kind: str, component: str) -> list[str]:
+    """The files under the paths of a kind ("diffusion_models", "text_encoders", "vae") that may be such a component.
 
-    Told from their headers: files of other families and formats are not offered. The first component's come first.
+    Told from their headers: files of other families and formats are not offered. Those whose header cannot be read come
+    last: choosing one says why.
     """
-    kinds = {name: kind_of_part(Path(_found(kind, name))) for name in _safetensors(kind)}
-    names = [name for name, component in kinds.items() if component in components]
-    return sorted(names, key=lambda name: (components.index(kinds[name]), name.lower())) or [NONE_FOUND]
+    kinds = {name: kind_of_part(Path(_found(kind, name))) for name in _part_names(kind)}
+    names = [name for name, found in kinds.items() if found in (component, UNREADABLE)]
+    return sorted(names, key=lambda name: (kinds[name] == UNREADABLE, name.lower()))
+
+
+def part_files(kind: str) -> list[Path]:
+    """Every file under the paths of a kind that may be a part, to choose from."""
+    return [Path(_found(kind, name)) for name in _part_names(kind)]
+
+
+def _part_names(kind: str) -> list[str]:
+    """The .safetensors files under the paths of a kind, and diffusion models as GGUF, which ComfyUI does not list."""
+    names = _safetensors(kind)
+    if kind == "diffusion_models":
+        for folder in filter(Path.is_dir, _folders(kind)):
+            files, _ = folder_paths.recursive_search(str(folder), excluded_dir_names=[".git"])
+            names += [name for name in files if is_gguf(Path(name))]
+    return list(dict.fromkeys(names))
 
 
 def part_path(kind: str, widget: str, name: str) -> str:

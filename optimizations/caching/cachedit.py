@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import first_line
-from ..components import denoisers
+from ..components import denoisers, is_modular_class
 from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable, same_timestep, timestep_of
 
 _MOVED = "cache-dit cannot be used here"
@@ -187,6 +187,8 @@ class _Calls:
 
 def _adapter_of(pipeline: Any) -> Any:
     """cache-dit's description of the pipeline's blocks, bound to the denoisers instead of the pipeline."""
+    if is_modular_class(type(pipeline)):
+        raise StepCacheUnavailable("cache-dit does not know pipelines made of blocks")
     with _quiet():
         try:
             from cache_dit import BlockAdapterRegister

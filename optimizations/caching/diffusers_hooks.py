@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 
-from ..components import denoisers
+from ..components import denoisers, is_modular_class
 from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable
 
 FIRST_BLOCK, TAYLOR_SEER = "FirstBlockCache", "TaylorSeer"
 
 TECHNIQUES = {
+    "FluxModularPipeline": FIRST_BLOCK,
     "FluxPipeline": FIRST_BLOCK,
     "WanPipeline": FIRST_BLOCK,
     "WanImageToVideoPipeline": FIRST_BLOCK,
+    "Flux2ModularPipeline": TAYLOR_SEER,
+    "Flux2KleinModularPipeline": TAYLOR_SEER,
     "Flux2Pipeline": TAYLOR_SEER,
     "Flux2KleinPipeline": TAYLOR_SEER,
     "QwenImagePipeline": TAYLOR_SEER,
@@ -34,6 +37,8 @@ class DiffusersHooksEngine(StepCacheEngine):
 
     def __init__(self, pipeline: Any, choice: str, level: Level, steps: int) -> None:
         kind = type(pipeline).__name__
+        if kind not in TECHNIQUES and is_modular_class(type(pipeline)):
+            raise StepCacheUnavailable(f"the blocks of {kind} do not say which half of guidance a call is")
         if kind not in TECHNIQUES:
             raise StepCacheUnavailable(f"diffusers has no step cache that works on {kind}")
         self.technique = TECHNIQUES[kind]

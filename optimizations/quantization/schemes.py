@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, MissingDependencyError
@@ -71,6 +72,7 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 NONE = "none"
+LAYERWISE = "layerwise-fp8"
 
 METHOD_PACKAGES = {
     "sdnq": ("sdnq", "sdnq"),
@@ -118,30 +120,40 @@ def check_quantization(name: str, device: str | torch.device = "auto") -> None:
         raise InputError("quantization", name, reason, "choose sdnq-uint4")
 
 
-def checkpoint_quantization(folder: Path, components: Iterable[str]) -> dict[str, str]:
+def checkpoint_quantization(
+    folder: Path, components: Iterable[str], elsewhere: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, str]:
     """Which components of a diffusers folder are quantized already, and how: {"transformer": "sdnq"}.
+
+    Args:
+        elsewhere: folders of components that are not in a subfolder of their name.
 
     Reads the components' `config.json` and `quantization_config.json`; unreadable ones count as not quantized here,
     because it is for the loader to complain about them.
     """
     found = {}
     for name in components:
-        path = folder / name / "config.json"
+        path = elsewhere.get(name, folder / name) / "config.json"
         config = _read_json(path).get("quantization_config") or _read_json(path.with_name("quantization_config.json"))
         if isinstance(config, dict) and config.get("quant_method"):
             found[name] = str(config["quant_method"])
     return found
 
 
-def check_checkpoint(folder: Path, components: Iterable[str], quantization: str = NONE) -> dict[str, str]:
-    """Check that what a folder holds can be loaded, and return `checkpoint_quantization(folder, components)`.
+def check_checkpoint(
+    folder: Path,
+    components: Iterable[str],
+    quantization: str = NONE,
+    elsewhere: Mapping[str, Path] = MappingProxyType({}),
+) -> dict[str, str]:
+    """Check that what a folder holds can be loaded, and return `checkpoint_quantization` of it.
 
     Raises:
         MissingDependencyError: a component is quantized with a package that is not installed. (Without SDNQ a
             quantized text encoder would load without any complaint and give wrong results.)
         InputError: a quantization was asked for on top of the one that the checkpoint has.
     """
-    found = checkpoint_quantization(folder, components)
+    found = checkpoint_quantization(folder, components, elsewhere)
     for component, method in found.items():
         module, package = METHOD_PACKAGES.get(method, ("", ""))
         if module and not _installed(module):

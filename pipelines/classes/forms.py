@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 _IMAGE_TO_VIDEO = {
@@ -32,28 +30,14 @@ def around(pipeline: Any, form: str) -> Any:
     """A pipeline of class `form` around the models of `pipeline`: it loads nothing and is thrown away after a run."""
     import diffusers
 
+    from ...optimizations.components import unet_with_a_size
+
     form_class = getattr(diffusers, form)
     wanted = inspect.signature(form_class.__init__).parameters
     settings = {name: value for name, value in pipeline.config.items() if name in wanted and not name.startswith("_")}
     parts = {name: part for name, part in pipeline.components.items() if name in wanted}
-    with _with_a_size(parts.get("unet")):
+    with unet_with_a_size(parts.get("unet")):
         return form_class(**settings | parts)
-
-
-@contextmanager
-def _with_a_size(unet: Any) -> Iterator[None]:
-    """Let classes for Stable Diffusion look, as they are made, at the `sample_size` of a UNet that says none.
-
-    They only ask whether it is below 64; the size of a picture comes from the call.
-    """
-    missing = unet is not None and unet.config.get("sample_size", 64) is None
-    if missing:
-        unet.register_to_config(sample_size=64)
-    try:
-        yield
-    finally:
-        if missing:
-            unet.register_to_config(sample_size=None)
 
 
 def _listed(pipeline_class: type, mapping: str) -> str:

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 GUIDER = "guider"
 """The component that takes the guidance scale, in the place of an argument, where a pipeline has one."""
@@ -27,10 +27,18 @@ _MAIN = {
 """Class -> its guidance argument, where it has another name or does nothing. The last frame of Stable Video Diffusion
 is guided most, the prior of Stable Cascade follows the prompt (its decoder runs unguided), unCLIP's decoder paints the
 picture. DreamLite's mobile model was distilled without one, and only warns."""
-_REPLACES = {"Ideogram4Pipeline": "guidance_schedule"}
-"""Class -> the argument that has to be None where a guidance is given."""
-_FIXED_SCHEDULE = {"Ideogram4Pipeline": 48}
-"""Class -> the steps that its own guidance, one per step, is made for."""
+
+
+class OwnSchedule(NamedTuple):
+    """A guidance for each step, which a class has by default. Attributes: argument, which has to be None where a single
+    guidance is given beside it; steps that it is made for."""
+
+    argument: str
+    steps: int
+
+
+OWN_SCHEDULES = dict.fromkeys(("Ideogram4Pipeline", "Ideogram4ModularPipeline"), OwnSchedule("guidance_schedule", 48))
+"""Class -> its own schedule of guidances."""
 
 
 def guidance_argument(pipeline_class: type) -> str:
@@ -68,8 +76,6 @@ def guidance_rules(pipeline_class: type) -> dict[str, Any]:
         "negative_prompt": negative,
         "negative_above": 0.0 if _acts_below_one(pipeline_class) else 1.0,
         "empty_negative": empty,
-        "guidance_replaces": _REPLACES.get(pipeline_class.__name__, ""),
-        "guided_steps": _FIXED_SCHEDULE.get(pipeline_class.__name__, 0),
     }
 
 

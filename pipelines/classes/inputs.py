@@ -38,24 +38,6 @@ _FURTHER = {
     "StableDiffusionGLIGENTextImagePipeline": ("gligen_phrases", "gligen_boxes"),
     "StableDiffusionPix2PixZeroPipeline": ("source_embeds", "target_embeds"),
 }
-_MAKES = {
-    "DiffusionGemma": "text",
-    "FluxPriorRedux": "embeddings for another pipeline",
-    "KandinskyPrior": "embeddings for another pipeline",
-    "KandinskyV22Prior": "embeddings for another pipeline",
-    "LEditsPP": "edits of a picture that it has to invert first",
-    "LLaDA2": "text",
-    "RFD4Proteina": "proteins",
-    "ShapE": "shapes in three dimensions",
-    "StableCascadePrior": "embeddings for another pipeline",
-    "WuerstchenPrior": "embeddings for another pipeline",
-}
-"""Beginning of a class name -> what it makes instead of pictures."""
-
-
-def makes(class_name: str) -> str:
-    """What a class makes instead of pictures or video, in words; "" for one that makes those."""
-    return next((what for beginning, what in _MAKES.items() if class_name.startswith(beginning)), "")
 
 
 def picture_argument(pipeline_class: type) -> str:

@@ -30,7 +30,7 @@ def with_models(family: Family, class_name: str, parts: Mapping[str, Mapping[str
     if parts.get("unet", {}).get("encoder_hid_dim_type") == "ip_image_proj":
         family = replace(family, required=(*family.required, "ip_adapter_image"))
     nets = max((config.get(NETS, 0) for config in parts.values()), default=0)
-    if nets and family.max_images:
+    if nets and family.max_images and not {"control_image", "control_mask"} & set(family.required):
         family = replace(family, min_images=nets, max_images=nets, images_as_list=True)
     if class_name.startswith(_LIMITED_BY_EMBEDDING):
         family = _limited(family, parts.get("transformer", {}), parts.get("vae", {}))

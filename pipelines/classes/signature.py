@@ -12,7 +12,8 @@ from ..families import Family
 from .forms import image_to_image_class, image_to_video_class
 from .frame_rates import ASSUMED, frame_rate_of
 from .guidance import guidance_rules
-from .inputs import LISTS, READS_ALPHA, makes, missing_inputs, picture_argument, picture_use
+from .inputs import LISTS, READS_ALPHA, missing_inputs, picture_argument, picture_use
+from .outputs import makes, makes_sound_alone
 from .scheduling import scheduler_use
 
 RATE_ARGUMENTS = ("frame_rate", "fps", "target_fps")
@@ -52,7 +53,8 @@ def family_from_signature(pipeline_class: type) -> Family:
         rate_argument=rate_argument or "frame_rate",
         frames_argument=frames or "num_frames",
         required=missing_inputs(pipeline_class),
-        makes=makes(name),
+        makes=makes(pipeline_class),
+        sound_alone=makes_sound_alone(pipeline_class),
         max_frames=4096 if frames else 1,
         images="optional" if video_form else picture_use(pipeline_class),
         image_argument=picture or "image",

@@ -16,7 +16,8 @@ from typing import Any
 
 from ...errors import ModelFileError, first_line
 from ...safetensors_header import DOWNLOAD_AGAIN, file_size, read_header
-from .components import CONFIG_FILES, components, has_weights, proofs
+from ..modular.index import MODULAR_INDEX, as_model_index, component_folder, other_folders
+from .components import CONFIG_FILES, components, find_class, has_weights, proofs
 from .plausible import check_config
 from .small_files import MAX_INDEX, read_json
 
@@ -35,16 +36,20 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The `model_index.json` of a diffusers folder.
+    """The `model_index.json` of a diffusers folder; of a modular one its `modular_model_index.json`, in the same form.
+
+    Where a folder has both, the classical one counts, unless diffusers does not have the class that it names.
 
     Raises:
         ModelFileError: it is missing, unreadable, or names no pipeline class of diffusers.
     """
-    path = folder / INDEX
-    if not path.is_file():
+    path, modular = folder / INDEX, folder / MODULAR_INDEX
+    if not path.is_file() and not modular.is_file():
         cure = "choose the folder that holds it; a component's own folder is not a pipeline"
-        raise ModelFileError("model", str(folder), f"there is no {INDEX} in it", cure)
-    index = read_json(path)
+        raise ModelFileError("model", str(folder), f"there is no {INDEX} or {MODULAR_INDEX} in it", cure)
+    index = read_json(path) if path.is_file() else {}
+    if modular.is_file() and (not index or find_class("diffusers", str(index.get("_class_name"))) is None):
+        return as_model_index(folder, read_json(modular))
     name = index.get("_class_name")
     if isinstance(name, list) and name:
         reason = f"its {INDEX} asks for code of its own ({str(name[0])[:80]}), and code in model folders is never run"
@@ -110,7 +115,7 @@ def check_folder(folder: Path) -> CheckedFolder:
         index = read_index(folder)
         checked = CheckedFolder(index, variant(folder, index), {})
         for name, (library, class_name) in components(index).items():
-            part = folder / name
+            part = component_folder(folder, index, name)
             if not part.is_dir():
                 reason = f"its {INDEX} lists the component {name!r}, but that folder is missing"
                 raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
@@ -198,7 +203,7 @@ def variant(folder: Path, index: dict[str, Any]) -> str | None:
     for name, (library, class_name) in components(index).items():
         if not has_weights(library, class_name):
             continue
-        files = (folder / name).glob("*.safetensors")
+        files = component_folder(folder, index, name).glob("*.safetensors")
         marks = {weight_variant(path.name) for path in files if not path.name.startswith(".")}
         if marks and None not in marks:
             return sorted(mark for mark in marks if mark)[0]
@@ -229,7 +234,8 @@ def fingerprint(path: Path) -> str:
     try:
         for file in _model_files(path):
             status = file.stat()
-            name = file.relative_to(path).as_posix() if file != path else file.name
+            inside = file != path and file.is_relative_to(path)
+            name = file.relative_to(path).as_posix() if inside else file.name if file == path else file.as_posix()
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     except OSError as error:  # a link that leads nowhere, or a file that was removed meanwhile
         raise ModelFileError("model", str(path), f"it cannot be read ({first_line(error)})", DOWNLOAD_AGAIN) from error
@@ -253,5 +259,15 @@ def _model_files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
         return
-    for pattern in ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"):
-        yield from (file for file in sorted(path.glob(pattern)) if not file.name.startswith(".") and file.exists())
+    found = [path.glob(pattern) for pattern in ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")]
+    found += [folder.glob(f"*{end}") for folder in outside(path) for end in (".json", ".safetensors", ".txt", ".model")]
+    for files in found:
+        yield from (file for file in sorted(files) if not file.name.startswith(".") and file.exists())
+
+
+def outside(folder: Path) -> list[Path]:
+    """The folders of components that a modular folder names and that are not in it; none where it cannot be read."""
+    try:
+        return other_folders(folder, read_index(folder)) if (folder / MODULAR_INDEX).is_file() else []
+    except ModelFileError:
+        return []

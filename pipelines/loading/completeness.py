@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import ModelFileError
 from ...fallback import describe, is_out_of_memory
 from ...safetensors_header import DOWNLOAD_AGAIN
+from ..modular.index import component_folder
 from .checkpoints import CheckedFolder
 from .components import components, find_class
 from .small_files import read_json
@@ -40,7 +41,7 @@ def check_complete(folder: Path, checked: CheckedFolder) -> None:
     """
     for name, (library, class_name) in components(checked.index).items():
         if name in checked.headers:
-            _check_component(folder / name, library, class_name, checked.headers[name])
+            _check_component(component_folder(folder, checked.index, name), library, class_name, checked.headers[name])
 
 
 def check_read(pipeline: Any, source: str) -> None:

@@ -6,13 +6,18 @@ A class that this version of the libraries does not have is judged by its name.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from ...fallback import describe, is_out_of_memory
+from ..modular.blocks import all_components, default_blocks
+from ..modular.index import BLOCKS, is_modular
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +53,13 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def not_taken(index: dict[str, Any]) -> list[str]:
-    """The components of a `model_index.json` that its pipeline class has no argument for: diffusers drops them."""
+    """The components of an index that its pipeline class has no argument for, or its blocks no use: they go unread."""
     pipeline_class = find_class("diffusers", str(index.get("_class_name")))
     if pipeline_class is None:
         return []
-    taken = inspect.signature(pipeline_class.__init__).parameters
+    taken: Any = inspect.signature(pipeline_class.__init__).parameters
+    if is_modular(index):
+        taken = all_components(default_blocks(pipeline_class, index.get(BLOCKS)))
     return [name for name in _listed(index) if name not in taken]
 
 
@@ -68,6 +75,8 @@ def has_weights(library: str, class_name: str) -> bool:
         return _NO_WEIGHTS.search(class_name) is None
     import torch
 
+    if class_name.startswith("AutoModel"):  # stands for the class that the configuration names
+        return True
     # AceStepAudioTokenizer is one; those of ONNX have their weights without.
     return issubclass(found, torch.nn.Module) or class_name.startswith("Onnx")
 
@@ -100,3 +109,35 @@ def find_class(library: str, class_name: str) -> type[Any] | None:
         log.debug("%s of %s is not there: %s", class_name, library, describe(error))
         return None
     return found if isinstance(found, type) and type(found).__name__ != "DummyObject" else None
+
+
+@contextmanager
+def made_around_any_unet(pipeline_class: Any) -> Iterator[None]:
+    """Let `pipeline_class` be made, while the block runs, around a UNet that says no `sample_size` too.
+
+    Where its constructor fails with one, it is called once more, as for a form.
+    """
+    from ...optimizations.components import unet_with_a_size
+
+    original = pipeline_class.__init__
+
+    @functools.wraps(original)
+    def made(self: Any, *args: Any, **parts: Any) -> None:
+        try:
+            original(self, *args, **parts)
+        except TypeError:
+            unet = parts.get("unet")
+            if unet is None or unet.config.get("sample_size", 64) is not None:
+                raise
+            with unet_with_a_size(unet):
+                original(self, *args, **parts)
+
+    inherited = "__init__" not in vars(pipeline_class)
+    pipeline_class.__init__ = made
+    try:
+        yield
+    finally:
+        if inherited:
+            del pipeline_class.__init__
+        else:
+            pipeline_class.__init__ = original

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import ModelFileError
 from ..families import NETS, Family
+from ..modular.index import component_folder
 from ..recognize import family_of, family_of_configuration
 from . import checkpoints
 from .small_files import read_json
@@ -26,35 +27,40 @@ def family_of_folder(folder: Path) -> Family:
     if not isinstance(pipeline_class, type):
         return family_of(name)
     present = checkpoints.components(index)
-    parts = {part: _part(folder, part, class_name) for part, (_, class_name) in present.items()}
+    parts = {part: _part(folder, index, part, class_name) for part, (_, class_name) in present.items()}
     return family_of_configuration(pipeline_class, index, parts)
 
 
-def _part(folder: Path, part: str, class_name: str) -> dict[str, Any]:
+def _part(folder: Path, index: dict[str, Any], part: str, class_name: str) -> dict[str, Any]:
     """A component's configuration where it is read; of one that holds several models, saved side by side, their number.
 
     They lie as diffusers saves them: "controlnet", "controlnet_1", "controlnet_2" ...
     """
     if "Multi" in class_name and part in ("controlnet", "adapter"):
         return {NETS: 1 + next(index for index in count() if not (folder / f"{part}_{index + 1}").is_dir())}
-    return configuration(folder, part) if part in _READ else {}
+    return configuration(component_folder(folder, index, part), part) if part in _READ else {}
 
 
 def scheduler_of_folder(folder: Path) -> Any:
     """The scheduler that a folder's pipeline comes with, without anything else of it; None where it has none."""
     import diffusers
 
-    _, name = checkpoints.components(checkpoints.read_index(folder)).get("scheduler", ("", ""))
+    index = checkpoints.read_index(folder)
+    _, name = checkpoints.components(index).get("scheduler", ("", ""))
     scheduler_class = getattr(diffusers, name, None) if name else None
     if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
         return None
-    return scheduler_class.from_config(configuration(folder, "scheduler"))
+    return scheduler_class.from_config(configuration(component_folder(folder, index, "scheduler"), "scheduler"))
 
 
 def configuration(folder: Path, part: str) -> dict[str, Any]:
-    """A component's configuration, {} where it cannot be read: what is wrong with it is for the load to say."""
+    """A component's configuration, {} where it cannot be read: what is wrong with it is for the load to say.
+
+    Args:
+        folder: the component's own.
+    """
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     try:
-        return read_json(folder / part / name)
+        return read_json(folder / name)
     except ModelFileError:
         return {}

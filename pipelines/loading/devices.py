@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 from ...errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 _SHORT = {
     "fp32": "float32",
@@ -71,3 +78,16 @@ def resolve_dtype(dtype: str, device: str) -> str:
         # Cards before Ampere emulate bfloat16, slowly: they count as not able to.
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip else "float16"
     return "bfloat16" if device.startswith("xpu") else "float16"
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """While the block runs, new floating-point tensors have this dtype."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

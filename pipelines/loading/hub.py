@@ -11,6 +11,7 @@ from typing import Any
 
 from ...callbacks import Callbacks
 from ...errors import ModelFileError, first_line
+from ..modular.index import MODULAR_INDEX, PLACES, place_in, refuse_own_code
 from . import checkpoints
 from .components import components, has_weights
 from .hub_client import HubClient, HuggingFace, RemoteFile
@@ -59,14 +60,18 @@ def fetch(
             reason = f"it is not on this machine and the Hub gives no answer ({first_line(error)})"
             raise ModelFileError("model", repository, reason, cure) from error
         return cached
-    if checkpoints.INDEX not in {file.name for file in files}:
+    names = {file.name for file in files}
+    index_name = next((name for name in (checkpoints.INDEX, MODULAR_INDEX) if name in names), None)
+    if index_name is None:
         reason = f"the repository has no {checkpoints.INDEX}: it is no diffusers pipeline"
         raise ModelFileError("model", repository, reason, "look for a repository of it in diffusers format")
     cached = client.cached_folder(repository, commit)
     if cached and _is_whole(cached[1]):
         return cached
     # Into the cache in any case: a folder of models has an index only when the rest of it is there.
-    index_path = client.download(repository, checkpoints.INDEX, commit, None, lambda count: None)
+    if index_name == MODULAR_INDEX:
+        refuse_own_code(repository, names)
+    index_path = client.download(repository, index_name, commit, None, lambda count: None)
     wanted = _wanted(repository, files, checkpoints.read_index(index_path.parent))
     _check_room(client, repository, commit, wanted, kept)
     if kept:
@@ -76,7 +81,7 @@ def fetch(
             reason = f"{kept} cannot be written ({first_line(error)})"
             cure = "make it writable, or put another folder first among the diffusers paths"
             raise ModelFileError("model", repository, reason, cure) from error
-        wanted += [file for file in files if file.name == checkpoints.INDEX]
+        wanted += [file for file in files if file.name == index_name]
     _download_all(client, repository, commit, wanted, kept, callbacks)
     return commit, kept or index_path.parent
 
@@ -109,11 +114,14 @@ def _wanted(repository: str, files: Iterable[RemoteFile], index: dict[str, Any])
     """The files that the pipeline's components need: configurations, vocabularies, and one set of .safetensors."""
     wanted = []
     for component, (library, class_name) in components(index).items():
-        own = [file for file in files if file.name.startswith(component + "/") and file.name.count("/") == 1]
+        beginning = place_in(index, component) + "/"
+        own = [file for file in files if file.name.rpartition("/")[0] + "/" == beginning]
         wanted += [file for file in own if file.name.endswith(_SMALL_FILES) and ".index." not in file.name]
         if not has_weights(library, class_name):
             continue
         weights = [file for file in own if ".safetensors" in file.name]
+        if not own and index.get(PLACES):  # in another repository
+            continue
         if not weights:
             checkpoints.refuse_pickle(Path(repository, component))
         plain = [file for file in weights if checkpoints.weight_variant(file.name.split("/")[-1]) is None]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import first_line
+from ..modular.index import MODULAR_INDEX
 from . import checkpoints
 
 _HTTP_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3")
@@ -83,11 +84,12 @@ class HuggingFace:
     def cached_folder(self, repository: str, revision: str) -> tuple[str, Path] | None:
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(repository, checkpoints.INDEX, revision=revision or None)
-        if not isinstance(path, str):
-            return None
-        folder = Path(path).parent  # .../snapshots/<commit>
-        return folder.name, folder
+        for index in (checkpoints.INDEX, MODULAR_INDEX):
+            path = try_to_load_from_cache(repository, index, revision=revision or None)
+            if isinstance(path, str):
+                folder = Path(path).parent  # .../snapshots/<commit>
+                return folder.name, folder
+        return None
 
     def cache_place(self) -> Path:
         from huggingface_hub import constants

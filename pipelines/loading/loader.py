@@ -19,14 +19,16 @@ from ...optimizations.quantization.quantize import pipeline_quantization_config,
 from ...optimizations.quantization.sdnq import import_sdnq_safely
 from .. import tiny
 from ..families import Family
+from ..modular.build import build
+from ..modular.index import folders, is_modular, other_folders
 from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, described, single_file
 from .completeness import check_complete, check_read
-from .components import components, not_taken
+from .components import components, find_class, made_around_any_unet, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .mapped_files import mapped_files
-from .parts import family_of_parts, locate_parts, read_parts
+from .parts import family_of_parts, is_gguf, locate_parts, read_parts
 from .progress import component_progress, reading_errors
 from .sources import TINY, files_stamp, folder_of, locate
 
@@ -49,6 +51,7 @@ def resolve(
     library: Path | None = None,
     text_encoders: Sequence[str] = (),
     vae: str = "",
+    second_expert: str = "",
     in_parts: bool = False,
     comfyui: Path | None = None,
     callbacks: Callbacks = SILENT,
@@ -66,7 +69,8 @@ def resolve(
         lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
         library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
         text_encoders, vae: files of the other components, where `in_parts` says that `source` is a diffusion model's.
-        comfyui: folder of a ComfyUI, whose tokenizers a model in parts takes.
+        second_expert: file of the expert for little noise, of a diffusion model in two files.
+        comfyui: folder of a ComfyUI, whose tokenizers a model in parts or in one file takes.
 
     Returns:
         A key in which nothing is "auto" any more, so that equal requests share one pipeline.
@@ -88,7 +92,10 @@ def resolve(
 
     parts: tuple[tuple[str, str], ...] = ()
     if in_parts:
-        parts, identity = locate_parts(source, text_encoders, vae)
+        parts, identity = locate_parts(source, text_encoders, vae, second_expert)
+        quantized = next((file for _, file in parts if is_gguf(Path(file))), "")
+        if quantized and quantization != "none":
+            raise InputError("quantization", quantization, f"{quantized} is quantized already", "leave it at none")
         location, commit = parts[0][1], ""
     else:
         location, commit, identity = locate(source, revision, quantization, library, callbacks)
@@ -102,7 +109,7 @@ def resolve(
         quantization=quantization,
         lora_rank=lora_rank,
         parts=parts,
-        comfyui=str(comfyui or "") if in_parts else "",
+        comfyui=str(comfyui or "") if in_parts or Path(location).is_file() else "",
     )
 
 
@@ -143,9 +150,9 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     stamp = files_stamp(key)
     precisions: dict[str, str] = {}
     if key.parts:
-        signals = Signals(callbacks)
+        signals, keep = Signals(callbacks), key.quantization == schemes.LAYERWISE
         with reading_errors(Path(key.source), signals):
-            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals)
+            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals, keep)
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     else:
         pipeline = _read(key, dtype, callbacks)
@@ -177,9 +184,16 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     if dropped := _dropped(key):
         facts["not loaded"] = f"{', '.join(dropped)}: {facts['pipeline']} takes no such component"
     mapped = mapped_files(folder_of(key))
+    for place in _elsewhere(key):
+        mapped |= mapped_files(place)
     for _, file in key.parts:
         mapped |= mapped_files(Path(file))
     return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp, mapped)
+
+
+def _elsewhere(key: LoadKey) -> list[Path]:
+    path = folder_of(key)
+    return [] if path is None or path.is_file() else other_folders(path, checkpoints.read_index(path))
 
 
 def _dropped(key: LoadKey) -> list[str]:
@@ -201,7 +215,7 @@ def _read(key: LoadKey, dtype: torch.dtype, callbacks: Callbacks) -> Any:
     assert path is not None  # noqa: S101 - only tiny sources have no path
     signals = Signals(callbacks)
     with component_progress(signals), reading_errors(path, signals):
-        pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype)
+        pipeline = _read_folder(path, key, dtype) if path.is_dir() else single_file.read(path, dtype, key.comfyui)
     if path.is_file() or (key.quantization != "none" and schemes.SCHEMES[key.quantization].after_load):
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     return pipeline
@@ -213,10 +227,13 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
     checked = checkpoints.check_folder(folder)
     check_complete(folder, checked)
     parts = components(checked.index)
-    held = schemes.checkpoint_quantization(folder, parts)
+    held = schemes.checkpoint_quantization(folder, parts, folders(folder, checked.index))
     config = pipeline_quantization_config(key.quantization, parts, dtype=dtype, device=key.device)
     sdnq = key.quantization.startswith("sdnq") or any(method.startswith("sdnq") for method in held.values())
-    with import_sdnq_safely() if sdnq else nullcontext():
+    made = find_class("diffusers", str(checked.index["_class_name"]))
+    with import_sdnq_safely() if sdnq else nullcontext(), made_around_any_unet(made) if made else nullcontext():
+        if is_modular(checked.index):
+            return _read_modular(folder, key, dtype, checked, config)
         return DiffusionPipeline.from_pretrained(
             folder,
             torch_dtype=_dtype_argument(key, dtype),
@@ -225,6 +242,20 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
             variant=checked.variant,
             **({"quantization_config": config} if config is not None else {}),
         )
+
+
+def _read_modular(folder: Path, key: LoadKey, dtype: torch.dtype, checked: Any, quantization: Any) -> Any:
+    import torch
+
+    classes = {}
+    for name, (library, class_name) in components(checked.index).items():
+        found = find_class(library, class_name)
+        if found is None or not hasattr(found, "from_pretrained"):
+            reason = f"its {name} is a {class_name} of {library}, which this version does not have"
+            raise ModelFileError("model", str(folder), reason, "update diffusers and transformers")
+        classes[name] = found
+    dtypes = {"default": dtype, **{part: getattr(torch, name) for part, name in key.component_dtypes}}
+    return build(folder, checked.index, classes, dtypes=dtypes, variant=checked.variant, quantization=quantization)
 
 
 def _dtype_argument(key: LoadKey, dtype: torch.dtype) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..modular.index import MODULAR_INDEX
 from . import checkpoints
 
 
@@ -18,7 +19,7 @@ def find_local_pipelines(folders: Iterable[str | Path]) -> list[Path]:
 
 def _walk(folder: Path, depth: int = 5, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     try:
-        if (folder / checkpoints.INDEX).is_file():
+        if any((folder / index).is_file() for index in (checkpoints.INDEX, MODULAR_INDEX)):
             yield folder
         elif depth and not any(folder.samefile(other) for other in above):  # a link that leads back
             for child in sorted(folder.iterdir()):

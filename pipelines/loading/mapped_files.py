@@ -28,11 +28,11 @@ def mapped_files(place: Path | None) -> dict[str, State]:
     """The weight files of a model that this process has mapped, links followed, with their present state.
 
     Args:
-        place: the folder of a pipeline, or its single file; None for one that has no files.
+        place: the folder of a pipeline or of a component, or a single file; None for one that has no files.
     """
     if place is None:
         return {}
-    files = [place] if place.is_file() else sorted(place.glob("*/*.safetensors"))
+    files = [place] if place.is_file() else sorted((*place.glob("*/*.safetensors"), *place.glob("*.safetensors")))
     mapped = _mapped()
     states = {path: _state(path) for path in map(os.path.realpath, files) if mapped is None or path in mapped}
     return {path: state for path, state in states.items() if state is not None}

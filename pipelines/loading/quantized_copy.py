@@ -24,6 +24,7 @@ from ...optimizations.quantization.quantize import sdnq_config
 from ...optimizations.quantization.schemes import quantizable
 from ...optimizations.quantization.sdnq import import_sdnq_safely
 from .. import tiny
+from ..modular.index import MODULAR_INDEX, folders
 from . import checkpoints, loader
 from .checkpoints import CheckedFolder
 from .completeness import check_complete
@@ -109,6 +110,7 @@ def quantize_folder(
             sweep(output.parent)
             checked = checkpoints.check_folder(folder)
             check_complete(folder, checked)
+            _check_beside(folder, checked)
             minimum = _TINY_MINIMUM if source.startswith(TINY) and minimum_numel is None else minimum_numel
             options: dict[str, Any] = {
                 "device": target_device,
@@ -174,6 +176,14 @@ def _source_folder(
         raise ModelFileError("model", source, "it is a single file, not a diffusers folder", "use the model's folder")
     else:
         yield folder, key.device
+
+
+def _check_beside(folder: Path, checked: CheckedFolder) -> None:
+    """A copy has every component in a subfolder of its name, and the index as it was."""
+    elsewhere = [name for name, place in folders(folder, checked.index).items() if place != folder / name]
+    if elsewhere:
+        reason = f"its {', '.join(elsewhere)} is in another folder or repository"
+        raise InputError("model", str(folder), reason, "use a model whose components are all in its own folder")
 
 
 def _check_output(folder: Path, output: Path) -> None:
@@ -250,7 +260,9 @@ def _stored_dtype(header: dict[str, Any]) -> torch.dtype:
 def _copy_files(folder: Path, partial: Path) -> None:
     """The files beside the components: the index, which stays as it is, and the licence and the model card."""
     for file in folder.iterdir():
-        wanted = file.name == checkpoints.INDEX or file.name.lower().startswith(("license", "readme", "notice"))
+        wanted = file.name in (checkpoints.INDEX, MODULAR_INDEX) or file.name.lower().startswith(
+            ("license", "readme", "notice")
+        )
         if file.is_file() and wanted:
             shutil.copy2(file, partial / file.name)
 

@@ -10,6 +10,7 @@ from ...errors import InputError, ModelFileError
 from ...optimizations.quantization import schemes
 from ...safetensors_header import SUFFIX
 from .. import tiny
+from ..modular.index import folders
 from ..types import LoadKey
 from . import checkpoints, hub, single_file
 from .components import components
@@ -72,7 +73,8 @@ def _absolute(path: Path) -> Path:
 
 def _check_path(path: Path, quantization: str) -> None:
     if path.is_dir():
-        schemes.check_checkpoint(path, components(checkpoints.check_folder(path).index), quantization)
+        index = checkpoints.check_folder(path).index
+        schemes.check_checkpoint(path, components(index), quantization, folders(path, index))
     elif path.suffix in checkpoints.PICKLES:
         checkpoints.refuse_pickle(path)
     elif path.suffix != SUFFIX:
@@ -101,9 +103,10 @@ def check(key: LoadKey) -> None:
     if path is None:
         return
     if key.parts:
-        files = dict(key.parts)
         encoders = [file for slot, file in key.parts if slot.startswith("text_encoder")]
-        locate_parts(files["transformer"], encoders, files["vae"])
+        vae = next(file for slot, file in key.parts if slot == "vae")
+        diffusion_model, *second = (file for _, file in key.parts if file not in (*encoders, vae))
+        locate_parts(diffusion_model, encoders, vae, *second)
         return
     if not path.exists():
         raise ModelFileError("model", key.source, "it is not there any more", "choose another model")

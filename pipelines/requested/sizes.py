@@ -36,7 +36,7 @@ def fit(family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str
     fitted = _fit_frames(frames, family)
     if fitted != frames:
         changes["num_frames"] = fitted
-        rule = f"{family.frame_step}n + 1 frames"
+        rule = _rule(family)
         changed = f"num_frames: {fitted} instead of {frames}; {family.name} makes {rule}."
         notes.append(changed if family.video else f"num_frames ignored: {family.name} makes single images.")
     return (replace(request, **changes) if changes else request), notes
@@ -60,14 +60,20 @@ def _fit_frames(frames: int | None, family: Family) -> int | None:
         if not whole or frames < 1:
             raise InputError("num_frames", frames, f"{family.name} makes single images", "use 1, or batch for more")
         return 1
-    if not whole or not 1 <= frames <= family.max_frames:
-        rule = f"{family.frame_step}n + 1 frames" if family.frame_step > 1 else "frames"
-        cure = f"the nearest: {_nearest(frames, family.frame_step, 1, family.max_frames)}"
+    step, least = family.frame_step, family.min_frames
+    if not whole or not least <= frames <= family.max_frames:
+        cure = f"the nearest: {_nearest(frames, step, least, family.max_frames)}"
         recommended = f"; {family.num_frames} is recommended" if family.num_frames else ""
-        reason = f"{family.name} makes {rule}, at most {family.max_frames}"
+        limits = f"at least {least} and at most" if least > 1 else "at most"
+        reason = f"{family.name} makes {_rule(family)}, {limits} {family.max_frames}"
         raise InputError("num_frames", frames, reason, cure + recommended)
-    most = 1 + (family.max_frames - 1) // family.frame_step * family.frame_step
-    return min(1 + _to_step(frames - 1, family.frame_step), most)
+    most = least + (family.max_frames - least) // step * step
+    return min(least + _to_step(frames - least, step), most)
+
+
+def _rule(family: Family) -> str:
+    """How many frames it makes, in words."""
+    return f"{family.frame_step}n + {family.frame_rest} frames" if family.frame_step > 1 else "frames"
 
 
 def _to_step(value: int, step: int) -> int:

@@ -109,7 +109,7 @@ def gemma_tokenizer() -> Any:
         return tokenizer
 
     specials = {name + "_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
-    options = {"model_max_length": 1024, "padding_side": "left", **specials}
+    options = {"model_max_length": 1024, "padding_side": "left", "add_bos_token": True, **specials}
     return _build("GemmaTokenizer", {"vocab": vocabulary, "merges": []}, backend, options)
 
 

@@ -36,11 +36,17 @@ def rows(server: Client) -> list[dict[str, Any]]:
 
 
 def test_the_chart_is_drawn_and_the_result_remembered(server: Client) -> None:
-    entry = server.succeed(benchmark(server, seed=1))
+    prompt = benchmark(server, seed=1, compare="math: torch's plain attention")
+    prompt["report"] = server.node("FastDiffusersShowReport", report=["bench", 3], format="table")
+    entry = server.succeed(prompt)
     (chart,) = server.images(entry)
     assert chart.shape[1] == 1280
     assert len(np.unique(chart.reshape(-1, 3), axis=0)) > 10, "not a blank sheet"
     assert entry["outputs"]["bench"]["images"], "the node shows the chart itself"
+    (table,), (shown,) = (entry["outputs"]["report"][name] for name in ("text", "shown"))
+    assert table.splitlines()[0].startswith("setting")
+    assert "\nplain: " in shown
+    assert "\nmath: " in shown
     known = rows(server)
     assert {row["verdict"] for row in known} >= {"plain"}
     assert known[0]["situation"]["model"].startswith("tiny:flux@")
@@ -58,9 +64,13 @@ def test_the_sampler_takes_what_it_recommends(server: Client) -> None:
 
 
 def test_nothing_to_compare_is_refused_before_anything_runs(server: Client) -> None:
-    for compare, words in (("plain", "nothing to compare"), ("turbo", "no such setting")):
+    for more, words in (
+        ({"compare": "plain"}, "nothing to compare"),
+        ({"compare": "turbo"}, "no such setting"),
+        ({"compare_also": "turbo"}, "no such setting"),
+    ):
         with pytest.raises(ServerError, match=words):
-            server.server.queue(benchmark(server, compare=compare))
+            server.server.queue(benchmark(server, **more))
 
 
 def test_a_preset_fills_in_the_work_and_the_loras_come_with_the_pipeline(server: Client) -> None:
@@ -114,5 +124,7 @@ def test_cancel_keeps_what_was_measured(server: Client) -> None:
     assert end == "execution_interrupted"
     assert any(" left" in text for text in texts), "the plan's progress tells the time left"
     assert "note: cancelled" in texts[-1], "the node shows what was measured until then"
+    assert len(texts[-1].splitlines()) <= 5, "the answer, plain and the best, not the table"
+    assert any("cancelled at" in text for text in texts)
     shapes = {row["situation"]["shape"] for row in rows(server)}
     assert len(shapes) >= 2, "the cancelled one is remembered beside those of 32x32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fastdiffusers.callbacks import Progress
+from fastdiffusers.errors import InputError
 from fastdiffusers.report import OptimizationRecord, OptimizationReport
 
 
@@ -99,3 +101,17 @@ def test_the_node_shows_the_summary_and_the_console_one_line(
     assert [part.strip() for part in shown[0].splitlines()] == report.summary()
     assert line.startswith("FastDiffusers, Diffusers Sampler: attention sdpa | ")
     assert line.endswith("attention sage declined (it is not installed) | decode 2.00 s")
+
+
+def test_a_run_that_fails_says_on_the_node_when_where_and_why(bridge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    server = SimpleNamespace(send_progress_text=lambda text, node: shown.append(text))
+    monkeypatch.setattr(bridge.PromptServer, "instance", server, raising=False)
+    error = InputError("width", 0, "it must be a multiple of 16", "set it to 1024")
+    progress = bridge.NodeProgress("7")
+    progress.callbacks.on_progress(Progress("denoise", 1, 3))
+    with pytest.raises(InputError), progress.running():
+        raise error
+    first, why = shown[-1].splitlines()
+    assert re.fullmatch(r"failed at \d\d:\d\d:\d\d, in denoise 1/3", first.strip())
+    assert why == str(error)

@@ -26,6 +26,16 @@ REPORT = """
            textHeight: e.scrollHeight, colours: [getComputedStyle(e).color, getComputedStyle(e).backgroundColor] };
 })()
 """
+BESIDE_NODES = """
+(() => {
+  const onNodes = [...document.querySelectorAll('.dom-widget')], before = onNodes.map(e => e.style.display);
+  onNodes.forEach(e => { e.style.display = 'none'; });
+  const text = document.body.innerText;
+  onNodes.forEach((e, index) => { e.style.display = before[index]; });
+  return text;
+})()
+"""
+"""What can be read, but for what nodes show themselves."""
 SHOWN = """
 (start => {
   const leaves = [...document.querySelectorAll('body *')].filter(e => !e.children.length);
@@ -121,10 +131,65 @@ def test_of_a_refused_input_the_cure_can_be_read_and_it_is_said_once(server: Cli
     page.load(read("Text to Image"))
     _set(page, "FastDiffusersLoadPipeline", "model", "no-such-model")
     page.evaluate(ASK)
-    (shown,) = _shown(page, "model = ")
-    assert shown.startswith("model = 'no-such-model': Put it into models/diffusers, or choose [custom]")
+    shown = _shown(page, "model = ")  # on the node, and in some editors beside it
+    assert shown
+    for text in shown:
+        assert text.startswith("model = 'no-such-model': Put it into models/diffusers, or choose [custom]")
     page.evaluate(OPEN_ERRORS)
-    assert len(_shown(page, "model = ")) == 1
-    text = page.evaluate("document.body.innerText")
-    assert text.count("no-such-model': Put it") == 1
+    text = page.evaluate(BESIDE_NODES)
+    assert text.count("no-such-model': Put it") <= 1
     assert "Custom validation failed" not in text
+
+
+def _cut(node: str, name: str) -> str:
+    """Take the link off an input."""
+    found = f"window.app.graph.nodes.find(n => n.type === '{node}')"
+    return f"{found}.disconnectInput({found}.inputs.findIndex(i => i.name === '{name}'))"
+
+
+ON_NODE = """
+(type => {
+  const node = window.app.graph.nodes.find(n => n.type === type);
+  return node.widgets.find(w => w.name === '$$node-text-preview')?.value ?? '';
+})(%s)
+"""
+LOADER, SAMPLER = "FastDiffusersLoadPipeline", "FastDiffusersSampler"
+MISTAKES = [
+    # workflow, what is done wrong, the node that says so, its cure, its reason
+    ("Text to Image", (LOADER, "model", "gone"), LOADER, "Put it into models/diffusers", "no such model"),
+    ("Text to Image", (LOADER, "model", "[custom]"), LOADER, "Enter a folder", "it is empty"),
+    ("Text to Image", (SAMPLER, "pipeline"), SAMPLER, "Connect Load Diffusers Pipeline", "nothing is connected"),
+    ("Text to Image", (SAMPLER, "scheduler", "PNDMScheduler"), SAMPLER, "Use 'model default'", "it does not fit"),
+    ("Wan Image to Video, 4 Steps", (SAMPLER, "images.image_1"), SAMPLER, "Connect one", "works on a picture"),
+    (
+        "Wan Image to Video, 4 Steps",
+        (LOADER, "model", "embedded tiny: flux"),
+        SAMPLER,
+        "Set strength below 1",
+        "flux is a text-only model",
+    ),
+]
+
+
+def test_six_common_mistakes_are_told_on_the_node(server: Client, page: Browser) -> None:
+    """Whole, with the cure and the reason; what a check of the inputs said goes with the next run."""
+    page.open(server.server.url, **CLASSIC, **DARK)
+    for workflow, wrong, node, cure, reason in MISTAKES:
+        page.load(read(workflow))
+        if len(wrong) == 3:
+            _set(page, *wrong)
+        else:
+            page.evaluate(_cut(*wrong))
+        page.evaluate(ASK)
+        deadline = time.monotonic() + 60
+        while cure not in (text := page.evaluate(ON_NODE % json.dumps(node))) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        assert cure in text, wrong
+        assert reason in text, wrong
+    page.load(read("Text to Image"))
+    _set(page, LOADER, "model", "gone")
+    page.evaluate(ASK)
+    assert "no such model" in page.evaluate(ON_NODE % json.dumps(LOADER))
+    _set(page, LOADER, "model", "embedded tiny: flux")
+    page.run()
+    assert not page.evaluate(ON_NODE % json.dumps(LOADER))

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_registration import NODES
+from test_workflows import read
 
 from fastdiffusers.scripts.browser import CLASSIC, DARK, NODES_2, Browser
 
 if TYPE_CHECKING:
     from comfy_client import Client
 
+SAMPLER_ID = "FastDiffusersSampler"
 LOADER, SAMPLER = "Load Diffusers Pipeline", "Diffusers Sampler"
 WORDS = {
     "flux": LOADER,
@@ -29,7 +31,7 @@ WORDS = {
     "speed": "Benchmark Optimizations",
     "tiled": "VAE Decode (Fast)",
     "video upscale": "Load Video VAE",
-    "gguf": "Quantize Model",
+    "gguf": "Load Diffusers Model (Parts)",
 }
 """What people look for, and the node that it is about."""
 FIRST = ("flux", "sdxl", "wan")
@@ -69,6 +71,32 @@ CONNECT = """
   load.widgets.find(w => w.name === 'model').value = 'embedded tiny: flux';
   load.connect(0, sample, sample.inputs.findIndex(input => input.name === 'pipeline'));
   sample.connect(0, save, save.inputs.findIndex(input => input.name === 'images'));
+})()
+"""
+RUN_AND_CANCEL = """
+(async () => {
+  const api = window.app.api, node = window.app.graph.nodes.find(n => n.comfyClass === 'FastDiffusersSampler');
+  node.widgets.find(w => w.name === 'steps').value = 1000;
+  const over = new Promise(done => api.addEventListener('execution_interrupted', done, { once: true }));
+  api.addEventListener('progress', () => api.interrupt(), { once: true });
+  await window.app.queuePrompt(0);
+  await over;
+})()
+"""
+TEXTS = """
+Object.fromEntries(window.app.graph.nodes.flatMap(node => (node.widgets ?? [])
+  .filter(w => ['shown', '$$node-text-preview'].includes(w.name)).map(w => [node.comfyClass, w.value])))
+"""
+"""What nodes show of their last run, by the kind of node."""
+BYPASS = "window.app.graph.nodes.find(n => n.comfyClass === 'FastDiffusersSampler').mode = 4"
+LABELS = """
+(() => {
+  const node = window.app.graph.nodes[0], chain = window.LiteGraph.createNode('LoadImage');
+  window.app.graph.add(chain);
+  const socket = () => node.inputs.findIndex(i => i.name.startsWith('images.') && i.link == null);
+  chain.connect(0, node, socket());
+  chain.connect(0, node, socket());
+  return node.inputs.filter(i => i.name.startsWith('images.')).map(i => i.label);
 })()
 """
 
@@ -141,4 +169,43 @@ def test_from_scratch_to_a_picture(server: Client, page: Browser, drawn: dict[st
     before = set(folder.rglob("*.png"))
     page.run()
     assert len(set(folder.rglob("*.png")) - before) == 1
+    assert "show_advanced" not in page.evaluate("document.body.innerText"), "Nodes 2.0 has a button of its own"
     assert not any(node["errors"] for node in page.nodes())
+
+
+@both_ways
+def test_after_cancel_the_node_says_so_and_the_report_is_marked_as_old(page: Browser, drawn: dict[str, Any]) -> None:
+    page.load(read("Text to Image"))
+    page.evaluate(SEED.replace("nodes[1]", f"nodes.find(n => n.comfyClass === '{SAMPLER_ID}')") % int(drawn == NODES_2))
+    page.run()
+    before = page.evaluate(TEXTS)
+    assert not any("earlier run" in text for text in before.values())
+    page.evaluate(RUN_AND_CANCEL)
+    page.settle()
+    after = page.evaluate(TEXTS)
+    assert after[SAMPLER_ID].startswith("cancelled at ")
+    assert after["FastDiffusersShowReport"].startswith("(of an earlier run)")
+    assert after["FastDiffusersShowReport"].endswith(before["FastDiffusersShowReport"])
+
+
+@on_the_canvas
+def test_a_bypassed_sampler_says_that_it_runs_nothing(page: Browser, drawn: dict[str, Any]) -> None:
+    page.load(read("Text to Image"))
+    page.evaluate(BYPASS)
+    page.evaluate("window.app.queuePrompt(0).catch(() => null)")
+    said, deadline = (
+        "Diffusers Sampler is bypassed: it runs nothing, and gives no images, report.",
+        time.monotonic() + 30,
+    )
+    while said not in page.evaluate("document.body.innerText") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert said in page.evaluate("document.body.innerText")
+
+
+def test_sockets_that_grow_are_named_in_chinese(server: Client, page: Browser) -> None:
+    page.open(server.server.url, **CLASSIC, **DARK, **{"Comfy.Locale": "zh"})
+    try:
+        page.add(SAMPLER_ID)
+        assert page.evaluate(LABELS) == ["图像 1", "图像 2", "图像 3"]
+    finally:
+        page.open(server.server.url, **CLASSIC, **DARK, **{"Comfy.Locale": "en"})

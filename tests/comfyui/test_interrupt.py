@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import numpy as np
+import psutil
+import pytest
 
 if TYPE_CHECKING:
     from comfy_client import Client
 
 TINY = "embedded tiny: "
+VIDEO_VAE = TINY + "video VAE"
 TEXT_EVENT = (3).to_bytes(4, "big")
 PREVIEW_EVENTS = ((1).to_bytes(4, "big"), (4).to_bytes(4, "big"))
 
@@ -62,6 +66,7 @@ def test_cancel_shows_as_interrupted_and_leaves_the_pipeline_as_new(server: Clie
     texts = [m[8:] for m in messages if isinstance(m, bytes) and m[:4] == TEXT_EVENT]
     assert any(b"denoise" in text for text in texts), "the node says what it is doing"
     assert not any(b"decode" in text for text in texts), "nothing is decoded after a cancel"
+    assert re.fullmatch(rb"sample(cancelled at \d\d:\d\d:\d\d, in denoise \d+/1000.*)", texts[-1]), texts[-1]
     assert any(isinstance(m, bytes) and m[:4] in PREVIEW_EVENTS for m in messages), "the node shows a preview"
 
     # Another graph on the same pipeline, so that ComfyUI cannot answer from its cache of outputs. A batch of two takes
@@ -79,6 +84,9 @@ def test_cancel_while_code_is_compiled(server: Client) -> None:
     compiled["sample"]["inputs"]["compile_settings"] = ["compile", 0]
     messages = asyncio.run(cancel_when(server, compiled, says(b"first run only")))
     assert messages[-1]["type"] == "execution_interrupted", messages[-1]["data"].get("exception_message")
+    last = [m[8:].decode() for m in messages if isinstance(m, bytes) and m[:4] == TEXT_EVENT][-1]
+    told = r"cancelled at \d\d:\d\d:\d\d, in compile \d/\d: transformer: .* so far \(first run only"
+    assert re.search(told, last), last
     assert messages[-1]["data"]["node_id"] == "sample"
     again = server.sampling(TINY + "sd3", **small, torch_compile="off", prompt="a cat")
     again["sample"]["inputs"]["max_sequence_length"] = 0
@@ -86,3 +94,33 @@ def test_cancel_while_code_is_compiled(server: Client) -> None:
     server.succeed(again)  # another seed first, so that ComfyUI cannot answer from its cache of outputs
     again["sample"]["inputs"]["seed"] = 9
     assert np.array_equal(server.images(server.succeed(again)), fresh)
+
+
+@pytest.mark.parametrize("scope", ["blocks", "model"])
+def test_cancel_while_a_decoder_is_compiled(server: Client, scope: str) -> None:
+    """The video VAE, by its units and by whole slices."""
+
+    def decode(batch: int = 1, **compile_widgets: Any) -> dict[str, Any]:
+        size = {"width": 64, "height": 64, "length": 5, "batch_size": batch}
+        prompt = {
+            "latent": server.node("EmptyHunyuanLatentVideo", **size),
+            "vae": server.node("FastDiffusersLoadVideoVAE", vae_name=VIDEO_VAE, dtype="float32"),
+            "decode": server.node("FastDiffusersVAEDecode", samples=["latent", 0], vae=["vae", 0], tiling="whole"),
+            "save": server.node("SaveImage", images=["decode", 0], filename_prefix="decoded"),
+        }
+        if compile_widgets:
+            prompt["compile"] = server.node("FastDiffusersTorchCompileSettings", **compile_widgets)
+            prompt["decode"]["inputs"]["compile_settings"] = ["compile", 0]
+        return prompt
+
+    fresh = server.images(server.succeed(decode()))
+    process = psutil.Process(server.server._process.pid)
+    before = {child.pid for child in process.children(recursive=True)}
+    compiled = decode(scope=scope, memory_check=False)
+    messages = asyncio.run(cancel_when(server, compiled, says(b"first run only")))
+    assert messages[-1]["type"] == "execution_interrupted", messages[-1]["data"].get("exception_message")
+    assert messages[-1]["data"]["node_id"] == "decode"
+    assert {child.pid for child in process.children(recursive=True)} <= before
+    again = server.images(server.succeed(decode(batch=2)))  # one that ComfyUI cannot answer from its cache of outputs
+    assert np.array_equal(again[: len(fresh)], fresh)
+    assert fresh.std() > 0

@@ -44,7 +44,10 @@ def core_graph(server: Client, seed: int) -> dict[str, Any]:
 def free(server: Client) -> None:
     """`/free` as the manager's button sends it, and the moment until the worker has done it."""
     server.server.post("/free", {"unload_models": True, "free_memory": True})
-    time.sleep(2)
+    deadline = time.monotonic() + 120
+    while "DiffusionPipeline" in (alive := server.server.get("/probe")["alive"]):
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.2)
 
 
 def test_pipelines_and_core_graphs_alternate_without_growth(server: Client) -> None:

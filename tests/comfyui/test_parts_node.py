@@ -106,20 +106,26 @@ def test_each_list_shows_what_fits_and_proposes_the_combination(server: Client, 
     for widget, name in CHOSEN.items():
         kind, *rest = inputs[widget]
         choices = rest[0]["options"] if kind == "COMBO" else kind
-        assert choices[0] == f"parts-{name}.safetensors", "the first is what a new node has"
+        assert f"parts-{name}.safetensors" in choices
+        assert (choices[0] == "auto") == (widget != "diffusion_model"), "the first is what a new node has"
         assert "small_video_vae.safetensors" not in choices
-        assert len(choices) == (2 if widget.startswith("text") else 1)
+        assert len(choices) == {"text_encoder_1": 3, "text_encoder_2": 3, "vae": 2}.get(widget, 1)
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_the_picture_is_that_of_the_folder(server: Client, parts: dict[str, Path], swapped: bool) -> None:
+@pytest.mark.parametrize("given", ["in order", "swapped", "auto", "one"])
+def test_the_picture_is_that_of_the_folder(server: Client, parts: dict[str, Path], given: str) -> None:
     widgets = {"width": 64, "height": 64, "steps": 2, "seed": 5, "guidance": 2.0, "prompt": "A red fox, 2 foxes"}
     whole = server.succeed(server.sampling("parts-twin", **widgets))
     prompt = server.sampling("parts-twin", **widgets)
-    names = ("parts-t5xxl.safetensors", "parts-clip_l.safetensors") if swapped else ()
-    encoders = dict(zip(("text_encoder_1", "text_encoder_2"), names, strict=False))
-    prompt["load"] = loader_node(server, **encoders)
+    changes = {
+        "in order": {},
+        "swapped": {"text_encoder_1": "parts-t5xxl.safetensors", "text_encoder_2": "parts-clip_l.safetensors"},
+        "auto": {"text_encoder_1": "auto", "text_encoder_2": "auto", "vae": "auto"},
+        "one": {"text_encoder_1": "parts-t5xxl.safetensors", "text_encoder_2": "auto"},
+    }
+    prompt["load"] = loader_node(server, **changes[given])
     entry = server.succeed(prompt)
+    assert "fingerprint_inputs" not in server.server.log(), "ComfyUI then runs the node, and all after it, each time"
     expected = server.images(whole)
     assert expected.std() > 1
     assert np.array_equal(server.images(entry), expected)
@@ -174,9 +180,14 @@ def test_an_exchanged_file_runs_again(server: Client, parts: dict[str, Path]) ->
 def test_the_tokens_are_those_of_comfyui(core: Any, comfyui: Path, tmp_path: Path) -> None:
     from comfy.text_encoders.flux import FluxTokenizer
 
-    from fastdiffusers.pipelines.loading.parts.read import _tokenizer
+    from fastdiffusers.pipelines.loading.parts import flux
+    from fastdiffusers.pipelines.loading.parts.read import read_tokenizer
 
-    own = {name: _tokenizer(name, tmp_path / "none.safetensors", str(comfyui)) for name in ("tokenizer", "tokenizer_2")}
+    nowhere = tmp_path / "none.safetensors"
+    own = {
+        name: read_tokenizer(name, tokenizer, nowhere, str(comfyui), {})
+        for name, tokenizer in flux.FAMILIES[0].tokenizers.items()
+    }
     for text in (
         "A red fox, 2 foxes.",
         "snow   and  Ice",
@@ -242,7 +253,7 @@ def test_the_published_sizes_are_recognised_and_built(core: Any, comfyui: Path, 
     import diffusers
 
     from fastdiffusers.pipelines.loading import loader
-    from fastdiffusers.pipelines.loading.parts import configurations, kind_of_part, plan
+    from fastdiffusers.pipelines.loading.parts import flux, kind_of_part, plan
     from fastdiffusers.pipelines.loading.parts.header import read_part
 
     shapes = full_size(core, comfyui, guidance=variant == "dev")
@@ -251,22 +262,26 @@ def test_the_published_sizes_are_recognised_and_built(core: Any, comfyui: Path, 
         write_header(path, shapes[name])
     encoders = [str(paths["t5xxl"]), str(paths["clip_l"])]
     key = loader.resolve(str(paths["model"]), in_parts=True, text_encoders=encoders, vae=str(paths["ae"]), device="cpu")
-    slots = dict(zip(plan.flux.CLASSES, FILES, strict=True))
+    family = plan.family_of_part(paths["model"])
+    assert family.title == f"FLUX.1 {variant}"
+    slots = dict(zip(family.components, FILES, strict=True))
     assert dict(key.parts) == {slot: str(paths[name]) for slot, name in slots.items()}
-    assert {slot: kind_of_part(paths[name]) for slot, name in slots.items()} == {slot: slot for slot in slots}
+    kinds = ["diffusion model", "text encoder", "text encoder", "VAE"]
+    assert [kind_of_part(paths[name]) for name in slots.values()] == kinds
     for slot, name in slots.items():
-        config = plan.configuration(slot, read_part(paths[name], name), paths["model"])
-        built = plan.empty_network(slot, config)
+        component = family.components[slot]
+        config = plan.configuration(slot, component, read_part(paths[name], name), paths["model"])
+        built = plan.empty_network(component, config)
         count = sum(value.numel() for value in built.parameters())
         kept = {tensor: shape for tensor, shape in shapes[name].items() if tensor != "text_projection.weight"}
         assert count == sum(int(np.prod(shape, dtype=np.int64)) for shape in kept.values()), slot
     published = diffusers.FluxTransformer2DModel.from_config(
         {"guidance_embeds": variant == "dev", "num_layers": 0, "num_single_layers": 0}
     ).config
-    made = plan.configuration("transformer", read_part(paths["model"], "model"), paths["model"])
+    made = family.components["transformer"].config(read_part(paths["model"], "model").shapes)
     assert (made.pop("num_layers"), made.pop("num_single_layers")) == (19, 38)
     assert {name: list(value) if isinstance(value := published[name], tuple) else value for name in made} == made
-    assert configurations.flux_scheduler(variant == "dev")["use_dynamic_shifting"] is (variant == "dev")
+    assert flux.scheduler(variant == "dev")["use_dynamic_shifting"] is (variant == "dev")
     assert loader.family_of_key(key).name == "flux"
 
 
@@ -289,15 +304,16 @@ def test_the_list_of_a_wrong_size_is_refused(core: Any, comfyui: Path, tmp_path:
 def test_the_configurations_are_those_of_comfyui(core: Any, comfyui: Path) -> None:
     import comfy.latent_formats
 
-    from fastdiffusers.pipelines.loading.parts import configurations
+    from fastdiffusers.pipelines.loading.parts import encoders, vaes
 
     latents = comfy.latent_formats.Flux()
-    vae = configurations.FLUX_VAE
+    vae = vaes.FLUX_VAE
     assert (vae["scaling_factor"], vae["shift_factor"]) == (latents.scale_factor, latents.shift_factor)
     assert vae["latent_channels"] == latents.latent_channels
     for ours, file, least in (
-        (configurations.CLIP_L, "sd1_clip_config.json", 9),
-        (configurations.T5_XXL, "text_encoders/t5_config_xxl.json", 8),
+        (encoders.CLIP_L, "sd1_clip_config.json", 9),
+        (encoders.T5_XXL, "text_encoders/t5_config_xxl.json", 8),
+        (encoders.UMT5_XXL, "text_encoders/umt5_config_xxl.json", 8),
     ):
         theirs = json.loads((comfyui / "comfy" / file).read_text())
         shared = ours.keys() & theirs.keys() - {"eos_token_id"}  # ComfyUI pools at its own token, FLUX.1 at the largest

@@ -24,7 +24,7 @@ NODES = {
     "FastDiffusersVAEEncode": ["LATENT", "FASTDIFFUSERS_REPORT"],
     "FastDiffusersLoadVideoVAE": ["FASTDIFFUSERS_VIDEO_VAE"],
     "FastDiffusersShowReport": ["STRING"],
-    "FastDiffusersBenchmark": ["FASTDIFFUSERS_OPTIMIZATION_SETTINGS", "IMAGE", "STRING"],
+    "FastDiffusersBenchmark": ["FASTDIFFUSERS_OPTIMIZATION_SETTINGS", "IMAGE", "STRING", "FASTDIFFUSERS_REPORT"],
 }
 LANGUAGES = ("en", "zh")
 

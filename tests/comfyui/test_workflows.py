@@ -56,16 +56,36 @@ def test_its_note_says_what_to_download(name: str) -> None:
         assert node["widgets_values"][0].startswith("embedded tiny: ")
 
 
+def test_single_files_to_download_are_named_for_the_editor(server: Client) -> None:
+    """Where they come from and in which folder they go: the editor offers them once they are chosen and missing."""
+    found = [
+        (node["type"], model)
+        for name in WORKFLOWS
+        for node in read(name)["nodes"]
+        for model in node["properties"].get("models", [])
+    ]
+    assert {kind for kind, _ in found} == {"FastDiffusersLoadVideoVAE", "FastDiffusersLoadLora"}
+    folders = server.server.get("/models")
+    for _, model in found:
+        assert model["directory"] in folders
+        assert re.fullmatch(r"https://huggingface\.co/[\w-]+/[\w.-]+/resolve/main/(.+/)?" + model["name"], model["url"])
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_runs_as_it_comes(server: Client, name: str) -> None:
     prompt = to_prompt(read(name), server.info)
     before = len(server.server.log())
     entry = server.succeed(prompt)
     kinds = {prompt[node]["class_type"] for node in entry["outputs"]}
-    console = [line for line in server.server.log()[before:].splitlines() if "FastDiffusers, " in line]
+    said = server.server.log()[before:]
+    assert "fingerprint_inputs" not in said, "ComfyUI then runs the node, and all after it, each time"
+    console = [line for line in said.splitlines() if "FastDiffusers, " in line]
     assert len(console) == sum(node["class_type"] in RUNNING for node in prompt.values()), "one line per run"
     assert all(" s" in line and " | " in line for line in console)
     assert "FastDiffusersShowReport" in kinds
+    for node, output in entry["outputs"].items():
+        if prompt[node]["class_type"] in RUNNING[1:]:
+            assert len(output["text"][0].splitlines()) <= 5
     saved = [file for output in entry["outputs"].values() for file in output.get("images", [])]
     assert saved
     for file in saved:
@@ -110,7 +130,7 @@ def test_workflow_has_a_thumbnail(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_graph_is_drawn_without_a_red_node(page: Browser, tmp_path: Path, name: str) -> None:
+def test_graph_is_drawn_without_a_red_node_and_runs(page: Browser, tmp_path: Path, name: str) -> None:
     graph = read(name)
     nodes = page.load(graph)
     assert len(nodes) == len(graph["nodes"])
@@ -127,6 +147,10 @@ def test_graph_is_drawn_without_a_red_node(page: Browser, tmp_path: Path, name: 
         drawn = next(n for n in nodes if n["id"] == str(node["id"]))
         values = [widget["value"] for widget in drawn["widgets"] if widget["name"] != "show_advanced"]
         assert values == node["widgets_values"], "every stored value belongs to the widget that it was stored for"
+    page.run()  # as a person does; what the server has run before it has in its cache
+    assert not any(node["errors"] for node in page.nodes())
+    shown = page.evaluate("document.body.innerText").lower()
+    assert not re.search(r"missing (models|nodes)|\d errors?\b|failed", shown)
     picture = page.screenshot(tmp_path / f"{name}.png")
     with Image.open(picture) as image:
         assert len(image.convert("RGB").getcolors(1 << 24)) > 100, "something is drawn"

@@ -37,7 +37,8 @@ MAY_IMPORT = {
 OWN_ROOM = {
     "pipelines/tiny": set(),
     "pipelines/classes": {"families"},
-    "pipelines/loading": {"families", "recognize", "tiny", "types"},
+    "pipelines/loading": {"families", "modular", "recognize", "tiny", "types"},
+    "pipelines/modular": {"classes", "families", "types"},
     "pipelines/decoding": {"families", "latents", "types"},
     "optimizations": {"caching", "quantization"},
     "optimizations/tuning": {"apply", "compile", "compile_cost", "components", "offload", "settings"},
@@ -47,6 +48,7 @@ OWN_ROOM = {
     "vae/kernels": set(),
     "nodes/host": {"vae_choices"},
     "commands/launch": {"files"},
+    "commands/plan": set(),
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....errors import ModelFileError
-from ....safetensors_header import DOWNLOAD_AGAIN, SUFFIX, read_header
+from ....errors import ModelFileError, first_line
+from ....safetensors_header import DOWNLOAD_AGAIN, SUFFIX, file_size, parse_json, read_header
+from . import gguf
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +19,11 @@ _OF_CHECKPOINTS = ("first_stage_model.", "vae.", "conditioner.", "cond_stage_mod
 _FP8 = {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MARKER = "scaled_fp8"
+_EXTRAS = ("spiece_model",)
+"""What ComfyUI keeps in a file besides weights: a tokenizer."""
+_COMFY_QUANT = ".comfy_quant"
+_COMFY_FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+"""Formats of ComfyUI's quantized layers that are read -> type of their weights."""
 _NOT_SCALED = ("shared.weight", "embed_tokens.weight", "_embedding.weight", "relative_attention_bias.weight")
 """Ends of the names of embeddings, which are looked up and not multiplied: they have no scale."""
 
@@ -38,6 +45,10 @@ class Part:
     precision: str
     prefix: str
 
+    @property
+    def is_gguf(self) -> bool:
+        return gguf.is_gguf(self.path)
+
 
 def read_part(path: Path, name: str) -> Part:
     """Read the header of a part.
@@ -49,29 +60,37 @@ def read_part(path: Path, name: str) -> Part:
         ModelFileError: damaged, of another format, a whole checkpoint, in a precision that is not read, or without
             the scale of a weight.
     """
-    if path.suffix != SUFFIX:
-        kind = "GGUF files are" if path.suffix == ".gguf" else f"{path.suffix or 'a file without a suffix'} is"
-        raise ModelFileError(name, str(path), f"{kind} not read as parts", f"choose a {SUFFIX} file")
+    file_size(path, name)
+    if gguf.is_gguf(path):
+        return _read_gguf(path, name)
+    if path.suffix.lower() != SUFFIX:
+        kind = path.suffix or "a file without a suffix"
+        raise ModelFileError(name, str(path), f"{kind} is not read as parts", f"choose a {SUFFIX} file")
     entries = read_header(path, name)
     if any(key.startswith(_OF_CHECKPOINTS) for key in entries):
         cure = "load it whole: with Load Diffusers Pipeline, or --model"
         raise ModelFileError(name, str(path), "it is a whole checkpoint, not a part", cure)
     prefix = next((each for each in _PREFIXES if any(key.startswith(each) for key in entries)), "")
-    strange = [key for key in entries if not key.startswith(prefix) and not key.endswith(_MARKER)]
+    strange = [key for key in entries if not key.startswith(prefix) and not key.endswith((_MARKER, *_EXTRAS))]
     if strange:
         raise ModelFileError(name, str(path), f"it mixes models: {strange[0][:80]!r} lies beside them", DOWNLOAD_AGAIN)
     tensors: dict[str, Any] = {key.removeprefix(prefix): entry for key, entry in entries.items()}
-    _refuse_other_quantizations(path, name, tensors)
-    scaled = _MARKER in tensors or any(key.endswith(".scale_weight") for key in tensors)
+    layers = _quantized_layers(path, name, prefix, tensors)
+    _refuse_other_quantizations(path, name, tensors, layers)
+    scaled = bool(layers) or _MARKER in tensors or any(key.endswith(".scale_weight") for key in tensors)
     weights = {key: entry for key, entry in tensors.items() if not _is_helper(key)}
     scales: dict[str, str] = {}
     for key, entry in weights.items():
-        scale = key.removesuffix("weight") + "scale_weight" if key.endswith(".weight") else ""
+        layer = key.removesuffix(".weight") if key.endswith(".weight") else ""
+        scale = f"{layer}.weight_scale" if layer in layers else f"{layer}.scale_weight"
+        if layer in layers and _COMFY_FORMATS[layers[layer]] != entry["dtype"]:
+            reason = f"{key[:80]!r} is {entry['dtype']} in it and said to be {layers[layer]}"
+            raise ModelFileError(name, str(path), reason, DOWNLOAD_AGAIN)
         if scale in tensors:
             if tensors[scale]["shape"] not in ([], [1]):
                 raise ModelFileError(name, str(path), f"the scale of {key!r} is not one number", "use another copy")
             scales[key] = scale
-        elif scaled and entry["dtype"] in _FP8 and len(entry["shape"]) == 2 and not key.endswith(_NOT_SCALED):
+        elif layer in layers or (scaled and _is_scaled(key, entry)):
             raise ModelFileError(name, str(path), f"the scale of {key[:80]!r} is missing in it", DOWNLOAD_AGAIN)
     kinds = {entry["dtype"]: 0 for entry in weights.values()}
     for entry in weights.values():
@@ -89,24 +108,70 @@ def read_part(path: Path, name: str) -> Part:
     return Part(path, shapes, scales, " mixed with ".join(names), prefix)
 
 
-def read_weights(part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The weights of a part on the CPU, in its own type, those with a scale multiplied by it and rounded to `dtype`."""
-    import torch
-    from safetensors.torch import load_file
+def _read_gguf(path: Path, name: str) -> Part:
+    if name not in ("diffusion_model", "second_expert", "file"):
+        cure = f"choose a {SUFFIX} file"
+        raise ModelFileError(name, str(path), "GGUF is read for diffusion models only", cure)
+    shapes, kinds = gguf.read_gguf_header(path, name)
+    prefix = next((each for each in _PREFIXES if any(key.startswith(each) for key in shapes)), "")
+    sizes = dict.fromkeys(kinds.values(), 0)
+    for key, kind in kinds.items():
+        sizes[kind] += math.prod(shapes[key])
+    precision = "GGUF " + " mixed with ".join(sorted(sizes, key=lambda kind: -sizes[kind]))
+    return Part(path, {key.removeprefix(prefix): shape for key, shape in shapes.items()}, {}, precision, prefix)
 
-    stored = {key.removeprefix(part.prefix): tensor for key, tensor in load_file(part.path).items()}
-    weights = {key: stored[key] for key in part.shapes}
-    for key, scale in part.scales.items():
-        weights[key] = (weights[key].to(torch.float32) * stored[scale].to(torch.float32)).to(dtype)
-    return weights
+
+def read_extra(part: Part, name: str) -> torch.Tensor | None:
+    """A tensor of a file that is no weight; None where it has none of that name."""
+    from safetensors import safe_open
+
+    with safe_open(part.path, framework="pt") as file:
+        key = next((key for key in (name, part.prefix + name) if key in file.keys()), None)  # noqa: SIM118
+        return None if key is None else file.get_tensor(key)
+
+
+def _quantized_layers(path: Path, name: str, prefix: str, tensors: dict[str, Any]) -> dict[str, str]:
+    """The layers that ComfyUI quantized, and the format of each: in a tensor beside each, or in the file's metadata.
+
+    Raises:
+        ModelFileError: a format that is not read, or no format at all.
+    """
+    from safetensors import safe_open
+
+    marks = [key for key in tensors if key.endswith(_COMFY_QUANT)]
+    told: dict[str, Any] = {}
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            for key in marks:
+                full = prefix + key if prefix + key in file.keys() else key  # noqa: SIM118
+                told[key.removesuffix(_COMFY_QUANT)] = parse_json(file.get_tensor(full).tobytes())
+        if "_quantization_metadata" in metadata:
+            layers = parse_json(metadata["_quantization_metadata"].encode()).get("layers", {})
+            told |= {layer.removeprefix(prefix): entry for layer, entry in layers.items()}
+        formats = {layer: entry.get("format") for layer, entry in told.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        reason = f"what it says of its quantized layers (comfy_quant) cannot be read ({first_line(error)})"
+        raise ModelFileError(name, str(path), reason, DOWNLOAD_AGAIN) from error
+    for layer, kind in formats.items():
+        if kind not in _COMFY_FORMATS:
+            reason = f"its layer {layer[:80]!r} is quantized in a way that is not read (comfy_quant {str(kind)[:40]!r})"
+            raise ModelFileError(name, str(path), reason, "use a copy in bf16, fp16, fp8 or scaled fp8")
+    return formats
+
+
+def _is_scaled(key: str, entry: dict[str, Any]) -> bool:
+    return entry["dtype"] in _FP8 and len(entry["shape"]) == 2 and not key.endswith(_NOT_SCALED)
 
 
 def _is_helper(key: str) -> bool:
-    return key.endswith((_MARKER, ".scale_weight", ".scale_input"))
+    return key in _EXTRAS or key.endswith(
+        (_MARKER, ".scale_weight", ".scale_input", _COMFY_QUANT, ".weight_scale", ".input_scale")
+    )
 
 
-def _refuse_other_quantizations(path: Path, name: str, tensors: dict[str, Any]) -> None:
-    for ending, what in ((".comfy_quant", "comfy_quant"), (".wscales", "Nunchaku"), (".weight_scale", "weight_scale")):
-        if any(key.endswith(ending) for key in tensors):
+def _refuse_other_quantizations(path: Path, name: str, tensors: dict[str, Any], layers: dict[str, str]) -> None:
+    for ending, what in ((".wscales", "Nunchaku"), (".weight_scale", "weight_scale")):
+        if any(key.endswith(ending) and key.removesuffix(ending) not in layers for key in tensors):
             reason = f"it is quantized in a way that is not read ({what})"
             raise ModelFileError(name, str(path), reason, "use a copy in bf16, fp16, fp8 or scaled fp8")

@@ -8,21 +8,27 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ....errors import InputError, ModelFileError
+from ....errors import InputError, MissingDependencyError, ModelFileError
 from ....fallback import is_out_of_memory
+from ....safetensors_header import read_header
 from ...families import Family
 from ...recognize import family_of_configuration
 from .. import checkpoints
 from ..small_files import plain_path, read_json
-from . import configurations, flux
+from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFamily
+from .families import FAMILIES, TITLES, family_of_file, kind_of_shapes
+from .gguf import is_gguf
 from .header import Part, read_part
 
 Parts = tuple[tuple[str, str], ...]
 """(component, absolute path), the diffusion model first."""
 
 
-def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str) -> tuple[Parts, str]:
+def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str, second: str = "") -> tuple[Parts, str]:
     """Find out which file is which component, and check that each fits, reading headers only.
+
+    Args:
+        second: of a model of two experts, the one for the steps of little noise.
 
     Returns:
         the parts, and an identity that changes with any of the files.
@@ -32,48 +38,80 @@ def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str) -
         InputError: a part is missing or given twice.
     """
     chosen = _path("diffusion_model", diffusion_model)
-    model = read_part(chosen, "diffusion_model")
-    if not flux.is_flux(model.shapes):
-        reason = "it is not the diffusion model of FLUX.1, the only family that is read in parts"
-        raise ModelFileError("diffusion_model", str(chosen), reason, "use the model's folder in diffusers format")
-    if not flux.variant(model.shapes):
-        reason = "it is a variant of FLUX.1 with other inputs than dev and schnell (Fill, Depth, Canny)"
-        raise ModelFileError("diffusion_model", str(chosen), reason, "use the model's folder in diffusers format")
-    found = {"transformer": chosen}
-    _require("transformer", chosen, chosen, "diffusion_model")
+    part = read_part(chosen, "diffusion_model")
+    family = _family(part)
+    found = {family.diffusion_model: chosen}
+    if family.expert(chosen.stem) == "low":
+        reason = f"its name says that it is {family.components[family.second].title}"
+        cure = f"give it as the second expert, and here {family.components[family.diffusion_model].usual}"
+        raise InputError("diffusion_model", str(chosen), reason, cure)
+    _require(family, family.diffusion_model, chosen, chosen, "diffusion_model")
+    if expert := _second_expert(family, chosen, second):
+        found[family.second] = expert
     for text in text_encoders:
         file = _path("text_encoder", text)
-        slot = _encoder_slot(file, chosen)
-        if slot in found:
-            reason = f"it is {flux.USUAL[slot].split(',')[0]}, and {found[slot].name} is that too"
-            raise InputError("text_encoder", str(file), reason, f"give {_lacking(found)}")
+        slot = _encoder_slot(family, file, chosen, found)
         found[slot] = file
     if vae:
-        file = _path("vae", vae)
-        _require("vae", file, chosen, "vae")
-        found["vae"] = file
-    if lacking := [slot for slot in flux.USUAL if slot not in found]:
+        found["vae"] = _path("vae", vae)
+        _require(family, "vae", found["vae"], chosen, "vae")
+    if lacking := [slot for slot in family.components if slot not in found and slot != family.second]:
         name = "vae" if lacking == ["vae"] else "text_encoder"
-        reason = f"FLUX.1 needs {' and '.join(flux.USUAL[slot] for slot in lacking)}"
+        reason = f"{family.title} needs {' and '.join(family.components[slot].usual for slot in lacking)}"
         raise InputError(name, "", reason, f"add --{name.replace('_', '-')} FILE")
-    parts = tuple((slot, str(found[slot])) for slot in flux.CLASSES)
-    marks = [checkpoints.fingerprint(found[slot]) for slot in flux.CLASSES]
+    parts = tuple((slot, str(found[slot])) for slot in family.components if slot in found)
+    marks = [checkpoints.fingerprint(Path(path)) for _, path in parts]
     marks += [str(sorted(_beside_files(chosen)))]
     return parts, hashlib.sha256(" ".join(marks).encode()).hexdigest()[:16]
 
 
+def _second_expert(family: PartsFamily, chosen: Path, text: str) -> Path | None:
+    """The expert for the steps of little noise, where the family has one and it is given."""
+    if not family.second:
+        if text:
+            reason = f"{chosen.name} is {family.title}'s, which has one diffusion model"
+            raise InputError("second_expert", text, reason, "leave it out")
+        return None
+    other = family.components[family.second].usual
+    if not text:
+        if family.needs_second(chosen.stem):
+            reason = f"{chosen.name} is one of the two experts of {family.title}"
+            raise InputError("second_expert", "", reason, f"add --second-expert FILE: {other}")
+        return None
+    file = _path("second_expert", text)
+    if family.expert(file.stem) == "high":
+        reason = f"its name says that it is {family.components[family.diffusion_model].title}"
+        raise InputError("second_expert", text, reason, f"give it as the diffusion model, and here {other}")
+    if file.resolve() == chosen.resolve():
+        raise InputError("second_expert", text, "it is the diffusion model again", f"give {other}")
+    _require(family, family.second, file, chosen, "second_expert")
+    return file
+
+
 def kind_of_part(file: Path) -> str:
-    """The component that a file may be: a name of `flux.CLASSES`, "" for any other file, a damaged one included."""
-    try:
-        return _kind(str(file), checkpoints.stamp(file))
-    except (ModelFileError, OSError):
-        return ""
+    """What a file may be: `DIFFUSION_MODEL`, `TEXT_ENCODER` or `VAE` of any family; `UNREADABLE` where its header
+    cannot be read, "" for any other file."""
+    return _kind(str(file), checkpoints.stamp(file)) if file.is_file() else ""
 
 
 @lru_cache(maxsize=4096)
 def _kind(path: str, stamp: str) -> str:
     """`stamp` is for the cache."""
-    return flux.slot_of(read_part(Path(path), "file").shapes)
+    file = Path(path)
+    try:
+        part = read_part(file, "file")
+    except (ModelFileError, MissingDependencyError):
+        return UNREADABLE if is_gguf(file) or _is_damaged(file) else ""
+    kind = kind_of_shapes(part.shapes, file.stem)
+    return kind if kind == DIFFUSION_MODEL or not part.is_gguf else ""
+
+
+def _is_damaged(file: Path) -> bool:
+    try:
+        read_header(file)
+    except ModelFileError:
+        return True
+    return False
 
 
 def family_of_parts(diffusion_model: Path) -> Family:
@@ -81,8 +119,23 @@ def family_of_parts(diffusion_model: Path) -> Family:
     import diffusers
 
     part = read_part(diffusion_model, "diffusion_model")
-    config = configuration("transformer", part, diffusion_model)
-    return family_of_configuration(diffusers.FluxPipeline, {}, {"transformer": config})
+    family = _family(part)
+    slot = family.diffusion_model
+    config = configuration(slot, family.components[slot], part, diffusion_model)
+    return family_of_configuration(getattr(diffusers, family.pipeline), {}, {slot: config})
+
+
+def family_of_part(diffusion_model: Path) -> PartsFamily:
+    """How a model in parts is read, from its diffusion model. Raises ModelFileError where it cannot be."""
+    return _family(read_part(diffusion_model, "diffusion_model"))
+
+
+def _family(part: Part) -> PartsFamily:
+    family = family_of_file(part.shapes, part.path.stem)
+    if family is None:
+        reason = f"it is not the diffusion model of a family that is read in parts: {TITLES}"
+        raise ModelFileError("diffusion_model", str(part.path), reason, "use the model's folder in diffusers format")
+    return family
 
 
 def beside(diffusion_model: Path) -> Path:
@@ -90,42 +143,39 @@ def beside(diffusion_model: Path) -> Path:
     return diffusion_model.with_suffix("")
 
 
-def configuration(slot: str, part: Part, diffusion_model: Path) -> dict[str, Any]:
+def configuration(slot: str, component: Component, part: Part, diffusion_model: Path) -> Config:
     """The configuration of a component: of the folder beside the diffusion model, else the published one."""
     own = beside(diffusion_model) / slot / "config.json"
-    if own.is_file():
-        return read_json(own)
-    if slot == "transformer":
-        return flux.transformer_config(part.shapes)
-    published = {"vae": configurations.FLUX_VAE, "text_encoder": configurations.CLIP_L}
-    return dict(published.get(slot, configurations.T5_XXL))
+    return read_json(own) if own.is_file() else component.config(part.shapes)
 
 
-def empty_network(slot: str, config: dict[str, Any]) -> Any:
+def empty_network(component: Component, config: Config) -> Any:
     """The network that a configuration describes, without memory."""
     import diffusers
     import torch
     import transformers
 
-    library, name = flux.CLASSES[slot]
-    found: Any = getattr(diffusers if library == "diffusers" else transformers, name)
+    library = diffusers if component.library == "diffusers" else transformers
+    found: Any = getattr(library, component.class_name)
     with torch.device("meta"):
-        return found.from_config(config) if library == "diffusers" else found(found.config_class.from_dict(config))
+        if component.library == "diffusers":
+            return found.from_config(config)
+        return found(found.config_class.from_dict(config))
 
 
 @lru_cache(maxsize=64)
-def _problem(slot: str, path: str, stamp: str, diffusion_model: str, name: str) -> str:
-    """Why a file is not the component `slot`, "" where it is. `stamp` is for the cache."""
+def _problem(family: int, slot: str, path: str, stamp: str, diffusion_model: str, name: str) -> str:
+    """Why a file is not the component `slot`, "" where it is. `family` is a number in the table, `stamp` is for the
+    cache."""
     import torch
 
     part = read_part(Path(path), name)
+    component = FAMILIES[family].components[slot]
     try:
-        config = configuration(slot, part, Path(diffusion_model))
-        if slot == "transformer" and sum(config.get("axes_dims_rope") or ()) != config.get("attention_head_dim"):
-            return f"no configuration is known for heads of {config.get('attention_head_dim')}"
+        config = configuration(slot, component, part, Path(diffusion_model))
         weights = {key: torch.empty(shape, device="meta") for key, shape in part.shapes.items()}
-        held = {key: tuple(value.shape) for key, value in flux.rename(slot, weights, config).items()}
-        wanted = {key: tuple(value.shape) for key, value in empty_network(slot, config).state_dict().items()}
+        held = {key: tuple(value.shape) for key, value in component.rename(weights, config).items()}
+        wanted = {key: tuple(value.shape) for key, value in empty_network(component, config).state_dict().items()}
     except ModelFileError:
         raise
     except Exception as error:  # the converters raise anything for the tensors of another model
@@ -138,23 +188,41 @@ def _problem(slot: str, path: str, stamp: str, diffusion_model: str, name: str) 
     return ""
 
 
-def _require(slot: str, file: Path, chosen: Path, name: str) -> None:
-    if problem := _problem(slot, str(file), checkpoints.stamp(file) + str(_beside_files(chosen)), str(chosen), name):
-        what = flux.USUAL.get(slot, "FLUX.1's diffusion model")
-        raise ModelFileError(name, str(file), f"it does not fit: {problem}", f"give {what}")
+def problem_of(family: PartsFamily, slot: str, file: Path, chosen: Path, name: str) -> str:
+    """Why a file is not the component `slot` of the diffusion model `chosen`, "" where it is.
+
+    Raises:
+        ModelFileError: it is damaged.
+    """
+    stamp = checkpoints.stamp(file) + str(_beside_files(chosen))
+    return _problem(FAMILIES.index(family), slot, str(file), stamp, str(chosen), name)
 
 
-def _encoder_slot(file: Path, chosen: Path) -> str:
-    slot = flux.slot_of(read_part(file, "text_encoder").shapes)
-    if not slot.startswith("text_encoder"):
-        reason = "it is neither CLIP-L nor T5-XXL, the text encoders of FLUX.1"
-        raise ModelFileError("text_encoder", str(file), reason, f"give {_lacking({})}")
-    _require(slot, file, chosen, "text_encoder")
+def _require(family: PartsFamily, slot: str, file: Path, chosen: Path, name: str) -> None:
+    if problem := problem_of(family, slot, file, chosen, name):
+        usual = family.components[slot].usual
+        raise ModelFileError(name, str(file), f"it does not fit: {problem}", f"give {usual}")
+
+
+def _encoder_slot(family: PartsFamily, file: Path, chosen: Path, found: dict[str, Path]) -> str:
+    """The text encoder of a family that a file is: of several that have its names, the one whose sizes it has."""
+    shapes = read_part(file, "text_encoder").shapes
+    slots = [slot for slot in family.encoders if family.components[slot].told(shapes)]
+    if not slots:
+        titles = ", ".join(family.components[slot].title for slot in family.encoders)
+        reason = f"it is no text encoder of {family.title} ({titles})"
+        raise ModelFileError("text_encoder", str(file), reason, f"give {_lacking(family, found)}")
+    slot = slots[0]
+    _require(family, slot, file, chosen, "text_encoder")
+    if slot in found:
+        reason = f"it is {family.components[slot].title}, and {found[slot].name} is that too"
+        raise InputError("text_encoder", str(file), reason, f"give {_lacking(family, found)}")
     return slot
 
 
-def _lacking(found: dict[str, Path]) -> str:
-    return " and ".join(text for slot, text in flux.USUAL.items() if slot not in found and slot != "vae") or "each once"
+def _lacking(family: PartsFamily, found: dict[str, Path]) -> str:
+    lacking = [family.components[slot].usual for slot in family.encoders if slot not in found]
+    return " and ".join(lacking) or "each once"
 
 
 def _path(name: str, text: str) -> Path:

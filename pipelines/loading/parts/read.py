@@ -9,28 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError
 from ....fallback import Signals
+from ....optimizations.quantization.layers import describe_model
+from ..devices import default_dtype
 from ..small_files import read_json
-from . import configurations, flux
-from .header import Part, read_part, read_weights
-from .plan import beside, configuration
+from .component import Component, Config, PartsFamily, Tokenizer
+from .gguf import fill_gguf
+from .header import Part, read_extra, read_part
+from .plan import beside, configuration, family_of_part
+from .weights import read_weights
 
 if TYPE_CHECKING:
     import torch
 
-TOKENIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "tokenizer": ("CLIPTokenizer", "comfy/sd1_tokenizer", {"pad_token": "<|endoftext|>", "model_max_length": 77}),
-    "tokenizer_2": ("T5TokenizerFast", "comfy/text_encoders/t5_tokenizer", {"model_max_length": 512}),
-}
-"""Component -> (class, folder in ComfyUI, what its configuration there leaves out)."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+"""Of which a folder has at least one that holds a tokenizer."""
 
 
 def read_parts(
-    parts: tuple[tuple[str, str], ...], comfyui: str, dtype: torch.dtype, callbacks: Signals
+    parts: tuple[tuple[str, str], ...], comfyui: str, dtype: torch.dtype, callbacks: Signals, keep_fp8: bool = False
 ) -> tuple[Any, dict[str, str]]:
     """Read what `locate_parts` found, on the CPU.
 
     Args:
         comfyui: folder of a ComfyUI, whose tokenizers are used; "" for none.
+        keep_fp8: a diffusion model in plain fp8 stays in it, and its layers are cast one by one when they run.
 
     Returns:
         the pipeline, and of each component the precision that its file has, and what its tensors do not tell.
@@ -41,54 +43,142 @@ def read_parts(
     import diffusers
 
     files = {slot: Path(path) for slot, path in parts}
-    chosen = files["transformer"]
-    made: dict[str, Any] = {name: _tokenizer(name, chosen, comfyui) for name in TOKENIZERS}
+    chosen = next(iter(files.values()))
+    family = family_of_part(chosen)
+    made: dict[str, Any] = {
+        name: read_tokenizer(name, tokenizer, chosen, comfyui, files) for name, tokenizer in family.tokenizers.items()
+    }
     found: dict[str, str] = {}
-    guidance = False
     for number, (slot, path) in enumerate(files.items()):
         callbacks.tick("load", number, len(files), slot)
-        part = read_part(path, slot)
-        config = configuration(slot, part, chosen)
-        found[slot] = part.precision + flux.not_told(slot, config)
-        guidance = guidance or "guidance_in.in_layer.weight" in part.shapes
-        made[slot] = _read_component(slot, part, config, dtype)
+        component = family.components[slot]
+        part = read_part(path, slot if slot.startswith(("text_encoder", "vae")) else "diffusion_model")
+        config = configuration(slot, component, part, chosen)
+        found[slot] = part.precision
+        keep = keep_fp8 and not slot.startswith(("text_encoder", "vae"))
+        made[slot] = read_component(component, part, config, dtype, keep)
+        if keep and "fp8" in describe_model(made[slot]):
+            found[slot] += ", kept"
+        found[slot] += component.not_told(config)
+        if slot == family.diffusion_model and family.note:
+            found[slot] += "; " + family.note
     callbacks.tick("load", len(files), len(files))
-    made["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_config(_scheduler_config(chosen, guidance))
-    return diffusers.FluxPipeline(**made), found
+    scheduler, config = _scheduler(family, chosen)
+    made["scheduler"] = getattr(diffusers, scheduler).from_config(config)
+    if family.more:
+        made |= family.more(made, beside(chosen))
+    settings = family.settings_of_two if family.second in made else {}
+    return getattr(diffusers, family.pipeline)(**made, **settings), found
 
 
-def _scheduler_config(chosen: Path, guidance: bool) -> dict[str, Any]:
+def _scheduler(family: PartsFamily, chosen: Path) -> tuple[str, Config]:
     own = beside(chosen) / "scheduler" / "scheduler_config.json"
-    return read_json(own) if own.is_file() else configurations.flux_scheduler(guidance)
-
-
-def _read_component(slot: str, part: Part, config: dict[str, Any], dtype: torch.dtype) -> Any:
+    if not own.is_file():
+        return family.scheduler
     import diffusers
+
+    config = read_json(own)
+    name = str(config.get("_class_name", family.scheduler[0]))
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        cure = f"name a scheduler of diffusers there, or remove {own.parent}"
+        raise ModelFileError("diffusion_model", str(chosen), f"{own} names {name[:80]!r}, which is no scheduler", cure)
+    return name, config
+
+
+def read_component(component: Component, part: Part, config: Config, dtype: torch.dtype, keep_fp8: bool = False) -> Any:
+    """One network of a pipeline, from its file."""
+    weights = component.rename(read_weights(part, dtype, keep_fp8), config)
+    if part.is_gguf:
+        import diffusers
+
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+            return fill_gguf(getattr(diffusers, component.class_name), weights, folder, dtype)
+    if component.library == "diffusers":
+        return _fill(component, weights, config, dtype, keep_fp8)
     import transformers
 
-    library, name = flux.CLASSES[slot]
-    weights = flux.rename(slot, read_weights(part, dtype), config)
-    if library == "diffusers":
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "config.json").write_text(json.dumps({**config, "_class_name": name}), encoding="utf-8")
-            model_class = getattr(diffusers, name)
-            return model_class.from_single_file(weights, config=folder, local_files_only=True, torch_dtype=dtype)
-    model_class = getattr(transformers, name)
+    model_class = getattr(transformers, component.class_name)
     # transformers rounds the rest itself, and keeps in float32 what a class says must stay so.
     weights = {key: value.to(dtype) if value.itemsize == 1 else value for key, value in weights.items()}
     settings = model_class.config_class.from_dict(config)
     return model_class.from_pretrained(None, config=settings, state_dict=weights, torch_dtype=dtype).eval()
 
 
-def _tokenizer(name: str, chosen: Path, comfyui: str) -> Any:
+def _fill(component: Component, weights: dict[str, Any], config: Config, dtype: torch.dtype, keep_fp8: bool) -> Any:
+    """A network of diffusers with these weights: in their file where it has `dtype` already, else rounded to it.
+
+    As diffusers' own `from_pretrained` does it, layers that a class keeps in float32 are in float32, and what a class
+    computes when it is built is computed in `dtype`.
+    """
+    import diffusers
+    import torch
+    from accelerate import init_empty_weights
+
+    model_class = getattr(diffusers, component.class_name)
+    with default_dtype(dtype), init_empty_weights():
+        model = model_class.from_config(config)
+    exact = model_class._keep_in_fp32_modules or []
+    exact = set(exact if isinstance(exact, list) else [exact])
+    fp8 = {value.dtype for value in weights.values() if value.itemsize == 1}
+    kept = next(iter(fp8)) if keep_fp8 and len(fp8) == 1 else None
+    for key in list(weights):
+        kind = torch.float32 if exact & set(key.split(".")) else dtype
+        if weights[key].dtype != kept or kind != dtype:
+            weights[key] = weights[key].to(kind)
+    model.load_state_dict(weights, strict=True, assign=True)
+    if kept is not None:
+        _cast_layer_by_layer(model, kept, dtype)
+    return model.eval()
+
+
+def _cast_layer_by_layer(model: Any, kept: torch.dtype, dtype: torch.dtype) -> None:
+    """Keep the layers in `kept`, as their file has them, that diffusers casts when they run; widen the others."""
+    from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK
+
+    model.enable_layerwise_casting(storage_dtype=kept, compute_dtype=dtype)
+    for module in model.modules():
+        hooks = getattr(module, "_diffusers_hook", None)
+        if hooks is None or hooks.get_hook(_LAYERWISE_CASTING_HOOK) is None:
+            for parameter in module.parameters(recurse=False):
+                if parameter.dtype == kept:
+                    parameter.data = parameter.data.to(dtype)
+
+
+def read_tokenizer(name: str, tokenizer: Tokenizer, chosen: Path, comfyui: str, files: dict[str, Path]) -> Any:
+    """A tokenizer from the folder beside the diffusion model, the file of its text encoder, or a ComfyUI.
+
+    Raises:
+        ModelFileError: it is in none of them.
+    """
     import transformers
 
-    class_name, inside, options = TOKENIZERS[name]
     own = beside(chosen) / name
-    if own.is_dir():
-        return getattr(transformers, class_name).from_pretrained(own, local_files_only=True)
-    folder = Path(comfyui) / inside
-    if comfyui and folder.is_dir():
-        return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True, **options)
-    reason = f"there is no {name} for it: neither {own} nor a ComfyUI's {inside}"
+    tokenizer_class = getattr(transformers, tokenizer.class_name)
+    if any((own / file).is_file() for file in _TOKENIZER_FILES):
+        return tokenizer_class.from_pretrained(own, local_files_only=True)
+    if tokenizer.inside and (held := _held_tokenizer(read_part(files[tokenizer.inside], tokenizer.inside), tokenizer)):
+        return held
+    folder = Path(comfyui) / tokenizer.folder
+    if comfyui and tokenizer.folder and folder.is_dir():
+        return tokenizer_class.from_pretrained(folder, local_files_only=True, **tokenizer.options)
+    if tokenizer.inside:
+        reason = f"there is no {name} for it: neither {own} nor in the file of the text encoder"
+        cure = "use ComfyUI's file of the text encoder, which holds it, or put the model's tokenizer there"
+        raise ModelFileError(tokenizer.inside, str(files[tokenizer.inside]), reason, cure)
+    reason = f"there is no {name} for it: neither {own} nor a ComfyUI's {tokenizer.folder}"
     raise ModelFileError("diffusion_model", str(chosen), reason, "name a ComfyUI with COMFYUI_PATH=FOLDER")
+
+
+def _held_tokenizer(part: Part, tokenizer: Tokenizer) -> Any:
+    """The SentencePiece model in the file of a text encoder, as ComfyUI's files of UMT5 hold it; None without one."""
+    import transformers
+
+    tensor = read_extra(part, "spiece_model")
+    if tensor is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "spiece.model").write_bytes(tensor.numpy().tobytes())
+        made = getattr(transformers, tokenizer.class_name)
+        return made.from_pretrained(folder, local_files_only=True, extra_ids=0, **tokenizer.options)

@@ -37,6 +37,7 @@ def generate(model: str, output: Path, *more: str) -> int:
     return cli.main(["generate", "--model", model, "--prompt", "a fox", "--output", str(output), *FAST, *more])
 
 
+@pytest.mark.usefixtures("small_edit_pictures")
 @pytest.mark.parametrize("family", tiny.TINY_FAMILIES)
 def test_every_family_generates(family: str, tmp_path: Path, picture: Path) -> None:
     more = ["--image", str(picture)] if family in NEEDS_IMAGE else []

@@ -107,6 +107,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         "cudnn": {"version": "9.15.0", "conv3d_memory_defect": False},
         "torch_compile": {"works": True, "needs": "Triton", "reason": ""},
         "allocator": {"settings": "expandable_segments:True", "expandable_segments": True},
+        "torchvision": "",
         **changes,
     }
 
@@ -119,6 +120,7 @@ def test_advice_is_given_only_where_something_is_wrong() -> None:
         ({"torch_compile": {"works": False, "needs": "Triton", "reason": "Triton is missing"}}, "Triton is missing"),
         ({"allocator": {"settings": "", "expandable_segments": False}}, "PYTORCH_ALLOC_CONF"),
         ({"versions": {**facts()["versions"], "peft": ""}}, "peft is not installed"),
+        ({"torchvision": "operator torchvision::nms does not exist"}, "does not belong to torch"),
     ):
         advice = doctor.advice(facts(**change))
         assert len(advice) == 1
@@ -130,7 +132,7 @@ def test_doctor_prints_json_that_holds_every_section(capsys: pytest.CaptureFixtu
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {
         *("versions", "system", "devices", "best_device", "attention", "torch_compile", "cudnn", "allocator"),
-        *("paths", "session", "launch", "advice"),
+        *("torchvision", "paths", "session", "launch", "advice"),
     }
     assert printed["attention"]["sdpa"] == ""
     assert any(reason for reason in printed["attention"].values())

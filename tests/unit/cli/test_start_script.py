@@ -71,7 +71,9 @@ def test_the_batch_file_is_as_cmd_reads_it() -> None:
     assert lines[0] == "@echo off"
     assert lines[1].startswith("rem written by fastdiffusers")
     assert 'set "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"' in lines
-    assert 'cd /d "D:\\Comfy & UI\\it\'s" || exit /b 1' in lines
+    folder = "D:\\Comfy & UI\\it's"
+    assert f'if not exist "{folder}\\main.py" echo There is no main.py in "{folder}" & exit /b 1' in lines
+    assert f'cd /d "{folder}"' in lines
     assert '"C:\\100%% Py thon\\python.exe" main.py --reserve-vram 4 --disable-cuda-malloc %*' in lines
     assert "chcp" not in text
     assert "chcp 65001 >nul" in as_bat(replace(START, comfyui="D:\\漢"))

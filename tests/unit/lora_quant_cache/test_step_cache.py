@@ -267,14 +267,14 @@ def test_it_stays_on_when_the_memory_mode_changes(tiny_pipeline: Callable, run: 
     assert torch.equal(run(pipeline, STEPS), plain)
 
 
-def test_the_readme_says_what_was_tried() -> None:
+def test_the_figures_say_what_was_tried() -> None:
     """The table comes from the last trial, and the trial found what the tests of this file find."""
-    from fastdiffusers.benchmarks.step_cache_support import README, TARGET, as_markdown, readme_with
+    from fastdiffusers.benchmarks.step_cache_support import FIGURES, TARGET, as_markdown, with_table
 
     families = json.loads(TARGET.read_text(encoding="utf-8"))["families"]
     assert tuple(families) == TINY_FAMILIES
     for family, found in families.items():
         for engine in (CacheDitEngine, DiffusersHooksEngine):
             assert found[engine.__name__]["works"] == serves(engine, family), family
-    text = README.read_text(encoding="utf-8")
-    assert readme_with(text, as_markdown(families)) == text, "run: python . benchmarks.step_cache_support"
+    text = FIGURES.read_text(encoding="utf-8")
+    assert with_table(text, as_markdown(families)) == text, "run: python . benchmarks.step_cache_support"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastdiffusers.benchmarks.architectures import FLUX_DEV, QWEN_IMAGE, WAN22_I2V, Z_IMAGE, Architecture, build
+from fastdiffusers.comparison.architectures import FLUX_DEV, QWEN_IMAGE, WAN22_I2V, Z_IMAGE, Architecture, build
 from fastdiffusers.comparison.run import with_picture
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines.generate import run_loaded

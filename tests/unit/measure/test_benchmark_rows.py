@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from fastdiffusers.benchmarks import cold_start, compare_settings, gpu_all, overhead, quantized
-from fastdiffusers.benchmarks.architectures import ARCHITECTURES
 from fastdiffusers.benchmarks.quantized import OwnMemory, parse_names, quantization_of
+from fastdiffusers.comparison.architectures import ARCHITECTURES
 from fastdiffusers.comparison.choices import PLAIN
 from fastdiffusers.comparison.presets import MODEL_BENCHMARKS
 from fastdiffusers.errors import InputError

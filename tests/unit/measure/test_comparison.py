@@ -15,9 +15,10 @@ from fastdiffusers.comparison import chart as drawing
 from fastdiffusers.comparison.choices import CHOICES, TRIED_BY_ALL, combine, parse, settings_of
 from fastdiffusers.comparison.presets import PRESETS, preset
 from fastdiffusers.comparison.result import Comparison, recommended_settings
-from fastdiffusers.comparison.row import GIB, ComparisonRow
+from fastdiffusers.comparison.row import ComparisonRow
+from fastdiffusers.comparison.shown import ComparisonReport, summary
 from fastdiffusers.comparison.table import as_markdown, as_table
-from fastdiffusers.comparison.words import gib, seconds
+from fastdiffusers.comparison.words import GIB, gib, seconds, without_classes
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.optimizations.tuning.meters import PeakMemory
@@ -290,3 +291,48 @@ def test_two_runs_have_no_interval() -> None:
     assert "too little is known (2 runs, so that the spread is unknown)" in few.verdict
     enough = comparison(row("compile", versus=compare([1.0, 1.0, 1.0], [0.9, 1.1, 1.0])))
     assert "spread unknown" not in as_table(enough)
+
+
+def test_the_chart_draws_the_spread_of_the_runs() -> None:
+    noisy = row("compile", run=spread([40.0, 60.0, 80.0, 100.0, 120.0]))
+    found = comparison(noisy)
+    pixels = numpy.asarray(drawing.chart(found))
+    ink = tuple(int(drawing.INK[i : i + 2], 16) for i in (1, 3, 5))
+    longest = max(one.run.high for one in found.rows if one.run is not None)
+    lines = (pixels[:, drawing.TIME_LEFT : drawing.TIME_LEFT + drawing.TIME_WIDTH + 4] == ink).all(axis=2)
+    left, right = (round(drawing.TIME_WIDTH * value / longest) for value in (60, 100))
+    drawn = [line for line in lines if line[left + 1 : right].all()]
+    assert drawn
+    assert all(not line[: left - 3].any() and not line[right + 3 : right + 10].any() for line in drawn)
+
+
+def test_in_short_it_is_the_answer_plain_and_the_two_best() -> None:
+    rows = [row("flash", 0.9), row("compile", 0.5), FAILED, row("cudnn", 0.7)]
+    found = comparison(*rows, notes=("stopped",))
+    lines = summary(found)
+    assert lines[0] == found.headline
+    assert [line.split(":")[0] for line in lines[1:]] == ["plain", "compile", "cudnn", "note"]
+    assert "-50%" in lines[2]
+    assert "±" in lines[2]
+    report = ComparisonReport(found)
+    whole = "\n".join(report.lines())
+    assert whole.startswith(found.verdict)
+    assert all(f"{one.name}: " in whole for one in found.rows)
+    assert FAILED.problem in whole
+    assert (report.as_table(), report.as_json()) == (as_table(found), found.as_json())
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        ("OutOfMemoryError: CUDA out of memory. Tried", "CUDA out of memory. Tried"),
+        ("torch_compile fell back to off: it failed: torch._dynamo.exc.BackendCompilerFailed: no compiler", None),
+        ("RuntimeError: no kernel", "no kernel"),
+        ("an Error in a sentence", "an Error in a sentence"),
+        ("MemoryError: ", "it failed without saying why (MemoryError)"),
+        ("", ""),
+    ],
+)
+def test_problems_are_told_without_the_names_of_classes(problem: str, words: str | None) -> None:
+    told = without_classes(problem)
+    assert told == ("torch_compile fell back to off: it failed: no compiler" if words is None else words)

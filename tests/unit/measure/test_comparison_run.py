@@ -318,8 +318,8 @@ def test_where_compile_makes_no_difference_it_does_not_pay_back() -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "memory would not hold compile (OutOfMemoryError: CUDA out"),
-        (RuntimeError("no C compiler"), "compile was given up (RuntimeError: no C compiler)"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory would not hold compile (CUDA out of memory"),
+        (RuntimeError("no C compiler"), "compile was given up (no C compiler)"),
         (
             comparing.FellBackError(
                 "torch_compile fell back to off: it needs 2 GiB, and 1.00 GiB of 32.00 GiB are free"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,9 +12,6 @@ import pytest
 import torch
 
 from fastdiffusers.memory import GIB, MemoryState
-
-# pytest listens to every logger at every level, and that wakes dynamo's trace, which writes thousands of lines a graph.
-logging.getLogger("torch.__trace").disabled = True
 
 NEGATIVE = "a dog and a fish, blurred, with far more words than the prompt has"
 

@@ -16,6 +16,7 @@ from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSe
 from fastdiffusers.optimizations.tuning.auto import AutoRun
 from fastdiffusers.optimizations.tuning.key import TuningKey
 from fastdiffusers.optimizations.tuning.store import Store
+from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, api, decode_raw
 
 RECIPES = [
     ("inductor", "default"),
@@ -123,3 +124,32 @@ def test_a_decision_of_auto_never_goes_against_the_guard(tiny_pipeline, tmp_path
     asked = replace(chosen, torch_compile="on")
     run = AutoRun(pipeline, asked, key, Workload(), torch.device("cpu"), store=Store(tmp_path / "rows"))
     assert not run.settings.compile.memory_check
+
+
+@pytest.mark.parametrize(
+    ("cudnn", "dtype", "check", "declined", "overruled"),
+    [
+        (91002, torch.bfloat16, True, True, False),
+        (91002, torch.bfloat16, False, False, True),
+        (91002, torch.float32, True, False, False),
+        (91500, torch.bfloat16, True, False, False),
+        (91500, torch.bfloat16, False, False, False),
+    ],
+)
+def test_a_cudnn_that_takes_three_times_the_memory_is_an_obstacle_like_a_full_card(
+    cudnn, dtype, check, declined, overruled, monkeypatch
+):
+    """A stand-in for the card: the decision is the card's, the decode is the processor's."""
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    decide = api.on_device
+    monkeypatch.setattr(api, "on_device", lambda settings, device, *rest: decide(settings, torch.device("cuda"), *rest))
+    config = VaeConfig(block_out_channels=(8, 16), layers_per_block=1, temporal_scale_num=1, norm_num_groups=4)
+    vae = VideoVAE(config).to(dtype).eval().requires_grad_(False)
+    chosen = VaeSettings(compile={"backend": "eager"}, compile_memory_check=check, compile_trial=False)
+    _, report = decode_raw(vae, torch.randn(1, 16, 1, 4, 4), chosen)
+    record = report["torch_compile"]
+    assert (record.applied == "off", record.failed) == (declined, declined)
+    assert ("with this cuDNN" in record.reason) == declined
+    assert any(api.OVERRULED in note and "with this cuDNN" in note for note in report.notes) == overruled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,7 +24,8 @@ from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.compile_stop import stoppable
 from fastdiffusers.optimizations.apply import active, apply
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
-from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, decode_raw
+from fastdiffusers.report import OptimizationReport
+from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, compiled, decode_raw
 
 pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fresh_dynamo")]
 
@@ -84,13 +86,25 @@ def hold(monkeypatch: pytest.MonkeyPatch, stage: str) -> Held:
 
 
 @pytest.fixture
-def inductor(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Every stage runs at every compilation; only what the C++ compiler has made is found again by later tests."""
+def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What was compiled is found again by later runs and tests."""
     folder = tmp_path_factory.getbasetemp() / "stopped"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
-    kept = torch._inductor.config.patch(fx_graph_cache=False)
-    with kept, torch._functorch.config.patch(enable_autograd_cache=False):
-        yield folder
+    return folder
+
+
+@contextlib.contextmanager
+def every_stage() -> Iterator[None]:
+    """Every stage runs at every compilation; only what the C++ compiler has made is found again."""
+    patch = torch._inductor.config.patch(fx_graph_cache=False)
+    with patch, torch._functorch.config.patch(enable_autograd_cache=False):
+        yield
+
+
+@pytest.fixture
+def inductor(kept: Path) -> Iterator[Path]:
+    with every_stage():
+        yield kept
 
 
 def left() -> tuple[int, int]:
@@ -118,13 +132,13 @@ def test_cancel_arrives_at_every_stage(stage: str, inductor: Path, monkeypatch: 
     before = left()
     with monkeypatch.context() as patch, torch.no_grad():
         held = hold(patch, stage)
-        compiled = code(3)
+        function = code(3)
         with pytest.raises(Cancelled) as caught:
-            stoppable(lambda: compiled(X), held.cancel)
+            stoppable(lambda: function(X), held.cancel)
     assert caught.value is CANCEL
     assert left() == before
     with torch.no_grad():
-        assert torch.equal(stoppable(lambda: compiled(X), held_never), reference)
+        assert torch.equal(stoppable(lambda: function(X), held_never), reference)
 
 
 def held_never(seconds: float) -> None:
@@ -230,3 +244,66 @@ def test_the_video_vae_goes_on_as_if_nothing_had_been(backend: HeldBackend) -> N
     assert report["torch_compile"].applied != "off"
     assert "compiling took" in report["torch_compile"].cost
     assert float((result - plain).abs().max() / plain.std()) <= 2e-5
+
+
+MOMENTS = {
+    "before the first graph": ("torch._dynamo.convert_frame", "trace_frame"),
+    **{stage: STAGES[stage] for stage in ("tracing", "lowering", "C++")},
+    "check": ("", ""),
+}
+
+
+def hold_at(patch: pytest.MonkeyPatch, moment: str, folder: Path) -> Held:
+    """Stop what is compiled from now on at the moment, which has to be reached."""
+    held = HeldCompiler() if moment == "C++" else Held()
+    if moment == "check":  # after which nothing is held: the next look at whether to stop has to see it
+        wanted = compiled._check
+        patch.setattr(compiled, "_check", lambda *both: (held.reached.set(), wanted(*both))[1])
+        return held
+    if moment == "C++":  # what is found on disk or in this process is not compiled
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        for kind in ("CppCodeCache", "CppPythonBindingsCodeCache"):
+            getattr(torch._inductor.codecache, kind).cache_clear()
+    module, path = MOMENTS[moment]
+    *owner, name = path.split(".")
+    place = import_module(module)
+    for part in owner:
+        place = getattr(place, part)
+    patch.setattr(place, name, lambda *args, **kwargs: held(*args, **kwargs))
+    return held
+
+
+def test_five_moments_of_compiling_the_video_vae(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its units, by inductor itself. What the first run has compiled is found on disk by those after a cancel."""
+    config = VaeConfig(block_out_channels=(8,), layers_per_block=1, temporal_scale_num=0, norm_num_groups=4)
+    chosen = VaeSettings(mode="whole", compile={}, compile_trial=False)
+    z = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def run(callbacks: Callbacks) -> tuple[torch.Tensor, OptimizationReport]:
+        torch.manual_seed(0)  # a new one each time: what is known to be right is not compared again
+        vae = VideoVAE(config).eval().requires_grad_(False)
+        return decode_raw(vae, z, chosen, callbacks)
+
+    reference, report = run(Callbacks())
+    assert report["torch_compile"].applied != "off"
+    uncancelled = left()  # inductor's first lowering starts tqdm's thread, which stays
+    for moment in MOMENTS:
+        torch._dynamo.reset()
+        with monkeypatch.context() as patch:
+            held = hold_at(patch, moment, tmp_path / "empty")
+            looks: list[None] = []
+
+            def cancel(held: Held = held, looks: list[None] = looks) -> None:
+                if held.reached.is_set():
+                    looks.append(None)
+                    raise CANCEL
+
+            with every_stage(), pytest.raises(Cancelled) as caught:
+                run(Callbacks(check_cancel=cancel))
+        assert caught.value is CANCEL, moment
+        assert len(looks) == 1, moment
+        assert left() == uncancelled, moment
+        again, report = run(Callbacks())
+        assert report["torch_compile"].applied != "off", (moment, report["torch_compile"].reason)
+        assert torch.equal(again, reference), moment
+        assert left() == uncancelled, moment

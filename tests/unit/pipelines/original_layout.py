@@ -155,6 +155,6 @@ def in_precision(tensors: Tensors, precision: str, unscaled: tuple[str, ...] = (
     """Tensors as a file of that precision holds them, and what they stand for in float32."""
     if precision == "scaled fp8":
         return scaled(tensors, unscaled)
-    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "fp8": FP8}
+    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "fp8": FP8, "fp8 e5m2": torch.float8_e5m2}
     stored = {key: value.to(kinds.get(precision, torch.float32)) for key, value in tensors.items()}
     return stored, {key: value.float() for key, value in stored.items()}

@@ -7,11 +7,12 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.tiny.components import WIDTH, clip_encoder, flow_euler, image_vae, t5_encoder, umt5_encoder
-from fastdiffusers.pipelines.tiny.tokenizers import clip_tokenizer, t5_tokenizer
+from fastdiffusers.pipelines.tiny.tokenizers import GEMMA_VOCABULARY, clip_tokenizer, gemma_tokenizer, t5_tokenizer
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey
 
 
@@ -134,6 +135,56 @@ def ltx() -> Any:
     )
 
 
+def _gemma(name: str) -> Any:
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+    heads = {"head_dim": 8, "num_key_value_heads": 2}
+    config = getattr(transformers, f"{name}Config")(vocab_size=GEMMA_VOCABULARY, **sizes, **heads)
+    return getattr(transformers, f"{name}Model")(config)
+
+
+def lumina() -> Any:
+    """Lumina-Next: it counts its time from noise to picture, and its scheduler's `num_train_timesteps` with it."""
+    transformer = diffusers.LuminaNextDiT2DModel(
+        sample_size=8,
+        in_channels=4,
+        hidden_size=2 * WIDTH,
+        num_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=16,
+        cross_attention_dim=WIDTH,
+    )
+    return diffusers.LuminaPipeline(
+        transformer=transformer,
+        scheduler=flow_euler(),
+        vae=image_vae(4, 0.13025),
+        text_encoder=_gemma("Gemma"),
+        tokenizer=gemma_tokenizer(),
+    )
+
+
+def lumina2() -> Any:
+    transformer = diffusers.Lumina2Transformer2DModel(
+        sample_size=16,
+        in_channels=16,
+        hidden_size=WIDTH,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=2,
+        multiple_of=16,
+        axes_dim_rope=(4, 6, 6),
+        cap_feat_dim=WIDTH,
+    )
+    return diffusers.Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=flow_euler(shift=6.0),
+        vae=image_vae(16, 0.3611, 0.1159),
+        text_encoder=_gemma("Gemma2"),
+        tokenizer=gemma_tokenizer(),
+    )
+
+
 def cogvideox(pipeline_class: str = "CogVideoXPipeline") -> Any:
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=4,
@@ -204,6 +255,8 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "chroma": chroma,
     "cogvideox": cogvideox,
     "ltx": ltx,
+    "lumina": lumina,
+    "lumina2": lumina2,
     "pixart": pixart,
     "stable_diffusion": stable_diffusion,
     "wan_5b": wan_5b,

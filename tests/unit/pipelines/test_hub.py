@@ -41,7 +41,8 @@ class FakeHub:
 
     def cached_folder(self, repository, revision):
         folder = self.cache / (revision or "c0ffee")
-        return (folder.name, folder) if (folder / "model_index.json").is_file() else None
+        there = any((folder / name).is_file() for name in ("model_index.json", "modular_model_index.json"))
+        return (folder.name, folder) if there else None
 
     def cache_place(self):
         return self.cache
@@ -85,6 +86,26 @@ def test_a_hub_id_is_downloaded_once_pinned_and_loaded(fake_hub):
 
     fake_hub.online = False
     assert loader.resolve("owner/model") == key
+
+
+def test_a_modular_repository_is_downloaded_without_what_it_does_not_name(fake_hub, folder, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "modular"))
+    from modular_twins import save_twin
+
+    shutil.rmtree(folder)
+    save_twin("zimage", folder)
+    (folder / "examples").mkdir()
+    (folder / "examples" / "big.safetensors").write_bytes(b"0" * 1000)
+    key = loader.resolve("owner/model")
+    assert {name.split("/")[0] for name in fake_hub.downloaded} == {
+        "modular_model_index.json",
+        *(f.name for f in folder.iterdir() if f.is_dir() and f.name != "examples"),
+    }
+    assert type(loader.load(key).pipeline).__name__ == "ZImageModularPipeline"
+    fake_hub.newest = "decaf"
+    (folder / "block.py").write_text("raise SystemExit")
+    with pytest.raises(ModelFileError, match=r"owner/model.*blocks of its own \(block.py\)"):
+        loader.resolve("owner/model")
 
 
 def test_a_half_finished_download_is_an_error_and_not_a_model(fake_hub):

@@ -248,8 +248,21 @@ def test_a_single_file_is_recognised_by_its_header_or_refused(tmp_path):
     lonely = {"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
     with pytest.raises(ModelFileError, match="only a part"):
         loader.resolve(str(write_single_file(tmp_path / "b.safetensors", lonely)))
-    with pytest.raises(ModelFileError, match="could not be loaded"):
+    with pytest.raises(ModelFileError, match=r"its tokenizer is not on this machine.*COMFYUI_PATH=FOLDER"):
         loader.load(key)
+
+
+def test_a_single_file_without_all_of_its_tensors_is_to_be_downloaded_again(tmp_path, monkeypatch):
+    import diffusers
+
+    def lacks_some(*args, **kwargs):
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    monkeypatch.setattr(diffusers.StableDiffusionXLPipeline, "from_single_file", lacks_some)
+    layer = {"conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": torch.zeros(1280)}
+    file = write_single_file(tmp_path / "a.safetensors", {**layer, "first_stage_model.x": torch.zeros(1)})
+    with pytest.raises(ModelFileError, match=r"tensors of it are missing\. Download it again"):
+        loader.load(loader.resolve(str(file)))
 
 
 def test_a_package_that_a_model_needs_is_one_clear_line(folder, monkeypatch):

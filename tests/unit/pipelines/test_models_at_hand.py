@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.arguments import call_arguments, to_pil
 from fastdiffusers.pipelines.loading.described import family_of_folder
+from fastdiffusers.pipelines.loading.loader import load, resolve
 from fastdiffusers.pipelines.recognize import family_of, family_of_configuration
 from fastdiffusers.pipelines.requests import check_request, ready
-from fastdiffusers.pipelines.schedulers import compatible_schedulers
+from fastdiffusers.pipelines.schedulers import SCHEDULERS, compatible_schedulers
 from fastdiffusers.pipelines.types import SampleRequest
 
 PICTURES = tuple(torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3))
@@ -85,6 +87,43 @@ def test_a_unet_without_a_sample_size_starts_from_pictures() -> None:
     made = sampling.run(loaded(pipeline), request).frames
     assert torch.equal(made.flatten(), torch.from_numpy(expected).flatten())
     assert pipeline.unet.config.sample_size is None
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline"])
+def test_a_folder_whose_unet_says_no_size_loads_as_any_class(name: str, tmp_path: Path) -> None:
+    """diffusers' own classes for pictures cannot be made around one; what they give with a size is what comes out."""
+    pipeline = _with_nets("controlnet") if "Control" in name else build("stable_diffusion")
+    parts = {**pipeline.components, "requires_safety_checker": False}
+    pipeline.unet.register_to_config(sample_size=64)
+    bare = build(lambda: getattr(diffusers, name)(**parts))
+    bare.unet.register_to_config(sample_size=None)
+    bare.save_pretrained(tmp_path)
+    original = getattr(diffusers, name).__init__
+    key = resolve(str(tmp_path), device="cpu", dtype="float32")
+    held = load(key)
+    assert getattr(diffusers, name).__init__ is original
+    assert held.pipeline.unet.config.sample_size is None
+    controlled = "Control" in name
+    if not controlled:
+        with pytest.raises(TypeError):
+            diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    images = PICTURES[: 2 if controlled else 1]
+    request = SampleRequest("a fox", steps=4, width=32, height=32, images=images)
+    shown = [to_pil(picture) for picture in images]
+    given = {"width": 32, "height": 32} if controlled else {}
+    call = {"num_inference_steps": 4, "generator": generator(), "output_type": "np", **given}
+    expected = bare("a fox", image=shown if controlled else shown[0], **call)[0]
+    made = sampling.run(held, request).frames
+    assert torch.equal(made.flatten(), torch.from_numpy(expected).flatten())
+
+
+def test_the_size_is_the_one_that_the_unet_was_trained_for() -> None:
+    """SDXL Turbo is an SDXL of half the edge."""
+    vae = {"block_out_channels": (128, 256, 512, 512)}
+    for cells, edge in ((128, 1024), (64, 512), (None, 1024)):
+        parts = {"unet": {"sample_size": cells}, "vae": vae}
+        family = family_of_configuration(diffusers.StableDiffusionXLPipeline, {}, parts)
+        assert (family.width, family.height) == (edge, edge)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +208,35 @@ def test_a_model_whose_noise_levels_rise_gets_schedulers_that_rise() -> None:
     falling = diffusers.UniPCMultistepScheduler.from_config(rising.config, use_flow_sigmas=True)
     falling.set_timesteps(sigmas=np.array([1.0, 0.75, 0.5, 0.25]))
     assert bool((falling.sigmas.diff() < 0).all())
+
+
+def test_a_model_trained_from_pure_noise_gets_schedulers_that_begin_there() -> None:
+    """Others take the configuration, drop what they do not know, and begin with a rest of the picture."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    original = diffusers.EulerDiscreteScheduler(**betas, **zero)
+    names = compatible_schedulers(original, family_of("StableDiffusionXLPipeline"))
+    assert {"EulerDiscreteScheduler", "DDIMScheduler", "UniPCMultistepScheduler"} <= set(names)
+    for name in SCHEDULERS:
+        made = getattr(diffusers, name)
+        if name not in names and not name.startswith("FlowMatch") and not getattr(made, "_backends", ()):
+            rest = getattr(made.from_config(original.config), "alphas_cumprod", None)
+            assert rest is None or rest[-1] > 1e-4, name
+    plain = diffusers.EulerDiscreteScheduler(**betas)
+    assert "HeunDiscreteScheduler" in compatible_schedulers(plain, family_of("StableDiffusionXLPipeline"))
+    assert "HeunDiscreteScheduler" not in names
+
+
+def test_everything_that_holds_several_models_is_counted() -> None:
+    """Every class of diffusers that holds several control models or adapters keeps them where they are looked for."""
+    held = set()
+    for name in dir(diffusers):
+        each = getattr(diffusers, name)
+        if isinstance(each, type) and issubclass(each, diffusers.DiffusionPipeline):
+            held |= {kind for kinds in each._get_signature_types().values() for kind in kinds if isinstance(kind, type)}
+    several = [kind for kind in held if kind.__name__.startswith("Multi") or "MultiControl" in kind.__name__]
+    several = [kind for kind in several if kind.__module__.startswith("diffusers.") and "lingual" not in kind.__name__]
+    assert len(several) >= 6
+    for kind in several:
+        stored = inspect.getsource(kind.__init__)
+        assert "self.nets =" in stored or "self.adapters =" in stored, kind

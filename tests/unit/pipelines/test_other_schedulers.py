@@ -28,6 +28,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "chroma": {"width": 32, "height": 32},
     "cogvideox": {"width": 16, "height": 16, "num_frames": 5, "max_sequence_length": 16},
     "ltx": {"width": 32, "height": 32, "num_frames": 9},
+    "lumina": {"width": 64, "height": 64},
+    "lumina2": {"width": 64, "height": 64},
     "pixart": {"width": 32, "height": 32, "use_resolution_binning": False, "clean_caption": False},
     "stable_diffusion": {"width": 32, "height": 32},
 }

@@ -17,7 +17,7 @@ from fastdiffusers import cli
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.loading import loader
-from fastdiffusers.pipelines.loading.parts import kind_of_part
+from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE, kind_of_part
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,11 @@ def test_files_that_comfyui_saved_name_the_norms_otherwise(folder: Path, tmp_pat
 
 
 def test_what_a_file_may_be_is_told_from_its_header(files: dict[str, Path], tmp_path: Path) -> None:
-    kinds = {"model": "transformer", "clip_l": "text_encoder", "t5xxl": "text_encoder_2", "ae": "vae"}
+    kinds = {"model": DIFFUSION_MODEL, "clip_l": TEXT_ENCODER, "t5xxl": TEXT_ENCODER, "ae": VAE}
     assert {name: kind_of_part(path) for name, path in files.items()} == kinds
     others: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         "fill": ("model", {"model.diffusion_model.img_in.weight": (32, 384)}),
         "clip_g": ("clip_l", {"text_model.encoder.layers.12.mlp.fc1.weight": (64, 32)}),
-        "umt5": ("t5xxl", {"encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": (32, 4)}),
         "sdxl_vae": ("ae", {"decoder.conv_in.weight": (64, 4, 3, 3), "post_quant_conv.weight": (4, 4, 1, 1)}),
         "flux2_vae": ("ae", {"decoder.conv_in.weight": (64, 32, 3, 3)}),
         "lora": ("", {"transformer.x.lora_A.weight": (4, 32)}),
@@ -116,7 +115,7 @@ def test_what_a_file_may_be_is_told_from_its_header(files: dict[str, Path], tmp_
         )
         assert kind_of_part(tmp_path / f"{name}.safetensors") == "", name
     (tmp_path / "cut.safetensors").write_bytes(files["ae"].read_bytes()[:-8])
-    assert kind_of_part(tmp_path / "cut.safetensors") == ""
+    assert kind_of_part(tmp_path / "cut.safetensors") == UNREADABLE, "it is offered, so that choosing it says why"
     assert kind_of_part(tmp_path / "missing.safetensors") == ""
 
 
@@ -140,10 +139,10 @@ def test_wrong_pairings_are_refused_by_name(files: dict[str, Path]) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"text_encoders": [clip]}, "T5-XXL"),
         ({"text_encoders": [clip, clip]}, "is that too"),
-        ({"text_encoders": [clip, vae]}, "neither CLIP-L nor T5-XXL"),
+        ({"text_encoders": [clip, vae]}, "no text encoder of FLUX"),
         ({"vae": ""}, "ae.safetensors"),
         ({"vae": t5}, "ae.safetensors"),
-        ({"model": t5}, "not the diffusion model of FLUX.1"),
+        ({"model": t5}, "not the diffusion model of a family"),
     ]
     for changes, said in cases:
         with pytest.raises(InputError, match=said):
@@ -174,14 +173,30 @@ def test_damage_is_one_line(folder: Path, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
         files["model"].write_bytes(whole)
     resolve(files)
-    with pytest.raises(ModelFileError, match="GGUF"):
-        resolve(files, model=files["model"].with_suffix(".gguf"))
+    other = files["model"].with_suffix(".txt")
+    other.write_bytes(whole)
+    with pytest.raises(ModelFileError, match=r"\.txt is not read as parts"):
+        resolve(files, model=other)
+    with pytest.raises(ModelFileError, match="it is a folder"):
+        resolve(files, model=files["model"].with_suffix(""))
+    loud = files["model"].with_suffix(".SAFETENSORS")
+    loud.write_bytes(whole)
+    assert resolve(files, model=loud).parts[0] == ("transformer", str(loud))
 
 
 def test_without_a_tokenizer_it_says_what_to_name(files: dict[str, Path]) -> None:
     for file in (files["model"].with_suffix("") / "tokenizer_2").iterdir():
         file.unlink()
-    (files["model"].with_suffix("") / "tokenizer_2").rmdir()
     with pytest.raises(ModelFileError, match=r"no tokenizer_2 .* COMFYUI_PATH") as error:
+        loader.load(resolve(files))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["DiffusionPipeline", "nothing", 5])
+def test_what_is_no_scheduler_beside_the_file_is_one_line(files: dict[str, Path], name: object) -> None:
+    own = files["model"].with_suffix("") / "scheduler"
+    own.mkdir(exist_ok=True)
+    (own / "scheduler_config.json").write_text(json.dumps({"_class_name": name}), encoding="utf-8")
+    with pytest.raises(ModelFileError, match="which is no scheduler") as error:
         loader.load(resolve(files))
     assert "\n" not in str(error.value)

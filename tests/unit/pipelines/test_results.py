@@ -14,10 +14,11 @@ from PIL import Image
 
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines.classes.outputs import CLIPS, PICTURES, SOUNDS, returned_fields
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.recognize import family_of
-from fastdiffusers.pipelines.results import CLIPS, PICTURES, SOUNDS, frames_of, refuse_without_picture, returned_fields
+from fastdiffusers.pipelines.results import frames_of, refuse_without_picture
 from fastdiffusers.pipelines.sound import sample_rate, sound_of
 from fastdiffusers.pipelines.types import LoadKey, PipelineHandle, SampleRequest
 from fastdiffusers.report import OptimizationReport

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from other_pipelines import build
 
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.recognize import family_of, small
+from fastdiffusers.pipelines.text_length import watched_texts
+from fastdiffusers.pipelines.tiny.components import qwen_processor
+from fastdiffusers.pipelines.tiny.tokenizers import qwen_tokenizer
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, SampleRequest
 
 LONG = "a red fox " * 6 + "jumps over the lazy dog, seen from far above at dawn"
@@ -125,3 +129,15 @@ def test_a_run_leaves_the_tokenizers_as_they_were(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RuntimeError, match="stop"):
         notes_of(pipeline, SampleRequest(LONG))
     assert [type(pipeline.tokenizer), type(pipeline.tokenizer_2)] == before
+
+
+def test_a_processor_that_is_called_a_tokenizer_is_called_as_before() -> None:
+    """Kandinsky 5 and FLUX.2 have one there; its first argument is pictures."""
+    processor = qwen_processor(qwen_tokenizer())
+    pipeline = SimpleNamespace(components={"tokenizer": processor})
+    call = {"text": [LONG], "images": None, "truncation": True, "max_length": 24, "return_tensors": "pt"}
+    expected = processor(**call)["input_ids"]
+    with watched_texts(pipeline) as seen:
+        assert torch.equal(processor(**call)["input_ids"], expected)
+    assert [(reading.tokenizer, reading.limit) for reading in seen if reading.cut] == [("tokenizer", 24)]
+    assert LONG.endswith(seen[0].cut)

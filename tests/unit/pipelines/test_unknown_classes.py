@@ -79,11 +79,13 @@ def test_sizes_left_to_the_pipeline_are_reported_as_they_came() -> None:
         pass
 
     pipeline = tiny.build("sdxl")
+    pipeline.default_sample_size = 24  # its own would be 1024 pixels
     expected = pipeline("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
     pipeline.__class__ = OwnSizePipeline
     loaded = LoadedPipeline(LoadKey("tiny:sdxl"), pipeline, family_of(pipeline), torch.device("cpu"), torch.float32)
     result = sampling.run(loaded, SampleRequest("a cat", steps=2))
     height, width = expected.images.shape[-2:]
+    assert width == 24 * pipeline.vae_scale_factor
     assert result.report.facts["size"] == f"{width}x{height}"
     assert torch.equal(result.frames[:, 0].permute(0, 3, 1, 2), expected.images)
 

@@ -6,17 +6,18 @@ number of tokens: their own time, a small part of a run, is not the real one's, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..pipelines import tiny
+from ..pipelines.loading.devices import default_dtype
 from ..pipelines.recognize import family_of
 from ..pipelines.tiny import components
 from ..pipelines.types import LoadedPipeline, LoadKey
+from . import text_encoders
 
 NOTE = (
     "random weights; denoiser and VAE in full size, text encoders tiny: their time is not the real model's; "
@@ -32,15 +33,24 @@ class Architecture:
     Attributes:
         name: for tables and files.
         family: the tiny pipeline that gives everything but denoisers and VAE.
-        build: (full size?) -> {component name: a module on the current default device}.
+        build: (full size?, width of what text encoders give, ...) -> {component name: a module on the current default
+            device}; without widths those of the tiny text encoders.
+        encoders: the published text encoders, likewise.
+        widths: of what they give.
     """
 
     name: str
     family: str
-    build: Callable[[bool], dict[str, Any]]
+    build: Callable[..., dict[str, Any]]
+    encoders: Callable[[], dict[str, Any]]
+    widths: tuple[int, ...]
+
+    def published(self) -> dict[str, Any]:
+        """All components that have weights, in full size, on the current default device."""
+        return {**self.encoders(), **self.build(True, *self.widths)}
 
 
-def _flux(full: bool) -> dict[str, Any]:
+def _flux(full: bool, text: int = components.WIDTH, pooled: int = components.WIDTH) -> dict[str, Any]:
     """FLUX.1-dev: 19 double and 38 single blocks of width 3072."""
     from diffusers import FluxTransformer2DModel
 
@@ -50,8 +60,8 @@ def _flux(full: bool) -> dict[str, Any]:
         **size,
         **heads,
         in_channels=64,
-        joint_attention_dim=components.WIDTH,
-        pooled_projection_dim=components.WIDTH,
+        joint_attention_dim=text,
+        pooled_projection_dim=pooled,
         guidance_embeds=True,
         axes_dims_rope=(16, 56, 56),
     )
@@ -77,7 +87,7 @@ def flux_vae(full: bool) -> Any:
     )
 
 
-def _qwen_image(full: bool) -> dict[str, Any]:
+def _qwen_image(full: bool, text: int = components.WIDTH) -> dict[str, Any]:
     """Qwen-Image: 60 double blocks of width 3072; the Wan 2.1 VAE for pictures."""
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
@@ -85,13 +95,13 @@ def _qwen_image(full: bool) -> dict[str, Any]:
         num_layers=60 if full else 2,
         num_attention_heads=24 if full else 4,
         attention_head_dim=128,
-        joint_attention_dim=components.WIDTH,
+        joint_attention_dim=text,
     )
     vae = AutoencoderKLQwenImage() if full else AutoencoderKLQwenImage(base_dim=16, num_res_blocks=1)
     return {"transformer": transformer, "vae": vae}
 
 
-def _z_image(full: bool) -> dict[str, Any]:
+def _z_image(full: bool, text: int = components.WIDTH) -> dict[str, Any]:
     """Z-Image: 30 blocks and 2 + 2 refining ones of width 3840; the VAE of FLUX.1."""
     from diffusers import ZImageTransformer2DModel
 
@@ -102,12 +112,12 @@ def _z_image(full: bool) -> dict[str, Any]:
         n_kv_heads=heads,
         n_layers=30 if full else 2,
         n_refiner_layers=2 if full else 1,
-        cap_feat_dim=components.WIDTH,
+        cap_feat_dim=text,
     )
     return {"transformer": transformer, "vae": flux_vae(full)}
 
 
-def _wan22_i2v(full: bool) -> dict[str, Any]:
+def _wan22_i2v(full: bool, text: int = components.WIDTH) -> dict[str, Any]:
     """Wan 2.2 I2V A14B: two experts of 40 blocks, width 5120; the Wan 2.1 VAE."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
@@ -119,17 +129,17 @@ def _wan22_i2v(full: bool) -> dict[str, Any]:
             attention_head_dim=128,
             in_channels=36,
             out_channels=16,
-            text_dim=components.WIDTH,
+            text_dim=text,
         )
 
     vae = AutoencoderKLWan() if full else AutoencoderKLWan(base_dim=16, num_res_blocks=1)
     return {"transformer": expert(), "transformer_2": expert(), "vae": vae}
 
 
-FLUX_DEV = Architecture("FLUX.1-dev architecture", "flux", _flux)
-QWEN_IMAGE = Architecture("Qwen-Image architecture", "qwenimage", _qwen_image)
-Z_IMAGE = Architecture("Z-Image architecture", "zimage", _z_image)
-WAN22_I2V = Architecture("Wan 2.2 I2V A14B architecture", "wan22-i2v", _wan22_i2v)
+FLUX_DEV = Architecture("FLUX.1-dev architecture", "flux", _flux, text_encoders.flux, (4096, 768))
+QWEN_IMAGE = Architecture("Qwen-Image architecture", "qwenimage", _qwen_image, text_encoders.qwen_image, (3584,))
+Z_IMAGE = Architecture("Z-Image architecture", "zimage", _z_image, text_encoders.z_image, (2560,))
+WAN22_I2V = Architecture("Wan 2.2 I2V A14B architecture", "wan22-i2v", _wan22_i2v, text_encoders.wan, (4096,))
 ARCHITECTURES = {"flux": FLUX_DEV, "zimage": Z_IMAGE, "qwenimage": QWEN_IMAGE, "wan-i2v": WAN22_I2V}
 """By the pipeline family that a preset is meant for."""
 
@@ -165,14 +175,3 @@ def _settings(pipeline: Any) -> dict[str, Any]:
         for name, value in pipeline.config.items()
         if not name.startswith("_") and name not in pipeline.components and value is not None
     }
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """While the block runs, new floating-point tensors have this dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

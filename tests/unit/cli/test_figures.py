@@ -1,4 +1,4 @@
-"""Every figure of the README is the one in its data file."""
+"""Every figure of docs/figures.md is the one in its data file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 PACK = Path(__file__).resolve().parents[3]
-README = " ".join((PACK / "README.md").read_text(encoding="utf-8").split())
+FIGURES = " ".join((PACK / "docs" / "figures.md").read_text(encoding="utf-8").split())
 
 
 def data(name: str, machine: str = "intel_r_xeon_r_processor") -> Any:
@@ -27,19 +27,19 @@ def exponent(value: float) -> str:
 def test_the_video_vae(row: dict[str, Any]) -> None:
     peak = f"{row['peak_mib']:.0f} MiB ({row['peak_ratio']:.2f}x)" if row["peak_mib"] else "not counted"
     faster = f"{row['times_faster']:.2f}x as fast"
-    assert f"| {row['row']} | {faster} | {peak} | {exponent(row['max_difference'])} |" in README
+    assert f"| {row['row']} | {faster} | {peak} | {exponent(row['max_difference'])} |" in FIGURES
 
 
 def test_where_the_time_of_a_decode_goes() -> None:
     spent = data("vae_decode")["cases"][0]["seconds_by_class"]["auto"]
     said = f"Convolution is {spent['convolution']:.1f} of the {sum(spent.values()):.1f} s that `auto` takes"
-    assert said in README
+    assert said in FIGURES
 
 
 @pytest.mark.parametrize("row", data("causal_decode")["rows"], ids=lambda row: f"{row['vae']} {row['frames']}")
 def test_long_clips(row: dict[str, Any]) -> None:
     sizes = " | ".join(f"{row[key]:.1f} GiB" for key in ("diffusers_gib", "streamed_gib", "fast_gib"))
-    assert f"| {row['vae']} | {row['frames']} | {sizes} |" in README
+    assert f"| {row['vae']} | {row['frames']} | {sizes} |" in FIGURES
 
 
 def test_long_clips_in_time() -> None:
@@ -47,29 +47,29 @@ def test_long_clips_in_time() -> None:
     wan, ltx = ({way: row for (vae, way), row in times.items() if vae == name} for name in ("Wan 2.1", "LTX-2"))
     faster = {way: f"{row['times_faster']:.2f}x" for way, row in wan.items()}
     said = f"streamed {faster['streamed']} and `fast` {faster['fast, channels-last']} as fast as diffusers"
-    assert f"{said} ({faster['fast']} without channels-last)" in README
+    assert f"{said} ({faster['fast']} without channels-last)" in FIGURES
     slower = {way: f"{row['times_faster']:.2f}x" for way, row in ltx.items()}
-    assert f"streamed {slower['streamed']} and `fast` {slower['fast']} as fast as diffusers' whole decode" in README
+    assert f"streamed {slower['streamed']} and `fast` {slower['fast']} as fast as diffusers' whole decode" in FIGURES
     assert max(row["largest_difference"] for row in times.values()) <= 5e-6
 
 
 def test_what_auto_chooses() -> None:
     rows = data("auto_choice")["rows"]
-    assert f"at most {max(row['behind_percent'] for row in rows):.1f}% behind the best median" in README
+    assert f"at most {max(row['behind_percent'] for row in rows):.1f}% behind the best median" in FIGURES
     probing = [row["probing_s"] for row in rows]
     limit = data("auto_choice")["time_limit_s"]
-    assert f"took {min(probing):.0f} to {max(probing):.0f} s with a limit of {limit:.0f} s" in README
+    assert f"took {min(probing):.0f} to {max(probing):.0f} s with a limit of {limit:.0f} s" in FIGURES
 
 
 def test_what_the_pack_costs() -> None:
     found = data("overhead")
     small, mid = found["rows"]
-    assert f"{small['overhead_ms']:.0f} ms on a run of {1000 * small['bare_s']:.0f} ms" in README
+    assert f"{small['overhead_ms']:.0f} ms on a run of {1000 * small['bare_s']:.0f} ms" in FIGURES
     low, high = mid["interval_percent"]
     said = f"on a run of {mid['bare_s']:.1f} s, {mid['overhead_percent']:.1f}% ({low:.1f}% to {high:+.1f}%)"
-    assert said in README
+    assert said in FIGURES
     assert max(found["switch_s"].values()) <= 0.002
-    assert f"importing the pack {1000 * found['import_s']:.0f} ms" in README
+    assert f"importing the pack {1000 * found['import_s']:.0f} ms" in FIGURES
 
 
 def test_the_video_vae_on_a_card() -> None:
@@ -77,11 +77,13 @@ def test_the_video_vae_on_a_card() -> None:
     rows = {row["row"]: row for row in found["cases"][0]["rows"]}
     assert found["cases"][0]["case"] == "81 frames 1248x720"
     whole, two = rows["+ fused kernels"], rows["auto"]
-    assert f"in float16 in {whole['seconds']:.1f} s with {whole['peak_mib'] / 1024:.1f} GiB above the weights" in README
+    assert (
+        f"in float16 in {whole['seconds']:.1f} s with {whole['peak_mib'] / 1024:.1f} GiB above the weights" in FIGURES
+    )
     said = f"two frames at a time took {two['seconds']:.1f} s and {two['peak_mib'] / 1024:.1f} GiB"
-    assert said in README
+    assert said in FIGURES
     assert rows["plain decoder"]["seconds"] == "out of memory"
-    assert f"ran out of the card's {found['machine']['device']['total_gib']} GiB" in README
+    assert f"ran out of the card's {found['machine']['device']['total_gib']} GiB" in FIGURES
 
 
 def test_kernels_on_a_card() -> None:
@@ -94,6 +96,6 @@ def test_kernels_on_a_card() -> None:
         return min(times)
 
     own, plain = (fastest("group_norm_silu", "1x128x20x256x256", way) for way in ("triton", "plain"))
-    assert f"in bfloat16: {own:.0f} us by the pack's kernel, {plain:.0f} us by the faster layout" in README
+    assert f"in bfloat16: {own:.0f} us by the pack's kernel, {plain:.0f} us by the faster layout" in FIGURES
     own, plain = (fastest("pixel_shuffle_3d", "1x1024x2x360x624", way) for way in ("triton_pixel_shuffle", "plain"))
-    assert f"{own:.0f} us, and {plain:.0f} us by plain PyTorch" in README
+    assert f"{own:.0f} us, and {plain:.0f} us by plain PyTorch" in FIGURES

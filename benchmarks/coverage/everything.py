@@ -1,0 +1,86 @@
+"""All cases of all sources, tried one after another."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...commands.libraries import prepare_libraries
+from . import cases, diffusers_tests, stand_ins, twins
+from .running import Journal, Limits, within_limits
+
+
+def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[str, Any]]:
+    """Name of each case -> its result.
+
+    Args:
+        args: the command line's.
+        hub: where stand-ins for what the cases take from the Hub are written.
+        journal: where results are kept as they come.
+    """
+    prepare_libraries(verbose=False)
+    torch.set_num_threads(1)
+    import diffusers  # noqa: F401 - imported before the children are forked
+    import transformers  # noqa: F401
+    from diffusers.utils import logging
+
+    from .trial import try_case
+
+    logging.set_verbosity_error()
+    _warm_up(options=not args.plain)
+    kept = Journal(journal, args.resume)
+    limits = Limits(args.seconds, args.gib)
+    waiting = []
+    for each in _all(args, hub):
+        if args.only and not any(name.lower() in f"{each.name} {each.pipeline}".lower() for name in args.only):
+            continue
+        result = kept.results.get(each.name)
+        if result is None:
+            result = {"pipeline": each.pipeline, "source": each.source}
+            if isinstance(each, cases.NotBuilt):
+                result |= {"state": "not built", "reason": each.reason}
+            else:
+                result |= within_limits(partial(try_case, each, options=False), limits)
+            kept.add(each.name, result)
+            print(f"{result['state']:12} {each.pipeline:45} {each.name}: {result.get('reason', '')}", flush=True)
+        if result["state"] == "equal" and "options" not in result and isinstance(each, cases.Case):
+            waiting.append(each)
+    for case in () if args.plain else waiting:
+        result = within_limits(partial(try_case, case), limits)
+        if result["state"] == "not finished":
+            options = {"all": {"state": "not finished", "reason": result["reason"]}}
+            result = kept.results[case.name] | {"options": options}
+        kept.add(case.name, {"pipeline": case.pipeline, "source": case.source, **result})
+        told = {name: found["state"] for name, found in result.get("options", {}).items()}
+        print(f"{result['state']:12} {case.name}: {told}", flush=True)
+    return kept.results
+
+
+def _warm_up(options: bool) -> None:
+    """Import here, once, what every child would import for itself."""
+    from diffusers.pipelines import auto_pipeline  # noqa: F401
+
+    from ...pipelines import tiny
+    from ...pipelines.recognize import family_of
+    from .trial import try_case
+
+    def inputs() -> dict[str, Any]:
+        return {"prompt": "a fox", "num_inference_steps": 2, "width": 64, "height": 64}
+
+    family_of("FluxImg2ImgPipeline")
+    try_case(cases.Case("warm-up", "FluxPipeline", "", partial(tiny.build, "flux"), inputs), options)
+
+
+def _all(args: argparse.Namespace, hub: Path) -> Iterator[cases.Case | cases.NotBuilt]:
+    sources = {twins.NAME: twins.cases, **cases.SOURCES}
+    if args.cases is not None:
+        for name, reason in stand_ins.write_all(hub).items():
+            print(f"no stand-in for {name}: {reason}")
+        sources = {diffusers_tests.NAME: diffusers_tests.source(args.cases), **sources}
+    for source in sources.values():
+        yield from source()

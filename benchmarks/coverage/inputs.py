@@ -1,0 +1,107 @@
+"""The inputs of a case as a request of the pack, and the same inputs as a bare call takes them.
+
+Pictures are brought to 8 bits first, for both: that is what every picture of a request becomes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...pipelines.arguments import to_pil
+from ...pipelines.families import Family
+from ...pipelines.types import SampleRequest
+
+_SAME = {
+    "num_inference_steps": "steps",
+    "guidance_scale_2": "guidance_2",
+    "width": "width",
+    "height": "height",
+    "max_sequence_length": "max_sequence_length",
+}
+"""Argument of a call -> field of a request, where the values are the same."""
+_LEFT_OUT = ("generator", "output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
+
+
+@dataclass(frozen=True)
+class Translated:
+    """The inputs of a case.
+
+    Attributes:
+        request: for the pack.
+        call: keyword arguments for bare diffusers, without generator and output type.
+        further: those of them that no request carries.
+    """
+
+    request: SampleRequest
+    call: dict[str, Any]
+    further: dict[str, Any]
+
+
+def translate(pipeline: Any, family: Family, inputs: dict[str, Any]) -> Translated:
+    """Split the inputs of a case into what a request says and what it does not."""
+    accepted = inspect.signature(pipeline.__call__).parameters
+    given = {name: value for name, value in inputs.items() if name in accepted and name not in _LEFT_OUT}
+    call = {name: value for name, value in given.items() if value is not None}  # None: the pipeline's own, here too
+    fields: dict[str, Any] = {"prompt": ""}
+    further: dict[str, Any] = {}
+    for name, value in list(call.items()):
+        if name in ("prompt", "negative_prompt"):
+            call[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+            if isinstance(call[name], str):
+                fields[name] = call[name]
+            elif call[name] is not None:
+                further[name] = call[name]
+        elif name in _SAME:
+            fields[_SAME[name]] = value
+        elif name == family.guidance_argument and _is_number(value):
+            fields["guidance"] = float(value)
+        elif name == family.frames_argument:
+            fields["num_frames"] = value
+        elif name == family.rate_argument and _is_number(value):
+            fields["frame_rate"] = float(value)
+        elif name == family.image_argument and family.images != "none":
+            pictures = pictures_of(value)
+            if pictures is None:
+                further[name] = value
+                continue
+            fields["images"] = pictures
+            as_list = family.max_images > 1 or family.images_as_list
+            shown = [to_pil(picture, family.alpha) for picture in pictures]
+            call[name] = shown if as_list else shown[0] if shown else None
+        elif name == "last_image" and family.last_image:
+            last = pictures_of(value) or (None,)
+            fields["last_image"] = last[0]
+            call[name] = None if last[0] is None else to_pil(last[0])
+        elif value is not None:
+            further[name] = value
+    return Translated(SampleRequest(**fields), call, further)
+
+
+def pictures_of(value: Any) -> tuple[torch.Tensor, ...] | None:
+    """Each picture as float [H, W, C] in 0..1 with 8 bits; None for what is no picture."""
+    import numpy
+    from PIL.Image import Image
+
+    if value is None:
+        return ()
+    if isinstance(value, list | tuple):
+        parts = [pictures_of(each) for each in value]
+        return None if None in parts else tuple(picture for part in parts for picture in part or ())
+    if isinstance(value, Image):
+        mode = "RGBA" if value.mode == "RGBA" else "RGB"
+        return (torch.from_numpy(numpy.array(value.convert(mode))).float() / 255,)
+    if isinstance(value, numpy.ndarray):
+        value = torch.from_numpy(value).movedim(-1, -3)
+    if not isinstance(value, torch.Tensor) or value.ndim not in (3, 4) or value.shape[-3] not in (3, 4):
+        return None
+    pictures = value[None] if value.ndim == 3 else value
+    rounded = (pictures.float().clamp(0, 1) * 255).round() / 255
+    return tuple(picture.permute(1, 2, 0).contiguous() for picture in rounded)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

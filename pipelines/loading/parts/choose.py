@@ -1,0 +1,89 @@
+"""What goes with a diffusion model, of the files at hand: text encoders, VAE and second expert, by their headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ....errors import InputError, ModelFileError
+from .component import PartsFamily
+from .families import FAMILIES
+from .header import read_part
+from .plan import family_of_part, problem_of
+
+_FILE = re.compile(r"[\w.-]+\.safetensors")
+
+
+def choose_text_encoders(diffusion_model: Path, given: Sequence[Path], at_hand: Sequence[Path]) -> list[Path]:
+    """The text encoders that are given, and for the rest those at hand that fit: by their usual names, else the first.
+
+    Raises:
+        InputError: none fits.
+    """
+    family = family_of_part(diffusion_model)
+    chosen = list(given)
+    for slot in family.encoders:
+        if any(_fits(family, slot, file, diffusion_model) for file in given):
+            continue
+        fitting = _fitting(family, slot, at_hand, diffusion_model)
+        if not fitting:
+            raise InputError("text_encoder", "auto", _none(family, slot), f"get {family.components[slot].usual}")
+        chosen.append(fitting[0])
+    return chosen
+
+
+def choose_vae(diffusion_model: Path, at_hand: Sequence[Path]) -> Path:
+    """The VAE at hand that fits: by its usual name, else the only one.
+
+    Raises:
+        InputError: none fits, or several do: other models' VAEs may have the same tensors.
+    """
+    family = family_of_part(diffusion_model)
+    usual = family.components["vae"].usual
+    fitting = _fitting(family, "vae", at_hand, diffusion_model)
+    if not fitting:
+        raise InputError("vae", "auto", _none(family, "vae"), f"get {usual}")
+    if len(fitting) > 1 and fitting[0].name not in _FILE.findall(usual):
+        names = ", ".join(file.name for file in fitting)
+        raise InputError("vae", "auto", f"several fit, and their tensors do not tell which: {names}", "choose one")
+    return fitting[0]
+
+
+def choose_second_expert(diffusion_model: Path, at_hand: Sequence[Path]) -> Path | None:
+    """Of a model of two experts, the file whose name is the first one's with low for high."""
+    family = family_of_part(diffusion_model)
+    if family.expert(diffusion_model.stem) != "high":
+        return None
+    wanted = re.sub("high(?=[-_ ]?noise)", "low", diffusion_model.name, flags=re.IGNORECASE).lower()
+    found = next((file for file in at_hand if file.name.lower() == wanted), None)
+    if found is None:
+        reason = f"{diffusion_model.name} is one of two experts, and there is no {wanted}"
+        raise InputError("second_expert", "auto", reason, f"get or choose {family.components[family.second].usual}")
+    return found
+
+
+def _fitting(family: PartsFamily, slot: str, files: Sequence[Path], diffusion_model: Path) -> list[Path]:
+    """Those that fit and have no other component's usual name, the usual names of this one first."""
+    usual = _FILE.findall(family.components[slot].usual)
+    others = {
+        name
+        for other in FAMILIES
+        for component in other.components.values()
+        for name in _FILE.findall(component.usual)
+        if name not in usual
+    }
+    fitting = [file for file in files if file.name not in others and _fits(family, slot, file, diffusion_model)]
+    return sorted(fitting, key=lambda file: (usual.index(file.name) if file.name in usual else len(usual), file.name))
+
+
+def _fits(family: PartsFamily, slot: str, file: Path, diffusion_model: Path) -> bool:
+    try:
+        told = family.components[slot].told(read_part(file, "file").shapes)
+        return told and not problem_of(family, slot, file, diffusion_model, "file")
+    except (ModelFileError, OSError, ImportError):
+        return False
+
+
+def _none(family: PartsFamily, slot: str) -> str:
+    return f"{family.title} needs {family.components[slot].title}, and none of the files at hand is one"

@@ -1,0 +1,198 @@
+"""Other families than FLUX.1 as the files that ComfyUI takes, written by renamings of the tests' own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from original_layout import FP8, Tensors, in_precision, original_vae
+from safetensors.torch import save_file
+
+from fastdiffusers.pipelines import tiny
+
+Renaming = Callable[[Tensors], Tensors]
+WAN = (
+    ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+    ("condition_embedder.time_proj", "time_projection.1"),
+    (".attn1.", ".self_attn."),
+    (".attn2.", ".cross_attn."),
+    (".to_out.0.", ".o."),
+    (".to_q.", ".q."),
+    (".to_k.", ".k."),
+    (".to_v.", ".v."),
+    (".norm2.", ".norm3."),
+    (".ffn.net.0.proj.", ".ffn.0."),
+    (".ffn.net.2.", ".ffn.2."),
+    (".scale_shift_table", ".modulation"),
+)
+WAN_VAE = (
+    ("mid_block.resnets.0.", "middle.0."),
+    ("mid_block.attentions.0.", "middle.1."),
+    ("mid_block.resnets.1.", "middle.2."),
+    (".norm1.gamma", ".residual.0.gamma"),
+    (".conv1.", ".residual.2."),
+    (".norm2.gamma", ".residual.3.gamma"),
+    (".conv2.", ".residual.6."),
+    (".conv_shortcut.", ".shortcut."),
+    (".norm_out.gamma", ".head.0.gamma"),
+    (".conv_out.", ".head.2."),
+    (".conv_in.", ".conv1."),
+    ("encoder.down_blocks.", "encoder.downsamples."),
+)
+
+
+def original_zimage(state: Tensors) -> Tensors:
+    out: Tensors = {}
+    for name, value in state.items():
+        if ".to_k." in name or ".to_v." in name:
+            continue
+        if ".to_q." in name:
+            value = torch.cat([state[name.replace("to_q", side)] for side in ("to_q", "to_k", "to_v")])
+        new = name.replace(".to_q.", ".qkv.").replace(".to_out.0.", ".out.")
+        new = new.replace("attention.norm_q", "attention.q_norm").replace("attention.norm_k", "attention.k_norm")
+        out[new.replace("all_final_layer.2-1.", "final_layer.").replace("all_x_embedder.2-1.", "x_embedder.")] = value
+    return out
+
+
+def original_wan(state: Tensors) -> Tensors:
+    out: Tensors = {}
+    for name, value in state.items():
+        top = {"scale_shift_table": "head.modulation", "proj_out.weight": "head.head.weight"}
+        new = top.get(name, name.replace("proj_out.bias", "head.head.bias"))
+        for old, short in WAN:
+            new = new.replace(old, short)
+        out[new] = value
+    return out
+
+
+def original_wan_vae(state: Tensors) -> Tensors:
+    out: Tensors = {}
+    for name, value in state.items():
+        if name.startswith(("quant_conv.", "post_quant_conv.")):
+            new = ("conv1." if name.startswith("quant") else "conv2.") + name.rsplit(".", 1)[1]
+        else:
+            new = name
+            for old, short in WAN_VAE:
+                new = new.replace(old, short)
+            # The decoder counts its blocks through: three residual blocks and an upsampler for each level.
+            new = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda at: f"upsamples.{4 * int(at[1]) + int(at[2])}", new)
+            new = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda at: f"upsamples.{4 * int(at[1]) + 3}", new)
+        out[new] = value
+    return out
+
+
+def original_qwen25_vl(state: Tensors) -> Tensors:
+    names = {
+        name: name.replace("model.visual.", "visual.").replace("model.language_model.", "model.") for name in state
+    }
+    return {names[name]: value for name, value in state.items()}
+
+
+def original_t5(state: Tensors) -> Tensors:
+    return {name: value for name, value in state.items() if name != "encoder.embed_tokens.weight"}
+
+
+def whole_t5(meant: Tensors) -> Tensors:
+    return {**meant, "encoder.embed_tokens.weight": meant["shared.weight"]}
+
+
+FAMILIES: dict[str, dict[str, tuple[str, Renaming]]] = {
+    "zimage": {
+        "model": ("transformer", original_zimage),
+        "text": ("text_encoder", lambda state: {f"model.{name}": value for name, value in state.items()}),
+        "vae": ("vae", original_vae),
+    },
+    "qwenimage": {
+        "model": ("transformer", dict),
+        "text": ("text_encoder", original_qwen25_vl),
+        "vae": ("vae", original_wan_vae),
+    },
+    "wan22-t2v": {
+        "model_high_noise": ("transformer", original_wan),
+        "model_low_noise": ("transformer_2", original_wan),
+        "text": ("text_encoder", original_t5),
+        "vae": ("vae", original_wan_vae),
+    },
+}
+FAMILIES["qwenimage-edit"] = FAMILIES["qwenimage"]
+FAMILIES["wan22-i2v"] = FAMILIES["wan22-t2v"]
+MODEL_NAMES = {"qwenimage-edit": "model_edit"}
+
+
+def build(family: str) -> Any:
+    """The tiny pipeline, with a video VAE of as many blocks as every published one has."""
+    import diffusers
+
+    pipeline = tiny.build(family)
+    if family.startswith(("wan", "qwen")):
+        torch.manual_seed(3)
+        kind = "AutoencoderKLWan" if family.startswith("wan") else "AutoencoderKLQwenImage"
+        pipeline.register_modules(vae=getattr(diffusers, kind)(base_dim=8, num_res_blocks=2).eval())
+    return pipeline
+
+
+def write(
+    family: str, pipeline: Any, place: Path, precision: str = "float32", encoder: str = "float32"
+) -> tuple[dict[str, Path], Path]:
+    """The parts of a pipeline in one precision each, and a diffusers folder of the weights that they stand for.
+
+    Configurations and tokenizers lie beside the diffusion model, as no size of it is published.
+    """
+    twin, files = place / "twin", {}
+    for name, (component, original) in FAMILIES[family].items():
+        model = getattr(pipeline, component)
+        kind = {"text": encoder, "vae": "float32"}.get(name, precision)
+        unscaled = ("shared.weight", "relative_attention_bias.weight", "embed_tokens.weight", "lm_head.weight")
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        stored, meant = stored_as(original(before), kind, unscaled)
+        model.load_state_dict(restored(before, original, meant))
+        file = name.replace("model", MODEL_NAMES.get(family, "model"))
+        files[name] = place / f"{file}.safetensors"
+        prefix = "model.diffusion_model." if name.startswith("model") and family == "zimage" else ""
+        save_file({prefix + key: value.contiguous() for key, value in stored.items()}, files[name])
+    pipeline.save_pretrained(twin)
+    beside = files[next(iter(files))].with_suffix("")
+    for file in twin.glob("*/*"):
+        if file.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in file.name:
+            (beside / file.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, beside / file.parent.name / file.name)
+    return files, twin
+
+
+def restored(before: Tensors, original: Renaming, meant: Tensors) -> Tensors:
+    """The tensors of a model from those of its file, by the renaming of each position, not by name."""
+    positions, start = {}, 0
+    for key, value in before.items():
+        positions[key] = torch.arange(start, start + value.numel()).view(value.shape)
+        start += value.numel()
+    flat = torch.cat([value.float().flatten() for value in before.values()])
+    for key, where in original(positions).items():
+        flat[where.flatten()] = meant[key].float().flatten()
+    found = {key: flat[where] for key, where in positions.items()}
+    return whole_t5(found) if "shared.weight" in found else found
+
+
+def stored_as(tensors: Tensors, precision: str, unscaled: tuple[str, ...]) -> tuple[Tensors, Tensors]:
+    """As `in_precision`, and ComfyUI's newer form of scaled fp8."""
+    if precision != "comfy_quant":
+        return in_precision(tensors, precision, unscaled)
+    stored, meant = in_precision(tensors, "scaled fp8", unscaled)
+    del stored["scaled_fp8"]
+    said = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    out: Tensors = {}
+    for key, value in stored.items():
+        if key.endswith(".scale_weight"):
+            layer = key.removesuffix(".scale_weight")
+            out |= {f"{layer}.weight_scale": value, f"{layer}.comfy_quant": said.clone()}
+        else:
+            out[key] = value
+    assert any(value.dtype == FP8 for value in out.values())
+    return out, meant

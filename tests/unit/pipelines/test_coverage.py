@@ -1,0 +1,132 @@
+"""The trial of every pipeline class: what it says is what happens, and what is published is what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from other_pipelines import build
+
+from fastdiffusers.benchmarks.coverage import tables, twins
+from fastdiffusers.benchmarks.coverage.cases import Case, NotBuilt, pipeline_classes
+from fastdiffusers.benchmarks.coverage.running import Journal, Limits, within_limits
+from fastdiffusers.benchmarks.coverage.tables import README
+from fastdiffusers.benchmarks.coverage.trial import try_case
+from fastdiffusers.pipelines import sampling
+
+INPUTS = {"prompt": "a fox", "num_inference_steps": 2, "width": 32, "height": 32}
+
+
+def case(name: str = "stable_diffusion", **inputs: Any) -> Case:
+    return Case(name, name, "test", partial(build, name), lambda: {**INPUTS, **inputs})
+
+
+def test_a_class_that_runs_is_equal_and_every_optimization_is_tried() -> None:
+    found = try_case(case())
+    assert (found["state"], found["loads"], found["pipeline"]) == ("equal", "yes", "StableDiffusionPipeline")
+    assert set(found["options"]) == set(tables.OPTIONS)
+    for name, tried in found["options"].items():
+        assert tried["state"] in ("works", "declined"), (name, tried)
+        assert tried["state"] == "works" or tried["reason"], name
+    json.dumps(found)
+
+
+def test_a_wrong_picture_and_a_failure_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = sampling.frames_of
+    monkeypatch.setattr(sampling, "frames_of", lambda *args: original(*args) + 1e-6)
+    found = try_case(case(), options=False)
+    assert found["state"] == "differs"
+    assert found["reason"].startswith("picture differs by up to ")
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(sampling, "frames_of", broken)
+    assert try_case(case(), options=False)["reason"] == "no such kernel"
+
+
+def test_an_input_that_no_request_carries_is_handed_over_and_named() -> None:
+    found = try_case(case(eta=0.5), options=False)
+    assert (found["state"], found["given"]) == ("equal", ["eta"])
+
+
+def test_a_size_that_the_pack_brings_to_what_fits_is_named() -> None:
+    found = try_case(case(width=33), options=False)
+    assert (found["state"], found["arguments"]["width"]) == ("equal", "33 -> 32")
+
+
+def test_a_class_is_refused_before_it_loads_and_its_run_tried_with_what_it_needs() -> None:
+    inpaint = diffusers.StableDiffusionInpaintPipeline
+    mask, picture = twins.picture("L"), twins.picture("RGB")
+    make = lambda: inpaint(**build("stable_diffusion").components, requires_safety_checker=False)
+    given = {**INPUTS, "image": picture, "mask_image": mask}
+    found = try_case(Case("inpaint", "", "test", partial(build, make), lambda: given), options=False)
+    assert found["state"] == "refused"
+    assert "mask_image" in found["reason"]
+    assert found["with_them"] == "equal"
+
+
+def test_what_bare_diffusers_cannot_do_is_no_fault_of_the_pack() -> None:
+    assert try_case(case(clip_skip=99), options=False)["state"] == "bare fails"
+    broken = Case("x", "X", "test", lambda: 1 / 0, dict)
+    assert try_case(broken)["state"] == "not built"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="without fork there are no limits")
+def test_a_case_ends_at_its_limits_and_the_others_go_on() -> None:
+    limits = Limits(0.5, 4)
+    assert within_limits(lambda: {"state": "equal"}, limits) == {"state": "equal"}
+    assert "0.5 s" in within_limits(lambda: time.sleep(20) or {}, limits)["reason"]
+    assert "status 7" in within_limits(lambda: os._exit(7), limits)["reason"]
+    assert "ZeroDivisionError" in within_limits(lambda: {"x": 1 / 0}, limits)["reason"]
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    first = Journal(path, resume=False)
+    first.add("A", {"state": "equal"})
+    first.add("A", {"state": "differs"})
+    assert Journal(path, resume=True).results == {"A": {"state": "differs"}}
+    assert Journal(path, resume=False).results == {}
+
+
+def test_every_class_has_a_case_or_a_reason() -> None:
+    names = [each.pipeline for each in twins.cases() if isinstance(each, Case | NotBuilt)]
+    assert sorted(names) == sorted(pipeline_classes())
+    assert len(names) > 200
+
+
+def test_a_twin_is_the_same_every_time() -> None:
+    found = {each.name: each for each in twins.cases() if isinstance(each, Case)}
+    for name in ("FluxImg2ImgPipeline", "StableDiffusionPipeline"):
+        first, second = (found[name].build() for _ in range(2))
+        assert type(first).__name__ == name
+        for part in ("vae", "unet", "transformer"):
+            if getattr(first, part, None) is not None:
+                weights = (getattr(each, part).state_dict() for each in (first, second))
+                assert all(torch.equal(*pair) for pair in zip(*(each.values() for each in weights), strict=True))
+
+
+def test_a_class_that_a_newer_diffusers_adds_is_not_tried() -> None:
+    cases = {"a": {"pipeline": "FluxPipeline", "state": "equal"}, "b": {"pipeline": "FluxPipeline", "state": "fails"}}
+    classes = tables.by_class(cases, ["FluxPipeline", "NewestPipeline"])
+    assert classes["NewestPipeline"] == {"state": "not tried"}
+    assert classes["FluxPipeline"]["state"] == "fails"  # one good case does not hide a fault
+    page = tables.as_page({"machine": {"versions": {"diffusers": "9"}}, "classes": classes})
+    assert "| NewestPipeline | not tried |" in page
+    assert "| not tried yet | 1 | Newest |" in tables.as_markdown(classes)
+
+
+def test_what_is_published_is_what_was_found() -> None:
+    data = json.loads(tables.TARGET.read_text(encoding="utf-8"))
+    assert tables.by_class(data["cases"], data["classes"]) == data["classes"]
+    text = README.read_text(encoding="utf-8")
+    assert tables.readme_with(text, tables.as_markdown(data["classes"])) == text, "run: python . benchmarks.coverage"
+    assert tables.PAGE.read_text(encoding="utf-8") == tables.as_page(data), "run: python . benchmarks.coverage"
