@@ -55,7 +55,7 @@ $(VENV)/.stamp-pack: $(VENV)/.stamp-torch pyproject.toml
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-pack
-	$(INSTALL) -e '.[standalone,test,sdnq,cache,torchao]'
+	$(INSTALL) -e '.[standalone,test,sdnq,cache,torchao,cluster]'
 	@touch $@
 
 # ComfyUI's own requirements, less torch and torchvision: those are there. The .pth file shows the layer what .venv has,

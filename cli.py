@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import shlex
 import signal
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from . import __version__
-from .commands import bench, decode, demo, doctor, encode, generate, quantize
-from .errors import FastDiffusersError, InputError
+from .commands import bench, decode, demo, doctor, encode, generate
+from .commands.copies import convert, quantize
+from .errors import DISK_FULL, FastDiffusersError, InputError
 from .report import logger as run_logger
 
 
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "encode": encode,
     "bench": bench,
     "quantize": quantize,
+    "convert": convert,
     "doctor": doctor,
     "demo": demo,
 }
@@ -104,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return int(stop.code or OK)
             name = f" {args.command}"
             return _run(args)
-    except KeyboardInterrupt:
-        return _complain(name, "cancelled", CANCELLED)
+    except KeyboardInterrupt as stop:
+        return _complain(name, f"cancelled: {stop}" if stop.args else "cancelled", CANCELLED)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -127,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
         text = f"{python} has no package {error.name!r}. Use the Python that has the requirements: ComfyUI's own, or"
         return _complain(name, f"{text} .venv/bin/python after `make demo`", FAILURE, args.verbose)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in DISK_FULL
         where = f"{error.filename}: " if error.filename else ""
         cure = ". Free some space and run again." if full else ""
         return _complain(name, f"{where}{error.strerror or error}{cure}", FAILURE, args.verbose)

@@ -171,11 +171,12 @@ class _Watch:
 def _raise_in(thread: int) -> None:
     """Raise `_Stop` in a thread that compiles, if it is where that does no harm; otherwise the next look comes soon.
 
-    This thread holds the interpreter's lock from the look at the other's stack until the exception is set.
+    Only what runs within `stoppable` counts: the stack of every thread begins in threading.py. This thread holds the
+    interpreter's lock from the look at the other's stack until the exception is set.
     """
     frame = sys._current_frames().get(thread)
     compiling = False
-    while frame is not None:
+    while frame is not None and frame.f_code is not stoppable.__code__:
         code = frame.f_code
         if code.co_name in NOT_WITHIN_CALLS or any(name in code.co_filename for name in NOT_WITHIN_FILES):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 SHOWN_AS = "builtins"
@@ -11,6 +12,10 @@ to a line: the path that ComfyUI loads the pack by would fill it. Of built-in er
 
 LONG_VALUE, SHORT_VALUE = 200, 40
 """The most characters of a value in an error's text, and before the cure in `InputError.in_short`."""
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says, in an OSError's errno, when there is no room for a file."""
 
 
 class FastDiffusersError(Exception):

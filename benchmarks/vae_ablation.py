@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..vae import VideoVAE, planner
+from ..vae import VideoVAE, dry_run
 from ..vae.kernels import Kernels, Padded
 from ..vae.network import attention, causal_conv, model
 from ..vae.network.attention import FrameAttention
@@ -24,6 +24,7 @@ from ..vae.network.causal_conv import CausalConv3d
 from ..vae.network.execution import Execution, empty
 from ..vae.network.sources import Activated, Source, gather
 from ..vae.network.strips import Block
+from ..vae.network.temporal import Temporal
 from ..vae.network.upsampling import Upsampler
 
 Change = tuple[Any, str, Any]
@@ -36,7 +37,7 @@ def only(*optimizations: str) -> Iterator[None]:
     away = frozenset(OPTIMIZATIONS) - frozenset(optimizations)
     with ExitStack() as stack:
         if away:
-            stack.enter_context(patch.object(planner, "_count", _count_without(away)))
+            stack.enter_context(patch.object(dry_run, "_count", _count_without(away)))
         for name, changes in OPTIMIZATIONS.items():
             for place, attribute, replacement in changes if name in away else ():
                 stack.enter_context(patch.object(place, attribute, replacement))
@@ -46,7 +47,7 @@ def only(*optimizations: str) -> Iterator[None]:
 @cache
 def _count_without(away: frozenset[str]) -> Callable[..., tuple[int, int]]:
     """The planner's dry run with a memory of its own: others have other peaks."""
-    return lru_cache(maxsize=256)(planner._count.__wrapped__)
+    return lru_cache(maxsize=256)(dry_run._count.__wrapped__)
 
 
 def contiguous_weights(vae: VideoVAE) -> VideoVAE:
@@ -103,6 +104,10 @@ def _rearranged(self: FrameAttention, x: torch.Tensor, run: Execution) -> torch.
     return folded.view(batch, frames, channels, height, width).permute(0, 2, 1, 3, 4).contiguous()
 
 
+def _never(self: Temporal, *arguments: Any, **options: Any) -> bool:
+    return False
+
+
 def _textbook(operation: str) -> Callable[..., torch.Tensor]:
     def run(self: Kernels, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         return Kernels("plain")._run(operation, x, *arguments, **options)
@@ -129,6 +134,8 @@ OPTIMIZATIONS: Mapping[str, tuple[Change, ...]] = {
     "folded_head": ((CausalConv3d, "_front", _copies_in_front),),
     # 1x1x1 convolution, pixel shuffle and 3x3x3 convolution of an upsampler as one convolution per output phase.
     "polyphase_upsampling": ((Upsampler, "forward", _step_by_step),),
+    # Convolutions over time make several frames at once from sums of frames.
+    "temporal_winograd": ((Temporal, "may", _never),),
     # The upscaled tensor exists only strip by strip: a matter of the settings, which cut the planes.
     "chunked_upsampling": (),
 }

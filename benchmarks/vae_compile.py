@@ -5,6 +5,10 @@ compiled; the first begins with nothing on disk, the second with what the first 
 it. A latent of 4 x 4 cells, because code for units serves every size; of what is compiled here nothing depends on it,
 while the runs that compare compiled with plain code grow with the clip.
 
+What the second process still takes is hardly the VAE's: importing inductor, hashing the sources of torch and Triton
+for the cache's key, trying in child processes which instruction sets the processor has, and tracing the units once,
+because dynamo keeps no guards on disk. `torch._dynamo.config.caching_precompile` would, but drops guards for it.
+
 Beside the clock's seconds stand the processor's, of child processes (g++) too, which a busy machine changes little.
 """
 

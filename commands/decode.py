@@ -62,7 +62,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
 
 
+_OF_PIPELINES = {"exactness": BIT_IDENTICAL, "quantization": "none", "memory_mode": "auto", "revision": ""}
+_OF_VIDEO_VAES = {
+    "mode": "auto",
+    "temporal_slice": 0,
+    "memory_budget_gib": 0.0,
+    "kernels": "auto",
+    "convolution": "auto",
+    "cuda_graphs": False,
+    "overlap_tiles": False,
+    "fp16_accumulation": False,
+}
+"""What goes with one of the two alone, and its default."""
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse what the chosen kind of VAE would not follow."""
+    wanted, ignored = ("--vae", _OF_VIDEO_VAES) if args.vae is None else ("--model", _OF_PIPELINES)
+    for name, default in ignored.items():
+        if (value := getattr(args, name)) != default:
+            raise InputError(f"--{name.replace('_', '-')}", value, f"it goes with {wanted}", "leave it out")
+
+
 def run(args: argparse.Namespace) -> None:
+    _check_options(args)
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
     shape = latent_shape(args.latents)
@@ -70,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output, video)
     latent, metadata = read_latent(args.latents)
     sound = read_sound(args.latents)
-    frame_rate = args.frame_rate or float(metadata.get("frame_rate", 24))
+    frame_rate = float(metadata.get("frame_rate", 24)) if args.frame_rate is None else args.frame_rate
     if not 0 < frame_rate <= 1000:
         raise InputError("frame_rate", frame_rate, "it must be above 0 and at most 1000", "use 24")
     prepare_libraries(args.verbose)

@@ -19,9 +19,6 @@ from .libraries import prepare_libraries, torchvision_fault
 from .options import path_argument
 from .paths import PACK, find_comfyui, find_comfyuis, model_folders
 
-MOST_VRAM = 4096.0
-"""GiB; no card has more, so it is a mistake."""
-
 HELP = "show what this machine can do, and why not the rest"
 
 
@@ -39,19 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log", type=path_argument, metavar="FILE", help="ComfyUI's log, where doctor does not find it by itself"
     )
-
     parser.add_argument(
         "--plan",
         metavar="MODEL",
         help="what a card holds of a model: a folder, a Hub id in the cache, tiny:<family>, or an architecture by name "
         "(flux, zimage, qwenimage, wan-i2v); needs --vram",
     )
-    parser.add_argument("--vram", type=float, metavar="GIB", help="with --plan: memory of the card, in GiB")
+    parser.add_argument("--vram", metavar="GIB", help="with --plan: memory of the card in GiB, 24 or 24GB")
+    parser.add_argument("--cluster", metavar="HOST:PORT", help="list the machines of a Ray, and how they differ")
+    text = "with --cluster: a model that every machine should have; repeat for several"
+    parser.add_argument("--look-for", action="append", type=path_argument, metavar="PATH", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
     if args.plan is not None or args.vram is not None:
         _plan(args)
+        return
+    if args.cluster is not None or args.look_for:
+        _survey(args)
         return
     if args.launch is not None and args.json:
         raise InputError("--launch", args.launch, "a script is no JSON", "leave out --json")
@@ -71,21 +73,39 @@ def run(args: argparse.Namespace) -> None:
     launch(facts, target, overwrite=args.overwrite)
 
 
+def _survey(args: argparse.Namespace) -> None:
+    """Print what the machines of a cluster have."""
+    from ..cluster import survey
+
+    if args.cluster is None:
+        raise InputError("--look-for", str(args.look_for[0]), "it goes with --cluster", "leave it out, or see --plan")
+    _refuse(args, ("json", "launch", "log", "overwrite"), "a list of a cluster's machines")
+    print(survey.as_text(survey.survey(args.cluster, [str(path.absolute()) for path in args.look_for or ()])))
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if value := getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')}", value, f"it has nothing to do with {what}", "leave it out")
+
+
 def _plan(args: argparse.Namespace) -> None:
     """Print what a card of that size holds of the model."""
     if args.plan is None:
         raise InputError("--vram", args.vram, "it is for a plan", "name the model: --plan MODEL")
-    for name in ("launch", "log", "overwrite"):
-        if getattr(args, name):
-            raise InputError(f"--{name}", getattr(args, name), "it has nothing to do with a plan", "leave it out")
+    _refuse(args, ("launch", "log", "overwrite", "cluster", "look_for"), "a plan")
     if args.vram is None:
         raise InputError("--plan", args.plan, "the card is not named", "give its memory in GiB: --vram 24")
-    if not 0 < args.vram <= MOST_VRAM:  # NaN too
-        raise InputError("--vram", args.vram, f"it is more than 0 and at most {MOST_VRAM:.0f} GiB", "use 24, say")
+    from .plan.card import gib_of
+
+    vram = gib_of(args.vram)
     prepare_libraries(args.verbose)
     from .plan import figures, skeleton, text
 
-    found = figures.plan(skeleton.model_of(args.plan), int(args.vram * environment.GIB))
+    model = skeleton.model_of(args.plan)
+    # To stderr, so that --json stays JSON.
+    print(f"planning {model.name} for {vram:g} GiB, which takes up to a minute ...", file=sys.stderr, flush=True)
+    found = figures.plan(model, int(vram * environment.GIB))
     print(json.dumps(text.as_dict(found), indent=2, ensure_ascii=False) if args.json else text.as_text(found))
 
 
@@ -218,11 +238,9 @@ def as_text(facts: dict[str, Any]) -> str:
     installed = {name: version or "not installed" for name, version in facts["versions"].items()}
     compiler, cudnn = facts["torch_compile"], facts["cudnn"]
     attention = {name: "works" if not why else f"no: {why}" for name, why in facts["attention"].items()}
-    defect = (
-        "video convolutions take about 3x memory in half precision"
-        if cudnn["conv3d_memory_defect"]
-        else "no defect known"
-    )
+    defect = "no defect known"
+    if cudnn["conv3d_memory_defect"]:
+        defect = "video convolutions take about 3x memory in half precision"
     folders = facts["paths"]
     models = [folder for found in folders["models"].values() for folder in found]
     sections = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -77,14 +78,17 @@ def replacing(path: Path) -> Iterator[Path]:
 def filling_folder(folder: Path, pattern: str) -> Iterator[Path]:
     """A temporary folder to fill; its files move into `folder` only if the block succeeds.
 
-    Files in `folder` that match `pattern` are an older result and are removed, so that two runs never mix.
+    Nothing in `folder` is removed, and two results never mix.
+
+    Raises:
+        FileExistsError: `folder` holds files that match `pattern`; nothing was moved.
     """
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield temporary
         folder.mkdir(exist_ok=True)
-        for old in folder.glob(pattern):
-            old.unlink()
+        if next(folder.glob(pattern), None) is not None:
+            raise FileExistsError(errno.EEXIST, f"it holds {pattern} already", str(folder))
         for new in sorted(temporary.iterdir()):
             new.replace(folder / new.name)
     finally:
@@ -95,6 +99,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` and a final newline as UTF-8, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file's contents, completely or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def numbered(path: Path, count: int) -> list[Path]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FRAMES = "frame_*"
+"""Files of a folder of frames."""
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 SOUND_BITS_PER_SECOND = 256_000
 """Of the AAC track: as close to lossless as the picture beside it."""
@@ -29,12 +31,15 @@ def check_output(path: Path, video: bool) -> None:
     A path without a suffix is a folder of png files; with one, it is `.png` for pictures and `.mp4` for video.
 
     Raises:
-        InputError: wrong suffix for what comes out, or nothing can be written there.
+        InputError: wrong suffix for what comes out, nothing can be written there, or the folder holds frames already.
     """
     if path.suffix == "" or path.is_dir():
         if path.is_file():
             raise InputError("output", str(path), "it is a file, not a folder", "add .png or .mp4 to the name")
         check_writable("output", path)
+        if path.is_dir() and (there := min(path.glob(FRAMES), default=None)) is not None:
+            reason = f"the folder holds {there.name} already, and nothing that is there is deleted"
+            raise InputError("output", str(path), reason, "choose another folder, or empty it")
     else:
         check_file_target("output", path, (".mp4",) if video else (".png",))
 
@@ -104,7 +109,7 @@ def write_picture(frame: torch.Tensor, path: Path) -> None:
 
 def write_picture_folder(frames: torch.Tensor, folder: Path, suffix: str = ".png") -> None:
     """Write [T, H, W, 3 or 4] as frame_00000.png, frame_00001.png, ..."""
-    with filling_folder(folder, f"frame_*{suffix}") as temporary:
+    with filling_folder(folder, FRAMES) as temporary:
         for index, frame in enumerate(frames):
             _save_picture(frame, temporary / f"frame_{index:05d}{suffix}")
 

@@ -84,6 +84,33 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_device_options(parser)
 
 
+def add_parts_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Which model: one as a whole, or its parts."""
+    model = parser.add_mutually_exclusive_group(required=required)
+    model.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
+    model.add_argument(
+        "--diffusion-model",
+        type=path_argument,
+        metavar="FILE",
+        help="a model from the files that ComfyUI takes, with --text-encoder and --vae",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="FILE",
+        help="with --diffusion-model: a text encoder; repeat for several, in any order",
+    )
+    parser.add_argument("--vae", type=path_argument, metavar="FILE", help="with --diffusion-model: its VAE")
+    parser.add_argument(
+        "--second-expert",
+        type=path_argument,
+        metavar="FILE",
+        help="with --diffusion-model, where it is Wan 2.2's expert for much noise: that for little noise",
+    )
+
+
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("device")
     add_dtype_option(group, default="auto", help="auto: bfloat16 where the device can; bf16, fp16, fp32 for short")
@@ -254,7 +281,7 @@ def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineH
         reason = "--text-encoder, --vae and --second-expert go with a diffusion model"
         raise InputError("model", args.model, reason, "leave them out")
     key = resolve(
-        str(args.model or diffusion_model),
+        str(diffusion_model if args.model is None else args.model),
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..vae.settings import KERNEL_CHOICES, MODES
+from ..vae.settings import CONVOLUTIONS, KERNEL_CHOICES, MODES
 from .options import add_vae_compile_options, vae_compile_settings
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory-budget-gib", type=float, default=0.0, metavar="GIB", help="0: from the free memory")
     group.add_argument(
         "--kernels", choices=KERNEL_CHOICES, default="auto", help="fused kernels where they work (default: auto)"
+    )
+    group.add_argument(
+        "--convolution",
+        choices=CONVOLUTIONS,
+        default="auto",
+        help="on a processor, fewer multiplications over time where measured faster; fast: in half precision too",
     )
     group.add_argument("--cuda-graphs", action="store_true", help="replay recorded slices on a CUDA card")
     group.add_argument("--overlap-tiles", action="store_true", help="two tiles at a time on a CUDA card")
@@ -39,6 +45,7 @@ def vae_settings(args: argparse.Namespace) -> VaeSettings:
         "temporal_slice": args.temporal_slice,
         "memory_budget_gib": args.memory_budget_gib,
         "kernels": args.kernels,
+        "convolution": args.convolution,
         "cuda_graphs": args.cuda_graphs,
         "overlap_tiles": args.overlap_tiles,
         "fp16_accumulation": args.fp16_accumulation,

@@ -5,15 +5,18 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .benchmark import BenchmarkOptimizations
+from .conditions import CONDITION_NODES
+from .copies.quantize import QuantizeModel
+from .copies.save_folder import SaveFolder
 from .host.comfy_bridge import keep_measurements_with_the_user
 from .host.shown_errors import with_cures_first
 from .lora import LoadLora
 from .parts import LoadPipelineParts
 from .pipeline import LoadPipeline
-from .quantize import QuantizeModel
 from .report import ShowReport
 from .sampler import Sampler
 from .settings import OptimizationSettingsNode, TorchCompileSettings
+from .text.tiny_encoder import TinyEncoder
 from .vae import LoadVideoVAE, VAEDecode, VAEEncode
 
 
@@ -27,6 +30,7 @@ class FastDiffusersExtension(ComfyExtension):
             LoadPipeline,
             LoadPipelineParts,
             LoadLora,
+            *CONDITION_NODES,
             Sampler,
             TorchCompileSettings,
             OptimizationSettingsNode,
@@ -35,6 +39,8 @@ class FastDiffusersExtension(ComfyExtension):
             LoadVideoVAE,
             BenchmarkOptimizations,
             QuantizeModel,
+            SaveFolder,
+            TinyEncoder,
             ShowReport,
         ]
         return [with_cures_first(node) for node in nodes]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..pipelines.conditions.kinds import MaskCondition
 from .host.core_vae import first_frame
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def start_from(latent: Mapping[str, Any], family: Family, request: SampleRequest
         The request with the latent, and what the latent says about batch, seed and size; and notes for the report.
 
     Raises:
-        InputError: it holds sound or a shape, or a mask that cannot be kept to.
+        InputError: it holds sound or a shape.
     """
     given = read(latent)
     samples, notes = given.samples, given.notes
@@ -92,7 +93,7 @@ def start_from(latent: Mapping[str, Any], family: Family, request: SampleRequest
             request = replace(request, num_frames=frames)
             notes.append(f"num_frames: {frames}, as the latent has them")
         request = _count(samples.shape[0], latent.get("batch_index"), request, notes)
-    _check_mask(latent.get("noise_mask"), request, notes)
+    request = _with_mask(latent.get("noise_mask"), request)
     others = [name for name in given.unused if name not in FOR_SAMPLING]
     if others:
         notes.append(f"of the latent, {', '.join(others)} had no use here")
@@ -137,12 +138,16 @@ def _count(items: int, index: Sequence[int] | None, request: SampleRequest, note
     return request
 
 
-def _check_mask(mask: Any, request: SampleRequest, notes: list[str]) -> None:
-    """Raise InputError for a mask that would have an effect, or note that it has none."""
-    masks = [] if mask is None else mask.unbind() if getattr(mask, "is_nested", False) else [mask]
-    if not any(bool((part < 1).any()) for part in masks):
-        return
-    if request.strength < 1:
-        reason = "this sampler makes the whole picture anew and cannot keep to a mask"
-        raise InputError("latent", "with a noise_mask", reason, "leave Set Latent Noise Mask out")
-    notes.append("noise_mask ignored: strength = 1 makes the whole picture anew")
+def _with_mask(mask: Any, request: SampleRequest) -> SampleRequest:
+    """Return the request with the noise mask of a latent; one that keeps nothing is no condition.
+
+    Args:
+        mask: [B, 1, H, W], or [B, 1, T, H, W] of which the first clip's is used.
+    """
+    if mask is None:
+        return request
+    part = mask.unbind()[0] if getattr(mask, "is_nested", False) else mask
+    if not hasattr(part, "shape") or not bool((part < 1).any()):
+        return request
+    planes = (part[0] if part.ndim == 5 else part).reshape(-1, *part.shape[-2:])
+    return replace(request, conditions=(*request.conditions, MaskCondition(planes, of_latent=True)))

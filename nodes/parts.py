@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..errors import FastDiffusersError
+from ..errors import FastDiffusersError, InputError
 from ..optimizations.settings import MEMORY_MODES
 from ..pipelines.loading import loader, parts
 from ..pipelines.types import PipelineHandle
 from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
-from .host.model_files import NONE_FOUND, comfyui_folder, part_choices, part_files, part_path
+from .host.model_files import TINY_PREFIX, comfyui_folder, part_choices, part_files, part_path
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoadKey
 
-AUTO, NONE = "auto", "none"
+AUTO, NONE = "auto", parts.NONE
 """A part that the diffusion model's header asks for, and none at all."""
+ENCODED = "none (CONDITIONING)"
+"""No text encoder: the sampler gets texts that are encoded."""
+DECODED_ELSEWHERE = "none (LATENT)"
+"""No VAE: the sampler gives a latent."""
+EMBEDDED = TINY_PREFIX + parts.EMBEDDED_NAME
+"""Three small files with random weights, to try a graph with."""
 
 
 class LoadPipelineParts(io.ComfyNode):
@@ -48,15 +54,16 @@ class LoadPipelineParts(io.ComfyNode):
                 "parts",
             ],
             inputs=[
-                io.Combo.Input("diffusion_model", options=models or [NONE_FOUND]),
-                io.Combo.Input("text_encoder_1", options=[AUTO, *encoders], default=AUTO),
+                io.Combo.Input("diffusion_model", options=[*models, EMBEDDED]),
+                io.Combo.Input("text_encoder_1", options=[AUTO, ENCODED, *encoders], default=AUTO),
                 io.Combo.Input("text_encoder_2", options=[AUTO, *encoders], default=AUTO),
-                io.Combo.Input("vae", options=[AUTO, *part_choices("vae", parts.VAE)], default=AUTO),
+                io.Combo.Input("vae", options=[AUTO, DECODED_ELSEWHERE, *part_choices("vae", parts.VAE)], default=AUTO),
                 io.Combo.Input("dtype", options=list(loader.DTYPES), default="auto"),
                 io.Combo.Input("memory_mode", options=list(MEMORY_MODES), default="auto"),
                 io.Combo.Input("quantization", options=list(loader.QUANTIZATION_CHOICES), default="none", **ADVANCED),
                 io.Combo.Input("device", options=comfy_bridge.device_choices(), default="auto", **ADVANCED),
                 io.Combo.Input("second_expert", options=[AUTO, NONE, *models], default=AUTO, optional=True, **ADVANCED),
+                io.Vae.Input("comfyui_vae", optional=True),
             ],
             outputs=[types.Pipeline.Output(display_name="pipeline")],
         )
@@ -66,8 +73,9 @@ class LoadPipelineParts(io.ComfyNode):
         cls, diffusion_model: str, text_encoder_1: str, text_encoder_2: str, vae: str, second_expert: str = AUTO
     ) -> bool | str:
         # ComfyUI asks this before anything runs. Naming these also replaces its own "value not in list".
+        # Whether a VAE is connected is not known yet: that none at hand fits is said when it runs.
         try:
-            _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert)
+            _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, only_at_hand=True)
         except FastDiffusersError as error:
             return error.in_short()
         return True
@@ -83,7 +91,7 @@ class LoadPipelineParts(io.ComfyNode):
         **how: Any,
     ) -> str:
         # The identity of all files is part of it, so that an exchanged one runs again.
-        key = _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert)
+        key = _resolve(diffusion_model, (text_encoder_1, text_encoder_2), vae, second_expert, only_at_hand=True)
         return f"{key.parts} {key.identity}"
 
     @classmethod
@@ -98,7 +106,13 @@ class LoadPipelineParts(io.ComfyNode):
         quantization: str,
         device: str,
         second_expert: str = AUTO,
+        comfyui_vae: Any = None,
     ) -> io.NodeOutput:
+        if comfyui_vae is not None:
+            if vae not in (AUTO, DECODED_ELSEWHERE):
+                reason = "comfyui_vae is connected, and one of them decodes"
+                raise InputError("vae", vae, reason, f"disconnect it, or set vae to {AUTO}")
+            vae = DECODED_ELSEWHERE
         key = _resolve(
             diffusion_model,
             (text_encoder_1, text_encoder_2),
@@ -108,28 +122,51 @@ class LoadPipelineParts(io.ComfyNode):
             quantization=quantization,
             device=comfy_bridge.device_name(device),
         )
-        return io.NodeOutput(memory_management.keep_while_alive(PipelineHandle(key=key, memory_mode=memory_mode)))
+        handle = PipelineHandle(key=key, memory_mode=memory_mode, vae=comfyui_vae)
+        return io.NodeOutput(memory_management.keep_while_alive(handle))
 
 
 def _resolve(
-    diffusion_model: str, text_encoders: tuple[str, ...], vae: str, second_expert: str, **loading: Any
+    diffusion_model: str,
+    text_encoders: tuple[str, ...],
+    vae: str,
+    second_expert: str,
+    only_at_hand: bool = False,
+    **loading: Any,
 ) -> LoadKey:
-    model = part_path("diffusion_models", "diffusion_model", diffusion_model)
+    """Find the files that are chosen, and those that fit where none is.
+
+    Args:
+        only_at_hand: take a VAE for "auto" only where one fits.
+    """
+    embedded = parts.embedded_parts() if diffusion_model == EMBEDDED else {}
+
+    def files(kind: str, slot: str) -> list[Path]:
+        return [embedded[slot]] if embedded else part_files(kind)
+
+    model = embedded.get("transformer") or Path(part_path("diffusion_models", "diffusion_model", diffusion_model))
     encoders = [
         part_path("text_encoders", f"text_encoder_{number}", name)
         for number, name in enumerate(text_encoders, 1)
-        if name != AUTO
+        if name not in (AUTO, ENCODED)
     ]
-    if len(encoders) < len(text_encoders):
-        at_hand = part_files("text_encoders")
-        encoders = [str(file) for file in parts.choose_text_encoders(Path(model), [*map(Path, encoders)], at_hand)]
+    if ENCODED in text_encoders:
+        encoders.append(NONE)
+    elif len(encoders) < len(text_encoders):
+        found = parts.choose_text_encoders(model, [*map(Path, encoders)], files("text_encoders", "text_encoder"))
+        encoders = [str(file) for file in found]
     if second_expert == AUTO:
-        second = str(parts.choose_second_expert(Path(model), part_files("diffusion_models")) or "")
+        second = str(parts.choose_second_expert(model, files("diffusion_models", "transformer")) or "")
     else:
         second = "" if second_expert == NONE else part_path("diffusion_models", "second_expert", second_expert)
-    chosen_vae = part_path("vae", "vae", vae) if vae != AUTO else str(parts.choose_vae(Path(model), part_files("vae")))
+    if vae == DECODED_ELSEWHERE:
+        chosen_vae = NONE
+    elif vae != AUTO:
+        chosen_vae = part_path("vae", "vae", vae)
+    else:
+        chosen_vae = _fitting_vae(model, files("vae", "vae"), only_at_hand)
     return loader.resolve(
-        model,
+        str(model),
         in_parts=True,
         text_encoders=encoders,
         vae=chosen_vae,
@@ -137,3 +174,12 @@ def _resolve(
         comfyui=comfyui_folder(),
         **loading,
     )
+
+
+def _fitting_vae(model: Path, files: list[Path], only_at_hand: bool) -> str:
+    try:
+        return str(parts.choose_vae(model, files))
+    except InputError:
+        if only_at_hand:
+            return NONE
+        raise

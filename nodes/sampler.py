@@ -9,10 +9,11 @@ from comfy_api.latest import io, ui
 from ..pipelines.generate import generate
 from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle, SampleRequest
-from . import latent_input, sampler_inputs, sampler_outputs, types
+from . import latent_input, sampler_inputs, sampler_outputs, types, vae_engines
 from .host import comfy_bridge, memory_management
 from .host.compat import schema
 from .settings import with_widgets
+from .text import conditioning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.settings import CompileSettings, OptimizationSettings
+    from ..pipelines.conditions.kinds import Condition
 
 
 class Sampler(io.ComfyNode):
@@ -69,6 +71,9 @@ class Sampler(io.ComfyNode):
         max_sequence_length: int = 0,
         decode: bool = True,
         flow_shift: float = 0.0,
+        positive: list[Any] | None = None,
+        negative: list[Any] | None = None,
+        conditions: tuple[Condition, ...] = (),
     ) -> io.NodeOutput:
         request = SampleRequest(
             prompt=prompt,
@@ -88,11 +93,15 @@ class Sampler(io.ComfyNode):
             last_image=None if last_image is None else _colours(last_image)[0],
             strength=strength,
             max_sequence_length=max_sequence_length or None,
-            decode=decode,
+            decode=decode and pipeline.decodes,
+            conditions=conditions or (),
         )
         notes: list[str] = []
         if latent is not None:
             request, notes = latent_input.start_from(latent, loader.family_of_key(pipeline.key), request)
+        if positive is not None or negative is not None:
+            request, more = conditioning.add_texts(request, loader.family_of_key(pipeline.key), positive, negative)
+            notes += more
         optimizations = with_widgets(
             settings,
             attention=attention,
@@ -105,6 +114,10 @@ class Sampler(io.ComfyNode):
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
         with progress.running() as callbacks, memory_management.on_card(pipeline):
             result = generate(pipeline, request, optimizations, callbacks, memory=comfy_bridge.memory_state)
+            if decode and pipeline.vae is not None:
+                vae_engines.decode_result(pipeline.vae, result, optimizations, callbacks)
+        if decode and not pipeline.decodes and pipeline.vae is None:
+            notes.append("no images: the model was loaded without its VAE; decode the latent with a VAE of its own")
         for note in notes:
             result.report.note(note)
         progress.show_report("Diffusers Sampler", result.report)

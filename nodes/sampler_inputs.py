@@ -72,6 +72,9 @@ def _optional_inputs() -> list[Any]:
         ),
         io.Image.Input("last_image", optional=True),
         io.Latent.Input("latent", optional=True),
+        io.Conditioning.Input("positive", optional=True),
+        io.Conditioning.Input("negative", optional=True),
+        types.Conditions.Input("conditions", optional=True),
     ]
 
 

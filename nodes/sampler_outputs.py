@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STILL_FRAME_RATE = 1.0
 """Frame rate that is put out with still images: one a second, so that a video made of them can be looked at."""
-UNDECODED = "Diffusers Sampler: 'decode' is off, so there are no images to pass on."
+UNDECODED = "Diffusers Sampler: 'decode' is off, or the model has no VAE, so there are no images to pass on."
 NO_PICTURE = (
     "Diffusers Sampler: no images to pass on: 'decode' is off, or this model makes sound alone (output 'audio')."
 )

@@ -20,6 +20,12 @@ CompileSettings = io.Custom("FASTDIFFUSERS_COMPILE_SETTINGS")
 OptimizationSettings = io.Custom("FASTDIFFUSERS_OPTIMIZATION_SETTINGS")
 """Carries `optimizations.settings.OptimizationSettings`."""
 
+Conditions = io.Custom("FASTDIFFUSERS_CONDITIONS")
+"""Carries a tuple of `pipelines.conditions.kinds.Condition`: masks and the like, one node's after the other's."""
+
+ControlNet = io.Custom("FASTDIFFUSERS_CONTROLNET")
+"""Carries `pipelines.conditions.kinds.ControlNetKey`: which control model, never its weights."""
+
 VideoVae = io.Custom("FASTDIFFUSERS_VIDEO_VAE")
 """Carries `VideoVaeHandle`: which video VAE, never its weights."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -13,6 +14,7 @@ from ..report import OptimizationRecord
 from . import latent_input, types, video_vae
 from .host import comfy_bridge, core_vae, memory_management
 from .latent_input import CLIP_LENGTH
+from .vae_choices import VaeChoices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from ..callbacks import Callbacks
+    from ..optimizations.settings import OptimizationSettings
     from ..pipelines.families import Family
+    from ..pipelines.types import SampleResult
     from ..report import OptimizationReport
     from ..vae import VaeSettings, VideoVAE
-    from .vae_choices import VaeChoices
 
 NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
 RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
@@ -49,6 +52,7 @@ def decode(
         torch.OutOfMemoryError: even the smallest tiles do not fit.
     """
     given = latent_input.read(latent)
+    vae = _decoder(vae)
     frames, report = _decode_samples(vae, given.samples, choices, callbacks)
     for note in given.notes:
         report.note(note)
@@ -111,6 +115,7 @@ def encode(
         reason = "an image is [batch, height, width, channels], clips are [batch, frames, height, width, channels]"
         raise InputError("pixels", list(pixels.shape), reason, "connect an IMAGE output")
     length = pixels.shape[-4]
+    vae = _decoder(vae)
     if (own := _own_networks(vae)) is not None:
         with choices.compiling():
             samples, report = video_vae.encode(own, pixels, _settings(vae, choices), callbacks)
@@ -136,6 +141,33 @@ def encode(
     if choices.tiling == "exact":
         report.note(NO_EXACT)
     return _remember_length(samples, report, length, made), report
+
+
+def decode_result(vae: Any, result: SampleResult, settings: OptimizationSettings, callbacks: Callbacks) -> None:
+    """Decode what a sampler made with another VAE than the pipeline's, and say so in its report.
+
+    Args:
+        vae: as in `decode`.
+        settings: of the sampler, which say whether it is decoded in tiles.
+    """
+    if result.latent is None:
+        return
+    tiling = settings.vae_tiling
+    mode = {"on": "tiles", "off": "whole"}.get(tiling.mode, "auto")
+    started = time.perf_counter()
+    choices = VaeChoices(mode, tiling.tile_size, tiling.overlap)
+    frames, report = decode(vae, {"samples": result.latent}, choices, callbacks)
+    result.frames = frames.reshape(result.latent.shape[0], -1, *frames.shape[-3:])
+    result.stage_seconds["decode"] = time.perf_counter() - started
+    result.report.timed(result.report.facts["seconds"] | {"decode": round(result.stage_seconds["decode"], 4)})
+    result.report.facts["decoded by"] = report.facts.get("vae", type(vae).__name__)
+    for note in report.notes:
+        result.report.note(f"decode: {note}")
+
+
+def _decoder(vae: Any) -> Any:
+    """What decodes and encodes for a pipeline: itself, or the VAE that came with it."""
+    return vae.vae if isinstance(vae, PipelineHandle) and vae.vae is not None else vae
 
 
 def _own_networks(vae: Any) -> VideoVAE | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -11,9 +11,16 @@ from ..optimizations.components import is_modular_class
 from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
+from .conditions.clips import clip_arguments, clip_form
+from .conditions.control import control_arguments, control_form, control_models
+from .conditions.keyframes import keyframe_arguments, keyframe_form, keyframes_of
+from .conditions.masks import mask_arguments, repaints
+from .embeddings import table as embeddings
+from .embeddings.check import check_widths, encoding_of
 from .families import Family
 from .modular.run import accepted as accepted_by_blocks
-from .requests import ReadyRequest, seeds
+from .requested.absent import no_encoder
+from .requests import ReadyRequest, negative_acts, seeds
 from .types import SampleRequest
 
 if TYPE_CHECKING:
@@ -25,13 +32,23 @@ LANCZOS = 1
 """`PIL.Image.Resampling.LANCZOS`, which older releases have under another name."""
 
 
-def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
+def call_arguments(
+    pipeline: Any,
+    family: Family,
+    request: SampleRequest,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    vae: Any = None,
+) -> dict[str, Any]:
     """What to call `pipeline` with.
 
     Args:
         pipeline: the pipeline itself, or its image-to-image form.
         family: of the pipeline itself.
         request: checked and completed.
+        device, dtype: where and in what its denoiser computes, for encoded texts.
+        vae: what describes its VAE, where that was left out.
     """
     from_image = request.strength < 1.0
     modular = is_modular_class(type(pipeline))
@@ -52,6 +69,7 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         # Kontext scales whatever size it is given to this area.
         "max_area": (request.width or 0) * (request.height or 0) or None,
         "last_image": None if request.last_image is None else to_pil(request.last_image),
+        **_encoded(pipeline, family, request, device, dtype),
     }
     if request.guidance is not None and request.guidance <= 1.0:
         arguments |= dict(family.unguided)
@@ -59,14 +77,19 @@ def call_arguments(pipeline: Any, family: Family, request: SampleRequest) -> dic
         arguments[family.guidance_argument] = request.guidance
     if family.second_guidance and pipeline.config.get("boundary_ratio") is not None:
         arguments["guidance_scale_2"] = request.guidance_2
-    if from_image:
+    if repaints(family, request):
+        arguments |= _repainted(pipeline, family, request)
+    elif from_image and not clip_form(family, request):
         name = "image_latents" if modular and request.latent is not None else "image"
-        arguments |= {name: _start(pipeline, family, request), "strength": request.strength}
-    elif request.images:
+        arguments |= {name: _start(pipeline, family, request, vae or pipeline.vae), "strength": request.strength}
+    elif request.images and family.images != "none":
         pictures = [to_pil(image, family.alpha) for image in request.images]
         arguments[family.image_argument] = pictures if family.max_images > 1 or family.images_as_list else pictures[0]
         if family.sound and request.batch > 1:
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
+    name = type(pipeline).__name__
+    arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, request, to_pil)
+    arguments |= clip_arguments(name, family, request, lambda frame: _in_size(to_pil(frame), request))
     _check_text_length(pipeline, request)
     accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
@@ -97,10 +120,17 @@ def _rate(rate: float | None) -> float | None:
     return int(rate) if rate is not None and float(rate).is_integer() else rate
 
 
-def form_for(pipeline: Any, family: Family, request: SampleRequest) -> Any:
-    """What is called for this request: the pipeline itself, or its form for pictures around the same models."""
+def form_for(pipeline: Any, family: Family, request: SampleRequest, controlnets: Sequence[Any] = ()) -> Any:
+    """What is called for this request: the pipeline itself, or its form for pictures around the same models.
+
+    Args:
+        controlnets: the models of the request's control pictures.
+    """
     form = _form(family, request)
-    return around(pipeline, form) if form and form != type(pipeline).__name__ else pipeline
+    if not form or form == type(pipeline).__name__:
+        return pipeline
+    further = {"controlnet": list(controlnets) if len(controlnets) > 1 else controlnets[0]} if controlnets else {}
+    return around(pipeline, form, **further)
 
 
 def form_class(request: ReadyRequest) -> type | None:
@@ -112,13 +142,24 @@ def form_class(request: ReadyRequest) -> type | None:
 
 
 def _form(family: Family, request: SampleRequest) -> str:
+    if form := repaints(family, request):
+        return form
+    if keyframes_of(request):
+        return keyframe_form(family)
+    if form := clip_form(family, request):
+        return form
+    if control_models(request):
+        return control_form(family, "Img2Img" if request.strength < 1.0 else "")
     with_picture = family.image_to_video if request.images else ""
     return family.image_to_image if request.strength < 1.0 else with_picture
 
 
 def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:
-    """Prompt, negative prompt where it acts, and the size of the batch."""
-    negative = (request.negative_prompt or family.empty_negative) if _negative_acts(family, request) else None
+    """Prompt, negative prompt where it acts, and the size of the batch; nothing where the texts are encoded."""
+    if request.positive is not None:
+        return {}
+    acts = negative_acts(family, request.guidance)
+    negative = (request.negative_prompt or family.empty_negative) if acts else None
     if family.batch_by_prompts and request.batch > 1:
         negatives = None if negative is None else [negative] * request.batch
         return {"prompt": [request.prompt] * request.batch, "negative_prompt": negatives}
@@ -126,15 +167,32 @@ def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:
     return {"prompt": request.prompt, "negative_prompt": negative, **batch}
 
 
-def _negative_acts(family: Family, request: SampleRequest) -> bool:
-    unguided = request.guidance is not None and request.guidance <= family.negative_above
-    return family.negative_prompt and not unguided
+def _encoded(
+    pipeline: Any, family: Family, request: SampleRequest, device: torch.device | None, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """What takes the place of prompts that are encoded already; nothing where they are text.
+
+    Raises:
+        InputError: the model takes other embeddings, or has no text encoder for its prompt.
+    """
+    if request.positive is None:
+        encoders = [name for name in inspect.signature(type(pipeline).__init__).parameters if "text_encoder" in name]
+        if encoders and all(getattr(pipeline, name, None) is None for name in encoders) and family.prompt:
+            no_encoder()
+        return {}
+    encoding = encoding_of(family)
+    assert encoding is not None  # noqa: S101 - checked
+    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+    check_widths(family, request, type(denoiser), denoiser.config)
+    negative = request.negative if negative_acts(family, request.guidance) else None
+    size = (request.height or 0, request.width or 0)
+    return embeddings.call_arguments(encoding, request.positive, negative, request.batch, size, device, dtype)
 
 
 def stand_in_note(family: Family, request: SampleRequest) -> str:
     """That a negative prompt was given which nobody wrote, "" where none was, or where the table says so."""
     stand_in = family.empty_negative
-    if family.known or stand_in is None or request.negative_prompt or not _negative_acts(family, request):
+    if family.known or stand_in is None or request.negative_prompt or not negative_acts(family, request.guidance):
         return ""
     return f"negative_prompt: {stand_in!r} stands in for none, since {family.name} guides only with one."
 
@@ -185,17 +243,31 @@ def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
     return picture.convert("RGBA") if alpha else picture
 
 
-def _start(pipeline: Any, family: Family, request: SampleRequest) -> Any:
+def _in_size(picture: Image, request: SampleRequest) -> Image:
+    """A picture in the size of the result, where that is known."""
+    if request.width and request.height and picture.size != (request.width, request.height):
+        return picture.resize((request.width, request.height), resample=LANCZOS)
+    return picture
+
+
+def _repainted(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
+    """What the call of an inpaint form is given beside the prompt."""
+    picture = _in_size(to_pil(request.images[0]), request)
+    reference = to_pil(request.images[1]) if len(request.images) > 1 else None
+    modular = is_modular_class(type(pipeline))
+    itself = not modular and type(pipeline).__name__ in family.classes
+    return mask_arguments(_accepted(pipeline), family, request, picture, reference, itself=itself, as_lists=not modular)
+
+
+def _start(pipeline: Any, family: Family, request: SampleRequest, vae: Any) -> Any:
     """What an image-to-image call starts from, once per item of the batch: the latent where there is one, else the
     first image, scaled to the size of the result."""
     if request.latent is None:
-        picture = to_pil(request.images[0])
-        if request.width and request.height:
-            picture = picture.resize((request.width, request.height), resample=LANCZOS)
+        picture = _in_size(to_pil(request.images[0]), request)
         if is_modular_class(type(pipeline)):  # it repeats what is encoded
             return picture
         return [picture] * request.batch
-    native = latents.from_comfy(request.latent, family, pipeline.vae).to(pipeline.vae.dtype)
+    native = latents.from_comfy(request.latent, family, vae).to(vae.dtype)
     if is_modular_class(type(pipeline)):  # as its own encoder gives them
         return native
     native = native.squeeze(2) if native.ndim == 5 else native

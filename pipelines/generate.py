@@ -14,10 +14,15 @@ from ..report import OptimizationReport
 from . import latents, lora, sampling
 from .arguments import form_class
 from .cache import CACHE
+from .conditions.control import control_models
+from .conditions.controlnets import check_controls_fit
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
+from .embeddings.check import check_widths
 from .loading import loader
+from .loading.described import denoiser_of_key
+from .requested.absent import check_absent, require_vae
 from .requests import SCHEDULER_DEFAULT, ReadyRequest, ready
 from .schedulers import TRIAL_STEPS, fitting_scheduler
 from .types import LoadedPipeline, LoadKey, LoraSpec, PipelineHandle, SampleRequest, SampleResult
@@ -66,11 +71,19 @@ def generate(
 
 
 def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
-    """Refuse a scheduler that does not fit, where the configuration files say which one the model comes with.
+    """Refuse what only another model could do, as far as its configuration files tell.
 
     Raises:
-        InputError: it does not fit; the error lists those that do.
+        InputError: a scheduler or control model that does not fit, encoded texts of another family, or what a component
+            that was left out would have to do.
     """
+    check_absent(key, request)
+    asks = request.positive is not None or control_models(request)
+    denoiser = denoiser_of_key(key) if asks else None
+    if denoiser is not None:
+        if request.positive is not None:
+            check_widths(request.family, request, *denoiser)
+        check_controls_fit(request, denoiser[1], request.family.name)
     original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
     if original is not None:
         fitting_scheduler(
@@ -97,6 +110,7 @@ def run_loaded(
     from .tuning_key import tuning_key
 
     request, settings = ready(loaded.family, request), handle.placing(settings)
+    check_absent(loaded.key, request)
     workload = workload_of(loaded, request)
     key = tuning_key(handle, workload, settings)
     auto = AutoRun(loaded.pipeline, settings, key, workload, loaded.device, memory=memory)
@@ -150,6 +164,7 @@ def decode(
         InputError: the latent is not one of this model's.
     """
     check_choice("exactness", exactness, EXACTNESS_CHOICES)
+    require_vae(handle.key, "vae", "pipeline", "choose a VAE in its loader")
     latents.check_latent(latent, loader.family_of_key(handle.key))
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
@@ -182,6 +197,7 @@ def encode(
     """
     from ..optimizations.vae_memory import shrink_until_it_fits
 
+    require_vae(handle.key, "vae", "pipeline", "choose a VAE in its loader")
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         height, width = pixels.shape[-3:-1]
@@ -259,7 +275,7 @@ def workload_of(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
         frames=filled.num_frames or 1,
         batch=filled.batch,
         steps=filled.steps or 0,
-        streamed=loaded.family.known and loaded.family.video and not refuse_streaming(loaded.pipeline.vae),
+        streamed=loaded.family.known and loaded.family.video and not refuse_streaming(loaded.vae),
     )
 
 

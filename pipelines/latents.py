@@ -18,6 +18,8 @@ from .families import Family
 if TYPE_CHECKING:
     import torch
 
+    from .types import SampleRequest
+
 NORMALIZED_LAYOUTS = ("patches", "tokens")
 """`Family.layout` of the families whose ComfyUI latent stays normalised."""
 
@@ -68,6 +70,18 @@ def from_comfy(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
         return (latent - (shift or 0.0)) * vae.config.scaling_factor
     scaling = 1.0 if latent.ndim == 5 else vae.config.scaling_factor
     return (latent - mean) * scaling / std
+
+
+def without_keyframes(native: torch.Tensor, family: Family, request: SampleRequest) -> torch.Tensor:
+    """LTX-2's tokens without those of keyframes, which its pipeline appends to the clip's own for the run.
+
+    Args:
+        request: ready, with the size of the result.
+    """
+    if family.layout != "tokens" or native.ndim != 3:
+        return native
+    cells = ((request.height or 0) // family.latent_stride) * ((request.width or 0) // family.latent_stride)
+    return native[:, : cells * (1 + ((request.num_frames or 1) - 1) // family.temporal_stride)]
 
 
 def denormalize(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:

@@ -65,12 +65,15 @@ def _configuration(part: Any) -> Mapping[str, Any]:
     return {NETS: nets} if nets else config if isinstance(config, Mapping) else {}
 
 
-def small(family: Family, trained: bool = False) -> Family:
+def small(family: Family, trained: bool = False, one_expert: bool = False) -> Family:
     """The family with recommendations for its embedded tiny pipeline, which a CPU can follow.
 
     Args:
         trained: its weights are; the size and the steps are those that it was trained for.
+        one_expert: of a class that may have two, it has one.
     """
+    if one_expert:
+        family = replace(family, second_guidance=False)
     extra = dict(family.extra)
     if family.name == "flux-kontext":
         extra["_auto_resize"] = False  # it would enlarge its reference image to a megapixel

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
+from .conditions.check import check_conditions, scaled_notes, still_missing
+from .conditions.clips import clip_form, clips_of, with_clip_length
+from .conditions.keyframes import keyframes_of
+from .conditions.masks import blends, mask_of, repaints
+from .embeddings.check import check_texts
 from .families import Family
 from .requested.sizes import fit
 from .results import refuse_without_picture
@@ -35,7 +40,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     Raises:
         InputError: the first thing that cannot be done, naming the input, its value, the reason and the cure.
     """
-    _check_purpose(family)
+    _check_purpose(family, request)
     _check_range("steps", request.steps, family.min_steps, MAX_STEPS, f"{family.steps} is recommended")
     _check_range("batch", request.batch, 1, MAX_BATCH, "run it several times for more")
     _check_range("seed", request.seed, 0, 2**64 - 1, "use any number in that range")
@@ -43,15 +48,18 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
         cure = "leave it out for the model's own" if family.guidance is None else f"{family.guidance:g} is recommended"
         _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
     _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
-    request, fitted = fit(family, request)
+    request, fitted = fit(family, with_clip_length(family, request))
     _check_aspect(family, request)
     _check_frame_rate(request.frame_rate)
     _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
     _check_guided_steps(family, request)
     _check_prompt(request)
     _check_scheduler_name(request.scheduler)
+    conditioned = check_conditions(family, request)
     _check_images(family, request)
-    return [*fitted, *_ignored(family, request), *_assumed(family, request)]
+    conditioned += scaled_notes(request, *_size(family, request))
+    texts = check_texts(family, request, negative_acts(family, complete_guidance(family, request)))
+    return [*fitted, *conditioned, *texts, *_ignored(family, request), *_assumed(family, request)]
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,8 @@ def complete(family: Family, request: SampleRequest) -> SampleRequest:
 
     The size follows a reference image's aspect.
     """
-    request, _ = fit(family, request)
-    guidance = family.guidance if request.guidance is None else request.guidance
+    request, _ = fit(family, with_clip_length(family, request))
+    guidance = complete_guidance(family, request)
     guidance_2 = request.guidance_2
     if guidance_2 is None and request.guidance is None:
         guidance_2 = family.guidance_2
@@ -108,17 +116,25 @@ def complete(family: Family, request: SampleRequest) -> SampleRequest:
     )
 
 
+def complete_guidance(family: Family, request: SampleRequest) -> float | None:
+    """The guidance of a run: as asked, else what the family recommends."""
+    return family.guidance if request.guidance is None else request.guidance
+
+
+def negative_acts(family: Family, guidance: float | None) -> bool:
+    """Whether a negative prompt changes anything."""
+    return family.negative_prompt and not (guidance is not None and guidance <= family.negative_above)
+
+
 def seeds(request: SampleRequest) -> tuple[int, ...]:
     """The seed of each item of the batch: seed, seed + 1, ... (starting over at 2**64)."""
     return tuple((request.seed + index) % 2**64 for index in range(request.batch))
 
 
-def _check_purpose(family: Family) -> None:
+def _check_purpose(family: Family, request: SampleRequest) -> None:
     """Refuse a class that makes something else than pictures, or that needs more than a request can say."""
     refuse_without_picture(family)
-    if family.required:
-        reason = f"it needs what no input here gives: {', '.join(family.required)}"
-        raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
+    still_missing(family, request)
 
 
 def _check_guided_steps(family: Family, request: SampleRequest) -> None:
@@ -152,7 +168,7 @@ def _check_frame_rate(rate: float | None) -> None:
 def _check_prompt(request: SampleRequest) -> None:
     """Any text will do, none too: a picture may come of it, as of ComfyUI's own nodes."""
     if not isinstance(request.prompt, str):
-        raise InputError("prompt", request.prompt, "it must be text", "")
+        raise InputError("prompt", request.prompt, "it must be text", "give a text")
     for name in ("prompt", "negative_prompt"):
         if _NO_TEXT.search(getattr(request, name) or ""):
             reason = "it holds a NUL or half a surrogate pair, which no tokenizer reads"
@@ -174,32 +190,34 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     if request.last_image is not None:
         _check_image("last_image", request.last_image)
         if not family.last_image:
-            raise InputError("last_image", "tensor", f"{family.name} has no last frame to be given", "disconnect it")
+            reason = f"{family.name} has no last frame to be given"
+            raise InputError("last_image", "tensor", reason, "leave last_image (--last-image) out")
     if not 0.0 < request.strength <= 1.0:
         raise InputError("strength", request.strength, "it must be above 0 and at most 1", "1 starts from noise")
     count = len(request.images)
     if family.own_strength is not None and count and request.strength >= 1.0:
         _check_steps_left(family, request, family.own_strength)
-    if request.strength < 1.0:
+    if repaints(family, request) or clip_form(family, request):
+        if request.strength < 1.0:
+            _check_steps_left(family, request, request.strength)
+    elif request.strength < 1.0:
         _check_image_to_image(family, request)
-    elif family.images == "none" and count:
-        cure = "disconnect it, or choose an edit model"
-        if family.image_to_image:
-            cure = "set strength below 1 to start from the image, or disconnect it"
+    elif family.images == "none" and count and mask_of(request) is None:
+        other = "set strength below 1 to start from it" if family.image_to_image else "choose an edit model"
+        cure = f"{other}, or leave images (--image) out"
         raise InputError("images", f"{count} image(s)", f"{family.name} is a text-only model", cure)
-    elif family.images == "required" and count < family.min_images:
-        cure = "connect one" if family.min_images == 1 else "connect them"
+    elif family.images == "required" and count < family.min_images and not keyframes_of(request):
+        cure = f"give {'one' if family.min_images == 1 else 'them'} in images (--image)"
         raise InputError("images", count or "none", f"{family.name} works on {family.pictures}", cure)
-    elif count > max(1, family.max_images) and family.images != "none":
-        raise InputError("images", f"{count} images", f"{family.name} takes at most {family.max_images}", "")
+    elif count > (most := max(1, family.max_images)):
+        raise InputError("images", f"{count} images", f"{family.name} takes at most {most}", "leave the others out")
 
 
 def _check_image_to_image(family: Family, request: SampleRequest) -> None:
     if not family.image_to_image:
-        reason = f"{family.name} has no image-to-image form"
-        raise InputError("strength", request.strength, reason, "use 1")
+        raise InputError("strength", request.strength, f"{family.name} has no image-to-image form", "use 1")
     if not request.images and request.latent is None:
-        cure = "connect an image or a latent, or set strength to 1"
+        cure = "give a picture in images (--image) or a latent, or set strength to 1"
         raise InputError("strength", request.strength, "below 1 there must be something to start from", cure)
     _check_steps_left(family, request, request.strength)
     if request.latent is not None:
@@ -207,7 +225,7 @@ def _check_image_to_image(family: Family, request: SampleRequest) -> None:
 
         if not family.known:
             reason = f"how {family.name} lays its latents out is not known here"
-            raise InputError("latent", "tensor", reason, "connect an image instead")
+            raise InputError("latent", "tensor", reason, "give a picture in images (--image) instead")
         check_latent(request.latent, family)
 
 
@@ -222,17 +240,18 @@ def _check_steps_left(family: Family, request: SampleRequest, strength: float) -
 def _check_image(name: str, image: torch.Tensor) -> None:
     shape = list(getattr(image, "shape", ()))
     if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
-        raise InputError(name, f"shape {shape}", "an image is [height, width, 3 or 4]", "connect an IMAGE output")
+        raise InputError(name, f"shape {shape}", "an image is [height, width, 3 or 4]", "give a picture")
 
 
 def _ignored(family: Family, request: SampleRequest) -> list[str]:
     notes = []
     if request.prompt.strip() and not family.prompt:
         notes.append(f"prompt ignored: {family.name} takes none.")
-    guidance = family.guidance if request.guidance is None else request.guidance
-    if request.negative_prompt and not family.negative_prompt:
+    guidance = complete_guidance(family, request)
+    negative = request.negative_prompt if request.positive is None else ""  # else it has been said
+    if negative and not family.negative_prompt:
         notes.append(f"negative_prompt ignored: {family.name} has none.")
-    elif request.negative_prompt and guidance is not None and guidance <= family.negative_above:
+    elif negative and guidance is not None and guidance <= family.negative_above:
         notes.append(f"negative_prompt ignored: guidance = {guidance:g} switches it off.")
     if request.guidance is not None and not family.guidance_argument:
         notes.append(f"guidance ignored: {family.name} has no guidance scale.")
@@ -245,7 +264,7 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
     clear = [name for name, image in given if image.shape[-1] == 4 and bool((image[..., 3] < 1.0).any())]
     if clear and not family.alpha:
         notes.append(f"transparency of {', '.join(clear)} ignored: {family.name} reads the colours alone.")
-    if request.latent is not None and request.strength >= 1.0:
+    if request.latent is not None and request.strength >= 1.0 and not blends(family, request):
         kept = " but for its size" if family.known else ""
         notes.append(f"latent ignored{kept}: strength = 1 starts from noise.")
     return notes
@@ -272,8 +291,9 @@ def _size(family: Family, request: SampleRequest) -> tuple[int | None, int | Non
         height, width = (edge * family.latent_stride for edge in request.latent.shape[-2:])
     elif not family.width or not family.height:
         return request.width, request.height
-    elif request.images:
-        rows, columns = request.images[0].shape[:2]
+    elif request.images or clips_of(request):
+        first = request.images[0] if request.images else next(iter(clips_of(request).values())).frames[0]
+        rows, columns = first.shape[:2]
         scale = math.sqrt(family.width * family.height / (rows * columns))
         width, height = (max(1, round(edge * scale / multiple)) * multiple for edge in (columns, rows))
     clip = lambda edge: min(max(edge // multiple, 1) * multiple, family.max_size // multiple * multiple)

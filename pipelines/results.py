@@ -6,18 +6,22 @@ or after the rows; a clip with or without a batch around it. Sound is `sound.py`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .classes.outputs import CLIPS, PICTURES, SOUNDS
+from .sound import summary
 
 if TYPE_CHECKING:
     import torch
 
     from ..report import OptimizationReport
     from .families import Family
+    from .types import LoadedPipeline, SampleRequest, SampleResult
 
+NOT_FINITE = "the {what} holds NaN or infinite values: it is black, silent or broken. {cure}."
 _ASIDE = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 """Verdicts of checkers, which have blackened the picture already."""
 
@@ -171,3 +175,52 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(each)
     else:
         yield value
+
+
+def not_finite(what: str, loaded: LoadedPipeline) -> str:
+    """Say that a result is broken, with what can still be tried."""
+    if loaded.key.dtype == "float16":
+        return NOT_FINITE.format(what=what, cure="Use dtype bfloat16 or float32")
+    return NOT_FINITE.format(
+        what=what,
+        cure=f"Precision is not the cause, since dtype is {loaded.key.dtype}: run it without LoRAs, and if that is "
+        "broken too, download the model's files again",
+    )
+
+
+def _size(result: SampleResult, request: SampleRequest, family: Family) -> str:
+    """Pixels as asked for, or as they came where that was left to the pipeline."""
+    width, height, count = request.width, request.height, request.num_frames
+    if result.frames is not None:
+        frames, rows, columns = result.frames.shape[1:4]
+        width, height, count = width or columns, height or rows, count or frames
+    return f"{width}x{height}" + (f"x{count}" if family.video else "")
+
+
+def check_and_report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest) -> None:
+    """Clear a result of NaN, saying so, and put the facts of its run into its report."""
+    report = result.report
+    if result.frames is not None and not bool(result.frames.isfinite().all()):
+        report.note(not_finite("picture", loaded))
+        result.frames = result.frames.nan_to_num(0.0, 1.0, 0.0)
+    if result.audio is not None:
+        if not bool(result.audio["waveform"].isfinite().all()):
+            report.note(not_finite("sound", loaded))
+            result.audio["waveform"] = result.audio["waveform"].nan_to_num(0.0, 0.0, 0.0)
+        report.facts["sound"] = summary(result.audio)
+    if request.flow_shift is not None:
+        report.facts["flow_shift"] = request.flow_shift
+    if result.step_experts:
+        counts = Counter(result.step_experts)
+        report.facts["steps by expert"] = ", ".join(f"{name} {count}" for name, count in counts.items())
+    report.facts.update(
+        {
+            **loaded.facts,
+            "size": _size(result, request, loaded.family),
+            "steps": len(result.step_seconds),
+            "guidance": request.guidance,
+            "scheduler": request.scheduler,
+            "seeds": list(result.seeds),
+            "seconds": {name: round(value, 4) for name, value in result.stage_seconds.items()},
+        }
+    )

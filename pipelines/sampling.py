@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,26 +15,25 @@ from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note
 from .classes.guidance import guided
+from .conditions.check import condition_facts
+from .conditions.controlnets import controlled
+from .conditions.kept import blend_for, with_kept_latent
+from .conditions.masks import repaints
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
 from .requests import ReadyRequest, ready, seeds
-from .results import frames_of
+from .results import check_and_report, frames_of, not_finite
 from .schedulers import TRIAL_STEPS, scheduler_for_run
 from .sound import STAGE as SOUND_STAGE
-from .sound import sound_of, summary
+from .sound import sound_of
 from .steps import Watch, watched
 from .text_length import cut_notes, watched_texts
 from .types import LoadedPipeline, SampleRequest, SampleResult
 
 if TYPE_CHECKING:
     import torch
-
-NOT_FINITE = (
-    "the {what} holds NaN or infinite values: it is black, silent or broken. Use dtype bfloat16 or float32, "
-    "or attention sdpa."
-)
 
 Decode = Callable[["torch.Tensor"], "torch.Tensor | None"]
 """ComfyUI latent -> frames float32 [B, T, H, W, 3] in 0..1 on the CPU; None where it is not worth decoding."""
@@ -67,11 +65,12 @@ def run(
     request = ready(loaded.family, request)
     for note in request.notes:
         report.note(note)
+    report.facts.update(condition_facts(request))
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
-    with _cleaned_up(loaded.pipeline):
+    with _cleaned_up(loaded.pipeline), controlled(loaded, request, callbacks, report) as controlnets:
         with watched_texts(loaded.pipeline) as texts:
-            outputs, last, watch, experts = _denoise(loaded, request, callbacks, report)
+            outputs, last, watch, experts = _denoise(loaded, request, callbacks, report, controlnets)
         for note in cut_notes(loaded.pipeline, texts, request):
             report.note(note)
         step_seconds = watch.step_seconds
@@ -105,17 +104,25 @@ def run(
             result.audio = sound_of(loaded, outputs, callbacks, report, request.batch)
             if result.audio is not None:
                 stages[SOUND_STAGE] = time.perf_counter() - started
-    _report(result, loaded, request)
+    if note := stand_in_note(loaded.family, request):
+        report.note(note)
+    check_and_report(result, loaded, request)
     return result
 
 
 def _denoise(
-    loaded: LoadedPipeline, request: ReadyRequest, callbacks: Callbacks, report: OptimizationReport
+    loaded: LoadedPipeline,
+    request: ReadyRequest,
+    callbacks: Callbacks,
+    report: OptimizationReport,
+    controlnets: list[Any],
 ) -> tuple[list[Any], torch.Tensor | None, Watch, tuple[str, ...]]:
     """(what the pipeline returned, by call; the latent after the last step; what was seen; the expert of each step)."""
     family = loaded.family
-    pipeline = form_for(loaded.pipeline, family, request)
+    pipeline = form_for(loaded.pipeline, family, request, controlnets)
     modular = is_modular_class(type(pipeline))
+    kept = with_kept_latent(loaded, request, callbacks).latent
+    shows_latents = family.layout == "tokens" or (family.known and repaints(family, request))
     for note in ignored(pipeline, family, request.asked) if modular else ():
         report.note(note)
 
@@ -129,8 +136,13 @@ def _denoise(
         )
 
     def call(request: SampleRequest) -> Any:
-        arguments = call_arguments(pipeline, family, request)
-        if family.layout == "tokens" and not modular:  # the scheduler sees no first frame of image-to-video
+        request = replace(request, latent=kept)
+        arguments = call_arguments(
+            pipeline, family, request, device=loaded.device, dtype=loaded.dtype, vae=loaded.absent_vae
+        )
+        watch.keep = blend_for(loaded, request)
+        # The scheduler sees no first frame of image-to-video, and not what an inpaint class puts back after it.
+        if shows_latents and not modular:
             arguments["callback_on_step_end"] = watch.keep_latents
         if request.batch > 1 and not _makes_batches(arguments):
             raise _OneByOne(f"{family.name} makes one at a time")
@@ -159,10 +171,16 @@ def _denoise(
                 outputs, each_last = [], []
                 for index, seed in enumerate(seeds(request)):
                     calls_to_come, begun = request.batch - 1 - index, watch.done
-                    outputs.append(call(ready(family, replace(request.asked, batch=1, seed=seed))))
+                    outputs.append(call(ready(family, _item(request.asked, index, seed))))
                     each_last.append(watch.latent)
                 last = _joined(each_last)
         return outputs, last, watch, step_experts(pipeline)
+
+
+def _item(request: SampleRequest, index: int, seed: int) -> SampleRequest:
+    """One item of a batch as a request of its own."""
+    positive, negative = (text and text.of_batch(index, 1) for text in (request.positive, request.negative))
+    return replace(request, batch=1, seed=seed, positive=positive, negative=negative)
 
 
 class _OneByOne(Exception):  # noqa: N818 - not an error: the batch is made in another way
@@ -205,9 +223,10 @@ def _comfy_latent(
         source = last if family.layout in latents.NORMALIZED_LAYOUTS and last is not None else native
         assert request.width is not None  # noqa: S101 - completed
         assert request.height is not None  # noqa: S101 - completed
-        latent = latents.to_comfy(source, family, loaded.pipeline.vae, request.width, request.height).cpu()
+        source = latents.without_keyframes(source, family, request)
+        latent = latents.to_comfy(source, family, loaded.vae, request.width, request.height).cpu()
         if not bool(latent.isfinite().all()):
-            report.note(NOT_FINITE.format(what="latent"))
+            report.note(not_finite("latent", loaded))
         return latent
     if last is None:
         report.note(f"{family.name} steps no scheduler of its own: there is no latent and no preview, only its result.")
@@ -220,17 +239,8 @@ def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: Sam
     """The first item of the batch in ComfyUI's convention, [C, h, w] or [C, T, h, w]."""
     if estimate is None or request.width is None or request.height is None:
         return None
-    vae = loaded.pipeline.vae
-    return latents.to_comfy(estimate[:1], loaded.family, vae, request.width, request.height)[0]
-
-
-def _size(result: SampleResult, request: SampleRequest, family: Family) -> str:
-    """Pixels as asked for, or as they came where that was left to the pipeline."""
-    width, height, count = request.width, request.height, request.num_frames
-    if result.frames is not None:
-        frames, rows, columns = result.frames.shape[1:4]
-        width, height, count = width or columns, height or rows, count or frames
-    return f"{width}x{height}" + (f"x{count}" if family.video else "")
+    estimate = latents.without_keyframes(estimate[:1], loaded.family, request)
+    return latents.to_comfy(estimate, loaded.family, loaded.vae, request.width, request.height)[0]
 
 
 @contextmanager
@@ -253,33 +263,3 @@ def _cleaned_up(pipeline: Any) -> Iterator[None]:
                 registry._set_context(None)
         if hasattr(pipeline, "_all_hooks") and pipeline._all_hooks:
             pipeline.maybe_free_model_hooks()
-
-
-def _report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest) -> None:
-    report = result.report
-    if note := stand_in_note(loaded.family, request):
-        report.note(note)
-    if result.frames is not None and not bool(result.frames.isfinite().all()):
-        report.note(NOT_FINITE.format(what="picture"))
-        result.frames = result.frames.nan_to_num(0.0, 1.0, 0.0)
-    if result.audio is not None:
-        if not bool(result.audio["waveform"].isfinite().all()):
-            report.note(NOT_FINITE.format(what="sound"))
-            result.audio["waveform"] = result.audio["waveform"].nan_to_num(0.0, 0.0, 0.0)
-        report.facts["sound"] = summary(result.audio)
-    if request.flow_shift is not None:
-        report.facts["flow_shift"] = request.flow_shift
-    if result.step_experts:
-        counts = Counter(result.step_experts)
-        report.facts["steps by expert"] = ", ".join(f"{name} {count}" for name, count in counts.items())
-    report.facts.update(
-        {
-            **loaded.facts,
-            "size": _size(result, request, loaded.family),
-            "steps": len(result.step_seconds),
-            "guidance": request.guidance,
-            "scheduler": request.scheduler,
-            "seeds": list(result.seeds),
-            "seconds": {name: round(value, 4) for name, value in result.stage_seconds.items()},
-        }
-    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callbacks
 from ..optimizations.components import execution_device, weights_dtype
-from .results import SOUNDS
+from .classes.outputs import SOUNDS
 
 if TYPE_CHECKING:
     import torch

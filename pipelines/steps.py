@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.tuning.meters import Stopwatch
+    from .conditions.blend import Blend
 
 OnStep = Callable[[int, int, "torch.Tensor | None"], None]
 """(steps done, steps in all, estimate of the finished latent in the family's layout)."""
@@ -37,11 +38,13 @@ class Watch:
         stopwatch: of the device that computes; where its marks are ahead of the device, no step waits for its own.
         latent: the last step's result, in the family's layout; None where only a progress bar was seen.
         encodes: beginning and end of each call of the VAE's encoder.
+        keep: what puts the kept part of a latent back after every step; None where nothing is kept.
     """
 
     stopwatch: Stopwatch
     latent: torch.Tensor | None = None
     encodes: list[tuple[Any, Any]] = field(default_factory=list)
+    keep: Blend | None = None
     _before_loop: float = 0.0
     loop_start: int = 0
     """Steps that were done when the current loop began: a pipeline may have several, one after another or nested."""
@@ -143,7 +146,7 @@ def watched(pipeline: Any, device: torch.device, on_step: OnStep, previews: bool
 
     with ExitStack() as undo:
         for scheduler in schedulers_of(pipeline):
-            scheduler.step = _WatchedStep(scheduler, functools.partial(after_step, scheduler))
+            scheduler.step = _WatchedStep(scheduler, watch, functools.partial(after_step, scheduler))
             undo.callback(vars(scheduler).pop, "step", None)
         for part in (*pipelines_of(pipeline), *_loops_of(pipeline)):
             part.progress_bar = progress_bar
@@ -187,12 +190,17 @@ class _WatchedStep:
     A pipeline may copy its scheduler, as LTX-2 does for the sound: the copy gets its own step, unwatched.
     """
 
-    def __init__(self, scheduler: Any, after: Callable[[Any, Any, Any, Any], None]) -> None:
-        self._scheduler, self._step, self._after = scheduler, scheduler.step, after
+    def __init__(self, scheduler: Any, watch: Watch, after: Callable[[Any, Any, Any, Any], None]) -> None:
+        self._scheduler, self._step, self._watch, self._after = scheduler, scheduler.step, watch, after
         functools.update_wrapper(self, self._step)  # pipelines look at the signature
 
     def __call__(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        keep = self._watch.keep
+        if keep is not None:
+            keep.before(self._scheduler, timestep, sample)
         output = self._step(model_output, timestep, sample, *args, **kwargs)
+        if keep is not None:
+            output = keep.after(self._scheduler, output)
         self._after(model_output, timestep, sample, output[0])
         return output
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..optimizations.settings import OptimizationSettings
+    from .conditions.kinds import Condition, ControlNetKey
+    from .embeddings.given import Embeddings
     from .families import Family
 
 
@@ -45,6 +47,10 @@ class LoadKey:
     parts: tuple[tuple[str, str], ...] = ()
     comfyui: str = ""
 
+    def holds(self, component: str) -> bool:
+        """Whether it comes with a component: a model in parts may have been chosen without one."""
+        return not self.parts or any(slot == component for slot, _ in self.parts)
+
 
 @dataclass(frozen=True)
 class LoraSpec:
@@ -65,6 +71,13 @@ class PipelineHandle:
     key: LoadKey
     memory_mode: str = "auto"
     loras: tuple[LoraSpec, ...] = ()
+    vae: Any = field(default=None, compare=False)
+    """The host's own VAE, which decodes instead of the pipeline's: an object of the host, and its weights its."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the pipeline's own VAE decodes."""
+        return self.vae is None and self.key.holds("vae")
 
     def placing(self, settings: OptimizationSettings) -> OptimizationSettings:
         """The settings with the memory mode that was chosen where the pipeline was; "auto" leaves theirs."""
@@ -86,6 +99,16 @@ class LoadedPipeline:
     """`sources.files_stamp` when the load began: what is not so any more is read again."""
     mapped: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     """`mapped_files.mapped_files` after the load: the files that weights are still read from."""
+    absent_vae: Any = None
+    """Of a model that was loaded without its VAE: one without content, for its configuration."""
+
+    @property
+    def vae(self) -> Any:
+        """The VAE, or where it was left out one that says how latents are scaled, and can do nothing else."""
+        return self.absent_vae if self.absent_vae is not None else self.pipeline.vae
+
+    controlnets: dict[ControlNetKey, Any] = field(default_factory=dict)
+    """The control models of the last run with it: they stay for the next, and go with the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +135,8 @@ class SampleRequest:
             image-to-image form.
         max_sequence_length: text tokens, None = pipeline default.
         decode: False leaves `SampleResult.frames` as None.
+        positive, negative: the two prompts as text encoders outside of the pipeline encoded them, instead of text.
+        conditions: what else the result is held to: a mask, say.
     """
 
     prompt: str
@@ -133,6 +158,9 @@ class SampleRequest:
     strength: float = 1.0
     max_sequence_length: int | None = None
     decode: bool = True
+    positive: Embeddings | None = None
+    negative: Embeddings | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass

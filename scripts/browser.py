@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .editor_scripts import ADD, BOUNDS, BOX, CALM, HELP, LOAD, LOOK, RUN, SETTLED, STARTED
+from .editor_scripts import ADD, BOUNDS, BOX, CALM, COUNT_REQUESTS, HELP, LOAD, LOOK, RUN, SETTLED, STARTED
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -68,6 +68,7 @@ class Browser:
     def __init__(self, program: str, width: int = 1600, height: int = 1000) -> None:
         self._program, self._size = program, (width, height)
         self._numbers = itertools.count(1)
+        self._counts = False
 
     def __enter__(self) -> Browser:
         self._profile = tempfile.TemporaryDirectory(prefix="fastdiffusers_browser_")
@@ -145,6 +146,9 @@ class Browser:
         query = urllib.request.Request(url + "/settings", body, method="POST")  # noqa: S310 - loopback only
         urllib.request.urlopen(query).close()  # noqa: S310 - loopback only
         self.command("Page.enable")
+        if not self._counts:
+            self.command("Page.addScriptToEvaluateOnNewDocument", source=COUNT_REQUESTS)
+            self._counts = True
         self.command("Page.navigate", url=url)
         deadline = time.monotonic() + HANG
         while not self.evaluate(STARTED):  # it loads its default graph once it is ready
@@ -154,7 +158,7 @@ class Browser:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until frames are drawn and nothing on the page moves or appears any more."""
+        """Wait until frames are drawn, ComfyUI has answered, and nothing on the page moves or appears any more."""
         if not self.evaluate(SETTLED % (HANG / 2, CALM)):
             raise BrowserError("the page does not come to rest")
 

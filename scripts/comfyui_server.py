@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -93,6 +94,9 @@ class ComfyServer:
         """Start it and wait until it answers. Raises ServerError, with the end of its log, when it does not."""
         for name in BASE_FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
+        example, copy = self.comfyui / "input" / "example.png", self.base / "input" / "example.png"
+        if example.is_file() and not copy.exists():  # the picture that ComfyUI's own examples and these begin with
+            shutil.copyfile(example, copy)
         link = self.base / "custom_nodes" / "fastdiffusers"
         if not link.exists():
             link.symlink_to(PACK, target_is_directory=True)

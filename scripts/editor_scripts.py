@@ -6,6 +6,37 @@ STARTED = """
   return !!(app?.graph && window.LiteGraph && workflow?.activeWorkflow && !workflow.isBusy);
 })()
 """
+COUNT_REQUESTS = """
+(() => {
+  window.requestsOpen = 0;
+  const here = url => new URL(url, location.href).origin == location.origin;
+  const fetched = window.fetch, sent = XMLHttpRequest.prototype.send, opened = XMLHttpRequest.prototype.open;
+  window.fetch = (...given) => {
+    const answer = fetched(...given);
+    if (here(given[0]?.url ?? given[0])) {
+      window.requestsOpen++;
+      answer.catch(() => {}).finally(() => window.requestsOpen--);
+    }
+    return answer;
+  };
+  XMLHttpRequest.prototype.open = function (method, url, ...rest) {
+    this.counted = here(url);
+    return opened.call(this, method, url, ...rest);
+  };
+  XMLHttpRequest.prototype.send = function (...given) {
+    if (this.counted) {
+      window.requestsOpen++;
+      this.addEventListener('loadend', () => window.requestsOpen--, { once: true });
+    }
+    return sent.apply(this, given);
+  };
+})()
+"""
+"""Runs before the page's own scripts: how many requests to ComfyUI it still waits for.
+
+After a graph is loaded the editor asks which models there are, and marks nodes by their numbers when the answer comes,
+even if another graph is on the canvas by then.
+"""
 SETTLED = """
 (async () => {
   const look = () => JSON.stringify([
@@ -18,7 +49,7 @@ SETTLED = """
   for (let last = '', same = 0; same < %d;) {
     await frame();
     const now = look();
-    same = now == last ? same + 1 : 0;
+    same = now == last && !window.requestsOpen ? same + 1 : 0;
     last = now;
     if (Date.now() > give_up) return false;
   }
@@ -26,7 +57,7 @@ SETTLED = """
 })()
 """
 CALM = 6
-"""Frames in a row, at least 50 ms apart, in which nothing moves or appears before a page counts as settled."""
+"""Frames in a row, at least 50 ms apart, in which nothing moves, appears or is waited for before a page is settled."""
 LOAD = "(async () => { await window.app.loadGraphData(%s); })()"
 BOUNDS = """
 (() => {

@@ -24,6 +24,8 @@ README_EXAMPLE, README_PICTURE = "Text to Image", PACK / "docs" / "screenshot.pn
 WINDOW = (2000, 1500)
 EDGE = 14
 """Pixels around the graph."""
+EXAMPLE = 10
+"""Seed of the landscape that stands for a picture of one's own."""
 LONGEST = 1000
 """Pixels of the longer side of a thumbnail."""
 PLACE = "[window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]"
@@ -40,6 +42,15 @@ def graph_picture(page: Browser, workflow: Path) -> Image.Image:
     return Image.open(io.BytesIO(page.picture(clip))).convert("RGB")
 
 
+def draw_example(path: Path) -> None:
+    """Draw a landscape under the name of ComfyUI's example picture, which the workflows load."""
+    from .train_tiny import scenes
+
+    picture = scenes.draw(scenes.choose(1, EXAMPLE), size=768)[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(((picture.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()).save(path)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="thumbnails", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="workflows, without the suffix; all of them")
@@ -49,7 +60,9 @@ def main() -> int:
         print("no Chromium is installed", file=sys.stderr)
         return 1
     try:
-        with ComfyServer() as server, Browser(program, *WINDOW) as page:
+        private = ComfyServer()
+        draw_example(private.base / "input" / "example.png")
+        with private as server, Browser(program, *WINDOW) as page:
             page.resize(*WINDOW)
             page.open(server.url, **DARK, **CLASSIC)
             for name in names:

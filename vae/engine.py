@@ -19,6 +19,7 @@ from .kernels import Kernels
 from .kernels.conv_choice import rules
 from .network.execution import CarriedFrames, Execution, Network
 from .network.model import VideoVAE
+from .network.temporal import Temporal, TransformedKernels
 from .planner import Plan, Task, slices
 from .reference_blending import ReferenceCanvas, reference_axis
 from .settings import VaeSettings, pair
@@ -64,6 +65,7 @@ class Job:
         read: the caller's values to the network's (scaling), on a slice in float32.
         callbacks: told and asked between slices.
         kernels: the operations with more than one implementation.
+        temporal: how convolutions over time are computed.
         compile_time: what compiling took before, where it compiles.
         watch: of its compiled code, where it compiles.
         network: one slice through the VAE, compiled and recorded where the settings ask for it.
@@ -78,6 +80,7 @@ class Job:
     read: Callable[[torch.Tensor], torch.Tensor]
     callbacks: Callbacks
     kernels: Kernels = field(init=False)
+    temporal: Temporal = field(init=False)
     network: Network = field(init=False)
     compile_time: CompileTime | None = field(init=False, default=None)
     watch: CompileWatch | None = field(init=False, default=None)
@@ -87,6 +90,7 @@ class Job:
     def __post_init__(self) -> None:
         settings, device = self.settings, self.vae.device
         self.kernels = Kernels(settings.kernels)
+        self.temporal = Temporal(self.plan.layout.block_frames, self._transformed_kernels())
         self.network = self.task.network(self.vae)
         scope = settings.compile_scope
         if settings.compile is not None and (self.plan.layout.uncut or scope == "blocks"):
@@ -106,6 +110,13 @@ class Job:
         finally:
             if isinstance(self.network, GraphedNetwork):
                 self.network.drop()
+
+    def _transformed_kernels(self) -> TransformedKernels:
+        """Those that the VAE keeps; where memory is short for them, new ones for each use."""
+        if self.plan.layout.keep_kernels:
+            return self.vae.transformed
+        self.vae.transformed.drop()
+        return TransformedKernels(keep=False)
 
     def _run(self, x: torch.Tensor, out: torch.Tensor) -> None:
         rows, columns = self._tile_axis(0, x, out), self._tile_axis(1, x, out)
@@ -158,7 +169,7 @@ class Job:
             piece = self.read(clip[None, :, start:stop].to(self.vae.device, torch.float32)).to(self.vae.dtype)
             piece = piece.contiguous()  # the strides of a view would tell compiled code how long the clip is
             carry = index < len(parts) - 1
-            run = Execution(state, carry, self.plan.layout, self.kernels)
+            run = Execution(state, carry, self.plan.layout, self.kernels, self.temporal)
             made = self.network(piece, run)[0]
             yield frame, made
             frame += made.shape[1]

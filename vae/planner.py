@@ -1,28 +1,24 @@
-"""Choosing how a decode or an encode is cut, so that it fits the memory: the budget, the estimate, the decision.
+"""Choosing how a decode or an encode is cut, so that it fits the memory: the budget and the decision.
 
-The estimate is no formula: the very code that will run is run once on tensors without data ("meta"), and what would be
-alive at once is counted. So it cannot drift away from the code.
+What a way to cut takes is no formula: see `dry_run`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 
 from ..errors import InputError
-from ..memory import GIB, LiveBytes, device_memory
-from .config import VaeConfig
-from .kernels import Kernels
-from .kernels.eager import chunk_bytes
-from .network.execution import CarriedFrames, Execution, Layout, Network
+from ..memory import GIB, device_memory
+from .dry_run import DryRun, Task, decoding, encoding, slices
+from .network.execution import Layout
 from .network.model import VideoVAE
-from .network.strips import Axis, Block, blocks, cut
+from .processor_layouts import block_frames, cuts
 from .settings import VaeSettings, pair
+
+__all__ = ["Plan", "Task", "budget_of", "decoding", "encoding", "make_plan", "overlap_refusal", "slices"]
 
 FREE_SHARE = 0.85
 """Share of the free memory that is used; the estimate does not see library workspaces and fragmentation."""
@@ -34,34 +30,6 @@ TAILS = (0, 2, 1)
 """Frames at a time at full resolution where planes stay whole, tried in this order; 0 is all of a slice: on an H200 two
 at a time take 1.08 times as long and 0.8 times the memory. Strips take one: two are no faster by more than the noise,
 and take a tenth more memory."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One direction through the VAE.
-
-    Attributes:
-        stage: "decode" or "encode".
-        crop: input cells per latent cell along height and width.
-        place: output cells per latent cell along height and width.
-        frames: input frames per latent frame, after the first.
-    """
-
-    stage: str
-    crop: int
-    place: int
-    frames: int
-
-    def network(self, vae: VideoVAE) -> Network:
-        return vae.decode_slice if self.stage == "decode" else vae.encode_slice
-
-
-def decoding(config: VaeConfig) -> Task:
-    return Task("decode", 1, config.spatial_factor, 1)
-
-
-def encoding(config: VaeConfig) -> Task:
-    return Task("encode", config.spatial_factor, 1, config.temporal_factor)
 
 
 @dataclass(frozen=True)
@@ -117,16 +85,22 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     offload = settings.state_device == "cpu" and on_card
     size = settings.temporal_slice or 1
     dry = DryRun(vae, task, shape, size)
+    most = block_frames(vae, settings.kernels, settings.convolution)
     if settings.mode == "whole" or any(settings.strips):
-        rows, columns = settings.strips
-        layout = Layout() if settings.mode == "whole" else Layout(max(rows, 1), max(columns, 1))
+        rows, columns = (0, 0) if settings.mode == "whole" else (max(count, 1) for count in settings.strips)
+        layout = Layout(rows, columns, block_frames=most)
         return Plan((), layout, size, offload, dry.peak(layout, offload), budget, "asked for")
+    whole_planes = on_card or settings.compile is not None
+    if not whole_planes:
+        plan = _large(vae, task, shape, settings, budget, most)
+        if plan is not None:
+            return plan
     peak = 0
     for offloaded in (True,) if offload or not on_card else (False, True):
         offloaded = offloaded and on_card
-        for layout, peak in _layouts(dry, budget, offloaded, whole_planes=on_card or settings.compile is not None):
+        for layout, peak in _layouts(dry, budget, offloaded, most, whole_planes=whole_planes):
             if peak <= budget:
-                reason = "whole planes fit" if layout.uncut else "strips with shared statistics"
+                reason = _reason(layout)
                 reason += ", carried frames in main memory" if offloaded else ""
                 return Plan((), layout, size, offloaded, peak, budget, reason)
     if settings.mode == "auto":
@@ -137,21 +111,46 @@ def make_plan(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSe
     raise InputError("memory_budget_gib", settings.memory_budget_gib, reason, cure)
 
 
-def _layouts(dry: DryRun, budget: int, offloaded: bool, *, whole_planes: bool) -> Iterator[tuple[Layout, int]]:
+def _reason(layout: Layout) -> str:
+    return "whole planes fit" if layout.uncut else "strips with shared statistics"
+
+
+def _large(
+    vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int, most: int
+) -> Plan | None:
+    """The fastest of a processor's ways to cut that fits; None where only single frames in small strips may.
+
+    Transformed kernels that the VAE keeps already are in what is not free any more, unless the budget is given.
+    """
+    _, length, height, width = shape
+    frames = 1 + (length - 1) // task.frames
+    cells = vae.config.frames(frames) * height * width * (vae.config.spatial_factor // task.crop) ** 2
+    kept = 0 if settings.memory_budget_gib else vae.transformed.nbytes(f"{task.stage}r.")
+    for size, layout in cuts(vae, frames, cells, settings.temporal_slice, most):
+        peak = DryRun(vae, task, shape, size).peak(layout)
+        if peak - (kept if layout.keep_kernels else 0) <= budget:
+            return Plan((), layout, size, False, peak, budget, _reason(layout))
+    return None
+
+
+def _layouts(
+    dry: DryRun, budget: int, offloaded: bool, most: int, *, whole_planes: bool
+) -> Iterator[tuple[Layout, int]]:
     """Ways to cut planes, fastest first, each with the bytes it needs; the last one needs the least.
 
     Args:
-        whole_planes: whether those are fastest. They are on a card, and what is compiled; a processor runs strips that
-            its caches hold as fast as anything.
+        most: frames of the largest block of a convolution over time, where planes stay whole.
+        whole_planes: whether those are tried first: on a card, and where code is compiled. A processor has tried what
+            is faster than strips of single frames.
     """
     if whole_planes:
         for tail in TAILS:
-            layout = Layout(tail_frames=tail)
+            layout = Layout(tail_frames=tail, block_frames=most)
             yield layout, dry.peak(layout, offloaded)
     base = dry.base(1, offloaded) + dry.statistics_bytes
-    yield Layout(workspace=STRIP, tail_frames=1), base + STRIP
+    yield Layout(workspace=STRIP, tail_frames=1, keep_kernels=False), base + STRIP
     workspace = max(budget - base, 1)
-    yield Layout(workspace=workspace, tail_frames=1), base + workspace
+    yield Layout(workspace=workspace, tail_frames=1, keep_kernels=False), base + workspace
 
 
 def _tiled(vae: VideoVAE, task: Task, shape: tuple[int, ...], settings: VaeSettings, budget: int, reason: str) -> Plan:
@@ -188,84 +187,3 @@ def overlap_refusal(settings: VaeSettings, device: torch.device) -> str:
     if device.type != "cuda":
         return "there is no CUDA device"
     return "CUDA graphs work on one slice at a time" if settings.cuda_graphs else ""
-
-
-def slices(total: int, size: int, factor: int = 1) -> list[tuple[int, int]]:
-    """Return (start, stop) of consecutive slices of a clip: the first holds its first frame and one size more.
-
-    Args:
-        total: latent frames (factor 1), or frames of a clip of `factor n + 1` frames.
-        size: latent frames per slice, at least 1.
-        factor: frames per latent frame.
-    """
-    step = size * factor
-    return list(pairwise([0, *range(1 + step, total, step), total]))
-
-
-class DryRun:
-    """Counts what a job would have alive at once, by running it without data.
-
-    Args:
-        shape: [C, T, H, W] of the input.
-        size: latent frames per slice.
-    """
-
-    def __init__(self, vae: VideoVAE, task: Task, shape: tuple[int, ...], size: int) -> None:
-        channels, frames, height, width = shape
-        parts = slices(frames, size, task.frames)
-        # The pieces of a statistics pass come on top of a strip; none is larger than a frame with all its channels.
-        cells = height * width * (vae.config.spatial_factor // task.crop) ** 2
-        frame = 4 * cells * max(vae.config.block_out_channels[:2])
-        self.statistics_bytes = 2 * min(chunk_bytes(vae.device), frame)
-        lengths = tuple(stop - start for start, stop in parts[:2])
-        self.case = _Case(vae.config, vae.dtype, task, (channels, height, width), lengths, more=len(parts) > 2)
-
-    def peak(self, layout: Layout, offloaded: bool = False) -> int:
-        """Return the bytes alive at once with this layout."""
-        live, carried = _count(self.case, Execution, layout)
-        return live - carried if offloaded else live
-
-    def base(self, tail_frames: int, offloaded: bool = False) -> int:
-        """Return the bytes alive at once with strips of a single cell: the least that any cut needs."""
-        live, carried = _count(self.case, _SingleCell, Layout(workspace=1, tail_frames=tail_frames))
-        return live - carried if offloaded else live
-
-
-class _Case(NamedTuple):
-    """All that a dry run depends on: the VAE's sizes, the plane, the frames of the first two slices, if more follow."""
-
-    config: VaeConfig
-    dtype: torch.dtype
-    task: Task
-    plane: tuple[int, int, int]
-    frames: tuple[int, ...]
-    more: bool
-
-
-class _SingleCell(Execution):
-    """An execution that computes one cell of each convolution: everything is allocated, next to nothing is done."""
-
-    def blocks(self, rows: Axis, columns: Axis, cell_bytes: int) -> list[Block]:
-        return list(blocks(cut(rows, 1)[:1], cut(columns, 1)[:1]))
-
-
-@lru_cache(maxsize=256)
-def _count(case: _Case, kind: type[Execution], layout: Layout) -> tuple[int, int]:
-    """(bytes alive at once, bytes of carried frames among them)."""
-    twin = _twin(case.config, case.dtype)
-    channels, height, width = case.plane
-    state = CarriedFrames()
-    with torch.inference_mode(), LiveBytes(torch.device("meta")) as live:
-        for index, frames in enumerate(case.frames):
-            x = torch.empty((1, channels, frames, height, width), dtype=case.dtype, device="meta")
-            carry = case.more or index < len(case.frames) - 1
-            case.task.network(twin)(x, kind(state, carry, layout, Kernels("eager")))
-            del x
-    return live.peak, sum(carried.numel() * carried.element_size() for carried in state.frames.values())
-
-
-@lru_cache(maxsize=8)
-def _twin(config: VaeConfig, dtype: torch.dtype) -> VideoVAE:
-    """The same VAE without data."""
-    with torch.device("meta"):
-        return VideoVAE(config).to(dtype).prepare()

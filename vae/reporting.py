@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from ..report import OptimizationRecord, OptimizationReport
 from .cuda_graphs import GraphedNetwork
 from .engine import Job
 from .network.convolution import CHOICE
+from .network.temporal import CHOICE as TEMPORAL_CHOICE
 from .planner import Plan, overlap_refusal
 from .settings import VaeSettings
 
@@ -54,6 +56,8 @@ def describe(
         applied = "cuDNN called directly" if active else "not needed"
         report.set(OptimizationRecord("cudnn_conv3d", "auto", applied, f"cuDNN {torch.backends.cudnn.version()}"))
         report.set(_convolution_record(settings))
+    elif vae.device.type == "cpu":
+        report.set(_temporal_record(job))
     report.set(_graphs_record(job))
     for note in job.notes:
         report.note(note)
@@ -138,3 +142,24 @@ def _convolution_record(settings: VaeSettings) -> OptimizationRecord:
     applied = ", ".join(f"{name}: {shapes} shapes" for name, shapes in CHOICE.used().items())
     reason = "; ".join(f"{name}, {where}: {why}" for (name, where), why in CHOICE.refusals.items())
     return OptimizationRecord("convolution", asked, applied or "conv3d", reason)
+
+
+def _temporal_record(job: Job) -> OptimizationRecord:
+    """The record of how convolutions over time were computed on a processor."""
+    settings, temporal = job.settings, job.temporal
+    asked = settings.convolution if settings.kernels == "auto" else settings.kernels
+    ways = Counter[str]()
+    for (_, taps, most), count in temporal.used.items():
+        ways[f"temporal Winograd F({most},{taps})" if most else "conv3d where it is as fast"] += count
+    if not ways:
+        if not temporal.most:
+            half = asked == "auto" and job.vae.dtype != torch.float32
+            reason = "half precision would round more often: fast allows it" if half else ""
+        else:
+            reason = "too few channels, or a single frame at a time"
+        return OptimizationRecord("convolution", asked, "conv3d", reason)
+    applied = ", ".join(f"{way}: {count} convolutions" for way, count in sorted(ways.items(), reverse=True))
+    kept = temporal.kernels.nbytes()
+    cost = f"{kept / GIB:.2f} GiB of transformed kernels kept" if kept else "kernels transformed for each use"
+    reason = "; ".join(f"{kind}: {why}" for kind, why in TEMPORAL_CHOICE.refusals.items())
+    return OptimizationRecord("convolution", asked, applied, reason, cost)

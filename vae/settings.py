@@ -14,6 +14,7 @@ FRAME_RULES = ("pad", "strict")
 STATE_DEVICES = ("same", "cpu")
 COMPILE_SCOPES = ("blocks", "slice")
 KERNEL_CHOICES = ("auto", "eager", "plain")
+CONVOLUTIONS = ("auto", "conv3d", "fast")
 MINIMUM_TILE = 16
 """Pixels; below two latent cells a tile holds nothing but border."""
 
@@ -38,6 +39,10 @@ class VaeSettings:
         frame_rule: what encode does with a clip that is not 4n+1 frames long: "pad" it with its own last frames,
             mirrored, and say so; or be "strict" and refuse it.
         kernels: "auto" takes fused kernels where they work, "eager" and "plain" only PyTorch operations.
+        convolution: on a processor, convolutions over time may make several frames at once from sums of frames, with
+            half of the multiplications, where that is measured to be faster. "auto": in float32, where the result
+            differs by rounding alone; "fast": in half precision too, which then rounds about 1.6 times as much;
+            "conv3d": never. Only with kernels "auto".
         fp16_accumulation: let convolutions also sum in float16 where comfy-kitchen has a kernel for it: less exact, and
             not measured yet. Only with float16 weights and kernels "auto".
         cuda_graphs: record the steady slices of a clip as CUDA graphs. Not measured yet, so it has to be asked for.
@@ -64,6 +69,7 @@ class VaeSettings:
     state_device: str = "same"
     frame_rule: str = "pad"
     kernels: str = "auto"
+    convolution: str = "auto"
     fp16_accumulation: bool = False
     cuda_graphs: bool = False
     overlap_tiles: bool = False
@@ -79,6 +85,7 @@ class VaeSettings:
         check_choice("state_device", self.state_device, STATE_DEVICES)
         check_choice("frame_rule", self.frame_rule, FRAME_RULES)
         check_choice("kernels", self.kernels, KERNEL_CHOICES)
+        check_choice("convolution", self.convolution, CONVOLUTIONS)
         check_choice("compile_scope", self.compile_scope, COMPILE_SCOPES)
         for tile, overlap in zip(pair(self.tile_size), pair(self.tile_overlap), strict=True):
             if tile < MINIMUM_TILE:

@@ -186,8 +186,8 @@ def _noted_arguments() -> Iterator[dict[str, Any]]:
     noted: dict[str, Any] = {}
     original = sampling.call_arguments
 
-    def noting(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
-        noted.update(call := original(pipeline, family, request))
+    def noting(pipeline: Any, family: Family, request: SampleRequest, **given: Any) -> dict[str, Any]:
+        noted.update(call := original(pipeline, family, request, **given))
         return call
 
     sampling.call_arguments = noting

@@ -138,7 +138,8 @@ def on_card(handle: PipelineHandle) -> Iterator[None]:
     finally:
         loaded = CACHE.peek(key)
         if loaded is not None:
-            patcher.follow(part for part in loaded.pipeline.components.values() if isinstance(part, nn.Module))
+            parts = (*loaded.pipeline.components.values(), *loaded.controlnets.values())
+            patcher.follow(part for part in parts if isinstance(part, nn.Module))
 
 
 def _estimate(key: LoadKey) -> int:

@@ -15,9 +15,10 @@ import folder_paths
 
 from ...cache_folder import cache_folder
 from ...errors import InputError, ModelFileError
+from ...pipelines.conditions.controlnets import find_controlnets
 from ...pipelines.loading.local_models import find_local_pipelines
 from ...pipelines.loading.parts import UNREADABLE, is_gguf, kind_of_part
-from ...pipelines.tiny import PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
+from ...pipelines.tiny import CONTROLNET_CLASSES, PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
 from ...vae import embedded_video_vae
 
 CUSTOM = "[custom]"
@@ -158,6 +159,41 @@ def lora_path(name: str) -> str:
     if name in TINY_LORA_CHOICES:
         return TINY_LORA_CHOICES[name]
     return _full_path("loras", "lora_name", name, "put the file there and press R in ComfyUI")
+
+
+def controlnet_choices() -> list[str]:
+    """What Load ControlNet offers: folders under the `controlnet` and `diffusers` paths, embedded ones, `[custom]`."""
+    found = [
+        (path.relative_to(root).as_posix(), root) for root in _control_folders() for path in find_controlnets(root)
+    ]
+    names = sorted(_told_apart(found), key=str.lower)
+    return [*names, *(TINY_PREFIX + family for family in CONTROLNET_CLASSES), CUSTOM]
+
+
+def controlnet_source(name: str, custom: str) -> str:
+    """Return the folder of a chosen control model, or "tiny:<family>".
+
+    Raises:
+        InputError: `[custom]` without a path.
+        ModelFileError: the folder is missing.
+    """
+    if name == CUSTOM:
+        if not custom.strip().strip('"'):
+            reason, cure = f"it is empty, but controlnet_name is {CUSTOM}", "enter a folder, or choose another one"
+            raise InputError("custom_controlnet", custom, reason, cure)
+        return custom.strip().strip('"')
+    if name.startswith(TINY_PREFIX):
+        return "tiny:" + name.removeprefix(TINY_PREFIX)
+    folders = _control_folders()
+    there = next(filter(os.path.isdir, _candidates(name, folders)), None)
+    if there is None:
+        reason = f"no such folder under the controlnet and diffusers paths ({', '.join(map(str, folders))})"
+        raise ModelFileError("controlnet_name", name, reason, "put it into models/controlnet and press R in ComfyUI")
+    return str(there)
+
+
+def _control_folders() -> list[Path]:
+    return [*_folders("controlnet"), *_diffusers_folders()]
 
 
 def _full_path(kind: str, widget: str, name: str, cure: str) -> str:

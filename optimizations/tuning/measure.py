@@ -133,7 +133,7 @@ class PairedMeasurement:
             self._warm_up(callbacks)
             self._rounds(callbacks)
         except OutOfTime:
-            self.stopped = f"the time limit of {self._plan.time_limit:g} s was reached"
+            self.stopped = self._limit_reached()
             if self.plain.first is None:
                 raise InputError(
                     "time_limit", self._plan.time_limit, "one plain run takes longer", "allow more, or fewer steps"
@@ -148,10 +148,19 @@ class PairedMeasurement:
 
     def _warm_up(self, callbacks: Callbacks) -> None:
         for index, measured in enumerate(self.measured):
-            if index:
-                self._check_time(self.plain)  # nothing is known yet of this one: it takes at least as long as plain
+            kept = self._one_round()
+            # Nothing is known yet of the next one, but that it takes at least as long as plain.
+            if self.plain.first is not None and self.seconds_left() < kept + self.plain.first.seconds:
+                self.stopped = self._limit_reached()
+                return
             self._memory.empty()
-            timed, outcome = self._attempt(index, "warm-up", callbacks)
+            try:
+                timed, outcome = self._attempt(index, "warm-up", callbacks, kept)
+            except OutOfTime:
+                if index == 0:
+                    raise
+                self.stopped = self._limit_reached()
+                return
             if timed is None or outcome is None:
                 continue
             measured.first = timed
@@ -160,7 +169,16 @@ class PairedMeasurement:
             else:
                 self._judge(measured, outcome)
 
+    def _one_round(self) -> float:
+        """Seconds for a run of each that has run, and half as much again: a long first run must leave them over."""
+        return 1.5 * sum(measured.first.seconds for measured in self.measured if measured.first is not None)
+
+    def _limit_reached(self) -> str:
+        return f"the time limit of {self._plan.time_limit:g} s was reached"
+
     def _rounds(self, callbacks: Callbacks) -> None:
+        if self.stopped and sum(measured.first is not None for measured in self.measured) < 2:
+            return  # plain alone: nothing to compare with
         for number in range(self._plan.runs):
             for index in self._order(number):
                 self._check_time(self.measured[index])
@@ -186,7 +204,8 @@ class PairedMeasurement:
 
     def _order(self, number: int) -> Iterator[int]:
         """Who runs when in a round: each round begins with the next candidate, and every other one runs backwards."""
-        working = [index for index, measured in enumerate(self.measured) if not measured.problem]
+        ready = [measured.first is not None and not measured.problem for measured in self.measured]
+        working = [index for index, is_ready in enumerate(ready) if is_ready]
         start = number % len(working)
         order = working[start:] + working[:start]
         return iter(order if number % 2 == 0 else order[::-1])
@@ -194,12 +213,18 @@ class PairedMeasurement:
     def _narrow(self) -> bool:
         if self._plan.precision <= 0:
             return False
-        others = [measured for measured in self.measured[1:] if not measured.problem]
+        others = [measured for measured in self.measured[1:] if measured.first is not None and not measured.problem]
         verdicts = [measured.against(self.plain) for measured in others]
         return all(verdict.half_width <= self._plan.precision for verdict in verdicts)
 
-    def _attempt(self, index: int, what: str, callbacks: Callbacks) -> tuple[TimedRun | None, Outcome | None]:
-        """One run; a candidate other than plain that fails is given up, with the reason, and costs nobody else."""
+    def _attempt(
+        self, index: int, what: str, callbacks: Callbacks, kept: float = 0.0
+    ) -> tuple[TimedRun | None, Outcome | None]:
+        """One run; a candidate other than plain that fails is given up, with the reason, and costs nobody else.
+
+        Args:
+            kept: seconds of the time limit that it must leave over.
+        """
         candidate, measured = self._candidates[index], self.measured[index]
         label = f"{candidate.name}, {what}"
         self._announce(callbacks, label, 0)
@@ -210,7 +235,7 @@ class PairedMeasurement:
             self._memory,
             check_cancel=callbacks.check_cancel,
             on_step=lambda step: self._announce(callbacks, label, step),
-            out_of_time=lambda: self.seconds_left() < 0,
+            out_of_time=lambda: self.seconds_left() < kept,
         )
         try:
             outcome = candidate.run(progress.callbacks())

@@ -1,9 +1,13 @@
-"""Other classes around the same models: what a text-only pipeline turns into when it is given a picture."""
+"""Other classes around the same models: what a text-only pipeline turns into when it is given a picture, or a mask."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
+
+from ..families import Family
+from .inputs import missing_inputs
 
 _IMAGE_TO_VIDEO = {
     "LTX2Pipeline": "LTX2ImageToVideoPipeline",
@@ -11,6 +15,22 @@ _IMAGE_TO_VIDEO = {
     "SkyReelsV2DiffusionForcingPipeline": "SkyReelsV2DiffusionForcingImageToVideoPipeline",
 }
 """Class -> the class that starts from a first frame with the very same models, beyond what diffusers itself lists."""
+
+
+_NO_INPAINT_FORMS = (
+    "KandinskyInpaintCombinedPipeline",  # its UNet is another one
+    "KandinskyV22InpaintCombinedPipeline",
+    "QwenImageEditInpaintPipeline",  # makes a megapixel, whatever size it is asked for
+)
+"""Inpaint classes that do not stand in for the class that they are listed beside."""
+
+
+def class_of(family: Family) -> type | None:
+    """The diffusers class of a family, None where the installed release has none of its name."""
+    import diffusers
+
+    found = getattr(diffusers, family.classes[-1], None) if family.classes else None
+    return found if isinstance(found, type) else None
 
 
 def image_to_image_class(pipeline_class: type) -> str:
@@ -26,8 +46,32 @@ def image_to_video_class(pipeline_class: type) -> str:
     return found if found != name and _takes(found, "image") else ""
 
 
-def around(pipeline: Any, form: str) -> Any:
-    """A pipeline of class `form` around the models of `pipeline`: it loads nothing and is thrown away after a run."""
+def inpaint_class(pipeline_class: type) -> str:
+    """Name of the class that repaints part of a picture with the same models, "" where there is none.
+
+    A class that takes a mask itself is its own.
+    """
+    name = pipeline_class.__name__
+    if _takes(name, "mask_image") or _takes(name, "control_mask"):
+        return name
+    found = _listed(pipeline_class, "AUTO_INPAINT_PIPELINES_MAPPING") or _named(pipeline_class, "Inpaint")
+    if found in _NO_INPAINT_FORMS or not _takes(found, "image", "mask_image"):
+        return ""
+    return found if set(_missing(found)) <= {"mask_image"} else ""
+
+
+def video_to_video_class(pipeline_class: type) -> str:
+    """Name of the class that starts from a clip with the same models, "" where there is none."""
+    found = _listed(pipeline_class, "AUTO_VIDEO2VIDEO_PIPELINES_MAPPING") or _named(pipeline_class, "VideoToVideo")
+    return found if _takes(found, "video") and set(_missing(found)) <= {"video"} else ""
+
+
+def around(pipeline: Any, form: str, **further: Any) -> Any:
+    """A pipeline of class `form` around the models of `pipeline`: it loads nothing and is thrown away after a run.
+
+    Args:
+        further: parts that `pipeline` has not.
+    """
     import diffusers
 
     from ...optimizations.components import unet_with_a_size
@@ -37,7 +81,7 @@ def around(pipeline: Any, form: str) -> Any:
     settings = {name: value for name, value in pipeline.config.items() if name in wanted and not name.startswith("_")}
     parts = {name: part for name, part in pipeline.components.items() if name in wanted}
     with unet_with_a_size(parts.get("unet")):
-        return form_class(**settings | parts)
+        return form_class(**settings | parts | further)
 
 
 def _listed(pipeline_class: type, mapping: str) -> str:
@@ -69,8 +113,19 @@ def _components(pipeline_class: type) -> set[str]:
     return {item.name for item in parameters if item.default is item.empty}
 
 
-def _takes(form: str, *arguments: str) -> bool:
+def _missing(form: str) -> tuple[str, ...]:
+    import diffusers
+
+    return missing_inputs(getattr(diffusers, form))
+
+
+def call_parameters(form: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments of the call of diffusers' class of that name; none where there is no such class."""
     import diffusers
 
     form_class = getattr(diffusers, form, None) if form else None
-    return form_class is not None and set(arguments) <= set(inspect.signature(form_class.__call__).parameters)
+    return inspect.signature(form_class.__call__).parameters if isinstance(form_class, type) else {}
+
+
+def _takes(form: str, *arguments: str) -> bool:
+    return bool(form) and set(arguments) <= set(call_parameters(form))

@@ -6,9 +6,9 @@ import inspect
 import re
 from collections.abc import Mapping
 
-PICTURE_ARGUMENTS = ("image", "images", "input_images", "control_image", "cond_image")
+PICTURE_ARGUMENTS = ("image", "images", "input_images", "control_image", "cond_image", "reference_images")
 """Where the pictures of a request go: the first of these that a call has."""
-LISTS = ("images", "input_images")
+LISTS = ("images", "input_images", "reference_images")
 """Those of them that take several."""
 
 READS_ALPHA = ("QwenImageLayeredPipeline", "QwenImage21Pipeline")

@@ -55,6 +55,7 @@ def family_from_signature(pipeline_class: type) -> Family:
         required=missing_inputs(pipeline_class),
         makes=makes(pipeline_class),
         sound_alone=makes_sound_alone(pipeline_class),
+        frame_step=4 if frames and name.startswith("Wan") else 1,
         max_frames=4096 if frames else 1,
         images="optional" if video_form else picture_use(pipeline_class),
         image_argument=picture or "image",

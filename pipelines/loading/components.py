@@ -63,6 +63,12 @@ def not_taken(index: dict[str, Any]) -> list[str]:
     return [name for name in _listed(index) if name not in taken]
 
 
+def absent(index: dict[str, Any], pipeline_class: type | None) -> dict[str, None]:
+    """What an index says that a folder was saved without, as arguments of a load: diffusers asks for most of it."""
+    taken: Any = inspect.signature(pipeline_class.__init__).parameters if pipeline_class else ()  # type: ignore[misc]
+    return {name: None for name, entry in index.items() if name in taken and entry == [None, None]}
+
+
 def _listed(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     entries = {name: entry for name, entry in index.items() if not name.startswith("_") and isinstance(entry, list)}
     return {name: (str(e[0]), str(e[1])) for name, e in entries.items() if len(e) == 2 and e[0] and e[1]}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
+from .. import tiny
 from ..families import NETS, Family
 from ..modular.index import component_folder
 from ..recognize import family_of, family_of_configuration
+from ..types import LoadKey
 from . import checkpoints
+from .parts import denoiser_of_parts
 from .small_files import read_json
+from .sources import TINY, folder_of
 
 _READ = ("transformer", "scheduler", "unet", "vae")
 """The components whose configuration tells which variant of a family a checkpoint is, and what it can be asked for."""
@@ -29,6 +35,33 @@ def family_of_folder(folder: Path) -> Family:
     present = checkpoints.components(index)
     parts = {part: _part(folder, index, part, class_name) for part, (_, class_name) in present.items()}
     return family_of_configuration(pipeline_class, index, parts)
+
+
+@lru_cache(maxsize=64)
+def denoiser_of_key(key: LoadKey) -> tuple[type, Mapping[str, Any]] | None:
+    """Class and configuration of the denoiser that a key will load; None where only the load tells it."""
+    path = folder_of(key)
+    if path is None:
+        pipeline: Any = tiny.build(key.source.removeprefix(TINY))
+        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+        return type(denoiser), denoiser.config
+    if key.parts:
+        return denoiser_of_parts(path)
+    return _denoiser_of_folder(path) if path.is_dir() else None
+
+
+def _denoiser_of_folder(folder: Path) -> tuple[type, dict[str, Any]] | None:
+    """Class and configuration of a folder's denoiser; None where it has none, or one of another library."""
+    import diffusers
+
+    index = checkpoints.read_index(folder)
+    for part in ("transformer", "unet"):
+        _, name = checkpoints.components(index).get(part, ("", ""))
+        found = getattr(diffusers, name, None) if name else None
+        config = configuration(component_folder(folder, index, part), part) if isinstance(found, type) else {}
+        if found is not None and config:
+            return found, config
+    return None
 
 
 def _part(folder: Path, index: dict[str, Any], part: str, class_name: str) -> dict[str, Any]:

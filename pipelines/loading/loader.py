@@ -25,10 +25,10 @@ from ..recognize import family_of, small
 from ..types import LoadedPipeline, LoadKey
 from . import checkpoints, described, single_file
 from .completeness import check_complete, check_read
-from .components import components, find_class, made_around_any_unet, not_taken
+from .components import absent, components, find_class, made_around_any_unet, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .mapped_files import mapped_files
-from .parts import family_of_parts, is_gguf, locate_parts, read_parts
+from .parts import absent_vae, family_of_parts, is_gguf, locate_parts, read_parts
 from .progress import component_progress, reading_errors
 from .sources import TINY, files_stamp, folder_of, locate
 
@@ -68,7 +68,8 @@ def resolve(
         quantization: one of `QUANTIZATION_CHOICES`.
         lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
         library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
-        text_encoders, vae: files of the other components, where `in_parts` says that `source` is a diffusion model's.
+        text_encoders, vae: files of the other components, where `in_parts` says that `source` is a diffusion model's;
+            "none" leaves one out.
         second_expert: file of the expert for little noise, of a diffusion model in two files.
         comfyui: folder of a ComfyUI, whose tokenizers a model in parts or in one file takes.
 
@@ -118,9 +119,10 @@ def family_of_key(key: LoadKey) -> Family:
     """The family that a key will load, for checks before the load."""
     if key.source.startswith(TINY):
         name = key.source.removeprefix(TINY)
+        one = name in tiny.ONE_EXPERT
         if folder := tiny.trained_folder(name):
-            return small(described.family_of_folder(folder), trained=True)
-        return small(family_of(tiny.PIPELINE_CLASSES[name]))
+            return small(described.family_of_folder(folder), trained=True, one_expert=one)
+        return small(family_of(tiny.PIPELINE_CLASSES[name]), one_expert=one)
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
     if key.parts:
@@ -181,6 +183,8 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         facts["quantization"] = quantized
     if key.parts:
         facts["parts"] = {slot: f"{path} ({precisions[slot]})" for slot, path in key.parts}
+        if left_out := [name for name in ("text_encoder", "vae") if not key.holds(name)]:
+            facts["left out"] = " and ".join(left_out)
     if dropped := _dropped(key):
         facts["not loaded"] = f"{', '.join(dropped)}: {facts['pipeline']} takes no such component"
     mapped = mapped_files(folder_of(key))
@@ -188,7 +192,8 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         mapped |= mapped_files(place)
     for _, file in key.parts:
         mapped |= mapped_files(Path(file))
-    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp, mapped)
+    vae = None if key.holds("vae") else absent_vae(Path(key.source)).to(dtype)
+    return LoadedPipeline(key, pipeline, family, torch.device(key.device), dtype, facts, stamp, mapped, vae)
 
 
 def _elsewhere(key: LoadKey) -> list[Path]:
@@ -240,6 +245,7 @@ def _read_folder(folder: Path, key: LoadKey, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             local_files_only=True,
             variant=checked.variant,
+            **absent(checked.index, made),
             **({"quantization_config": config} if config is not None else {}),
         )
 

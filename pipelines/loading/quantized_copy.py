@@ -154,6 +154,11 @@ def copy_name(source: str, weights_dtype: str, name: str = "") -> str:
     if not name:
         model = re.split(r"[\\/]", source.rstrip("\\/"))[-1].replace(":", "-").strip(". ")
         name = f"{model[:100] or 'model'}-sdnq-{weights_dtype}"
+    return check_name(name)
+
+
+def check_name(name: str) -> str:
+    """The name of a new folder of a model. Raises InputError for what is not the name of one folder everywhere."""
     # A workflow from elsewhere must not be able to write anywhere else.
     odd = name.startswith(".") or name.endswith(".") or re.search(r'[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]', name)
     if odd or _RESERVED.fullmatch(name) or len(name.encode("utf-8", "replace")) > _LONGEST_NAME:

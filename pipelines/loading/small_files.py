@@ -24,8 +24,10 @@ def plain_path(name: str, text: str, kind: type[InputError] = InputError) -> Pat
         kind: type of the error.
 
     Raises:
-        InputError: no file can have that path: it is too long, or holds a NUL or half a surrogate pair.
+        InputError: no file can have that path: it is empty, too long, or holds a NUL or half a surrogate pair.
     """
+    if not text:  # pathlib's own reading is the working folder; an unset variable of a shell looks like this
+        raise kind(name, text, "it is empty", "name a file or a folder")
     try:
         path = os.path.expanduser(text)  # pathlib's own raises for `~nobody`
         os.lstat(path)

@@ -14,7 +14,7 @@ from ..modular.index import folders
 from ..types import LoadKey
 from . import checkpoints, hub, single_file
 from .components import components
-from .parts import locate_parts
+from .parts import NONE, locate_parts
 from .small_files import plain_path
 
 TINY = "tiny:"
@@ -104,9 +104,9 @@ def check(key: LoadKey) -> None:
         return
     if key.parts:
         encoders = [file for slot, file in key.parts if slot.startswith("text_encoder")]
-        vae = next(file for slot, file in key.parts if slot == "vae")
+        vae = next((file for slot, file in key.parts if slot == "vae"), "")
         diffusion_model, *second = (file for _, file in key.parts if file not in (*encoders, vae))
-        locate_parts(diffusion_model, encoders, vae, *second)
+        locate_parts(diffusion_model, encoders or [NONE], vae or NONE, *second)
         return
     if not path.exists():
         raise ModelFileError("model", key.source, "it is not there any more", "choose another model")

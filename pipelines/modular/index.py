@@ -186,8 +186,9 @@ def _place(folder: Path, name: str, spec: Mapping[str, Any]) -> Place | None:
     source = spec.get("pretrained_model_name_or_path") or spec.get("repo")
     if source is None:
         return None
-    subfolder, revision = spec.get("subfolder") or "", spec.get("revision")
-    for value in (source, subfolder, revision or ""):
+    subfolder, revision = spec.get("subfolder"), spec.get("revision")
+    subfolder = "" if subfolder is None else subfolder
+    for value in (source, subfolder, "" if revision is None else revision):
         if not isinstance(value, str) or len(value) > 4096 or "\0" in value:
             raise _broken(folder, f"its {MODULAR_INDEX} says in no form that diffusers writes where its {name[:80]} is")
     if re.match(r"[\\/]{2}|\w+://", source):

@@ -1,15 +1,20 @@
 """The embedded tiny pipelines: real architectures a few layers deep, trained or random. Nothing here decodes."""
 
-from .build import PIPELINE_CLASSES, TINY_FAMILIES, TINY_SOUND_FAMILIES, build, identity, save
+from .build import ONE_EXPERT, PIPELINE_CLASSES, TINY_FAMILIES, TINY_SOUND_FAMILIES, build, identity, save
+from .controlnets import CONTROLNET_CLASSES, build_controlnet, controlnet_class
 from .loras import TINY_LORAS, lora_tensors
 from .trained import trained_folder
 
 __all__ = [
+    "CONTROLNET_CLASSES",
+    "ONE_EXPERT",
     "PIPELINE_CLASSES",
     "TINY_FAMILIES",
     "TINY_LORAS",
     "TINY_SOUND_FAMILIES",
     "build",
+    "build_controlnet",
+    "controlnet_class",
     "identity",
     "lora_tensors",
     "save",

@@ -18,7 +18,7 @@ from ...errors import InputError
 from . import trained
 from .images import flux, flux2_klein, qwenimage, sd3, sdxl, zimage
 from .ltx2 import ltx2
-from .wan import wan
+from .wan import wan, wan_one_expert, wan_vace
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,8 @@ PIPELINE_CLASSES = {
     "qwenimage": "QwenImagePipeline",
     "qwenimage-edit": "QwenImageEditPipeline",
     "zimage": "ZImagePipeline",
+    "wan21-t2v": "WanPipeline",
+    "wan21-vace": "WanVACEPipeline",
     "wan22-t2v": "WanPipeline",
     "wan22-i2v": "WanImageToVideoPipeline",
     "ltx2-t2v": "LTX2Pipeline",
@@ -44,8 +46,14 @@ RANDOM = "-random"
 """Ends the name of a family's random form, which is smaller than the trained one."""
 TINY_SOUND_FAMILIES = ("ltx2-t2v", "ltx2-i2v")
 """Those that give video with sound; older releases of diffusers do not have them."""
+TINY_FURTHER = ("wan21-t2v", "wan21-vace")
+"""Those that stand for further uses of a family that is there already."""
+ONE_EXPERT = ("wan21-t2v",)
+"""Those of a class that may have two experts, with one."""
 TINY_FAMILIES = tuple(
-    name for name in PIPELINE_CLASSES if name not in TINY_SOUND_FAMILIES and not name.endswith(RANDOM)
+    name
+    for name in PIPELINE_CLASSES
+    if name not in (*TINY_SOUND_FAMILIES, *TINY_FURTHER) and not name.endswith(RANDOM)
 )
 
 
@@ -77,7 +85,7 @@ def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> Diffusi
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
                 if not drawn:
-                    _spread_weights(component)
+                    spread_weights(component)
                 component.eval().requires_grad_(False)
                 if dtype not in (None, torch.float32):
                     component.to(dtype=dtype)
@@ -98,7 +106,7 @@ def save(name: str, folder: str | Path, seed: int = 0) -> Path:
     return path
 
 
-def _spread_weights(module: torch.nn.Module) -> None:
+def spread_weights(module: torch.nn.Module) -> None:
     """Fill the parameters that libraries leave at zero or unset, so that no part of a model is switched off.
 
     Zero is what training starts from, but a zeroed gate hides mistakes from a test, and `torch.empty` pad tokens
@@ -124,6 +132,8 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
     "qwenimage": qwenimage,
     "qwenimage-edit": lambda: qwenimage(edit=True),
     "zimage": zimage,
+    "wan21-t2v": wan_one_expert,
+    "wan21-vace": wan_vace,
     "wan22-t2v": lambda: wan(image_to_video=False),
     "wan22-i2v": lambda: wan(image_to_video=True),
     "ltx2-t2v": lambda: ltx2("LTX2Pipeline"),

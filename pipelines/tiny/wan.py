@@ -1,4 +1,4 @@
-"""The embedded tiny Wan 2.2: two experts and the causal VAE, from text or from a first frame."""
+"""The embedded tiny Wans: 2.2 with two experts, from text or from a first frame; 2.1 with one; VACE."""
 
 from __future__ import annotations
 
@@ -22,6 +22,41 @@ def _expert(in_channels: int) -> Any:
     )
 
 
+def wan_one_expert() -> Any:
+    """Wan 2.1's kind: one expert for all of the steps."""
+    from diffusers import WanPipeline
+
+    return WanPipeline(**_around(), transformer=_expert(16), transformer_2=None, boundary_ratio=None)
+
+
+def wan_vace() -> Any:
+    """Wan VACE: a clip, its mask and reference pictures go in beside the prompt."""
+    from diffusers import WanVACEPipeline, WanVACETransformer3DModel
+
+    transformer = WanVACETransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        text_dim=WIDTH,
+        freq_dim=WIDTH,
+        ffn_dim=2 * WIDTH,
+        num_layers=2,
+        vace_layers=[0, 1],
+        vace_in_channels=96,
+    )
+    return WanVACEPipeline(**_around(), transformer=transformer)
+
+
+def _around() -> dict[str, Any]:
+    """What every Wan has beside its experts."""
+    return {
+        "tokenizer": t5_tokenizer(),
+        "text_encoder": umt5_encoder(),
+        "vae": wan_vae(),
+        "scheduler": wan_scheduler(),
+    }
+
+
 def wan(image_to_video: bool) -> Any:
     from diffusers import WanImageToVideoPipeline, WanPipeline
 
@@ -29,10 +64,7 @@ def wan(image_to_video: bool) -> Any:
     channels = 36 if image_to_video else 16
     pipeline_class = WanImageToVideoPipeline if image_to_video else WanPipeline
     return pipeline_class(
-        tokenizer=t5_tokenizer(),
-        text_encoder=umt5_encoder(),
-        vae=wan_vae(),
-        scheduler=wan_scheduler(),
+        **_around(),
         transformer=_expert(channels),
         transformer_2=_expert(channels),
         boundary_ratio=0.9 if image_to_video else 0.875,

@@ -6,13 +6,21 @@ ComfyUI imports this file; the tests only copy it.
 from __future__ import annotations
 
 import gc
+import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
+import comfy.sd
+import comfy.utils
 import psutil
 import torch
 from aiohttp import web
+from safetensors.torch import save_file
 from server import PromptServer
 
 WATCHED = ("DiffusionPipeline", "BaseModel", "VAE", "ExternalModelPatcher")
@@ -36,6 +44,88 @@ class ZeroConditioning:
 
     def make(self, width: int, pooled: int) -> tuple[list[Any]]:
         return ([[torch.zeros(1, 8, width), {"pooled_output": torch.zeros(1, pooled)}]],)
+
+
+class TinyTextEncoder:
+    """ComfyUI's own text encoder of a family at the sizes of small files, which its loaders do not read."""
+
+    CATEGORY = "test"
+    FUNCTION = "make"
+    RETURN_TYPES = ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"folder": ("STRING", {"default": ""})}}
+
+    def make(self, folder: str) -> tuple[Any]:
+        place = Path(folder)
+        described = json.loads((place / "encoder.json").read_text())
+        target = SimpleNamespace(params={})
+        target.clip, target.tokenizer = _classes(described["family"])
+        states = {
+            name: comfy.utils.load_torch_file(str(place / f"{name}.safetensors")) for name in described["encoders"]
+        }
+        held = [state.pop("spiece_model") for state in states.values() if "spiece_model" in state]
+        options: dict[str, Any] = {f"{name}_model_config": sizes for name, sizes in described["encoders"].items()}
+        options["dtype"] = torch.float32  # as the files have it; by itself ComfyUI rounds to float16
+        with _small_vision():
+            data = {"spiece_model": held[0]} if held else {}
+            clip = comfy.sd.CLIP(target, tokenizer_data=data, model_options=options)
+        for name, state in states.items():
+            missing, _ = getattr(clip.cond_stage_model, name).load_sd(state)
+            lacking = [key for key in missing if not key.startswith(("visual.", "text_projection", "logit_scale"))]
+            assert not lacking, f"{name} lacks {lacking[:3]}"
+        return (clip,)
+
+
+class KeepImages:
+    """Pictures as they are, without eight bits between."""
+
+    CATEGORY = "test"
+    FUNCTION = "keep"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"images": ("IMAGE",), "path": ("STRING", {"default": ""})}}
+
+    def keep(self, images: torch.Tensor, path: str) -> tuple[()]:
+        save_file({"images": images.contiguous()}, path)
+        return ()
+
+
+def _classes(family: str) -> tuple[Any, Any]:
+    from comfy import sd1_clip, sdxl_clip
+    from comfy.text_encoders import flux, qwen_image, sd3_clip, wan, z_image
+
+    return {
+        "flux": lambda: (flux.flux_clip(), flux.FluxTokenizer),
+        "sdxl": lambda: (sdxl_clip.SDXLClipModel, sdxl_clip.SDXLTokenizer),
+        "sd15": lambda: (sd1_clip.SD1ClipModel, sd1_clip.SD1Tokenizer),
+        "sd3": lambda: (sd3_clip.sd3_clip(), sd3_clip.SD3Tokenizer),
+        "qwenimage": lambda: (qwen_image.te(), qwen_image.QwenImageTokenizer),
+        "zimage": lambda: (z_image.te(), z_image.ZImageTokenizer),
+        "wan": lambda: (wan.te(), wan.WanT5Tokenizer),
+    }[family]()
+
+
+@contextmanager
+def _small_vision() -> Iterator[None]:
+    """Qwen2.5-VL reads pictures with a network of its own, whose size is fixed."""
+    from comfy.text_encoders import qwen_vl
+
+    whole = qwen_vl.Qwen2VLVisionTransformer
+
+    class Small(whole):  # type: ignore[misc, valid-type]
+        def __init__(self, **sizes: Any) -> None:
+            super().__init__(**{**sizes, "hidden_size": 16, "intermediate_size": 16, "num_heads": 1, "num_layers": 1})
+
+    qwen_vl.Qwen2VLVisionTransformer = Small
+    try:
+        yield
+    finally:
+        qwen_vl.Qwen2VLVisionTransformer = whole
 
 
 @PromptServer.instance.routes.get("/probe")
@@ -64,4 +154,8 @@ async def probe(_request: web.Request) -> web.Response:
     )
 
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {"TestZeroConditioning": ZeroConditioning}
+NODE_CLASS_MAPPINGS: dict[str, type] = {
+    "TestZeroConditioning": ZeroConditioning,
+    "TestTinyTextEncoder": TinyTextEncoder,
+    "TestKeepImages": KeepImages,
+}

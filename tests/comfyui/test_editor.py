@@ -160,7 +160,7 @@ MISTAKES = [
     ("Text to Image", (LOADER, "model", "[custom]"), LOADER, "Enter a folder", "it is empty"),
     ("Text to Image", (SAMPLER, "pipeline"), SAMPLER, "Connect Load Diffusers Pipeline", "nothing is connected"),
     ("Text to Image", (SAMPLER, "scheduler", "PNDMScheduler"), SAMPLER, "Use 'model default'", "it does not fit"),
-    ("Wan Image to Video, 4 Steps", (SAMPLER, "images.image_1"), SAMPLER, "Connect one", "works on a picture"),
+    ("Wan Image to Video, 4 Steps", (SAMPLER, "images.image_1"), SAMPLER, "Give one in images", "works on a picture"),
     (
         "Wan Image to Video, 4 Steps",
         (LOADER, "model", "embedded tiny: flux"),

@@ -27,7 +27,7 @@ WORDS = {
     "sage attention": SAMPLER,
     "attention": SAMPLER,
     "teacache": SAMPLER,
-    "inpaint": SAMPLER,
+    "inpaint": "Mask Condition",
     "speed": "Benchmark Optimizations",
     "tiled": "VAE Decode (Fast)",
     "video upscale": "Load Video VAE",
@@ -59,7 +59,8 @@ BOXES = """
 PRESS = "window.app.graph.nodes[0].widgets.find(w => w.name === 'show_advanced').callback()"
 COLOURS = """
 ['FASTDIFFUSERS_PIPELINE', 'FASTDIFFUSERS_VIDEO_VAE', 'FASTDIFFUSERS_COMPILE_SETTINGS',
- 'FASTDIFFUSERS_OPTIMIZATION_SETTINGS', 'FASTDIFFUSERS_REPORT'].map(type => [
+ 'FASTDIFFUSERS_OPTIMIZATION_SETTINGS', 'FASTDIFFUSERS_CONDITIONS', 'FASTDIFFUSERS_CONTROLNET',
+ 'FASTDIFFUSERS_REPORT'].map(type => [
   window.app.canvas.default_connection_color_byType[type], window.LGraphCanvas.link_type_colors[type],
   getComputedStyle(document.documentElement).getPropertyValue('--color-datatype-' + type).trim(),
 ])

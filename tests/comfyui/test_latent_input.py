@@ -109,14 +109,17 @@ class TestSampler:
         assert request.seed == 5
         assert notes == ["batch_index [0, 0] ignored: item i starts from seed + i"]
 
-    def test_a_mask_is_refused_where_it_would_count_and_said_elsewhere(self, read: Any) -> None:
-        mask = torch.ones(1, 1, 64, 64)
-        latent = {"samples": filled(1, 4, 8, 8), "noise_mask": mask}
-        assert read(IMAGE, latent, strength=0.5)[1] == []
+    @pytest.mark.parametrize("strength", [0.5, 1.0])
+    def test_a_mask_is_kept_to_where_it_keeps_something(self, read: Any, strength: float) -> None:
+        mask = torch.ones(1, 64, 64)
+        (latent,) = sys.modules["nodes"].SetLatentNoiseMask().set_mask({"samples": filled(1, 4, 8, 8)}, mask)
+        assert read(IMAGE, latent, strength=strength)[0].conditions == ()
         mask[..., :32] = 0
-        assert read(IMAGE, latent)[1] == ["noise_mask ignored: strength = 1 makes the whole picture anew"]
-        with pytest.raises(InputError, match=r"noise_mask.*cannot keep to a mask\. Leave Set Latent Noise Mask out"):
-            read(IMAGE, latent, strength=0.5)
+        request, notes = read(IMAGE, latent, strength=strength)
+        (condition,) = request.conditions
+        assert torch.equal(condition.mask, mask)
+        assert condition.of_latent
+        assert notes == []
 
     def test_an_empty_latent_of_another_kind_of_model(self, read: Any) -> None:
         """Empty Latent Image is 4 channels at an eighth; Flux.2 has 128 at a sixteenth."""

@@ -71,6 +71,36 @@ def qwenimage() -> dict[str, Shapes]:
     }
 
 
+def flux2_vae() -> Shapes:
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    vae = {"double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128}
+    vae |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    found = shapes_of(lambda: AutoencoderKL(ddconfig={**vae, "batch_norm_latent": True}, embed_dim=32))
+    inside = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}  # as in its file
+    named = {key: key.split(".", 1) for key in found}
+    return {f"{inside.get(first, first)}.{rest}": found[key] for key, (first, rest) in named.items()}
+
+
+def klein(width: int, heads: int, double: int, single: int, text: str) -> dict[str, Shapes]:
+    from comfy.ldm.flux.model import Flux
+    from comfy.text_encoders import llama
+
+    sizes: dict[str, Any] = {"hidden_size": width, "num_heads": heads, "depth": double, "depth_single_blocks": single}
+    encoder = shapes_of(lambda: getattr(llama, text)({}, **how()))
+    # What ComfyUI's own detection says of these tensors.
+    sizes |= {"in_channels": 128, "out_channels": 128, "patch_size": 1, "axes_dim": [32, 32, 32, 32], "theta": 2000}
+    sizes |= {"context_in_dim": 3 * encoder["model.norm.weight"][0], "vec_in_dim": None, "mlp_ratio": 3.0}
+    sizes |= {"qkv_bias": False, "ops_bias": False, "guidance_embed": False, "global_modulation": True}
+    sizes |= {"mlp_silu_act": True, "txt_ids_dims": [3]}
+    model = shapes_of(lambda: Flux(**sizes, **how()))
+    return {
+        "model": {key.replace("_norm.weight", "_norm.scale"): shape for key, shape in model.items()},
+        "text": encoder,
+        "vae": flux2_vae(),
+    }
+
+
 def wan(dim: int, ffn: int, heads: int, layers: int, channels: int) -> dict[str, Shapes]:
     import comfy.text_encoders.wan as core_wan
     from comfy.ldm.wan.model import WanModel
@@ -89,6 +119,8 @@ PUBLISHED: dict[str, tuple[Callable[[], dict[str, Shapes]], str, str]] = {
     "z_image_turbo_bf16": (zimage, "Z-Image", "zimage"),
     "qwen_image_fp8_e4m3fn": (qwenimage, "Qwen-Image", "qwenimage"),
     "qwen_image_edit_2509_fp8_e4m3fn": (qwenimage, "Qwen-Image-Edit-2509", "qwenimage-edit-plus"),
+    "flux-2-klein-4b": (lambda: klein(3072, 24, 5, 20, "Qwen3_4B"), "FLUX.2-klein 4B", "flux2-klein"),
+    "flux-2-klein-base-9b": (lambda: klein(4096, 32, 8, 24, "Qwen3_8B"), "FLUX.2-klein 9B base", "flux2-klein"),
     "wan2.1_t2v_1.3B_fp16": (lambda: wan(1536, 8960, 12, 30, 16), "Wan 2.1", "wan-t2v"),
     "wan2.2_t2v_high_noise_14B_fp8_scaled": (lambda: wan(5120, 13824, 40, 40, 16), "Wan 2.1 or 2.2", "wan-t2v"),
     "wan2.2_i2v_high_noise_14B_fp8_scaled": (lambda: wan(5120, 13824, 40, 40, 36), "Wan 2.2 (image", "wan-i2v"),
@@ -134,18 +166,23 @@ def test_the_published_sizes_are_recognised_and_built(core: Any, tmp_path: Path,
 
 
 def unused(slot: str, shapes: Shapes) -> int:
-    """Numbers in a file that the model does not use."""
+    """Numbers in a file that the model does not use, or that are no parameters there: statistics of latents."""
+    if slot == "vae":
+        return sum(int(np.prod(shape, dtype=np.int64)) for key, shape in shapes.items() if key.startswith("bn."))
+    if slot == "text_encoder":
+        return sum(int(np.prod(shape)) for key, shape in shapes.items() if key.endswith("lm_head.weight"))
     return shapes["norm_final.weight"][0] if slot == "transformer" and "norm_final.weight" in shapes else 0
 
 
-@pytest.mark.parametrize(("sizes", "least"), [("QWEN3_4B", 9), ("QWEN25_VL_7B", 9)])
+@pytest.mark.parametrize(("sizes", "least"), [("QWEN3_4B", 9), ("QWEN3_8B", 9), ("QWEN25_VL_7B", 9)])
 def test_the_configurations_are_those_of_comfyui(core: Any, sizes: str, least: int) -> None:
     from comfy.text_encoders import llama
 
     from fastdiffusers.pipelines.loading.parts import encoders
 
     ours = getattr(encoders, sizes)
-    theirs: Any = llama.Qwen3_4BConfig() if sizes == "QWEN3_4B" else llama.Qwen25_7BVLI_Config()
+    published = {"QWEN3_4B": "Qwen3_4BConfig", "QWEN3_8B": "Qwen3_8BConfig", "QWEN25_VL_7B": "Qwen25_7BVLI_Config"}
+    theirs: Any = getattr(llama, published[sizes])()
     ours = ours.get("text_config", ours)
     shared = [name for name in ours if hasattr(theirs, name)]
     assert len(shared) >= least
@@ -166,8 +203,9 @@ def test_the_latents_are_those_of_comfyui(core: Any) -> None:
         np.testing.assert_allclose(config.latents_std, theirs.latents_std.flatten().tolist(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["zimage", "qwenimage"])
+@pytest.mark.parametrize("family", ["zimage", "flux2-klein", "qwenimage"])
 def test_the_tokens_are_those_of_comfyui(core: Any, comfyui: Path, tmp_path: Path, family: str) -> None:
+    from comfy.text_encoders.flux import KleinTokenizer
     from comfy.text_encoders.qwen_image import QwenImageTokenizer
     from comfy.text_encoders.z_image import ZImageTokenizer
 
@@ -176,15 +214,19 @@ def test_the_tokens_are_those_of_comfyui(core: Any, comfyui: Path, tmp_path: Pat
 
     own = read_tokenizer("tokenizer", QWEN_TOKENIZER, tmp_path / "none.safetensors", str(comfyui), {})
     for text in ("A red fox, 2 foxes.", "snow   and  Ice", "\u00e9t\u00e9 \u65e5\u672c 100% #hash", "one\ntwo", ""):
-        if family == "zimage":
-            theirs = ZImageTokenizer().tokenize_with_weights(text)["qwen3_4b"]
+        if family != "qwenimage":
+            thinks = family == "zimage"
+            tokenizer = ZImageTokenizer() if thinks else KleinTokenizer()
+            theirs = tokenizer.tokenize_with_weights(text)["qwen3_4b"]
             message = [{"role": "user", "content": text}]
-            options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+            options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinks}
             prompt = own.apply_chat_template(message, **options)
         else:
             theirs = QwenImageTokenizer().tokenize_with_weights(text)["qwen25_7b"]
             prompt = template_of_qwenimage().format(text)
-        assert own(prompt).input_ids == [token[0] for chunk in theirs for token in chunk], text
+        expected = [token[0] for chunk in theirs for token in chunk]
+        padding = {"padding": "max_length", "max_length": 512} if family == "flux2-klein" else {}
+        assert own(prompt, **padding).input_ids == expected, text
     padded = own(["a", "a b c"], padding=True)
     assert padded.input_ids[0][-1] == 151643, "padded with <|endoftext|>, as ComfyUI pads"
 

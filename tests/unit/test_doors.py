@@ -1,7 +1,8 @@
 """The doors of the house: who may import whom, checked on the syntax trees of all source files.
 
-`nodes -> comparison -> pipelines -> optimizations`, `nodes -> vae`, `pipelines -> vae`, never backwards; only `nodes/`
-knows ComfyUI. Within a room, the wings (its subfolders) have doors of their own, and no imports go in a circle.
+`nodes -> cluster -> comparison -> pipelines -> optimizations`, `nodes -> vae`, `pipelines -> vae`, never backwards;
+only `nodes/` knows ComfyUI, and only `cluster/` Ray. Within a room, the wings (its subfolders) have doors of their own,
+and no imports go in a circle.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 GROUND = {"errors", "callbacks", "report"}
 LEAVES = GROUND | {"fallback", "memory", "cache_folder", "compile_clock", "compile_stop", "safetensors_header"}
-ROOMS = {"nodes", "comparison", "pipelines", "optimizations", "vae", "commands", "scripts", "benchmarks"}
+ROOMS = {"nodes", "cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "scripts", "benchmarks"}
 
 MAY_IMPORT = {
     **{leaf: set() for leaf in GROUND},
@@ -28,17 +29,19 @@ MAY_IMPORT = {
     "vae": LEAVES,
     "pipelines": LEAVES | {"optimizations", "vae"},
     "comparison": LEAVES | {"pipelines", "optimizations"},
-    "nodes": LEAVES | {"comparison", "pipelines", "optimizations", "vae"},
-    "commands": LEAVES | {"comparison", "pipelines", "optimizations", "vae", "__init__"},
+    "cluster": LEAVES | {"comparison", "pipelines", "optimizations"},
+    "nodes": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae"},
+    "commands": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "__init__"},
     "cli": LEAVES | {"commands", "__init__"},
-    "benchmarks": LEAVES | {"comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
-    "scripts": LEAVES | {"comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
+    "benchmarks": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
+    "scripts": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
 }
 OWN_ROOM = {
     "pipelines/tiny": set(),
     "pipelines/classes": {"families"},
     "pipelines/loading": {"families", "modular", "recognize", "tiny", "types"},
     "pipelines/modular": {"classes", "families", "types"},
+    "pipelines/conditions": {"classes", "decoding", "families", "latents", "loading", "modular", "tiny", "types"},
     "pipelines/decoding": {"families", "latents", "types"},
     "optimizations": {"caching", "quantization"},
     "optimizations/tuning": {"apply", "compile", "compile_cost", "components", "offload", "settings"},
@@ -47,8 +50,12 @@ OWN_ROOM = {
     "vae/network": {"config", "kernels", "settings"},
     "vae/kernels": set(),
     "nodes/host": {"vae_choices"},
+    "nodes/conditions": {"host", "types"},
     "commands/launch": {"files"},
+    "commands/conditions": {"media", "options"},
     "commands/plan": set(),
+    "cluster/path": set(),
+    "commands/prompts": {"conditions", "files", "keeping", "latent_file", "libraries", "media", "options"},
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
 
@@ -183,6 +190,8 @@ def violations(source: str, path: Path) -> list[str]:
             found.append(f"{line}: {room} may not import {module}")
         if kind == "outside" and room == "vae" and module in ("diffusers", "transformers", "accelerate"):
             found.append(f"{line}: vae stands alone, without {module}")
+        if kind == "outside" and module == "ray" and room != "cluster":
+            found.append(f"{line}: only cluster imports Ray")
         if kind == "outside" and module in ("pickle", "dill", "cloudpickle", "joblib", "marshal"):
             found.append(f"{line}: {module} can run code from a file")
         if kind == "outside" and module == "subprocess" and room not in MAY_START_PROCESSES:
@@ -323,6 +332,8 @@ def test_all_rooms_are_looked_at() -> None:
         ("vae/x.py", "import fastdiffusers.errors"),
         ("vae/x.py", "from ... import outside"),
         ("vae/x.py", "print('loaded')"),
+        ("commands/x.py", "import ray"),
+        ("pipelines/x.py", "from ..cluster.settings import ClusterSettings"),
         ("nodes/x.py", "import subprocess"),
         ("nodes/x.py", "eval('1')"),
         ("vae/x.py", "import pickle"),

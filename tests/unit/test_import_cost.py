@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "numpy", "diffusers", "transformers", "safetensors", "comfy", "PIL", "av", "tqdm")
+HEAVY = ("ray", "torch", "numpy", "diffusers", "transformers", "safetensors", "comfy", "PIL", "av", "tqdm")
 
 
 def heavy_modules_after(statement: str) -> list[str]:

@@ -79,10 +79,17 @@ class CausalConv3d(nn.Conv3d):
         memory = run.state.get(self.name)
         front = self._front(memory)
         rows, columns = self._axes(source)
-        blocks = run.blocks(rows, columns, self._cell_bytes(source))
-        kernels = causal_kernels(self.weight, self.stride[0], source.shape[2]) if not front else [Kernel(self.weight)]
+        head, frames = not front, front + source.shape[2]
+        temporal = run.temporal
+        if temporal is not None and not temporal.may(source.x, self.weight, self.stride, frames, head=head):
+            temporal = None
+        cell_bytes = self._cell_bytes(source)
+        if temporal is not None:
+            cell_bytes += temporal.cell_bytes(source.x, self.weight, frames, head=head)
+        blocks = run.blocks(rows, columns, cell_bytes)
+        kernels = None if temporal is not None else self._kernels(source, front)
         kept = run.state.keep(self.name, self.carried, source.shape, source.x) if carry else None
-        if out is None and len(kernels) == 1 and blocks[0].covers(rows, columns):
+        if out is None and kernels is not None and len(kernels) == 1 and blocks[0].covers(rows, columns):
             buffer = gather(source, memory, front, blocks[0])
             if kept is not None:
                 carry_frames(buffer, kept, blocks[0])
@@ -94,16 +101,27 @@ class CausalConv3d(nn.Conv3d):
             out = empty(shape, source.x)
         for block in blocks:
             buffer = gather(source, memory, front, block)
-            for kernel in kernels:
-                result = conv3d(buffer[:, :, : kernel.reads], kernel.weight, self.bias, self.stride)
-                made = slice(kernel.frame, kernel.frame + result.shape[2])
-                target = out[:, :, made, slice(*block.rows[:2]), slice(*block.columns[:2])]
-                target.add_(result) if add else target.copy_(result)
-                del result
+            target = out[..., slice(*block.rows[:2]), slice(*block.columns[:2])]
+            if temporal is None or not temporal.convolve(
+                self.name, buffer, self.weight, self.bias, target, head=head, add=add
+            ):
+                kernels = kernels or self._kernels(source, front)
+                self._convolve(buffer, kernels, target, add=add)
             if kept is not None:
                 carry_frames(buffer, kept, block)
             del buffer
         return out
+
+    def _kernels(self, source: Source, front: int) -> list[Kernel]:
+        """What is convolved with a buffer with so many frames in front of the source's own."""
+        return [Kernel(self.weight)] if front else causal_kernels(self.weight, self.stride[0], source.shape[2])
+
+    def _convolve(self, buffer: torch.Tensor, kernels: list[Kernel], out: torch.Tensor, *, add: bool) -> None:
+        for kernel in kernels:
+            result = conv3d(buffer[:, :, : kernel.reads], kernel.weight, self.bias, self.stride)
+            target = out[:, :, kernel.frame : kernel.frame + result.shape[2]]
+            target.add_(result) if add else target.copy_(result)
+            del result
 
     def _front(self, memory: torch.Tensor | None) -> int:
         """Frames of a buffer in front of the source's own: none at the beginning of a clip (see `causal_kernels`)."""

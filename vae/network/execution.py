@@ -9,6 +9,7 @@ import torch
 
 from ..kernels import Kernels
 from .strips import Axis, Block, Span, blocks, cut, fit, whole
+from .temporal import Temporal
 
 
 class CarriedFrames:
@@ -55,12 +56,16 @@ class Layout:
         rows, columns: fixed numbers of strips; 0 = as `workspace` asks.
         workspace: bytes that the temporaries of one strip may take; None = no limit.
         tail_frames: frames that the last, purely spatial levels of a network take at a time; 0 = all.
+        block_frames: frames that a convolution over time may make at once from sums of frames; 0 = conv3d alone.
+        keep_kernels: whether the kernels that takes are kept from use to use; where memory is short they are not.
     """
 
     rows: int = 0
     columns: int = 0
     workspace: int | None = None
     tail_frames: int = 0
+    block_frames: int = 0
+    keep_kernels: bool = True
 
     @property
     def uncut(self) -> bool:
@@ -76,12 +81,14 @@ class Execution:
         carry: whether another slice follows, so that frames have to be carried on.
         layout: how planes are cut.
         kernels: the operations with more than one implementation.
+        temporal: how convolutions over time are computed; None for conv3d alone.
     """
 
     state: CarriedFrames = field(default_factory=CarriedFrames)
     carry: bool = False
     layout: Layout = Layout()
     kernels: Kernels = field(default_factory=Kernels)
+    temporal: Temporal | None = None
 
     def blocks(self, rows: Axis, columns: Axis, cell_bytes: int) -> list[Block]:
         """The blocks a convolution is computed in, row strip by row strip.

@@ -8,15 +8,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import nn
 
 from ..config import VaeConfig
-from .blocks import DownBlock, MidBlock, UpBlock
+from .blocks import DownBlock, MidBlock, ResnetBlock, UpBlock
 from .causal_conv import CausalConv3d
 from .execution import Execution, Network
 from .sources import Activated
+from .temporal import TransformedKernels
 from .upsampling import Upsampler
 
 
@@ -69,6 +71,15 @@ class Decoder(nn.Module):
             x = block(x, run)
         return by_frames(self._tail, x, run)
 
+    @property
+    def last_residual_block(self) -> ResnetBlock:
+        """The last one at full resolution."""
+        level = self.up_blocks[-1]
+        assert isinstance(level, UpBlock)  # noqa: S101 - for the type checker
+        block = level.resnets[-1]
+        assert isinstance(block, ResnetBlock)  # noqa: S101 - for the type checker
+        return block
+
     def _tail(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
         for block in self.up_blocks[self.temporal_levels :]:
             x = block(x, run)
@@ -96,6 +107,8 @@ class VideoVAE(nn.Module):
         self.overflowed: set[str] = set()
         """Stages ("decode", "encode") whose values did not fit float16."""
         self._bfloat16: list[VideoVAE] = []
+        self.transformed = TransformedKernels()
+        """Kernels of convolutions over time, kept from one decode to the next."""
 
     def in_bfloat16(self) -> VideoVAE:
         """Return a copy in bfloat16 on the same device: the same one until this VAE is moved or converted."""
@@ -106,6 +119,7 @@ class VideoVAE(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> VideoVAE:
         before = self.device, self.dtype
         super()._apply(fn, recurse)
+        self.transformed.drop()
         if (self.device, self.dtype) != before:
             self._bfloat16 = []
         return self
@@ -120,6 +134,7 @@ class VideoVAE(nn.Module):
 
     def prepare(self) -> VideoVAE:
         """Make loaded weights ready to run: memory layout, and the composed weights of the upsamplers."""
+        self.transformed.drop()
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -153,8 +168,9 @@ def by_frames(stage: Network, x: torch.Tensor, run: Execution) -> torch.Tensor:
     size, frames = run.layout.tail_frames, x.shape[2]
     if not 0 < size < frames:
         return stage(x, run)
+    # The first frame of a clip is one more than whole blocks of convolutions over time: it goes with the first of them.
+    first = size + 1 if run.layout.block_frames and frames % size == 1 else size
     pieces = []
-    for start in range(0, frames, size):
-        last = start + size >= frames
-        pieces.append(stage(x[:, :, start : start + size], run if last else replace(run, carry=True)))
+    for start, stop in pairwise([0, *range(first, frames, size), frames]):
+        pieces.append(stage(x[:, :, start:stop], run if stop == frames else replace(run, carry=True)))
     return torch.cat(pieces, dim=2)

@@ -22,9 +22,10 @@ from torch import nn
 
 from .causal_conv import Kernel, causal_kernels
 from .convolution import bias_is_a_pass, bias_of, conv3d, copy_biased
-from .execution import Execution
+from .execution import Execution, empty
 from .sources import TensorSource, carry_frames, gather
 from .strips import Axis, Block
+from .temporal import Temporal
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 """(row, column) phases, in the order of the stored weights."""
@@ -40,6 +41,7 @@ class PolyphaseConv(nn.Module):
     """
 
     biases: torch.Tensor
+    weight_0: torch.Tensor
 
     def __init__(self, upscale: nn.Conv3d, conv: nn.Conv3d, temporal: int) -> None:
         super().__init__()
@@ -71,14 +73,20 @@ class PolyphaseConv(nn.Module):
         _, channels, frames, height, width = x.shape
         rows, columns = Axis(height, 3, 1, 1, 1), Axis(width, 3, 1, 1, 1)
         front = 0 if memory is None else self.carried
-        kernels = [
-            self._kernels(phase, front + frames, continued=bool(front or follows)) for phase in range(len(PHASES))
-        ]
+        continued = bool(front or follows)
+        kernels = [self._kernels(phase, front + frames, continued=continued) for phase in range(len(PHASES))]
+        temporal = run.temporal
+        if temporal is not None and not temporal.may(x, self.weight_0, (1, 1, 1), front + frames, head=not continued):
+            temporal = None
         kept = run.state.keep(self.name, self.carried, source.shape, x) if run.carry else None
         cell_bytes = channels * (frames * (1 + self.temporal) + self.carried) * x.element_size()
+        if temporal is not None:
+            cell_bytes += temporal.cell_bytes(x, self.weight_0, front + frames, head=not continued)
         for block in run.blocks(rows, columns, cell_bytes):
             buffer = gather(source, memory, front, block)
             for phase in range(len(PHASES)):
+                if temporal is not None and self._in_blocks(temporal, phase, buffer, block, out, head=not continued):
+                    continue
                 for kernel in kernels[phase]:
                     self._phase(phase, buffer, kernel, block, out)
             if kept is not None:
@@ -94,13 +102,47 @@ class PolyphaseConv(nn.Module):
 
     def _phase(self, phase: int, buffer: torch.Tensor, kernel: Kernel, block: Block, out: torch.Tensor) -> None:
         """Convolve one phase of one block, and put its cells between those of the other phases."""
+        window = self._window(phase, buffer[:, :, : kernel.reads], block)
+        inner = self.biases[phase][0]
+        later = bias_is_a_pass(window)
+        result = conv3d(window, kernel.weight, None if later else inner)
+        self._place(phase, result, kernel.frame, block, out, inner if later else None)
+
+    def _in_blocks(
+        self, temporal: Temporal, phase: int, buffer: torch.Tensor, block: Block, out: torch.Tensor, *, head: bool
+    ) -> bool:
+        """The same for all frames, from sums of frames. False where conv3d is chosen instead: nothing was done then."""
+        window, weight = self._window(phase, buffer, block), getattr(self, f"weight_{phase}")
+        made = window.shape[2] if head else window.shape[2] - self.taps + 1
+        shape = (1, weight.shape[0], made, window.shape[3] - 1, window.shape[4] - 1)
+        result = empty(shape, buffer)
+        name = f"{self.name}.{phase}"
+        if not temporal.convolve(name, window, weight, self.biases[phase][0], result, head=head):
+            return False
+        self._place(phase, result, 0, block, out, None)
+        return True
+
+    @staticmethod
+    def _window(phase: int, buffer: torch.Tensor, block: Block) -> torch.Tensor:
+        """What a phase reads of a block's buffer."""
         a, b = PHASES[phase]
         rows, columns = block
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        window = buffer[:, :, : kernel.reads, a : a + height + 1, b : b + width + 1]
-        inner, row, column, corner = self.biases[phase]
-        later = bias_is_a_pass(window)
-        result = conv3d(window, kernel.weight, None if later else inner)
+        return buffer[:, :, :, a : a + height + 1, b : b + width + 1]
+
+    def _place(
+        self,
+        phase: int,
+        result: torch.Tensor,
+        frame: int,
+        block: Block,
+        out: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> None:
+        """Put a phase's frames, from `frame` on, between those of the other phases; a bias is added on the way."""
+        a, b = PHASES[phase]
+        rows, columns = block
+        _, row, column, corner = self.biases[phase]
         at_row = rows.before if a == 0 else rows.after
         at_column = columns.before if b == 0 else columns.after
         if at_row:
@@ -110,10 +152,11 @@ class PolyphaseConv(nn.Module):
         if at_row and at_column:
             result[..., -a, -b].add_(corner[:, None])
         frames, z = result.shape[2], self.temporal
-        target = out[:, :, z * kernel.frame : z * (kernel.frame + frames)]
+        target = out[:, :, z * frame : z * (frame + frames)]
         target = target[..., 2 * rows.start + a : 2 * rows.stop : 2, 2 * columns.start + b : 2 * columns.stop : 2]
-        for k, (part, bias) in enumerate(zip(result.chunk(z, dim=1), inner.chunk(z), strict=True)):
-            copy_biased(target[:, :, k::z], part, bias if later else None)
+        shifts = [None] * z if bias is None else bias.chunk(z)
+        for k, (part, shift) in enumerate(zip(result.chunk(z, dim=1), shifts, strict=True)):
+            copy_biased(target[:, :, k::z], part, shift)
 
 
 @torch.no_grad()

@@ -3,23 +3,33 @@
 from .checkpoint import PUBLISHED, write_configurations
 from .choose import choose_second_expert, choose_text_encoders, choose_vae
 from .component import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE
+from .embedded import NAME as EMBEDDED_NAME
+from .embedded import embedded_parts
 from .gguf import is_gguf
-from .plan import family_of_parts, kind_of_part, locate_parts
+from .plan import NONE, absent_vae, denoiser_of_parts, family_of_parts, kind_of_part, locate_parts
 from .read import read_parts
+from .save import bytes_of_parts, write_parts
 
 __all__ = [
     "DIFFUSION_MODEL",
+    "EMBEDDED_NAME",
+    "NONE",
     "PUBLISHED",
     "TEXT_ENCODER",
     "UNREADABLE",
     "VAE",
+    "absent_vae",
+    "bytes_of_parts",
     "choose_second_expert",
     "choose_text_encoders",
     "choose_vae",
+    "denoiser_of_parts",
+    "embedded_parts",
     "family_of_parts",
     "is_gguf",
     "kind_of_part",
     "locate_parts",
     "read_parts",
     "write_configurations",
+    "write_parts",
 ]

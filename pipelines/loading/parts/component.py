@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,8 @@ class PartsFamily:
         second: the component that a second diffusion model is, "" where there is one only.
         needs_second: whether a diffusion model in a file of that name needs the second one.
         expert: which of the two the name of a file says that it is: "high", "low", or "" where it does not say.
-        settings_of_two: of the pipeline itself, where there are both.
+        settings: of the pipeline itself.
+        settings_of_two: likewise, where there are both diffusion models.
     """
 
     title: str
@@ -90,7 +91,12 @@ class PartsFamily:
     second: str = ""
     needs_second: Callable[[str], bool] = lambda name: False
     expert: Callable[[str], str] = lambda name: ""
+    settings: Config = field(default_factory=dict)
     settings_of_two: Config = field(default_factory=dict)
+
+    def settings_with(self, components: Container[str]) -> Config:
+        """The settings of the pipeline itself with these components."""
+        return self.settings | (self.settings_of_two if self.second in components else {})
 
     @property
     def diffusion_model(self) -> str:

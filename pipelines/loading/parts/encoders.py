@@ -3,7 +3,7 @@
 Sources of the configurations, all in agreement with what is here:
 - edkamesh/FluX-optimized on GitHub, a copy of black-forest-labs/FLUX.1-schnell's configurations: CLIP-L, T5-XXL.
 - ComfyUI, `comfy/sd1_clip_config.json`, `comfy/text_encoders/t5_config_xxl.json`, `umt5_config_xxl.json`, and the
-  classes Qwen3_4BConfig and Qwen25_7BVLI_Config of `comfy/text_encoders/llama.py`: the same sizes.
+  classes Qwen3_4BConfig, Qwen3_8BConfig and Qwen25_7BVLI_Config of `comfy/text_encoders/llama.py`: the same sizes.
 - transformers: what is left out here is its class's default, which the published configurations repeat.
 Sizes that a file's shapes tell are taken from there or compared with it.
 """
@@ -62,6 +62,13 @@ QWEN3_4B: Config = {
     "eos_token_id": 151645,
 }
 
+QWEN3_8B: Config = {
+    **QWEN3_4B,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "tie_word_embeddings": False,
+}
+
 QWEN25_VL_7B: Config = {
     "text_config": {
         **_QWEN,
@@ -102,7 +109,8 @@ QWEN25_VL_7B: Config = {
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 """Qwen3's for what a pipeline sends: one message, without tools. The one that ComfyUI ships is Qwen2.5's, which puts a
 system message before it."""
@@ -116,6 +124,8 @@ QWEN_TOKENIZER = Tokenizer(
     "Qwen2TokenizerFast", "comfy/text_encoders/qwen25_tokenizer", {"chat_template": CHAT_TEMPLATE}
 )
 
+_INNER_HEAD = "model.lm_head.weight"
+"""What ComfyUI calls the head of a language model where it has one of its own."""
 _T5_BLOCK = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 _CLIP_LAYER = "text_model.encoder.layers.{}.mlp.fc1.weight"
 
@@ -171,6 +181,17 @@ def _rename_qwen3(weights: Weights, config: Config) -> Weights:
     return {key.removeprefix("model."): value for key, value in weights.items() if key != "lm_head.weight"}
 
 
+def _causal_config(config: Config) -> Any:
+    """Of a language model with its head: a file without it is whole, as nothing asks for its words."""
+    heads = ("lm_head.weight", _INNER_HEAD)
+    return lambda shapes: {**config, "tie_word_embeddings": not any(head in shapes for head in heads)}
+
+
+def _rename_causal(weights: Weights, config: Config) -> Weights:
+    head = weights.get(_INNER_HEAD, weights["model.embed_tokens.weight"])
+    return {"lm_head.weight": head, **{key: value for key, value in weights.items() if key != _INNER_HEAD}}
+
+
 def _rename_qwen25_vl(weights: Weights, config: Config) -> Weights:
     """The names of Qwen2.5-VL's first release; transformers moved both models a level down since."""
     renamed: Weights = {}
@@ -220,6 +241,22 @@ QWEN3_ENCODER = Component(
     _is_qwen3,
     lambda shapes: {**QWEN3_4B, "num_hidden_layers": count_blocks(shapes, "model.layers.")},
     _rename_qwen3,
+)
+QWEN3_4B_CAUSAL = Component(
+    "transformers",
+    "Qwen3ForCausalLM",
+    "Qwen3-4B, usually qwen_3_4b.safetensors",
+    _is_qwen3,
+    _causal_config(QWEN3_4B),
+    _rename_causal,
+)
+QWEN3_8B_CAUSAL = Component(
+    "transformers",
+    "Qwen3ForCausalLM",
+    "Qwen3-8B, usually qwen_3_8b.safetensors or qwen_3_8b_fp8mixed.safetensors",
+    _is_qwen3,
+    _causal_config(QWEN3_8B),
+    _rename_causal,
 )
 QWEN25_VL_ENCODER = Component(
     "transformers",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from . import flux, qwenimage, wan, zimage
+from . import flux, flux2, qwenimage, wan, zimage
 from .component import DIFFUSION_MODEL, TEXT_ENCODER, VAE, Component, PartsFamily, Shapes
 
 FAMILIES: tuple[PartsFamily, ...] = (
     *flux.FAMILIES,
+    *flux2.FAMILIES,
     *zimage.FAMILIES,
     *qwenimage.FAMILIES,
     *wan.FAMILIES,
 )
-TITLES = "FLUX.1 (dev, schnell, Kontext), Z-Image, Qwen-Image and its Edit models, Wan 2.1 and 2.2 (14B, 1.3B)"
+TITLES = (
+    "FLUX.1 (dev, schnell, Kontext), FLUX.2-klein, Z-Image, Qwen-Image and its Edit models, Wan 2.1 and 2.2 (14B, 1.3B)"
+)
 
 
 def family_of_file(shapes: Shapes, name: str) -> PartsFamily | None:

@@ -21,6 +21,8 @@ _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MARKER = "scaled_fp8"
 _EXTRAS = ("spiece_model",)
 """What ComfyUI keeps in a file besides weights: a tokenizer."""
+_COUNT = "num_batches_tracked"
+"""What a batch norm counts while it is trained: a whole number that nothing reads afterwards."""
 _COMFY_QUANT = ".comfy_quant"
 _COMFY_FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 """Formats of ComfyUI's quantized layers that are read -> type of their weights."""
@@ -166,7 +168,7 @@ def _is_scaled(key: str, entry: dict[str, Any]) -> bool:
 
 def _is_helper(key: str) -> bool:
     return key in _EXTRAS or key.endswith(
-        (_MARKER, ".scale_weight", ".scale_input", _COMFY_QUANT, ".weight_scale", ".input_scale")
+        (_COUNT, _MARKER, ".scale_weight", ".scale_input", _COMFY_QUANT, ".weight_scale", ".input_scale")
     )
 
 

@@ -20,6 +20,8 @@ from .families import FAMILIES, TITLES, family_of_file, kind_of_shapes
 from .gguf import is_gguf
 from .header import Part, read_part
 
+NONE = "none"
+"""Instead of a file: the component is left out."""
 Parts = tuple[tuple[str, str], ...]
 """(component, absolute path), the diffusion model first."""
 
@@ -28,6 +30,7 @@ def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str, s
     """Find out which file is which component, and check that each fits, reading headers only.
 
     Args:
+        text_encoders, vae: files, or `NONE`: texts come encoded then, and latents are decoded elsewhere.
         second: of a model of two experts, the one for the steps of little noise.
 
     Returns:
@@ -48,14 +51,19 @@ def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str, s
     _require(family, family.diffusion_model, chosen, chosen, "diffusion_model")
     if expert := _second_expert(family, chosen, second):
         found[family.second] = expert
-    for text in text_encoders:
+    encoded = NONE in text_encoders
+    if encoded and len(set(text_encoders)) > 1:
+        other = next(text for text in text_encoders if text != NONE)
+        raise InputError("text_encoder", other, f"another one is {NONE}: they go together", f"use {NONE} for all")
+    for text in () if encoded else text_encoders:
         file = _path("text_encoder", text)
         slot = _encoder_slot(family, file, chosen, found)
         found[slot] = file
-    if vae:
+    if vae and vae != NONE:
         found["vae"] = _path("vae", vae)
         _require(family, "vae", found["vae"], chosen, "vae")
-    if lacking := [slot for slot in family.components if slot not in found and slot != family.second]:
+    given = {*found, family.second, *(family.encoders if encoded else ()), *(("vae",) if vae == NONE else ())}
+    if lacking := [slot for slot in family.components if slot not in given]:
         name = "vae" if lacking == ["vae"] else "text_encoder"
         reason = f"{family.title} needs {' and '.join(family.components[slot].usual for slot in lacking)}"
         raise InputError(name, "", reason, f"add --{name.replace('_', '-')} FILE")
@@ -122,7 +130,26 @@ def family_of_parts(diffusion_model: Path) -> Family:
     family = _family(part)
     slot = family.diffusion_model
     config = configuration(slot, family.components[slot], part, diffusion_model)
-    return family_of_configuration(getattr(diffusers, family.pipeline), {}, {slot: config})
+    return family_of_configuration(getattr(diffusers, family.pipeline), family.settings, {slot: config})
+
+
+def denoiser_of_parts(diffusion_model: Path) -> tuple[type, Config]:
+    """Class and configuration of the denoiser of a model in parts."""
+    import diffusers
+
+    part = read_part(diffusion_model, "diffusion_model")
+    family = _family(part)
+    component = family.components[family.diffusion_model]
+    config = configuration(family.diffusion_model, component, part, diffusion_model)
+    return getattr(diffusers, component.class_name), config
+
+
+def absent_vae(diffusion_model: Path) -> Any:
+    """The VAE of a model in parts without memory or content: what it says of its latents is all that it can be
+    asked."""
+    component = family_of_part(diffusion_model).components["vae"]
+    own = beside(diffusion_model) / "vae" / "config.json"
+    return empty_network(component, read_json(own) if own.is_file() else component.config({}))
 
 
 def family_of_part(diffusion_model: Path) -> PartsFamily:

@@ -65,6 +65,8 @@ def _processor(made: dict[str, Any], beside: Path) -> dict[str, Any]:
     """What prepares pictures for the text encoder: that of the folder beside the diffusion model, else Qwen2.5-VL's."""
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
+    if made["tokenizer"] is None:  # what is encoded elsewhere is prepared there
+        return {"processor": None}
     if (beside / "processor").is_dir():
         return {"processor": Qwen2VLProcessor.from_pretrained(beside / "processor", local_files_only=True)}
     return {

@@ -45,9 +45,10 @@ def read_parts(
     files = {slot: Path(path) for slot, path in parts}
     chosen = next(iter(files.values()))
     family = family_of_part(chosen)
-    made: dict[str, Any] = {
-        name: read_tokenizer(name, tokenizer, chosen, comfyui, files) for name, tokenizer in family.tokenizers.items()
-    }
+    made: dict[str, Any] = {slot: None for slot in (*family.components, *family.tokenizers) if slot != family.second}
+    encoded = not set(family.encoders) & set(files)
+    for name, tokenizer in () if encoded else family.tokenizers.items():
+        made[name] = read_tokenizer(name, tokenizer, chosen, comfyui, files)
     found: dict[str, str] = {}
     for number, (slot, path) in enumerate(files.items()):
         callbacks.tick("load", number, len(files), slot)
@@ -63,12 +64,19 @@ def read_parts(
         if slot == family.diffusion_model and family.note:
             found[slot] += "; " + family.note
     callbacks.tick("load", len(files), len(files))
-    scheduler, config = _scheduler(family, chosen)
-    made["scheduler"] = getattr(diffusers, scheduler).from_config(config)
+    made["scheduler"] = read_scheduler(family, chosen)
     if family.more:
         made |= family.more(made, beside(chosen))
-    settings = family.settings_of_two if family.second in made else {}
+    settings = family.settings_with(files)
     return getattr(diffusers, family.pipeline)(**made, **settings), found
+
+
+def read_scheduler(family: PartsFamily, chosen: Path) -> Any:
+    """The scheduler of the folder beside a diffusion model, else the published one."""
+    import diffusers
+
+    name, config = _scheduler(family, chosen)
+    return getattr(diffusers, name).from_config(config)
 
 
 def _scheduler(family: PartsFamily, chosen: Path) -> tuple[str, Config]:
@@ -96,7 +104,7 @@ def read_component(component: Component, part: Part, config: Config, dtype: torc
             Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
             return fill_gguf(getattr(diffusers, component.class_name), weights, folder, dtype)
     if component.library == "diffusers":
-        return _fill(component, weights, config, dtype, keep_fp8)
+        return fill(component, weights, config, dtype, keep_fp8)
     import transformers
 
     model_class = getattr(transformers, component.class_name)
@@ -106,7 +114,9 @@ def read_component(component: Component, part: Part, config: Config, dtype: torc
     return model_class.from_pretrained(None, config=settings, state_dict=weights, torch_dtype=dtype).eval()
 
 
-def _fill(component: Component, weights: dict[str, Any], config: Config, dtype: torch.dtype, keep_fp8: bool) -> Any:
+def fill(
+    component: Component, weights: dict[str, Any], config: Config, dtype: torch.dtype, keep_fp8: bool = False
+) -> Any:
     """A network of diffusers with these weights: in their file where it has `dtype` already, else rounded to it.
 
     As diffusers' own `from_pretrained` does it, layers that a class keeps in float32 are in float32, and what a class
@@ -125,7 +135,7 @@ def _fill(component: Component, weights: dict[str, Any], config: Config, dtype: 
     kept = next(iter(fp8)) if keep_fp8 and len(fp8) == 1 else None
     for key in list(weights):
         kind = torch.float32 if exact & set(key.split(".")) else dtype
-        if weights[key].dtype != kept or kind != dtype:
+        if weights[key].is_floating_point() and (weights[key].dtype != kept or kind != dtype):
             weights[key] = weights[key].to(kind)
     model.load_state_dict(weights, strict=True, assign=True)
     if kept is not None:

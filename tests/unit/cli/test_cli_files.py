@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastdiffusers import cli
 from fastdiffusers.commands.files import check_file_target, check_writable, filling_folder, numbered, replacing
+from fastdiffusers.commands.keeping import ResultMovedError, write_or_keep
+from fastdiffusers.commands.media import check_output, frame_forms
 from fastdiffusers.errors import InputError
 
 
@@ -69,11 +74,17 @@ def test_replacing_writes_an_ordinary_file(tmp_path: Path) -> None:
 
 def test_a_folder_never_mixes_two_results(tmp_path: Path) -> None:
     folder = tmp_path / "frames"
-    for count in (3, 2):
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+
+    def fill(count: int) -> None:
         with filling_folder(folder, "frame_*.png") as temporary:
             for index in range(count):
                 (temporary / f"frame_{index}.png").write_text(str(count))
-    (folder / "notes.txt").write_text("mine")
+
+    fill(2)
+    with pytest.raises(FileExistsError, match="holds frame_"):
+        fill(3)
     assert sorted(file.name for file in folder.glob("frame_*")) == ["frame_0.png", "frame_1.png"]
 
     def fail_half_way() -> None:
@@ -86,6 +97,32 @@ def test_a_folder_never_mixes_two_results(tmp_path: Path) -> None:
     assert (folder / "frame_0.png").read_text() == "2"
     assert (folder / "notes.txt").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_frames_that_are_there_are_nobodys_to_delete(tmp_path: Path) -> None:
+    (tmp_path / "frame_0001.png").write_text("mine")
+    with pytest.raises(InputError, match=r"holds frame_0001\.png already.*[Cc]hoose another folder, or empty it"):
+        check_output(tmp_path, video=True)
+    with pytest.raises(ResultMovedError, match="The result is kept as") as caught:
+        write_or_keep(tmp_path, frame_forms(torch.rand(1, 2, 8, 8, 3), tmp_path, 24.0, None))
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("frame_0001.png", "mine")]
+    kept = Path(re.findall(r"kept as (.*?): move it", str(caught.value))[0])
+    assert len(list(kept.glob("frame_*.png"))) == 2
+
+
+def test_an_empty_path_is_not_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "frame_0001.png").write_text("mine")
+    words = ["generate", "--model", "tiny:wan22-t2v", "--prompt", "x", "--output"]
+    try:
+        status = cli.main([*words, ""])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert "it is empty" in capsys.readouterr().err
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("frame_0001.png", "mine")]
 
 
 def test_numbered_names_sort_in_order() -> None:

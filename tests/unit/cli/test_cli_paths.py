@@ -78,6 +78,7 @@ OUTPUTS = {
     "encode": "latent.safetensors",
     "bench": "results",
     "quantize": "copy",
+    "convert": "folder",
     "demo": "demo",
 }
 
@@ -86,11 +87,12 @@ def arguments(command: str, dest: str, ordinary: dict[str, str], output: Path) -
     """An ordinary command line without the option in question: what is required, and where there is a choice, one."""
     parser = subparsers()[command]
     wanted = {**ordinary, "output": str(output / OUTPUTS.get(command, ""))}
-    exclusive = [a for group in parser._mutually_exclusive_groups for a in group._group_actions]
+    groups = [group._group_actions for group in parser._mutually_exclusive_groups]
+    exclusive = {action.dest: [each.dest for each in group] for group in groups for action in group}
     words = []
     for action in parser._actions:
-        needed = action.required or (action.dest in ("model", "output") and action not in exclusive)
-        chosen = action in exclusive and action.dest == "model" and dest not in [each.dest for each in exclusive]
+        needed = action.required or (action.dest in ("model", "output") and action.dest not in exclusive)
+        chosen = action.dest in ("model", "prompt") and dest not in exclusive.get(action.dest, [dest])
         if action.dest != dest and (needed or chosen):
             words += [action.option_strings[0], wanted[action.dest]]
     return words
@@ -148,15 +150,16 @@ SUFFIXES = {
     "image": ".png",
     "last_image": ".png",
     "frames": ".png",
+    "prompts": ".txt",
 }
 """Of the file that an option takes; the others take .safetensors, and --output what its subcommand writes."""
-FOLDERS = ("bench", "quantize", "demo")
+FOLDERS = ("bench", "quantize", "convert", "demo")
 """Subcommands whose --output is a folder; generate and decode take a file or a folder, encode a file."""
 
 
 def is_fine(command: str, dest: str, value: str) -> bool:
     """Whether what is hostile to other options is an ordinary value of this one."""
-    if dest == "output" and value in ("a folder", "nothing"):  # "" is the folder that one is in
+    if dest == "output" and value == "a folder":
         return command != "encode"
     if dest in ("output", "report", "export") and value == "an empty file":  # it is replaced
         return not (dest == "output" and command in FOLDERS)
@@ -185,6 +188,7 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(AT_WORK)
 
     monkeypatch.setattr(CACHE, "_load", work)
+    monkeypatch.setattr(loader, "load", work)
     for name in ("decode", "encode"):
         monkeypatch.setattr(video_vae, name, work, raising=False)
     monkeypatch.setattr(quantized_copy, "_quantize_component", work)

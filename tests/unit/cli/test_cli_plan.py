@@ -101,6 +101,8 @@ def test_a_model_in_the_cache_of_the_hub_is_planned_without_a_network(
         (["--plan", "flux"], "the card is not named"),
         (["--plan", "flux", "--vram", "0"], "more than 0"),
         (["--plan", "flux", "--vram", "nan"], "more than 0"),
+        (["--plan", "flux", "--vram", "24 MB"], "more than 0"),
+        (["--plan", "flux", "--vram", "1e400"], "at most"),
         (["--plan", "flux", "--vram", "24", "--launch"], "nothing to do with a plan"),
         (["--vram", "24"], "Name the model"),
         (["--plan", __file__, "--vram", "24"], "single file"),

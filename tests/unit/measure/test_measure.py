@@ -207,6 +207,22 @@ def test_a_run_that_outlasts_the_limit_is_stopped_at_its_next_step() -> None:
     assert measurement.measured[1].first is None
 
 
+def test_a_first_run_that_lasts_for_long_leaves_a_round_for_those_that_are_ready() -> None:
+    machine = Machine()
+    fast, slow, late = machine.candidate("fast", 0.5), machine.candidate("slow", 0.5, steps=500), machine.candidate("b")
+    measurement = machine.measure([machine.candidate("plain"), fast, slow, late], time_limit=150.0)
+    measurement.run()
+    assert machine.now <= 150
+    assert "time limit of 150 s" in measurement.stopped
+    plain, first, second, third = measurement.measured
+    assert plain.runs
+    assert first.runs
+    assert second.first is None
+    assert third.first is None
+    assert not any(measured.problem for measured in measurement.measured), "nothing failed: there was no time"
+    assert machine.ran.count("b") == 0
+
+
 def test_a_time_limit_below_one_run_is_bad_input() -> None:
     machine = Machine()
     measurement = machine.measure([machine.candidate("plain"), machine.candidate("b")], time_limit=3.0)

@@ -91,6 +91,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no vae": (lambda f: edit(f, lambda i: i.update(vae=None)), "gives no place for vae"),
     "a vae that is a word": (lambda f: edit(f, lambda i: i.update(vae="x")), "gives no place for vae"),
+    "subfolder is a number": (lambda f: edit(f, lambda i: place(i, "vae", subfolder=0)), "in no form that diffusers"),
     "leads out": (lambda f: edit(f, lambda i: place(i, "vae", subfolder="../vae")), "outside of where it says"),
     "over the network": (
         lambda f: edit(f, lambda i: place(i, "vae", pretrained_model_name_or_path="//host/share", subfolder="")),

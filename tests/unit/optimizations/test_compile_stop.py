@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from torch._dynamo.backends import registry
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.compile_stop import stoppable
 from fastdiffusers.optimizations.apply import active, apply
+from fastdiffusers.optimizations.compiled_region import Region
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from fastdiffusers.report import OptimizationReport
 from fastdiffusers.vae import VaeConfig, VaeSettings, VideoVAE, compiled, decode_raw
 
 pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fresh_dynamo")]
 
-NEVER = 60.0
+NEVER = 30.0
 """Seconds that a held stage would take."""
 STAGES = {
     "tracing": ("torch._dynamo.symbolic_convert", "InstructionTranslatorBase.run"),
@@ -45,17 +47,18 @@ class Cancelled(Exception):
 
 
 class Held:
-    """Stands in for a function that takes for ever; `reached` once it is called."""
+    """Stands in for a function that takes for ever; `reached` once it is called, `ended` if nothing stopped it."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
+        self.ended = False
 
     def __call__(self, *_: Any, **__: Any) -> None:
         self.reached.set()
         end = time.monotonic() + NEVER
         while time.monotonic() < end:
             time.sleep(0.01)
-        pytest.fail("it was never stopped")
+        self.ended = True
 
     def cancel(self, _: object = None) -> None:
         if self.reached.is_set():
@@ -72,6 +75,7 @@ class HeldCompiler(Held):
         self.reached.set()
         program = f"import time; time.sleep({NEVER})"
         subprocess.run([sys.executable, "-c", program, os.environ["TORCHINDUCTOR_CACHE_DIR"]], check=True)
+        self.ended = True
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, stage: str) -> Held:
@@ -113,6 +117,26 @@ def left() -> tuple[int, int]:
     return len(psutil.Process().children(recursive=True)), len(threads)
 
 
+def in_a_thread(call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises in a thread of its own, which is where ComfyUI runs a graph."""
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - of any type: it is raised in the other thread
+            result.set_exception(error)
+
+    result: Future[Any] = Future()
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return result.result()
+
+
+def directly(call: Callable[[], Any]) -> Any:
+    return call()
+
+
 def code(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return torch.compile(lambda x: torch.softmax(x * seed, -1).sin() + x)
 
@@ -120,8 +144,12 @@ def code(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
 X = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("thread", ["main", "another"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_cancel_arrives_at_every_stage(stage: str, inductor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_arrives_at_every_stage(
+    stage: str, thread: str, inductor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = in_a_thread if thread == "another" else directly
     with torch.no_grad():
         reference = code(3)(X)
     torch._dynamo.reset()
@@ -134,8 +162,9 @@ def test_cancel_arrives_at_every_stage(stage: str, inductor: Path, monkeypatch: 
         held = hold(patch, stage)
         function = code(3)
         with pytest.raises(Cancelled) as caught:
-            stoppable(lambda: function(X), held.cancel)
+            begin(lambda: stoppable(torch.no_grad()(lambda: function(X)), held.cancel))
     assert caught.value is CANCEL
+    assert not held.ended, "it was never stopped"
     assert left() == before
     with torch.no_grad():
         assert torch.equal(stoppable(lambda: function(X), held_never), reference)
@@ -159,6 +188,7 @@ def test_ctrl_c_stops_compiling(inductor: Path, monkeypatch: pytest.MonkeyPatch)
         held = hold(patch, "lowering")
         with pytest.raises(KeyboardInterrupt):
             stoppable(lambda: code(4)(X), press)
+    assert not held.ended, "it was never stopped"
     assert left() == before
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -219,6 +249,7 @@ def test_a_pipeline_goes_on_as_if_nothing_had_been(
     with pytest.raises(Cancelled) as caught:
         run(Callbacks(check_cancel=backend.cancel))
     assert caught.value is CANCEL
+    assert not backend.ended, "it was never stopped"
     assert left() == before
     backend.open = True
     again, report = run(Callbacks())
@@ -238,6 +269,7 @@ def test_the_video_vae_goes_on_as_if_nothing_had_been(backend: HeldBackend) -> N
     with pytest.raises(Cancelled) as caught:
         decode_raw(vae, z, chosen, Callbacks(check_cancel=backend.cancel))
     assert caught.value is CANCEL
+    assert not backend.ended, "it was never stopped"
     assert left() == before
     backend.open = True
     result, report = decode_raw(vae, z, chosen)
@@ -249,16 +281,23 @@ def test_the_video_vae_goes_on_as_if_nothing_had_been(backend: HeldBackend) -> N
 MOMENTS = {
     "before the first graph": ("torch._dynamo.convert_frame", "trace_frame"),
     **{stage: STAGES[stage] for stage in ("tracing", "lowering", "C++")},
-    "check": ("", ""),
+    "done": ("", ""),
 }
+Run = Callable[[Callbacks], tuple[torch.Tensor, OptimizationReport]]
+"""Makes something by compiled code; compiles all of it unless it is found on disk."""
 
 
-def hold_at(patch: pytest.MonkeyPatch, moment: str, folder: Path) -> Held:
-    """Stop what is compiled from now on at the moment, which has to be reached."""
+def hold_at(patch: pytest.MonkeyPatch, moment: str, done: tuple[Any, str], folder: Path) -> Held:
+    """Stop what is compiled from now on at the moment, which has to be reached.
+
+    Args:
+        done: a module or class and the name of its function that is called once something is compiled.
+        folder: where code is kept that nothing may find.
+    """
     held = HeldCompiler() if moment == "C++" else Held()
-    if moment == "check":  # after which nothing is held: the next look at whether to stop has to see it
-        wanted = compiled._check
-        patch.setattr(compiled, "_check", lambda *both: (held.reached.set(), wanted(*both))[1])
+    if moment == "done":  # after which nothing is held: the next look at whether to stop has to see it
+        wanted = getattr(*done)
+        patch.setattr(*done, lambda *args: (held.reached.set(), wanted(*args))[1])
         return held
     if moment == "C++":  # what is found on disk or in this process is not compiled
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
@@ -273,24 +312,15 @@ def hold_at(patch: pytest.MonkeyPatch, moment: str, folder: Path) -> Held:
     return held
 
 
-def test_five_moments_of_compiling_the_video_vae(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its units, by inductor itself. What the first run has compiled is found on disk by those after a cancel."""
-    config = VaeConfig(block_out_channels=(8,), layers_per_block=1, temporal_scale_num=0, norm_num_groups=4)
-    chosen = VaeSettings(mode="whole", compile={}, compile_trial=False)
-    z = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-
-    def run(callbacks: Callbacks) -> tuple[torch.Tensor, OptimizationReport]:
-        torch.manual_seed(0)  # a new one each time: what is known to be right is not compared again
-        vae = VideoVAE(config).eval().requires_grad_(False)
-        return decode_raw(vae, z, chosen, callbacks)
-
+def cancel_at_every_moment(run: Run, done: tuple[Any, str], folder: Path) -> None:
+    """What the first run has compiled is found on disk by those after a cancel, which have to give the same bits."""
     reference, report = run(Callbacks())
-    assert report["torch_compile"].applied != "off"
+    assert report["torch_compile"].applied != "off", report["torch_compile"].reason
     uncancelled = left()  # inductor's first lowering starts tqdm's thread, which stays
     for moment in MOMENTS:
         torch._dynamo.reset()
-        with monkeypatch.context() as patch:
-            held = hold_at(patch, moment, tmp_path / "empty")
+        with pytest.MonkeyPatch.context() as patch:
+            held = hold_at(patch, moment, done, folder)
             looks: list[None] = []
 
             def cancel(held: Held = held, looks: list[None] = looks) -> None:
@@ -301,9 +331,46 @@ def test_five_moments_of_compiling_the_video_vae(kept: Path, tmp_path: Path, mon
             with every_stage(), pytest.raises(Cancelled) as caught:
                 run(Callbacks(check_cancel=cancel))
         assert caught.value is CANCEL, moment
+        assert not held.ended, moment
         assert len(looks) == 1, moment
         assert left() == uncancelled, moment
         again, report = run(Callbacks())
         assert report["torch_compile"].applied != "off", (moment, report["torch_compile"].reason)
         assert torch.equal(again, reference), moment
         assert left() == uncancelled, moment
+
+
+@pytest.mark.parametrize("scope", ["blocks", "slice"])
+def test_five_moments_of_compiling_the_video_vae(scope: str, kept: Path, tmp_path: Path) -> None:
+    """By inductor itself."""
+    config = VaeConfig(block_out_channels=(8,), layers_per_block=1, temporal_scale_num=0, norm_num_groups=4)
+    chosen = VaeSettings(mode="whole", compile={}, compile_scope=scope, compile_trial=False)
+    z = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def run(callbacks: Callbacks) -> tuple[torch.Tensor, OptimizationReport]:
+        torch.manual_seed(0)  # a new one each time: what is known to be right is not compared again
+        vae = VideoVAE(config).eval().requires_grad_(False)
+        return decode_raw(vae, z, chosen, callbacks)
+
+    cancel_at_every_moment(run, (compiled, "_check"), tmp_path)
+
+
+@pytest.mark.parametrize("scope", ["blocks", "model"])
+def test_five_moments_of_compiling_a_denoiser(
+    scope: str, tiny_pipeline: Any, picture: Any, room: None, kept: Path, tmp_path: Path
+) -> None:
+    """By inductor itself."""
+    settings = OptimizationSettings(
+        torch_compile="on",
+        compile=CompileSettings(scope=scope, dynamic="off"),
+        vae_tiling=TilingSettings(mode="off", slicing="off"),
+    )
+
+    def run(callbacks: Callbacks) -> tuple[torch.Tensor, OptimizationReport]:
+        pipeline = tiny_pipeline("flux")
+        pipeline.transformer.transformer_blocks = torch.nn.ModuleList()  # of one kind of block there is enough
+        report = apply(pipeline, settings, callbacks=callbacks)
+        with active(pipeline, settings, report):
+            return picture(pipeline, "flux", steps=1), report
+
+    cancel_at_every_moment(run, (Region, "after_first_call"), tmp_path)

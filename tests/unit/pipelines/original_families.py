@@ -33,6 +33,36 @@ WAN = (
     (".ffn.net.2.", ".ffn.2."),
     (".scale_shift_table", ".modulation"),
 )
+FLUX2 = (
+    ("single_transformer_blocks.", "single_blocks."),
+    ("transformer_blocks.", "double_blocks."),
+    (".attn.to_qkv_mlp_proj.", ".linear1."),
+    (".attn.to_out.0.", ".img_attn.proj."),
+    (".attn.to_out.", ".linear2."),
+    (".attn.to_add_out.", ".txt_attn.proj."),
+    (".attn.to_q.", ".img_attn.qkv."),
+    (".attn.add_q_proj.", ".txt_attn.qkv."),
+    (".attn.norm_added_q.", ".txt_attn.norm.query_norm."),
+    (".attn.norm_added_k.", ".txt_attn.norm.key_norm."),
+    (".ff_context.linear_in.", ".txt_mlp.0."),
+    (".ff_context.linear_out.", ".txt_mlp.2."),
+    (".ff.linear_in.", ".img_mlp.0."),
+    (".ff.linear_out.", ".img_mlp.2."),
+    ("context_embedder.", "txt_in."),
+    ("x_embedder.", "img_in."),
+    ("time_guidance_embed.timestep_embedder.linear_1.", "time_in.in_layer."),
+    ("time_guidance_embed.timestep_embedder.linear_2.", "time_in.out_layer."),
+    ("_modulation_img.linear.", "_modulation_img.lin."),
+    ("_modulation_txt.linear.", "_modulation_txt.lin."),
+    ("_stream_modulation.linear.", "_stream_modulation.lin."),
+    ("norm_out.linear.", "final_layer.adaLN_modulation.1."),
+    ("proj_out.", "final_layer.linear."),
+)
+FLUX2_NORMS = {
+    "double_blocks": ("img_attn.norm.query_norm", "img_attn.norm.key_norm"),
+    "single_blocks": ("norm.query_norm", "norm.key_norm"),
+}
+"""What a block calls its norms of queries and keys."""
 WAN_VAE = (
     ("mid_block.resnets.0.", "middle.0."),
     ("mid_block.attentions.0.", "middle.1."),
@@ -60,6 +90,35 @@ def original_zimage(state: Tensors) -> Tensors:
         new = new.replace("attention.norm_q", "attention.q_norm").replace("attention.norm_k", "attention.k_norm")
         out[new.replace("all_final_layer.2-1.", "final_layer.").replace("all_x_embedder.2-1.", "x_embedder.")] = value
     return out
+
+
+def original_flux2(state: Tensors) -> Tensors:
+    """FLUX.2's own names and fused layers."""
+    out: Tensors = {}
+    for name, value in state.items():
+        if any(side in name for side in (".to_k.", ".to_v.", ".add_k_proj.", ".add_v_proj.")):
+            continue
+        if ".to_q." in name or ".add_q_proj." in name:
+            value = torch.cat([state[name.replace("q_", f"{s}_").replace("to_q", f"to_{s}")] for s in "qkv"])
+        if name == "norm_out.linear.weight":
+            value = torch.cat(value.chunk(2)[::-1])
+        new = name
+        for old, short in FLUX2:
+            new = new.replace(old, short)
+        for side, norm in zip("qk", FLUX2_NORMS.get(new.split(".")[0], ()), strict=False):
+            new = new.replace(f"attn.norm_{side}.", norm + ".")
+        if new.endswith(("query_norm.weight", "key_norm.weight")):
+            new = new.removesuffix("weight") + "scale"
+        out[new] = value
+    return out
+
+
+def original_flux2_vae(state: Tensors) -> Tensors:
+    moved = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
+    return {
+        moved.get(name.split(".")[0], name.split(".")[0]) + "." + name.split(".", 1)[1]: value
+        for name, value in original_vae(state).items()
+    }
 
 
 def original_wan(state: Tensors) -> Tensors:
@@ -115,6 +174,11 @@ FAMILIES: dict[str, dict[str, tuple[str, Renaming]]] = {
         "text": ("text_encoder", original_qwen25_vl),
         "vae": ("vae", original_wan_vae),
     },
+    "flux2-klein": {
+        "model": ("transformer", original_flux2),
+        "text": ("text_encoder", dict),
+        "vae": ("vae", original_flux2_vae),
+    },
     "wan22-t2v": {
         "model_high_noise": ("transformer", original_wan),
         "model_low_noise": ("transformer_2", original_wan),
@@ -124,7 +188,7 @@ FAMILIES: dict[str, dict[str, tuple[str, Renaming]]] = {
 }
 FAMILIES["qwenimage-edit"] = FAMILIES["qwenimage"]
 FAMILIES["wan22-i2v"] = FAMILIES["wan22-t2v"]
-MODEL_NAMES = {"qwenimage-edit": "model_edit"}
+MODEL_NAMES = {"qwenimage-edit": "model_edit", "flux2-klein": "model_base"}
 
 
 def build(family: str) -> Any:

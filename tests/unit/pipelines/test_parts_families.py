@@ -43,7 +43,7 @@ def assert_same(made: Any, expected: Any) -> None:
             for key, value in theirs.items():
                 assert ours[key].dtype == value.dtype, (name, key)
                 assert torch.equal(ours[key], value), (name, key)
-    for setting in ("boundary_ratio", "expand_timesteps"):
+    for setting in ("boundary_ratio", "expand_timesteps", "is_distilled"):
         assert made.config.get(setting) == expected.config.get(setting)
 
 
@@ -74,6 +74,8 @@ def picture(pipeline: Any) -> np.ndarray:
     [
         ("zimage", "bfloat16", "bfloat16", "bfloat16"),
         ("zimage", "scaled fp8", "fp8", "float32"),
+        ("flux2-klein", "bfloat16", "scaled fp8", "bfloat16"),
+        ("flux2-klein", "fp8", "float32", "float32"),
         ("qwenimage", "fp8", "scaled fp8", "bfloat16"),
         ("qwenimage", "float32", "comfy_quant", "float32"),
         ("qwenimage-edit", "bfloat16", "bfloat16", "bfloat16"),

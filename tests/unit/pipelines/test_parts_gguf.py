@@ -152,3 +152,15 @@ def test_what_cannot_be_read_is_one_line(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
     with pytest.raises(MissingDependencyError, match="pip install gguf"):
         resolve(model["files"])
+
+
+def test_saved_as_a_folder_its_weights_are_what_it_computes_with(model: dict[str, Any], tmp_path: Path) -> None:
+    from fastdiffusers.pipelines.loading.saving.folder import save_folder
+
+    key = resolve(model["files"])
+    saved = save_folder(key, tmp_path / "new")
+    assert saved.components["transformer"].endswith(", written as float32")
+    parts = loader.load(key).pipeline
+    folder = loader.load(loader.resolve(str(saved.folder), dtype="float32", device="cpu")).pipeline
+    assert {value.dtype for value in folder.transformer.state_dict().values()} == {torch.float32}
+    assert np.array_equal(picture(folder), picture(parts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -306,7 +308,11 @@ def test_broken_numbers_are_reported_and_never_reach_the_picture(monkeypatch):
     monkeypatch.setattr(loaded.pipeline.unet, "forward", overflows)
     result = sampling.run(loaded, small_request(steps=1))
     assert result.frames.isfinite().all()
-    assert sum("NaN" in note for note in result.report.notes) == 2
+    notes = [note for note in result.report.notes if "NaN" in note]
+    assert len(notes) == 2
+    assert all("dtype is float32" in note and "without LoRAs" in note for note in notes)
+    half = sampling.run(replace(loaded, key=replace(loaded.key, dtype="float16")), small_request(steps=1))
+    assert all("Use dtype bfloat16" in note for note in half.report.notes if "NaN" in note)
 
 
 def test_an_unknown_class_runs_through_its_signature_and_decodes_itself():

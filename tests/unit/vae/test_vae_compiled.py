@@ -329,17 +329,17 @@ def test_compiled_code_is_left_its_room(shallow: VideoVAE, latents: Latents, mon
     assert "for compiled code" not in report["spatial"].cost
 
 
-@pytest.mark.parametrize("share", [0.9, 0.7])
-def test_the_budget_is_respected(small: VideoVAE, latents: Latents, share: float) -> None:
-    z = latents(3, 24, 24)
+def test_the_budget_is_respected(small: VideoVAE, latents: Latents) -> None:
+    z = latents(3, 16, 16)
 
     def peak(chosen: VaeSettings) -> int:
         with torch.no_grad(), LiveBytes() as live:
             result, _ = decode_raw(small, z, chosen, Callbacks())
         return live.peak - result.nbytes
 
-    budget = int(share * peak(VaeSettings(mode="whole", temporal_slice=1)))
-    assert peak(VaeSettings(mode="exact", memory_budget_gib=budget / 2**30)) <= 1.1 * budget
+    whole = peak(VaeSettings(mode="whole", temporal_slice=1))
+    for budget in (0.9 * whole, 0.7 * whole):
+        assert peak(VaeSettings(mode="exact", memory_budget_gib=budget / 2**30)) <= 1.1 * budget
 
 
 def test_the_next_process_is_told_what_compiling_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

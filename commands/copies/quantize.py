@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from .libraries import prepare_libraries
-from .options import MODEL_HELP, path_argument
-from .terminal import TerminalProgress
+from ..libraries import prepare_libraries
+from ..options import MODEL_HELP, path_argument
+from ..terminal import TerminalProgress
 
 HELP = "write a quantized copy of a model"
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     prepare_libraries(args.verbose)
 
-    from ..pipelines.loading.quantized_copy import quantize_folder
+    from ...pipelines.loading.quantized_copy import quantize_folder
 
     with TerminalProgress(args.quiet) as callbacks:
         copy = quantize_folder(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from comfy_api.latest import io, ui
 
-from ..errors import FastDiffusersError
-from ..pipelines.loading.quantized_copy import WEIGHTS_DTYPES, copy_name, quantize_folder
-from . import types
-from .host import comfy_bridge
-from .host.compat import ADVANCED, schema
-from .host.model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
+from ...errors import FastDiffusersError
+from ...pipelines.loading.quantized_copy import WEIGHTS_DTYPES, copy_name, quantize_folder
+from .. import types
+from ..host import comfy_bridge
+from ..host.compat import ADVANCED, schema
+from ..host.model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
 
 
 class QuantizeModel(io.ComfyNode):

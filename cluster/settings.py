@@ -1,0 +1,57 @@
+"""What a user says of a cluster: where it is, and how many workers of what size."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+LOCAL = "local"
+FORMS = "use local, local:2 for two workers, or HOST:PORT of a running Ray"
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Attributes:
+    address: "local" for the cards or processors of this machine, else "HOST:PORT" of a running Ray.
+    workers: how many, >= 1; None for one per card, or per `cpus` where there are no cards.
+    cpus: threads of each worker, >= 1; None for an equal share of the machine.
+    patience: seconds to wait for a free card, > 0.
+    """
+
+    address: str = LOCAL
+    workers: int | None = None
+    cpus: int | None = None
+    patience: float = 120.0
+
+    @property
+    def local(self) -> bool:
+        return self.address == LOCAL
+
+
+def parse_cluster(text: str, cpus: int | None = None, patience: float = 120.0) -> ClusterSettings:
+    """Read "local", "local:2" or "HOST:PORT".
+
+    Raises:
+        InputError: it is none of these, or a number is out of range.
+    """
+    if cpus is not None and not 1 <= cpus <= 1024:
+        raise InputError("cpus", cpus, "a worker has 1 to 1024 threads", "leave it out for an equal share")
+    if not 0 < patience <= 86400:
+        raise InputError("cluster_wait", patience, "it must be above 0 and at most 86400 seconds", "use 120")
+    if text == LOCAL:
+        return ClusterSettings(cpus=cpus, patience=patience)
+    if "://" in text:
+        reason = "Ray's client protocol cannot be used: work would go through one process"
+        raise InputError("cluster", text, reason, "run on a machine of the cluster, with HOST:PORT of its head")
+    host, colon, number = text.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", number) or not re.fullmatch(r"[\w.\-]+|\[[0-9a-fA-F:]+\]", host):
+        raise InputError("cluster", text, "it names no cluster", FORMS)
+    if host == LOCAL:
+        if not 1 <= int(number) <= 1024:
+            raise InputError("cluster", text, "there can be 1 to 1024 workers", FORMS)
+        return ClusterSettings(LOCAL, int(number), cpus, patience)
+    if not 1 <= int(number) <= 65535:
+        raise InputError("cluster", text, "there is no such port", FORMS)
+    return ClusterSettings(text, None, cpus, patience)

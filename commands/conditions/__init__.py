@@ -1,0 +1,153 @@
+"""The options of `generate` for what a run is held to beside its prompt, and what is read of their files."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from ...pipelines.conditions.kinds import ROLES
+from ...pipelines.loading.small_files import plain_path
+from ..media import left_out, read_picture
+from ..options import path_argument
+from .clip_files import clip_left_out, clip_shape, read_clip
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...pipelines.conditions.kinds import Condition, ControlNetKey, KeyframeCondition
+
+
+def add_condition_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("conditions")
+    group.add_argument(
+        "--mask",
+        type=path_argument,
+        metavar="FILE",
+        help="picture of what --image keeps and what is made anew: black is kept, white is made anew",
+    )
+    group.add_argument(
+        "--control-image",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="FILE",
+        help="control picture, as the control model reads it; repeat for several",
+    )
+    group.add_argument(
+        "--controlnet",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="control model for each --control-image: a diffusers folder, or tiny:FAMILY for an embedded one",
+    )
+    group.add_argument(
+        "--control-strength", type=float, metavar="X", help="1 (default): as the control model was trained"
+    )
+    group.add_argument("--control-start", type=float, metavar="SHARE", help="share of the steps, 0 (default) to 1")
+    group.add_argument("--control-end", type=float, metavar="SHARE", help="share of the steps, 0 to 1 (default)")
+    for role in ROLES:
+        group.add_argument(
+            "--video" if role == "video" else f"--{role}-video",
+            type=path_argument,
+            metavar="FILE",
+            help=f"clip {_FOR[role]}: a video file, or a folder of pictures",
+        )
+    group.add_argument(
+        "--keyframe",
+        action="append",
+        default=[],
+        metavar="FILE[@FRAME][:STRENGTH]",
+        help="picture at a frame of the video (0: the first, -1: the last), with its strength (1); repeat for several",
+    )
+
+
+_FOR = {
+    "video": "to start from or to edit",
+    "control": "for a model that reads a control clip",
+    "pose": "of the pose, for Wan-Animate",
+    "face": "of the face, for Wan-Animate",
+    "background": "of the background, for Wan-Animate",
+}
+_KEYFRAME = re.compile(r"(?P<file>.+?)(?:@(?P<frame>-?\d+))?(?::(?P<strength>[0-9.]+))?", re.DOTALL)
+
+
+_ANY_KEYFRAME = re.compile(r".+?(?:@(?P<frame>[^@:/\\]*))?(?::(?P<strength>[^@:/\\]*))?", re.DOTALL)
+"""The same with anything for frame and strength, to say which of them is wrong."""
+_AS = "write FILE@FRAME:STRENGTH, as in first.png@0:0.8"
+
+
+def keyframe(text: str, read: Callable[..., torch.Tensor] = read_picture) -> KeyframeCondition:
+    """One `--keyframe` option. Raises InputError for a picture that cannot be read, or a frame or a strength that is no
+    number."""
+    from ...pipelines.conditions.kinds import KeyframeCondition
+
+    found = _KEYFRAME.fullmatch(text)
+    if found is None:
+        raise InputError("keyframe", text, "it names no file", _AS)
+    file = plain_path("keyframe", found["file"])
+    asked = found if file.is_file() else _ANY_KEYFRAME.fullmatch(text) or found
+    frame, strength = asked["frame"], asked["strength"]
+    if frame and not re.fullmatch(r"-?\d+", frame):
+        raise InputError("keyframe frame", frame, "it must be a whole number", _AS)
+    try:
+        held_by = float(strength or 1.0)
+    except ValueError:
+        raise InputError("keyframe strength", strength, "it must be a number", _AS) from None
+    return KeyframeCondition(read(file, "keyframe")[None], int(frame or 0), held_by)
+
+
+def absolute_keyframe(text: str) -> str:
+    """A `--keyframe` option that holds in any working folder."""
+    found = _KEYFRAME.fullmatch(text)
+    if found is None:
+        return text
+    file = plain_path("keyframe", found["file"])
+    return f"{file.absolute()}{text.removeprefix(found['file'])}"
+
+
+def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = read_picture) -> tuple[Condition, ...]:
+    """What the options describe. Raises InputError for a file that cannot be read.
+
+    Args:
+        read: what reads a picture; with any other than `read_picture`, of clips only the shape is read.
+    """
+    from ...pipelines.conditions.controlnets import resolve_controlnet
+    from ...pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
+
+    pictures = args.control_image
+    models: list[ControlNetKey | None] = [resolve_controlnet(source) for source in args.controlnet]
+    if models and len(models) != len(pictures):
+        counts = f"{len(models)} for {len(pictures)} of --control-image"
+        raise InputError("controlnet", counts, "each control model reads one picture", "give as many of both")
+    given = {name: getattr(args, f"control_{name}") for name in ("strength", "start", "end")}
+    limits = {name: value for name, value in given.items() if value is not None}
+    if limits and not pictures:
+        name, value = next(iter(limits.items()))
+        reason = "there is no control picture for it to hold for"
+        raise InputError(f"control_{name}", value, reason, f"give a --control-image, or leave --control-{name} out")
+    reads = read_clip if read is read_picture else clip_shape
+    found: list[Condition] = []
+    if args.mask is not None:
+        found.append(MaskCondition(read(args.mask, "mask").mean(dim=-1)[None]))
+    for picture, model in zip(pictures, models or [None] * len(pictures), strict=True):
+        image = read(picture, "control_image")[None]
+        found.append(ControlCondition(image, model, **limits))
+    for role in ROLES:
+        clip = getattr(args, "video" if role == "video" else f"{role}_video")
+        if clip is not None:
+            frames, rate = reads(clip, "video" if role == "video" else f"{role}_video")
+            found.append(VideoCondition(frames, role, rate))
+    return (*found, *(keyframe(text, read) for text in args.keyframe))
+
+
+def conditions_left_out(args: argparse.Namespace) -> list[str]:
+    """What of the files of the conditions is not read, one sentence each."""
+    matched = [_KEYFRAME.fullmatch(text) for text in args.keyframe]
+    keyframes = [plain_path("keyframe", found["file"]) for found in matched if found is not None]
+    clips = [getattr(args, "video" if role == "video" else f"{role}_video") for role in ROLES]
+    pictures = [*([] if args.mask is None else [args.mask]), *args.control_image, *keyframes]
+    notes = [note for path in pictures for note in left_out(path)]
+    return [*notes, *(note for path in clips if path is not None for note in clip_left_out(path))]

@@ -1,0 +1,93 @@
+"""From options to a request, and from a result to files: the same for one prompt and for a file of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..conditions import conditions, conditions_left_out
+from ..files import check_file_target
+from ..keeping import Form, ResultMovedError, write_or_keep
+from ..latent_file import latent_forms
+from ..media import frame_forms, left_out, read_picture
+from ..options import work_options, written_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...pipelines.types import SampleRequest, SampleResult
+
+LATENT = ".safetensors"
+
+
+def check_latent_target(output: Path) -> bool:
+    """Whether `--output` asks for the latent alone. Raises InputError where that cannot be written."""
+    if output.suffix != LATENT:
+        return False
+    check_file_target("output", output, (LATENT,))
+    return True
+
+
+def sample_request(
+    args: argparse.Namespace, decode: bool, read: Callable[..., torch.Tensor] = read_picture
+) -> SampleRequest:
+    """The request that the options describe, its images read by `read`.
+
+    Raises:
+        InputError: an image is unreadable, or a text is none.
+    """
+    from ...pipelines.types import SampleRequest
+
+    return SampleRequest(
+        **work_options(args),
+        negative_prompt=written_text("negative_prompt", args.negative_prompt),
+        frame_rate=args.frame_rate,
+        scheduler=args.scheduler,
+        images=tuple(read(path, alpha=True) for path in args.image),
+        last_image=None if args.last_image is None else read(args.last_image, "last_image", alpha=True),
+        strength=args.strength,
+        decode=decode,
+        conditions=conditions(args, read),
+    )
+
+
+def note_what_is_left_out(args: argparse.Namespace, result: SampleResult) -> None:
+    """Say in the report what of the images was not read."""
+    for path in (*args.image, *([] if args.last_image is None else [args.last_image])):
+        for note in left_out(path, alpha=True):
+            result.report.note(note)
+    for note in conditions_left_out(args):
+        result.report.note(note)
+
+
+def without_latent(result: SampleResult, output: Path) -> Path | None:
+    """Where the frames go of a pipeline that shows no latent though one was asked for; None where that is no matter."""
+    if result.latent is None and result.frames is not None and output.suffix == LATENT:
+        return output.with_suffix(".mp4" if result.frames.shape[1] > 1 else ".png")
+    return None
+
+
+def result_forms(result: SampleResult, output: Path) -> list[Form]:
+    """How a result can be written: as `output` asks for, and smaller; nothing for a result without either."""
+    if result.frames is None and result.latent is not None:
+        rate: dict[str, Any] = {} if result.frame_rate is None else {"frame_rate": str(result.frame_rate)}
+        return latent_forms(result.latent, rate, result.audio)
+    if result.frames is None:
+        return []
+    return frame_forms(result.frames, output, result.frame_rate, result.audio)
+
+
+def write_result(result: SampleResult, output: Path) -> list[Path]:
+    """Write the frames, or the latent when nothing was decoded, where `--output` says; returns the files.
+
+    Raises:
+        ResultMovedError: it cannot be written there, and is kept elsewhere.
+    """
+    shown = without_latent(result, output)
+    forms = result_forms(result, shown or output)
+    written = write_or_keep(shown or output, forms) if forms else []
+    if shown is not None:
+        raise ResultMovedError(f"{output} is not there: this pipeline shows no latent. Its result is {shown}.")
+    return written

@@ -1,0 +1,70 @@
+"""Video Condition and Keyframe Condition: a clip that a run starts from or keeps to, and pictures at places of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from ...pipelines.conditions.kinds import ROLES, KeyframeCondition, VideoCondition
+from .. import types
+from ..host.compat import schema
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...pipelines.conditions.kinds import Condition
+
+
+class VideoConditionNode(io.ComfyNode):
+    """A VIDEO, or its frames as an IMAGE batch -> one condition more."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FastDiffusersVideoCondition",
+            display_name="Video Condition",
+            category=types.CATEGORY,
+            search_aliases=["video to video", "v2v", "vace", "animate", "pose", "face", "wan animate"],
+            inputs=[
+                io.MultiType.Input("video", types=[io.Video, io.Image]),
+                io.Combo.Input("role", options=list(ROLES), default="video"),
+                types.Conditions.Input("conditions", optional=True),
+            ],
+            outputs=[types.Conditions.Output(display_name="conditions")],
+        )
+
+    @classmethod
+    def execute(cls, video: Any, role: str, conditions: tuple[Condition, ...] | None = None) -> io.NodeOutput:
+        if hasattr(video, "get_components"):
+            parts = video.get_components()
+            clip = VideoCondition(parts.images, role, float(parts.frame_rate), sound=parts.audio is not None)
+        else:
+            clip = VideoCondition(video, role)
+        return io.NodeOutput((*(conditions or ()), clip))
+
+
+class KeyframeConditionNode(io.ComfyNode):
+    """A picture and its place in a clip -> one condition more."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FastDiffusersKeyframeCondition",
+            display_name="Keyframe Condition",
+            category=types.CATEGORY,
+            search_aliases=["keyframe", "first frame", "last frame", "ltx", "guide"],
+            inputs=[
+                io.Image.Input("image"),
+                io.Int.Input("frame", default=0, min=-1, max=100000),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01),
+                types.Conditions.Input("conditions", optional=True),
+            ],
+            outputs=[types.Conditions.Output(display_name="conditions")],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: torch.Tensor, frame: int, strength: float, conditions: tuple[Condition, ...] | None = None
+    ) -> io.NodeOutput:
+        return io.NodeOutput((*(conditions or ()), KeyframeCondition(image, frame, strength)))

@@ -1,0 +1,1 @@
+"""Nodes that write a model to disk: quantized, or as a diffusers folder."""

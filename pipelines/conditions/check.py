@@ -1,0 +1,91 @@
+"""What can be said of a request's conditions before a model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from .clips import check_clip_mask, check_clips, clip_input, clips_of, takes_clip_mask
+from .control import check_controls, controls_of
+from .keyframes import check_keyframes, keyframes_of
+from .kinds import ROLES
+from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+_GIVEN_BY = {
+    **dict.fromkeys(MASK_ARGUMENTS, ("a mask", "use Mask Condition (--mask)")),
+    "control_image": ("a control picture", "use Control Condition (--control-image)"),
+    **{
+        name: ("a clip", "use Video Condition (--video)")
+        if role == "video"
+        else (f"a {role} clip", f"use Video Condition with role {role} (--{role}-video)")
+        for role, names in ROLES.items()
+        for name in names
+    },
+}
+"""Argument that a call fails without -> what it is, and what gives it."""
+
+
+def check_conditions(family: Family, request: SampleRequest) -> list[str]:
+    """Notes on what becomes of the conditions.
+
+    Raises:
+        InputError: one of them cannot be kept to.
+    """
+    clips = [*check_clips(family, request), *check_keyframes(family, request)]
+    with_clip = takes_clip_mask(family, request)
+    notes = clips + (check_clip_mask(family, request) if with_clip else check_mask(family, request))
+    masked, repainted = mask_of(request) is not None, bool(repaints(family, request))
+    return [*notes, *check_controls(family, request, masked, repainted)]
+
+
+def scaled_notes(request: SampleRequest, width: int | None, height: int | None) -> list[str]:
+    """Notes on what is brought to the size of the result, in pixels; None where that is not known."""
+    if not width or not height:
+        return []
+    given = [("control_image", control.image[0], False) for control in controls_of(request)]
+    given += [(clip_input(role), clip.frames[0], False) for role, clip in clips_of(request).items()]
+    given += [("keyframe", keyframe.image[0], True) for keyframe in keyframes_of(request)]
+    notes = []
+    for name, picture, cut in given:
+        rows, columns = picture.shape[:2]
+        if (rows, columns) == (height, width):
+            continue
+        note = f"{name}: scaled from {columns}x{rows} to {width}x{height}"
+        if rows * width != columns * height:
+            note += ", and what stands out on two sides is cut off" if cut else ", which changes its proportions"
+        notes.append(f"{note}.")
+    return notes
+
+
+def condition_facts(request: SampleRequest) -> dict[str, str]:
+    """What a run was held to beside its control models, for the report."""
+    mask, clips, keyframes = mask_of(request), clips_of(request), keyframes_of(request)
+    facts = {}
+    if mask is not None:
+        facts["mask"] = f"{mask.mask.shape[-1]}x{mask.mask.shape[-2]}"
+    if clips:
+        shapes = {clip_input(role): clip.frames.shape for role, clip in clips.items()}
+        facts["clips"] = "; ".join(f"{name} {of[0]} frames of {of[2]}x{of[1]}" for name, of in shapes.items())
+    if keyframes:
+        facts["keyframes"] = "; ".join(f"frame {each.frame}, strength {each.strength:g}" for each in keyframes)
+    return facts
+
+
+def still_missing(family: Family, request: SampleRequest) -> None:
+    """Raise InputError for what the model's call fails without, and the request does not give."""
+    given = set(MASK_ARGUMENTS) if mask_of(request) is not None else set()
+    given |= {"control_image"} if controls_of(request) else set()
+    given |= {name for role in clips_of(request) for name in ROLES[role]}
+    missing = [name for name in family.required if name not in given]
+    unknown = [name for name in missing if name not in _GIVEN_BY]
+    if unknown:
+        reason = f"it needs what no input here gives: {', '.join(unknown)}"
+        raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
+    if missing:
+        things, cures = zip(*(_GIVEN_BY[name] for name in missing), strict=True)
+        reason = f"{family.name} works with {' and '.join(things)}"
+        raise InputError(", ".join(missing), "none", reason, "; ".join(dict.fromkeys(cures)))

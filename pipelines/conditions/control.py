@@ -1,0 +1,248 @@
+"""A control picture: the form of a pipeline that takes it, what is refused, and what a call is given."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InputError
+from ..classes.forms import call_parameters, class_of
+from .kinds import ControlCondition, ControlNetKey
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+MOST_STRENGTH = 10.0
+_SAME = (
+    "cross_attention_dim",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+    "block_out_channels",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "attention_head_dim",
+    "num_attention_heads",
+    "in_channels",
+    "dim",
+)
+"""Entries of a control model's configuration that are those of the denoiser it was made for."""
+
+
+def controls_of(request: SampleRequest) -> list[ControlCondition]:
+    """The control pictures of a request, in their order."""
+    return [condition for condition in request.conditions if isinstance(condition, ControlCondition)]
+
+
+def control_models(request: SampleRequest) -> list[ControlNetKey]:
+    """The control models among them."""
+    return [condition.model for condition in controls_of(request) if condition.model is not None]
+
+
+def control_form(family: Family, task: str = "") -> str:
+    """The class around the same models that takes a control model, "" where there is none.
+
+    Args:
+        task: "" from text, "Img2Img" from a picture with a strength, "Inpaint" with a mask.
+    """
+    import diffusers
+
+    pipeline_class = class_of(family)
+    if pipeline_class is None:
+        return ""
+    name = f"{pipeline_class.__name__.removesuffix('Pipeline')}ControlNet{task}Pipeline"
+    form = getattr(diffusers, name, None)
+    if not isinstance(form, type):
+        return ""
+    takes = call_parameters(name)
+    # Z-Image's inpaint form has no strength: its control model reads mask and picture.
+    wanted = {"Img2Img": {"image", "strength"}, "Inpaint": {"image", "mask_image", "strength"}}.get(task, set())
+    return name if wanted <= set(takes) else ""
+
+
+def accepted_models(form: str) -> tuple[str, ...]:
+    """Names of the control model classes that a form takes, by its own signature."""
+    names = {
+        word.strip("'>").rsplit(".", 1)[-1] for word in _annotation(form).replace("[", " ").replace("]", " ").split()
+    }
+    return tuple(sorted(name for name in names if name.endswith("Model") and "Multi" not in name))
+
+
+def check_controls(family: Family, request: SampleRequest, masked: bool, repainted: bool) -> list[str]:
+    """Notes on what becomes of the control pictures; [] without one.
+
+    Args:
+        masked: part of a picture or of a latent is kept. `repainted`: by an inpaint class.
+
+    Raises:
+        InputError: this model takes none, or a control model of another kind.
+    """
+    controls, notes = controls_of(request), []
+    for control in controls:
+        shape = list(getattr(control.image, "shape", ()))
+        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
+            reason = "a control picture is [batch, height, width, 3 or 4]"
+            raise InputError("control_image", f"shape {shape}", reason, "give a picture")
+        if not 0.0 <= control.strength <= MOST_STRENGTH:
+            reason = f"it must be between 0 and {MOST_STRENGTH:g}"
+            raise InputError("control strength", control.strength, reason, "1 is as it was trained")
+        if not 0.0 <= control.start < control.end <= 1.0:
+            reason = "start and end are shares of the steps, 0 <= start < end <= 1"
+            raise InputError("control start", f"{control.start:g} to {control.end:g}", reason, "use 0 and 1")
+        if shape[0] > 1:
+            notes.append(f"control_image: the first of {shape[0]} is used.")
+    models = control_models(request)
+    if not controls:
+        return []
+    if not models:
+        return notes + _check_own_control(family, controls)
+    if len(models) < len(controls):
+        raise InputError("controlnet", "none", "one of the control pictures has no control model", "give each its own")
+    return notes + _check_form(family, request, controls, masked, repainted)
+
+
+def _check_own_control(family: Family, controls: list[ControlCondition]) -> list[str]:
+    if "control_image" not in family.required:
+        cure = "give one: Load ControlNet (Diffusers), or --controlnet"
+        raise InputError("controlnet", "none", f"{family.name} takes a control picture with a control model", cure)
+    if len(controls) > 1:
+        reason = f"{family.name} takes one"
+        raise InputError("control_image", f"{len(controls)} pictures", reason, "leave all but one out")
+    takes = call_parameters(family.classes[-1])
+    changed = {
+        "controlnet_conditioning_scale": ("strength", controls[0].strength != 1.0),
+        "control_guidance_start": ("start", controls[0].start != 0.0),
+        "control_guidance_end": ("end", controls[0].end != 1.0),
+    }
+    return [
+        f"control {name} ignored: {family.name} has none."
+        for argument, (name, asked) in changed.items()
+        if asked and argument not in takes
+    ]
+
+
+def _check_form(
+    family: Family, request: SampleRequest, controls: list[ControlCondition], masked: bool, repainted: bool
+) -> list[str]:
+    plain = control_form(family)
+    models = control_models(request)
+    name = _shown(models[0])
+    if not plain:
+        reason = f"{family.name} has no form that takes a control model"
+        raise InputError("controlnet", name, reason, "leave the control picture out")
+    for model in models:
+        if model.class_name not in accepted_models(plain):
+            wanted = " or ".join(accepted_models(plain))
+            reason = f"it is a {model.class_name}, made for another kind of model: {family.name} takes a {wanted}"
+            raise InputError("controlnet", _shown(model), reason, "choose one that was made for this model")
+    if request.strength < 1.0 and not repainted and not control_form(family, "Img2Img"):
+        reason = f"{family.name} has no form that takes a control model and starts from a picture"
+        raise InputError("strength", request.strength, reason, "use 1")
+    if request.images and not masked and request.strength >= 1.0:
+        reason = f"with a control model {family.name} takes no pictures beside it"
+        raise InputError(
+            "images", f"{len(request.images)} image(s)", reason, "leave images (--image) out, or add a mask"
+        )
+    if len(models) > 1 and "Multi" not in _annotation(plain):
+        raise InputError("controlnet", f"{len(models)} models", f"{plain} takes one", "leave all but one out")
+    form = control_form_of(family, request, repainted)
+    if "control_guidance_start" not in call_parameters(form):
+        if all((control.start, control.end) == (0.0, 1.0) for control in controls):
+            return []
+        return [f"control start and end ignored: {form} has none, and holds to the control picture in every step."]
+    for control in controls:
+        acts, steps = acting_steps(form, family, request, control)
+        if not acts:
+            between = f"{control.start:g} to {control.end:g}"
+            reason = f"of {steps} steps none lies between start and end, so the control model would do nothing"
+            cure = f"set start and end at least {math.ceil(100 / steps) / 100:g} apart, or use more steps"
+            raise InputError("control start and end", between, reason, cure)
+    return []
+
+
+def control_form_of(family: Family, request: SampleRequest, repainted: bool) -> str:
+    """The class that takes the control models of this request.
+
+    Args:
+        repainted: an inpaint class keeps to the request's mask.
+    """
+    return control_form(family, "Inpaint" if repainted else "Img2Img" if request.strength < 1.0 else "")
+
+
+def acting_steps(form: str, family: Family, request: SampleRequest, control: ControlCondition) -> tuple[int, int]:
+    """(steps in which a control model acts, steps of the run), as diffusers counts both."""
+    import diffusers
+
+    steps = request.steps or family.steps
+    cut = getattr(getattr(diffusers, form), "get_timesteps", None)
+    if cut is not None and request.strength < 1.0:
+        alone = SimpleNamespace(scheduler=SimpleNamespace(timesteps=range(steps), order=1))
+        steps = len(cut(alone, steps, request.strength, None)[0])
+    if "control_guidance_start" not in call_parameters(form):
+        return steps, steps
+    return sum(index / steps >= control.start and (index + 1) / steps <= control.end for index in range(steps)), steps
+
+
+def check_fits(key: ControlNetKey, held: Mapping[str, Any], denoiser: Mapping[str, Any], name: str) -> None:
+    """Raise InputError for a control model whose layers are not those of the denoiser.
+
+    Args:
+        held: configuration of the control model; `denoiser`: of the model it is to steer.
+        name: the pipeline, in words.
+    """
+    for entry in _SAME:
+        ours, theirs = held.get(entry), denoiser.get(entry)
+        ours, theirs = (list(value) if isinstance(value, list | tuple) else value for value in (ours, theirs))
+        if ours is not None and theirs is not None and ours != theirs:
+            reason = f"it was made for another model: its {entry} is {ours}, that of {name} is {theirs}"
+            raise InputError("controlnet", _shown(key), reason, "choose one that was made for this model")
+
+
+def control_arguments(form: str, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
+    """What the call of a control form is given for its control pictures.
+
+    Args:
+        to_picture: [H, W, C] to a picture of Pillow's.
+    """
+    controls = controls_of(request)
+    if not controls:
+        return {}
+    several = len(controls) > 1
+    takes = call_parameters(form)
+    name = "control_image" if "control_image" in takes else "image"
+    pictures = [to_picture(control.image[0]) for control in controls]
+    values = {
+        name: pictures,
+        "controlnet_conditioning_scale": [float(control.strength) for control in controls],
+        "control_guidance_start": [float(control.start) for control in controls],
+        "control_guidance_end": [float(control.end) for control in controls],
+    }
+    return {name: value if several else value[0] for name, value in values.items() if name in takes}
+
+
+def described(family: Family, request: SampleRequest, repainted: bool) -> list[str]:
+    """The control models of a request, for the report."""
+    found = []
+    for control in controls_of(request):
+        if control.model is not None:
+            form = control_form_of(family, request, repainted)
+            acts, steps = acting_steps(form, family, request, control)
+            said = f"{_shown(control.model)} {control.strength:g}"
+            if (control.start, control.end) == (0.0, 1.0) or "control_guidance_start" not in call_parameters(form):
+                found.append(f"{said}, 0 to 1 of the steps")
+            else:
+                found.append(f"{said}, {control.start:g} to {control.end:g} of the steps, {acts} of {steps}")
+    return found
+
+
+def _annotation(form: str) -> str:
+    import diffusers
+
+    return str(inspect.signature(getattr(diffusers, form).__init__).parameters["controlnet"].annotation)
+
+
+def _shown(key: ControlNetKey) -> str:
+    return key.source if key.source.startswith("tiny:") else key.source.replace("\\", "/").rsplit("/", 1)[-1]

@@ -1,0 +1,164 @@
+"""Control models: named and checked without reading weights, then loaded beside a pipeline and freed with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...callbacks import Callbacks
+from ...errors import ModelFileError
+from ...optimizations.components import denoisers
+from .. import tiny
+from ..loading.progress import reading_errors
+from ..loading.small_files import plain_path, read_json
+from .control import check_fits, control_models, described
+from .kinds import ControlNetKey
+from .masks import repaints
+
+if TYPE_CHECKING:
+    from ...report import OptimizationReport
+    from ..types import LoadedPipeline, SampleRequest
+
+TINY = "tiny:"
+_CURE = "choose a ControlNet's diffusers folder, with its config.json"
+_BORROWED = (
+    *("t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder", "noise_refiner"),
+    *("context_refiner", "x_pad_token", "cap_pad_token"),
+)
+"""What Z-Image's control model takes of the transformer while a pipeline holds both."""
+
+
+def resolve_controlnet(source: str) -> ControlNetKey:
+    """Check a control model without reading its weights.
+
+    Args:
+        source: path of its diffusers folder, or "tiny:<family>" for an embedded one.
+
+    Raises:
+        ModelFileError, InputError: there is none, or it is none of diffusers' ControlNets with .safetensors weights.
+    """
+    if source.startswith(TINY):
+        return ControlNetKey(source, "seed 0", tiny.controlnet_class(source.removeprefix(TINY)))
+    folder = plain_path("controlnet", source, ModelFileError).absolute()
+    if not (folder / "config.json").is_file():
+        reason = "there is no config.json in it" if folder.is_dir() else "there is no such folder"
+        raise ModelFileError("controlnet", str(folder), reason, _CURE)
+    class_name = str(read_json(folder / "config.json").get("_class_name", ""))
+    if not is_controlnet(class_name):
+        reason = f"it holds a {class_name or 'model of no named class'}, which is no ControlNet of diffusers"
+        raise ModelFileError("controlnet", str(folder), reason, _CURE)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelFileError("controlnet", str(folder), "there are no .safetensors weights in it", _CURE)
+    digest = hashlib.sha256()
+    for file in (folder / "config.json", *weights):
+        status = file.stat()
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return ControlNetKey(str(folder), digest.hexdigest()[:16], class_name)
+
+
+def find_controlnets(folder: Path, depth: int = 3) -> list[Path]:
+    """The control models' folders below a folder, sorted; those inside of a pipeline's folder belong to that."""
+    found: list[Path] = []
+    try:
+        for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if (child / "config.json").is_file():
+                found += [child] if _holds_controlnet(child) else []
+            elif depth > 1 and not (child / "model_index.json").is_file():
+                found += find_controlnets(child, depth - 1)
+    except OSError:  # unreadable or vanished: there is nothing to offer
+        pass
+    return found
+
+
+def _holds_controlnet(folder: Path) -> bool:
+    try:
+        return "ControlNet" in str(read_json(folder / "config.json").get("_class_name", ""))
+    except ModelFileError:
+        return False
+
+
+def is_controlnet(class_name: str) -> bool:
+    """Whether diffusers has a ControlNet of this class."""
+    import diffusers
+
+    return "ControlNet" in class_name and "Multi" not in class_name and hasattr(diffusers, class_name)
+
+
+def check_controls_fit(request: SampleRequest, denoiser: Mapping[str, Any], name: str) -> None:
+    """Raise InputError for a control model that does not fit a denoiser, by its configuration file alone."""
+    for key in control_models(request):
+        if not key.source.startswith(TINY):
+            check_fits(key, read_json(Path(key.source) / "config.json"), denoiser, name)
+
+
+@contextmanager
+def controlled(
+    loaded: LoadedPipeline, request: SampleRequest, callbacks: Callbacks, report: OptimizationReport
+) -> Iterator[list[Any]]:
+    """The control models of a run, on the device where the pipeline computes.
+
+    They stay with the pipeline, for the next run; those that this one does not want are freed. Where the memory mode
+    keeps weights off the device, they leave it after the run.
+
+    Raises:
+        InputError: one was made for another model.
+        ModelFileError: one cannot be read.
+    """
+    keys = control_models(request)
+    for key in [key for key in loaded.controlnets if key not in keys]:
+        del loaded.controlnets[key]
+    for key in keys:
+        if key not in loaded.controlnets:
+            callbacks.tick("load", 0, 1, key.source)
+            loaded.controlnets[key] = _read(key, loaded)
+            callbacks.tick("load", 1, 1)
+        denoiser: Any
+        for denoiser in denoisers(loaded.pipeline).values():
+            check_fits(key, loaded.controlnets[key].config, denoiser.config, loaded.family.name)
+    if keys:
+        repainted = bool(repaints(loaded.family, request))
+        report.facts["control"] = "; ".join(described(loaded.family, request, repainted))
+    models = [loaded.controlnets[key] for key in keys]
+    try:
+        for model in models:
+            model.to(loaded.device)
+        with _seeded(loaded, request.seed) if models else nullcontext():
+            yield models
+    finally:
+        stays = "memory_mode" not in report or report["memory_mode"].applied in ("gpu", "on the cpu")
+        for model in models:
+            for name in _BORROWED if type(model).__name__ == "ZImageControlNetModel" else ():
+                setattr(model, name, None)
+            if not stays:
+                model.to("cpu")
+
+
+@contextmanager
+def _seeded(loaded: LoadedPipeline, seed: int) -> Iterator[None]:
+    """torch's own random numbers from the run's seed, for its time: SD3's form encodes its control picture with them,
+    not with the run's generator."""
+    import torch
+
+    with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _read(key: ControlNetKey, loaded: LoadedPipeline) -> Any:
+    import diffusers
+
+    with reading_errors(Path(key.source)):
+        if key.source.startswith(TINY):
+            model: Any = tiny.build_controlnet(key.source.removeprefix(TINY), dtype=loaded.dtype)
+        else:
+            if resolve_controlnet(key.source) != key:
+                reason = "its files changed since they were checked"
+                raise ModelFileError("controlnet", key.source, reason, "run again")
+            made = getattr(diffusers, key.class_name)
+            options = {"torch_dtype": loaded.dtype, "use_safetensors": True, "local_files_only": True}
+            model = made.from_pretrained(key.source, **options)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,117 @@
+"""Pictures at places of a clip: which class takes them, and in which of its frames they come to lie."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InputError
+from ..classes.forms import call_parameters, class_of
+from .kinds import KeyframeCondition
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+_FORMS = {
+    "LTX2Pipeline": "LTX2ConditionPipeline",
+    "LTX2ImageToVideoPipeline": "LTX2ConditionPipeline",
+}
+"""Class -> the class around the same models that takes keyframes."""
+_ITEMS = {"LTX2ConditionPipeline": ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")}
+"""Class -> where the class of one of its keyframes is."""
+_STRIDE = 8
+"""Frames of LTX-2 in one latent frame after the first."""
+
+
+def keyframes_of(request: SampleRequest) -> list[KeyframeCondition]:
+    """The keyframes of a request, in their order."""
+    return [condition for condition in request.conditions if isinstance(condition, KeyframeCondition)]
+
+
+def keyframe_form(family: Family) -> str:
+    """The class that takes keyframes: itself, or one around the same models; "" where there is none."""
+    pipeline_class = class_of(family)
+    if pipeline_class is None:
+        return ""
+    name = pipeline_class.__name__
+    form = name if name in _ITEMS else _FORMS.get(name, "")
+    return form if "conditions" in call_parameters(form) else ""
+
+
+def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
+    """Notes on where the keyframes come to lie; [] without one.
+
+    Raises:
+        InputError: this model takes none, or there is no such frame.
+    """
+    keyframes, notes = keyframes_of(request), []
+    if not keyframes:
+        return []
+    if not keyframe_form(family):
+        cure = "leave the keyframes out"
+        if family.last_image:
+            cure += ", or give images (--image) and last_image (--last-image) instead"
+        raise InputError("keyframe", f"{len(keyframes)} keyframe(s)", f"{family.name} takes no keyframes", cure)
+    if request.images:
+        cure = "leave images (--image) out, and make the picture a keyframe at frame 0"
+        raise InputError(
+            "images", f"{len(request.images)} image(s)", "with keyframes there is no other first frame", cure
+        )
+    count = request.num_frames or family.num_frames
+    taken: dict[int, int] = {}
+    for keyframe in keyframes:
+        shape = list(getattr(keyframe.image, "shape", ()))
+        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
+            reason = "a keyframe is [batch, height, width, 3 or 4]"
+            raise InputError("keyframe", f"shape {shape}", reason, "give a picture")
+        if not -1 <= keyframe.frame < count:
+            reason = f"there are {count} frames"
+            raise InputError("keyframe frame", keyframe.frame, reason, f"use 0 to {count - 1}, or -1 for the last")
+        if not 0.0 < keyframe.strength <= 1.0:
+            raise InputError("keyframe strength", keyframe.strength, "it must be above 0 and at most 1", "use 1")
+        place = _latent_frame(keyframe.frame, count)
+        if place in taken:
+            reason = f"both come to lie at frame {_first_frame(place)} of {family.name}, which takes one there"
+            cure = f"leave one of them out, or put them {_STRIDE} frames apart"
+            raise InputError("keyframe frame", f"{taken[place]} and {keyframe.frame}", reason, cure)
+        taken[place] = keyframe.frame
+        asked, at = keyframe.frame % count, _first_frame(place)
+        if at != asked:
+            notes.append(f"keyframe: at frame {at} instead of {asked}, the nearest that {family.name} takes.")
+        if shape[0] > 1:
+            notes.append(f"keyframe: the first of {shape[0]} pictures is used.")
+    return notes
+
+
+def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
+    """What the call of a form is given for the keyframes."""
+    keyframes = keyframes_of(request)
+    if not keyframes:
+        return {}
+    module, name = _ITEMS[form]
+    made = getattr(importlib.import_module(module), name)
+    count = request.num_frames or 0
+    return {
+        "conditions": [
+            made(
+                frames=to_picture(item.image[0]),
+                index=_latent_frame(item.frame, count),
+                strength=float(item.strength),
+            )
+            for item in keyframes
+        ]
+    }
+
+
+def _latent_frame(frame: int, count: int) -> int:
+    """The latent frame that a frame of `count` comes to lie in; -1 is the last. There are as many as diffusers makes
+    of `count`, and it skips a keyframe behind them."""
+    last = (count - 1) // _STRIDE
+    if frame < 1:
+        return 0 if frame == 0 else last
+    return min(round((frame - 1) / _STRIDE) + 1, last)
+
+
+def _first_frame(latent_frame: int) -> int:
+    return 0 if latent_frame < 1 else (latent_frame - 1) * _STRIDE + 1

@@ -1,0 +1,47 @@
+"""One encoded text, as it is given to a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+Size = tuple[int, int]
+"""Rows and columns, in pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """What text encoders made of a text.
+
+    Attributes:
+        tokens: float [B, T, C], B items of T tokens. Item i of a batch takes item i, beginning again after the last.
+        pooled: float [B, D], where the encoders give one for the whole text.
+        mask: [B, T], 0 for tokens that are padding; None where all count.
+        original_size, crop, target_size: of the pictures that SDXL shall think of: size before they were scaled,
+            upper left corner of what was cut out, and size after it. None is what the run makes, uncut.
+    """
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    original_size: Size | None = None
+    crop: Size | None = None
+    target_size: Size | None = None
+
+    def of_batch(self, first: int, count: int) -> Embeddings:
+        """The items `first`, `first + 1`, ... of a batch, as ComfyUI's samplers count: from the beginning again after
+        the last one, and what is over is left out."""
+
+        def chosen(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            if tensor is None:
+                return None
+            return tensor[[index % tensor.shape[0] for index in range(first, first + count)]]
+
+        tokens = chosen(self.tokens)
+        assert tokens is not None  # noqa: S101 - there are tokens
+        return Embeddings(
+            tokens, chosen(self.pooled), chosen(self.mask), self.original_size, self.crop, self.target_size
+        )

@@ -1,0 +1,1 @@
+"""Models as diffusers folders: what is loaded from other files, written out."""

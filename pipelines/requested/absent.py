@@ -1,0 +1,32 @@
+"""What a model that was loaded without its text encoders or its VAE cannot do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from ...errors import InputError
+
+if TYPE_CHECKING:
+    from ..types import LoadKey, SampleRequest
+
+
+def check_absent(key: LoadKey, request: SampleRequest) -> None:
+    """Refuse what the components that a model was loaded without would have to do. Raises InputError."""
+    if not key.holds("text_encoder") and request.positive is None:
+        no_encoder()
+    if request.decode:
+        require_vae(key, "decode", "on", "switch decode off and use VAE Decode on the latent, or choose a VAE")
+    if request.images or request.last_image is not None:
+        require_vae(key, "images", "connected", "choose a VAE in the loader: it encodes them")
+
+
+def require_vae(key: LoadKey, name: str, value: str, cure: str) -> None:
+    """Raise InputError for a model that was loaded without its VAE."""
+    if not key.holds("vae"):
+        raise InputError(name, value, "the model was loaded without its VAE", cure)
+
+
+def no_encoder() -> NoReturn:
+    """Raise InputError: a model that was loaded without its text encoders gets a text."""
+    reason = "the model was loaded without a text encoder, and nothing is connected to positive"
+    raise InputError("positive", "not connected", reason, "connect CLIP Text Encode's output, or load a text encoder")

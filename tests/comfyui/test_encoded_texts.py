@@ -1,0 +1,152 @@
+"""Texts that ComfyUI's own encoders encode: the picture of the pipeline's own encoding, with no text encoder in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import encoded_texts
+import pytest
+from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from comfy_client import Client
+
+PROMPT, NEGATIVE = "the red house on the water", "a car"
+LENGTHS = {"flux": 256, "sd3": 77, "wan": 512}
+"""How far ComfyUI fills a text up: the pipeline's own encoding is told the same."""
+WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 2.0}
+
+
+@pytest.fixture(scope="module")
+def encoders(
+    comfyui: Path, models: Path, server: Client, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Path]]:
+    """Family -> the folder of its text encoders, as ComfyUI's classes read them."""
+    from fastdiffusers.commands.libraries import declare_torchvision_ops
+
+    declare_torchvision_ops()
+    place = tmp_path_factory.mktemp("encoders")
+    for family in encoded_texts.FAMILIES:
+        encoded_texts.write(family, comfyui, models, place / family)
+    yield {family: place / family for family in encoded_texts.FAMILIES}
+    for folder in (models / "diffusers").glob("encoded-*"):
+        shutil.rmtree(folder)
+
+
+def encoded(server: Client, family: str, folder: Path, **widgets: Any) -> dict[str, Any]:
+    """A graph that encodes with ComfyUI's nodes, and samples with a model that has no text encoder."""
+    texts = {"positive": ["positive", 0], "negative": ["negative", 0]}
+    prompt = server.sampling(f"encoded-{family}-bare", **{**WIDGETS, "prompt": "", **texts, **widgets})
+    prompt["load"]["inputs"]["dtype"] = "float32"
+    prompt["clip"] = server.node("TestTinyTextEncoder", folder=str(folder))
+    for name, text in (("positive", PROMPT), ("negative", NEGATIVE)):
+        prompt[name] = server.node("CLIPTextEncode", clip=["clip", 0], text=text)
+    return prompt
+
+
+def own(server: Client, family: str, **widgets: Any) -> dict[str, Any]:
+    """A graph in which the pipeline encodes its prompts."""
+    texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "max_sequence_length": LENGTHS.get(family, 0)}
+    prompt = server.sampling(f"encoded-{family}-whole", **{**WIDGETS, **texts, **widgets})
+    prompt["load"]["inputs"]["dtype"] = "float32"
+    return prompt
+
+
+def pictures(server: Client, prompt: dict[str, Any], place: Path) -> tuple[Any, dict[str, Any]]:
+    """The pictures of a graph in float32, and its entry in the history."""
+    prompt["keep"] = server.node("TestKeepImages", images=["sample", 0], path=str(place))
+    entry = server.succeed(prompt)
+    return load_file(place)["images"], entry
+
+
+@pytest.mark.parametrize("family", encoded_texts.FAMILIES)
+def test_the_picture_is_that_of_the_pipelines_own_encoding(
+    server: Client, encoders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    expected, whole = pictures(server, own(server, family), tmp_path / "own")
+    made, entry = pictures(server, encoded(server, family, encoders[family]), tmp_path / "encoded")
+    assert expected.std() > 0.01
+    assert float((made - expected).abs().max()) < 1e-4
+    other, _ = pictures(server, own(server, family, prompt="the man"), tmp_path / "other")
+    assert float((other - expected).abs().max()) > 1e-3, "the text changes the picture"
+    weights = server.report(entry)["facts"]["weights_mib"]
+    assert not [name for name in weights if name.startswith("text_encoder")]
+    assert [name for name in server.report(whole)["facts"]["weights_mib"] if name.startswith("text_encoder")]
+
+
+def failed(server: Client, prompt: dict[str, Any]) -> str:
+    return str(server.error(server.run(prompt))["exception_message"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "said"),
+    [
+        ("ConditioningSetArea", {"width": 64, "height": 64, "x": 0, "y": 0}, "an area"),
+        ("ConditioningSetAreaPercentage", {"width": 0.5, "height": 0.5, "x": 0.0, "y": 0.0}, "an area"),
+        ("ConditioningSetAreaStrength", {"strength": 0.5}, "a strength"),
+        ("ConditioningSetTimestepRange", {"start": 0.0, "end": 0.5}, "a range of timesteps"),
+        ("ConditioningSetMask", {"mask": ["mask", 0], "strength": 1.0}, "a mask"),
+        ("ConditioningCombine", {}, "2 entries"),
+        ("ReferenceLatent", {"latent": ["empty", 0]}, "reference latents"),
+        ("FluxDisableGuidance", {}, "switches the guidance off"),
+        ("FluxGuidance", {"guidance": 2.5}, ""),
+        ("ConditioningSetTimestepRange", {"start": 0.0, "end": 1.0}, ""),
+        ("ConditioningConcat", {}, ""),
+        ("ConditioningZeroOut", {}, ""),
+    ],
+)
+def test_what_else_a_text_says_is_applied_or_refused_by_name(
+    server: Client, encoders: dict[str, Path], kind: str, inputs: dict[str, Any], said: str
+) -> None:
+    prompt = encoded(server, "flux", encoders["flux"], guidance=-1.0, positive=["more", 0])
+    prompt["mask"] = server.node("SolidMask", value=1.0, width=64, height=64)
+    prompt["empty"] = server.node("EmptySD3LatentImage", width=64, height=64)
+    first = {
+        "ConditioningCombine": {"conditioning_1": ["positive", 0], "conditioning_2": ["negative", 0]},
+        "ConditioningConcat": {"conditioning_to": ["positive", 0], "conditioning_from": ["negative", 0]},
+    }.get(kind, {"conditioning": ["positive", 0]})
+    prompt["more"] = server.node(kind, **first, **inputs)
+    if said:
+        assert said in failed(server, prompt)
+        return
+    entry = server.succeed(prompt)
+    report = server.report(entry)
+    assert report["facts"]["guidance"] == (2.5 if kind == "FluxGuidance" else 3.5)
+    if kind == "FluxGuidance":
+        assert "guidance: 2.5, as positive has it" in report["notes"]
+        prompt["sample"]["inputs"]["guidance"] = 2.5
+        assert (server.latent(server.succeed(prompt)) == server.latent(entry)).all()
+        prompt["sample"]["inputs"]["guidance"] = 4.0
+        other = server.report(server.succeed(prompt))
+        assert "guidance of positive, 2.5, ignored: the sampler's own, 4, goes before it" in other["notes"]
+    plain = server.latent(server.succeed(encoded(server, "flux", encoders["flux"], guidance=-1.0)))
+    assert bool((server.latent(entry) == plain).all()) == (kind == "ConditioningSetTimestepRange")
+
+
+def test_a_text_of_another_family_is_refused_before_anything_loads(server: Client, encoders: dict[str, Path]) -> None:
+    prompt = encoded(server, "flux", encoders["sdxl"], seed=77)
+    assert "64 wide, and flux takes 32" in failed(server, prompt)
+    prompt = encoded(server, "zimage", encoders["flux"], seed=77)
+    assert "it has one of 32, and zimage takes none" in failed(server, prompt)
+
+
+def test_sizes_of_sdxl_are_read(server: Client, encoders: dict[str, Path]) -> None:
+    prompt = encoded(server, "sdxl", encoders["sdxl"])
+    plain = server.latent(server.succeed(prompt))
+    sizes = {"width": 64, "height": 64, "crop_w": 0, "crop_h": 0, "target_width": 64, "target_height": 64}
+    texts = {"text_g": PROMPT, "text_l": PROMPT, "clip": ["clip", 0]}
+    prompt["positive"] = server.node("CLIPTextEncodeSDXL", **texts, **sizes)
+    assert (server.latent(server.succeed(prompt)) == plain).all()
+    prompt["positive"] = server.node("CLIPTextEncodeSDXL", **texts, **{**sizes, "width": 512, "crop_h": 32})
+    assert not (server.latent(server.succeed(prompt)) == plain).all()
+
+
+def test_the_prompt_goes_behind_and_a_batch_shares_a_text(server: Client, encoders: dict[str, Path]) -> None:
+    entry = server.succeed(encoded(server, "flux", encoders["flux"], prompt="the man", batch_size=2))
+    assert "prompt ignored: positive is connected and goes before it." in server.report(entry)["notes"]
+    alone = encoded(server, "flux", encoders["flux"], seed=WIDGETS["seed"] + 1)
+    difference = server.latent(entry)[1:] - server.latent(server.succeed(alone))
+    assert float(difference.abs().max()) < 1e-4

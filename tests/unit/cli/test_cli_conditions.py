@@ -1,0 +1,175 @@
+"""Masks, control pictures, clips and keyframes from a shell: as the engine is given them, and bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fastdiffusers import cli
+from fastdiffusers.commands.conditions.clip_files import clip_left_out, clip_shape, read_clip
+from fastdiffusers.commands.media import read_frames, write_mp4, write_picture, write_picture_folder
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines import tiny
+from fastdiffusers.pipelines.conditions.controlnets import resolve_controlnet
+from fastdiffusers.pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
+from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.loading import loader
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
+
+FAST = ("--steps", "2", "--width", "64", "--height", "64", "--dtype", "float32", "--device", "cpu", "--quiet")
+PLAIN = ("--attention", "sdpa", "--torch-compile", "off", "--vae-tiling", "off")
+PICTURE = (torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+MASK = torch.zeros(64, 64)
+MASK[16:48, 16:] = 1.0
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """picture.png, mask.png, and the folder clip with five frames."""
+    write_picture(PICTURE, tmp_path / "picture.png")
+    write_picture(MASK[..., None].expand(-1, -1, 3), tmp_path / "mask.png")
+    write_picture_folder(PICTURE.expand(5, -1, -1, -1), tmp_path / "clip")
+    return tmp_path
+
+
+def run(model: str, output: Path, *more: str) -> int:
+    return cli.main(["generate", "--model", model, "--prompt", "a fox", "--output", str(output), *FAST, *PLAIN, *more])
+
+
+def engine(model: str, **changes: Any) -> torch.Tensor:
+    """The frames of the same call of the engine, [T, H, W, 3]."""
+    handle = PipelineHandle(loader.resolve(model, dtype="float32", device="cpu"))
+    request = SampleRequest("a fox", steps=2, width=64, height=64, **changes)
+    return generate(handle, request, OptimizationSettings.plain()).frames[0]
+
+
+def same(path: Path, frames: torch.Tensor) -> bool:
+    return bool((read_frames(path)[0] - frames).abs().max() <= 1 / 255)
+
+
+def test_a_mask(files: Path) -> None:
+    out = files / "out.png"
+    assert run("tiny:flux", out, "--image", str(files / "picture.png"), "--mask", str(files / "mask.png")) == 0
+    assert same(out, engine("tiny:flux", images=(PICTURE,), conditions=(MaskCondition(MASK[None]),)))
+
+
+def test_a_control_picture_with_its_model(files: Path) -> None:
+    folder = files / "canny"
+    tiny.build_controlnet("sdxl").save_pretrained(folder)
+    out, report = files / "out.png", files / "report.json"
+    more = ("--control-image", str(files / "picture.png"), "--control-strength", "0.5", "--report", str(report))
+    assert run("tiny:sdxl", out, "--controlnet", str(folder), *more) == 0
+    control = ControlCondition(PICTURE[None], resolve_controlnet("tiny:sdxl"), 0.5)
+    assert same(out, engine("tiny:sdxl", conditions=(control,)))
+    assert json.loads(report.read_text())["facts"]["control"] == "canny 0.5, 0 to 1 of the steps"
+
+
+def test_a_clip(files: Path) -> None:
+    out = files / "frames"
+    assert run("tiny:wan21-t2v", out, "--video", str(files / "clip"), "--strength", "0.5") == 0
+    clip = VideoCondition(PICTURE.expand(5, -1, -1, -1))
+    assert same(out, engine("tiny:wan21-t2v", strength=0.5, conditions=(clip,)))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("tiny:flux", ["--mask", "gone.png"], "no such file"),
+        ("tiny:flux", ["--mask", "mask.png"], "no picture for it to keep"),
+        ("tiny:flux", ["--controlnet", "gone", "--control-image", "picture.png"], "no such folder"),
+        (
+            "tiny:flux",
+            ["--controlnet", "tiny:sdxl", "--control-image", "picture.png"],
+            "made for another kind of model",
+        ),
+        ("tiny:flux", ["--controlnet", "tiny:flux"], "1 for 0 of --control-image"),
+        ("tiny:flux", ["--control-image", "picture.png"], "with a control model"),
+        ("tiny:flux", ["--video", "clip"], "no clip to start from"),
+        ("tiny:flux", ["--keyframe", "picture.png@0"], "no keyframes"),
+        ("tiny:flux", ["--keyframe", "picture.png@0:1.2.3"], "it must be a number"),
+        ("tiny:flux", ["--keyframe", "gone.png@-1:0.5"], "no such file"),
+        ("tiny:flux", ["--keyframe", "picture.png@x"], "keyframe frame = 'x': it must be a whole number"),
+        ("tiny:flux", ["--keyframe", "picture.png@1.5:1"], "keyframe frame = '1.5'"),
+        ("tiny:flux", ["--keyframe", "picture.png@1:half"], "keyframe strength = 'half'"),
+        ("tiny:flux", ["--keyframe", "picture.png:half"], "FILE@FRAME:STRENGTH"),
+        ("tiny:flux", ["--control-strength", "0.5"], "control_strength = 0.5: there is no control picture"),
+        ("tiny:flux", ["--control-start", "0"], "leave --control-start out"),
+        ("tiny:flux", ["--control-end", "1"], "leave --control-end out"),
+        ("tiny:flux", ["--video", "gone"], "video = "),
+    ],
+)
+def test_bad_input_is_one_line(
+    files: Path, capsys: pytest.CaptureFixture[str], model: str, options: list[str], words: str
+) -> None:
+    named = ("mask.png", "picture.png", "gone", "gone.png", "clip")
+    placed = [str(files / word) if word.split("@")[0] in named else word for word in options]
+    assert run(model, files / "out.png", *placed) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "frame", "strength"), [("{}", 0, 1.0), ("{}@-1", -1, 1.0), ("{}@24:0.5", 24, 0.5), ("{}:0.5", 0, 0.5)]
+)
+def test_a_keyframe_says_its_place_and_strength(files: Path, text: str, frame: int, strength: float) -> None:
+    from fastdiffusers.commands.conditions import keyframe
+
+    found = keyframe(text.format(files / "picture.png"))
+    assert (found.frame, found.strength) == (frame, strength)
+    assert torch.allclose(found.image[0], PICTURE)
+
+
+def animation(path: Path, milliseconds: int = 40) -> torch.Tensor:
+    """Write an animated picture; returns its frames."""
+    frames = (torch.rand(5, 64, 64, 3, generator=torch.Generator().manual_seed(2)) * 255).round() / 255
+    first, *rest = [Image.fromarray((frame * 255).round().byte().numpy()) for frame in frames]
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, lossless=True)
+    return frames
+
+
+def test_an_animated_picture_is_a_clip_of_all_its_frames(files: Path) -> None:
+    frames = animation(files / "moving.webp")
+    read, rate = read_clip(files / "moving.webp", "video")
+    assert torch.equal(read, frames)
+    assert rate == 25.0
+    assert clip_left_out(files / "moving.webp") == []
+    out, report = files / "frames", files / "report.json"
+    more = ("--video", str(files / "moving.webp"), "--strength", "0.5", "--report", str(report))
+    assert run("tiny:wan21-t2v", out, *more) == 0
+    assert same(out, engine("tiny:wan21-t2v", strength=0.5, conditions=(VideoCondition(frames),)))
+    assert any("frame_rate: 25, the clip's" in note for note in json.loads(report.read_text())["notes"])
+
+
+@pytest.mark.parametrize("what", ["mp4", "webp", "folder", "picture"])
+def test_a_clips_shape_and_rate_are_those_of_its_frames(files: Path, what: str) -> None:
+    path = files / {"mp4": "clip.mp4", "webp": "moving.webp", "folder": "clip", "picture": "picture.png"}[what]
+    if what == "mp4":
+        write_mp4(torch.rand(7, 48, 64, 3), path, 12.5, (torch.zeros(1, 8000), 16000))
+    elif what == "webp":
+        animation(path)
+    frames, rate = read_clip(path, "video")
+    shape, same_rate = clip_shape(path, "video")
+    assert (shape.shape, same_rate) == (frames.shape, rate)
+    assert clip_left_out(path) == (["clip.mp4: its sound is left out."] if what == "mp4" else [])
+
+
+def test_what_is_not_read_of_a_keyframe_and_a_folder_is_named(files: Path) -> None:
+    import argparse
+
+    from fastdiffusers.commands.conditions import add_condition_options, conditions_left_out
+
+    animation(files / "moving.webp")
+    animation(files / "clip" / "frame_00000.webp")
+    parser = argparse.ArgumentParser()
+    add_condition_options(parser)
+    args = parser.parse_args(["--keyframe", f"{files / 'moving.webp'}@0", "--video", str(files / "clip")])
+    assert conditions_left_out(args) == [
+        "moving.webp: the first of its 5 pictures is used.",
+        "frame_00000.webp: the first of its 5 pictures is used.",
+    ]

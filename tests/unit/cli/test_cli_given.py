@@ -1,0 +1,116 @@
+"""What is given on the command line or in a line of a file of prompts is followed or refused, never left aside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdiffusers import cli
+from fastdiffusers.commands.latent_file import write_latent
+from fastdiffusers.commands.prompts.arguments import LineParser
+from fastdiffusers.commands.prompts.lines import read_lines
+from fastdiffusers.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("p.jsonl", '{"prompt": "a", "seed": 1, "seed": 2}', "line 1, seed = 2: the line says it twice"),
+        ("p.jsonl", '{"prompt": "a", "cfg": 1, "--prompt": 2}', "line 1, option"),
+        ("p.jsonl", '{"num_frames": 1, "--num-frames": 2}', "line 1, --num-frames = 2: num_frames says the same"),
+        ("p.csv", "seed,--seed\n1,2\n", "line 1, --seed = None: seed says the same option"),
+        ("p.txt", "a\n-- a fox\n", "line 2, options = '-- a fox': -- is no option"),
+    ],
+)
+def test_a_line_that_says_something_twice_or_nothing(name: str, content: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_lines(path, LineParser())
+    assert expected in str(caught.value)
+
+
+def test_a_prompt_that_begins_with_dashes_can_be_written_as_the_cure_says(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("-- a fox's tail\n")
+    with pytest.raises(InputError) as caught:
+        read_lines(path, LineParser())
+    cure = caught.value.cure.removeprefix("write ").removesuffix(" for a prompt that begins so")
+    path.write_text(f"--seed 1 {cure}\n")
+    (line,) = read_lines(path, LineParser())
+    assert line.words == ["--seed", "1", "--prompt=-- a fox's tail"]
+
+
+def test_a_lone_carriage_return_ends_a_line(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"a fox\ra cat\r\na dog\n")
+    lines = read_lines(tmp_path / "p.txt", LineParser())
+    assert [(line.number, line.words) for line in lines] == [
+        (1, ["--prompt=a fox"]),
+        (2, ["--prompt=a cat"]),
+        (3, ["--prompt=a dog"]),
+    ]
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("more", [["--cpus", "0"], ["--cluster-wait", "5"], ["--cluster", "local", "--cpus", "0"]])
+def test_options_of_a_cluster_without_prompts(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--model", "tiny:flux", "--prompt", "a", "--output", str(tmp_path / "a.png"), *more]
+    assert "it goes with --prompts" in refused(words, capsys)
+
+
+def test_options_of_a_cluster_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("a\n")
+    words = ["generate", "--model", "tiny:flux", "--prompts", str(tmp_path / "p.txt"), "--output", str(tmp_path / "o")]
+    assert "it goes with --cluster" in refused([*words, "--cluster-wait", "5"], capsys)
+
+
+def test_resume_in_a_line_is_for_all_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("--prompt a --resume\n")
+    words = ["generate", "--model", "tiny:flux", "--prompts", str(tmp_path / "p.txt"), "--output", str(tmp_path / "o")]
+    assert "'--resume': it is for all lines" in refused(words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["--plan", "flux", "--vram", "24", "--cluster", "local"],
+            "--cluster = 'local': it has nothing to do with a plan",
+        ),
+        (["--plan", "flux", "--vram", "24", "--look-for", "x"], "--look-for"),
+        (["--cluster", "h:1", "--json"], "--json = True: it has nothing to do with a list"),
+        (["--cluster", "h:1", "--launch"], "--launch"),
+    ],
+)
+def test_doctor_refuses_what_belongs_to_another_question(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in refused(["doctor", *words], capsys)
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "expected"),
+    [
+        (["--model", "tiny:flux"], ["--convolution", "fast"], "--convolution = 'fast': it goes with --vae"),
+        (["--model", "tiny:flux"], ["--cuda-graphs"], "it goes with --vae"),
+        (["--vae", "x.safetensors"], ["--exactness", "fast"], "--exactness = 'fast': it goes with --model"),
+        (["--vae", "x.safetensors"], ["--revision", "abc"], "--revision = 'abc': it goes with --model"),
+        (["--model", "tiny:flux"], ["--frame-rate", "0"], "frame_rate = 0.0: it must be above 0"),
+    ],
+)
+def test_decode_refuses_what_it_would_not_follow(
+    source: list[str], more: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latent = tmp_path / "l.safetensors"
+    write_latent(torch.zeros(1, 16, 8, 8), latent, {})
+    words = ["decode", *source, "--latents", str(latent), "--output", str(tmp_path / "a.png"), *more]
+    assert expected in refused(words, capsys)
