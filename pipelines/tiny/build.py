@@ -51,9 +51,7 @@ TINY_FURTHER = ("wan21-t2v", "wan21-vace")
 ONE_EXPERT = ("wan21-t2v",)
 """Those of a class that may have two experts, with one."""
 TINY_FAMILIES = tuple(
-    name
-    for name in PIPELINE_CLASSES
-    if name not in (*TINY_SOUND_FAMILIES, *TINY_FURTHER) and not name.endswith(RANDOM)
+    name for name in PIPELINE_CLASSES if name not in (*TINY_SOUND_FAMILIES, *TINY_FURTHER) and not name.endswith(RANDOM)
 )
 
 

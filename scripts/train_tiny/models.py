@@ -1,11 +1,14 @@
-"""The small real models that are trained: an image VAE, and Flux with its text encoders and tokenizers."""
+"""The small real models that are trained: two VAEs, and Flux with its text encoders and tokenizers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ...benchmarks.plain_video_vae import PlainVideoVae, formula_weights
 from ...pipelines.tiny import tokenizers
 from ...pipelines.tiny.components import dynamic_flow_euler
+from ...vae import VideoVAE
+from ...vae.embedded import CONFIG as VIDEO_VAE
 from . import scenes
 
 CLIP_WIDTH, T5_WIDTH = 48, 64
@@ -68,6 +71,19 @@ def image_vae() -> Any:
     )
 
 
+def video_vae() -> VideoVAE:
+    """The embedded video VAE with weights to begin from."""
+    network = VideoVAE(VIDEO_VAE)
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    network.load_state_dict(formula_weights(shapes))
+    return network.requires_grad_(True)
+
+
+def plain(network: VideoVAE) -> PlainVideoVae:
+    """Its computation without anything that stands in the way of gradients."""
+    return PlainVideoVae(dict(network.named_parameters()), VIDEO_VAE.norm_num_groups)
+
+
 def text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[Any, Any]:
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -105,7 +121,7 @@ def transformer() -> Any:
     return FluxTransformer2DModel(
         in_channels=64,
         num_layers=2,
-        num_single_layers=4,
+        num_single_layers=3,
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=T5_WIDTH,
