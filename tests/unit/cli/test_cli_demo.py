@@ -16,6 +16,7 @@ from fastdiffusers.commands import demo
 from fastdiffusers.commands.media import read_frames, read_picture
 
 
+@pytest.mark.usefixtures("trained_weights")
 def test_the_demo_shows_every_optimization_as_applied_or_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
