@@ -56,9 +56,8 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": "fastdiffusers"}
     logging.getLogger("ray").setLevel(logging.ERROR)
     if settings.local:
-        cores = os.cpu_count() or 1
-        wanted = (settings.workers or 1) * (settings.cpus or 1)
-        options |= {"include_dashboard": False, "num_cpus": max(cores, wanted)}
+        # Ray starts so many processes at once, each of which imports it: one for each worker, whatever its threads.
+        options |= {"include_dashboard": False, "num_cpus": _workers_on_processor(settings)}
         options["object_store_memory"] = OBJECT_STORE_BYTES
     else:
         _check_somebody_listens(settings.address)
@@ -88,12 +87,16 @@ def size(ray: Any, settings: ClusterSettings) -> tuple[int, dict[str, float], in
             raise InputError("cluster", asked, f"this machine has {cards} card(s)", f"use local:{cards}")
         return settings.workers or cards, {"num_gpus": 1, "num_cpus": 0}, settings.cpus
     if settings.local:
-        cores = own_threads()
-        workers = settings.workers or max(1, cores // (settings.cpus or cores))
-        threads = settings.cpus or max(1, cores // workers)
-        return workers, {"num_cpus": threads}, threads
+        workers = _workers_on_processor(settings)
+        return workers, {"num_cpus": 1}, settings.cpus or max(1, own_threads() // workers)
     threads = settings.cpus or max(1, cpus)
     return settings.workers or max(1, cpus // threads), {"num_cpus": threads}, threads
+
+
+def _workers_on_processor(settings: ClusterSettings) -> int:
+    """Workers of a Ray that is started here, where there are no cards."""
+    cores = own_threads()
+    return settings.workers or max(1, cores // (settings.cpus or cores))
 
 
 def own_threads() -> int:

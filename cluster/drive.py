@@ -83,8 +83,12 @@ class Driver:
         self._refusals: dict[Hashable, tuple[str, str]] = {}
 
     def hand_out(self) -> Iterator[events.Event]:
-        for member in self._fleet.idle():
-            job = self.schedule.take(member.name, member.model)
+        idle = self._fleet.idle()
+        for member in idle:
+            if member.model is not None:
+                self.schedule.has(member.name, member.model)
+        for member in sorted(idle, key=lambda each: not self.schedule.is_warm(each.name)):
+            job = self.schedule.take(member.name)
             if job is None:
                 continue
             member.model = job.model

@@ -66,17 +66,18 @@ class Schedule:
     def running(self, worker: str) -> Job | None:
         return self._running.get(worker)
 
-    def take(self, worker: str, loaded: Hashable = None) -> Job | None:
-        """The next job of an idle worker, None where it had better wait.
+    def has(self, worker: str, model: Hashable) -> None:
+        """The worker has this model from before its first job here."""
+        self._model.setdefault(worker, model)
 
-        Args:
-            loaded: the model that it has from before, where this is its first job here.
-        """
+    def is_warm(self, worker: str) -> bool:
+        """Whether a job waits whose model the worker has."""
+        return self._model.get(worker) in self._waiting and self._model[worker] not in self._refused.get(worker, set())
+
+    def take(self, worker: str) -> Job | None:
+        """The next job of an idle worker, None where it had better wait."""
         refused = self._refused.get(worker, set())
-        if loaded is not None:
-            self._model.setdefault(worker, loaded)
-        own = self._model.get(worker)
-        model = own if own in self._waiting and own not in refused else self._other(worker, refused)
+        model = self._model[worker] if self.is_warm(worker) else self._other(worker, refused)
         if model is None:
             return None
         job = self._waiting[model].popleft()

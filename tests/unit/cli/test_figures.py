@@ -36,6 +36,16 @@ def test_where_the_time_of_a_decode_goes() -> None:
     assert said in FIGURES
 
 
+@pytest.mark.parametrize("case", data("rivals")["cases"], ids=lambda case: case["case"])
+def test_against_what_a_user_would_pick_instead(case: dict[str, Any]) -> None:
+    ours, core = case["rows"]
+    spread = f"{core['time_over_ours']:.2f}x ({core['least']:.2f} to {core['largest']:.2f})"
+    peaks = ", ".join(f"{row['peak_mib']:.0f} MiB" for row in (ours, core))
+    differences = ", ".join(exponent(row["max_difference"]) for row in (ours, core))
+    cells = (f"{ours['seconds']:.2f} s", spread, f"{core['cpu_time_over_ours']:.2f}x", peaks, differences)
+    assert f"| {case['case']} | {' | '.join(cells)} |" in FIGURES
+
+
 @pytest.mark.parametrize("row", data("causal_decode")["rows"], ids=lambda row: f"{row['vae']} {row['frames']}")
 def test_long_clips(row: dict[str, Any]) -> None:
     sizes = " | ".join(f"{row[key]:.1f} GiB" for key in ("diffusers_gib", "streamed_gib", "fast_gib"))

@@ -61,9 +61,9 @@ def test_there_is_a_worker_per_card_or_per_share_of_the_processor(monkeypatch: p
     with pytest.raises(InputError, match="has 4 card"):
         size(cards, parse_cluster("local:5"))
     processor = resources(CPU=8)
-    assert size(processor, parse_cluster("local")) == (1, {"num_cpus": 8}, 8)
-    assert size(processor, parse_cluster("local", cpus=2)) == (4, {"num_cpus": 2}, 2)
-    assert size(processor, parse_cluster("local:2")) == (2, {"num_cpus": 4}, 4)
+    assert size(processor, parse_cluster("local")) == (1, {"num_cpus": 1}, 8)
+    assert size(processor, parse_cluster("local", cpus=2)) == (4, {"num_cpus": 1}, 2)
+    assert size(processor, parse_cluster("local:2")) == (2, {"num_cpus": 1}, 4)
     assert size(resources(CPU=24), parse_cluster("h:1", cpus=8)) == (3, {"num_cpus": 8}, 8)
 
 

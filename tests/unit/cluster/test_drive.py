@@ -112,6 +112,16 @@ def test_every_job_is_made_once() -> None:
     assert sum(isinstance(event, events.Ticked) for event in happened) == 9
 
 
+def test_whoever_has_the_model_takes_its_job_before_all_others() -> None:
+    fleet = PlayedFleet(2, lambda *_: done())
+    assert ends(list(drive(fleet, jobs("ab"), never, 60))) == dict.fromkeys(range(2), "done")
+    warm = {member.model: member.name for member in fleet.members}
+    fleet.wanted = 0
+    for model in "ab":
+        (started, *_) = (each for each in drive(fleet, jobs(model), never, 60) if isinstance(each, events.Started))
+        assert started.worker == warm[model]
+
+
 def test_a_worker_that_ends_is_replaced_and_its_job_made_elsewhere() -> None:
     attempts: list[tuple[str, int]] = []
 

@@ -58,7 +58,7 @@ def cluster() -> Iterator[SimpleNamespace]:
         ray.shutdown()
         started.shutdown()
         mark = os.environ.pop(MARK)
-    assert wait_for(lambda: marked(mark) == [])
+    assert wait_for(lambda: marked(mark) == [], 300)
 
 
 @pytest.fixture
@@ -108,6 +108,19 @@ def marked(value: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def at_work(value: str) -> str:
+    """The marked processes, and what they have used of the processor."""
+    lines = []
+    for number in marked(value):
+        try:
+            words = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            used = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[11:13]
+        except OSError:
+            continue
+        lines.append(f"{number}, {'+'.join(used)} ticks: {words[:200]}")
+    return "\n".join(lines)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> bool:
@@ -258,24 +271,26 @@ def test_no_free_processor_is_one_line(
 def test_a_killed_driver_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
     prompts = written(tmp_path / "p.jsonl", 3, long=2)
     mark = f"driver-{os.getpid()}"
-    command = [sys.executable, "-m", "fastdiffusers", "generate", "--prompts", str(prompts), *OPTIONS]
-    driver = subprocess.Popen(
-        [*command, "--output", str(tmp_path / "out"), "--cluster", "local:1"],
-        env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    options = [each for each in OPTIONS if each != "--quiet"]
+    command = [sys.executable, "-m", "fastdiffusers", "generate", "--prompts", str(prompts), *options]
+    said = tmp_path / "said.txt"
+    with said.open("w") as stream:
+        driver = subprocess.Popen(
+            [*command, "--output", str(tmp_path / "out"), "--cluster", "local:1", "--cluster-wait", "600"],
+            env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"},
+            stderr=stream,
+        )
     try:
-        there = wait_for(lambda: driver.poll() is not None or has_line(tmp_path / "out" / "manifest.jsonl"), 180)
-        assert there
-        assert driver.poll() is None, driver.communicate()
+        there = wait_for(lambda: driver.poll() is not None or has_line(tmp_path / "out" / "manifest.jsonl"), 600)
+        assert there, f"no picture after 600 s: {said.read_text()}\n{at_work(mark)}"
+        assert driver.poll() is None, said.read_text()
         (worker,) = {entry["worker"] for entry in entries(tmp_path / "out")}
         assert int(worker.rpartition("/")[2]) in marked(mark)
     finally:
         driver.kill()
-        driver.communicate()
-    assert wait_for(lambda: int(worker.rpartition("/")[2]) not in marked(mark), 30), "the worker goes on"
-    assert wait_for(lambda: marked(mark) == [], 90), "a process is left"
+        driver.wait()
+    assert wait_for(lambda: int(worker.rpartition("/")[2]) not in marked(mark), 120), "the worker goes on"
+    assert wait_for(lambda: marked(mark) == [], 300), f"left behind: {at_work(mark)}"
     before = pictures(tmp_path / "out")
     assert run(prompts, tmp_path / "out", "--resume") == 0
     assert sorted(entry["item"] for entry in entries(tmp_path / "out")) == [1, 2, 3]

@@ -54,7 +54,8 @@ def test_a_model_whose_only_worker_is_gone_is_taken_by_whoever_is_free() -> None
 
 def test_what_a_worker_has_from_before_is_gone_on_with() -> None:
     schedule = Schedule(jobs("ab"))
-    first = schedule.take("x", "b")
+    schedule.has("x", "b")
+    first = schedule.take("x")
     assert first is not None
     assert first.model == "b"
 
