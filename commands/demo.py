@@ -131,6 +131,9 @@ def show_clip(picture: torch.Tensor, args: argparse.Namespace) -> None:
         size = f"{CLIP_FRAMES} frames of {clip.shape[2]}x{clip.shape[1]}"
         print(f"{name:9}  {size} in {seconds[name]:.2f} s, {agreement(clip, clips['whole'], 'whole')}")
     print(f"from left to right in {video}: {', '.join(clips)}")
+    print(
+        "the video VAE's weights are random, so the clips show patterns, and tiles differ more than with trained ones"
+    )
 
 
 def pan(picture: torch.Tensor) -> torch.Tensor:

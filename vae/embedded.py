@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .config import VaeConfig
 
-CONFIG = VaeConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
+CONFIG = VaeConfig(block_out_channels=(32, 32, 64, 64))
 SEED = 0
 
 

@@ -1,9 +1,8 @@
-"""Train the embedded tiny Flux and the embedded video VAE from drawn landscapes.
+"""Train the embedded tiny Flux from drawn landscapes.
 
-`python . scripts.train_tiny --stage vae --steps 2500 --output FOLDER`, then the same with `--stage flux --steps 8000`.
-FOLDER/flux is then a pipeline in float16 that `FluxPipeline.from_pretrained` reads. `--stage video-vae --steps 2500`
-needs neither of them and makes FOLDER/video_vae.safetensors. A stage that was stopped goes on where it was; the
-`.jsonl` files are the losses.
+`python . scripts.train_tiny --stage vae --steps 2500 --output FOLDER`, then the same with `--stage flux --steps 4200`. A
+stage that was stopped goes on where it was. FOLDER/flux is then a pipeline in float16 that
+`FluxPipeline.from_pretrained` reads; the `.jsonl` files are the losses.
 """
 
 from __future__ import annotations
@@ -32,9 +31,8 @@ PROMPTS = (
     "a castle of glass",
 )
 
-CROP, CLIP_CROP = 128, 64
-"""Side in pixels of what the VAE and the video VAE learn from."""
-VIDEO_VAE, SHEET = "video_vae.safetensors", "video_vae.png"
+CROP = 128
+"""Side in pixels of what the VAE learns from."""
 LENGTHS = (48,) * 8 + (128, 512)
 """Tokens of T5 in a step, drawn from these; short ones take a third of the time."""
 SCENES = 8192
@@ -193,51 +191,6 @@ def encoded_scenes(vae: Any, options: argparse.Namespace, device: torch.device) 
     return saved["latents"], saved["shown"]
 
 
-def train_video_vae(options: argparse.Namespace, device: torch.device) -> None:
-    from safetensors.torch import save_file
-
-    batch = options.batch or (8 if device.type == "cuda" else 2)
-    network = models.video_vae().to(device)
-    half = options.bf16 or device.type == "cuda"
-
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
-        left, top = ((step * prime) % (scenes.SIZE - CLIP_CROP + 1) for prime in (37, 101))
-        clip = draw_clip(scenes.choose(batch, options.seed * 10**9 + step), device)
-        clip = clip[..., top : top + CLIP_CROP, left : left + CLIP_CROP]
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            mean, spread = models.plain(network).encode(clip).chunk(2, 1)
-            spread = spread.float().clamp(-30, 20)
-            latent = mean + torch.randn_like(mean) * (0.5 * spread).exp()
-            made = models.plain(network).decode(latent)
-        error = made.float() - clip
-        edges = error.diff(dim=3).abs().mean() + error.diff(dim=4).abs().mean()
-        kl = 0.5 * (mean.float().square() + spread.exp() - 1 - spread).mean()
-        loss = error.abs().mean() + 0.5 * edges + 5e-4 * kl
-        psnr = -10 * torch.log10((error.detach() / 2).square().mean())
-        return {"loss": loss, "psnr": psnr, "kl": kl.detach()}
-
-    def show(averages: dict[str, Any]) -> None:
-        clip = draw_clip(scenes.choose(4, 10**15), device)[..., :128, :128]
-        with torch.no_grad():
-            plain = models.plain(averages["video_vae"])
-            made = plain.decode(plain.encode(clip)[:, :16]).float()
-        save_sheet(torch.cat([each[:, :, frame] for frame in (0, 8) for each in (clip, made)]), options.output / SHEET)
-
-    averages = loop.train(
-        "video_vae", {"video_vae": network}, loss_of, show, options.output, options.steps, 0.02, device
-    )
-    if averages is None:
-        return
-    show(averages)
-    weights = averages["video_vae"].state_dict()
-    save_file({key: value.half().contiguous().cpu() for key, value in weights.items()}, options.output / VIDEO_VAE)
-
-
-def draw_clip(chosen: scenes.Scenes, device: torch.device) -> torch.Tensor:
-    """Nine frames of a second: [B, 3, 9, height, width] in [-1, 1]."""
-    return torch.stack([scenes.draw(scenes.moved(chosen, frame / 8), device) for frame in range(9)], 2)
-
-
 def sample(pipeline: Any, path: Path) -> None:
     """Draw `PROMPTS` by the pipeline, 8 steps and a seed each, and say how many times of day are told by the sky."""
     pipeline.set_progress_bar_config(disable=True)
@@ -263,7 +216,7 @@ def save_sheet(pictures: torch.Tensor, path: Path) -> None:
     Image.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()).save(path)
 
 
-STAGES = {"vae": train_vae, "flux": train_flux, "video-vae": train_video_vae}
+STAGES = {"vae": train_vae, "flux": train_flux}
 
 
 if __name__ == "__main__":

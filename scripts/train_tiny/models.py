@@ -1,14 +1,11 @@
-"""The small real models that are trained: two VAEs, and Flux with its text encoders and tokenizers."""
+"""The small real models that are trained: an image VAE, and Flux with its text encoders and tokenizers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ...benchmarks.plain_video_vae import PlainVideoVae, formula_weights
 from ...pipelines.tiny import tokenizers
 from ...pipelines.tiny.components import dynamic_flow_euler
-from ...vae import VideoVAE
-from ...vae.embedded import CONFIG as VIDEO_VAE
 from . import scenes
 
 CLIP_WIDTH, T5_WIDTH = 48, 64
@@ -69,19 +66,6 @@ def image_vae() -> Any:
         use_post_quant_conv=False,
         force_upcast=False,
     )
-
-
-def video_vae() -> VideoVAE:
-    """The embedded video VAE with weights to begin from."""
-    network = VideoVAE(VIDEO_VAE)
-    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    network.load_state_dict(formula_weights(shapes))
-    return network.requires_grad_(True)
-
-
-def plain(network: VideoVAE) -> PlainVideoVae:
-    """Its computation without anything that stands in the way of gradients."""
-    return PlainVideoVae(dict(network.named_parameters()), VIDEO_VAE.norm_num_groups)
 
 
 def text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ choices into pixels with soft-edged distance fields; `classify` reads choices ba
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -91,19 +91,6 @@ def describe(shown: Tensor, seed: int) -> list[str]:
     """Word a caption for each row of (batch, 6) choices, in the order of the fields of `Scenes`."""
     words = random.Random(seed)  # noqa: S311
     return [_caption(words, *row) for row in shown.tolist()]
-
-
-MOTIONS = {2: 0.02, 5: 0.05, 6: 0.04, 7: 0.06, 16: 0.12, 29: 0.35, 30: 0.05, 31: -0.25}
-"""Index into `Scenes.free` -> how far it goes in a second: sun, clouds, ripples, rain, snow."""
-
-
-def moved(scenes: Scenes, seconds: float) -> Scenes:
-    """The same scenes later: what moves by itself has moved, and boats have sailed."""
-    free = scenes.free.clone()
-    for index, speed in MOTIONS.items():
-        free[:, index] += speed * seconds
-    free[:, 18] += torch.where(scenes.thing == 3, 0.12 * seconds, 0.0)
-    return replace(scenes, free=free)
 
 
 def _caption(rng: random.Random, time: int, weather: int, ground: int, thing: int, colour: int, body: int) -> str:

@@ -15,7 +15,7 @@ TRAINED = trained.FOLDER
 
 @pytest.fixture(autouse=True, scope="session")
 def _random_flux() -> Iterator[None]:
-    """In this process `tiny:flux` has random weights, few of them, and takes guidance; `trained_weights` undoes that."""
+    """Here `tiny:flux` has random weights, few of them, and takes guidance; `trained_weights` undoes that."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trained, "FOLDER", TRAINED.with_name("none"))
         yield
