@@ -1,7 +1,6 @@
 """`fastdiffusers demo`: the embedded tiny pipeline, plain and with everything on, side by side. Needs no download.
 
-Then two seconds of video, a pan over that picture, through the embedded video VAE: decoded as a whole, in strips with
-shared statistics, and in tiles. The reports list each optimization as applied or say why it is not.
+What counts is that all three agree, and the reports, which list each optimization as applied or say why it is not.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..callbacks import Callbacks
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
-from ..vae import VaeSettings
 from .files import check_folder_target, write_text
 from .libraries import prepare_libraries
-from .media import write_mp4, write_picture
+from .media import write_picture
 from .options import add_dtype_option, path_argument
 from .terminal import TerminalProgress
 
@@ -41,13 +39,6 @@ LOSSLESS = OptimizationSettings(
 """Everything that is meant to leave the picture as it is."""
 EVERYTHING = replace(LOSSLESS, vae_tiling=TilingSettings(mode="on", tile_size=128, overlap=64, slicing="on"))
 """The VAE in tiles as well. Each tile is normalised by itself."""
-CLIP_FRAMES, CLIP_RATE = 17, 8
-"""Frames of the clip, and how many of them a second has."""
-CLIP_WAYS = {
-    "whole": VaeSettings(mode="whole"),
-    "exact": VaeSettings(mode="exact", strips=(4, 2)),
-    "tiles": VaeSettings(mode="tiles", tile_size=96, tile_overlap=48),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +75,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"from left to right in {picture}: {', '.join(results)}")
         print(faster(steps["plain"], steps["optimized"]))
         print(seen(args.family))
-    show_clip(frames_of(results["plain"])[0, 0], args)
 
 
 def agreement(result: torch.Tensor, reference: torch.Tensor, name: str) -> str:
@@ -104,46 +94,6 @@ def seen(family: str) -> str:
     if tiny.trained_folder(family) is not None:
         return f"they were drawn from {PROMPT!r}"
     return "the weights are random, so all three are noise; tiles, each normalised by itself, differ from the whole"
-
-
-def show_clip(picture: torch.Tensor, args: argparse.Namespace) -> None:
-    """Encode a pan over a picture [H, W, 3] and decode it in each of `CLIP_WAYS`; the clips side by side as a video."""
-    import torch
-
-    from ..cache_folder import cache_folder
-    from ..vae import decode, embedded_video_vae, encode, load_video_vae
-
-    vae = load_video_vae(embedded_video_vae(cache_folder()))
-    with TerminalProgress(args.quiet) as callbacks:
-        latents, _ = encode(vae, pan(picture.float().cpu())[None], callbacks=callbacks)
-        clips, seconds = {}, {}
-        for name, settings in CLIP_WAYS.items():
-            start = time.perf_counter()
-            clips[name] = decode(vae, latents, settings, callbacks)[0][0]
-            seconds[name] = time.perf_counter() - start
-    gap = torch.ones(*clips["whole"].shape[:2], 2, 3)
-    row = torch.cat([part for clip in clips.values() for part in (gap, clip)][1:], dim=2)
-    video = args.output / "clip_whole_exact_tiles.mp4"
-    write_mp4(row, video, CLIP_RATE)
-    if args.quiet:
-        return
-    for name, clip in clips.items():
-        size = f"{CLIP_FRAMES} frames of {clip.shape[2]}x{clip.shape[1]}"
-        print(f"{name:9}  {size} in {seconds[name]:.2f} s, {agreement(clip, clips['whole'], 'whole')}")
-    print(f"from left to right in {video}: {', '.join(clips)}")
-    print(
-        "the video VAE's weights are random, so the clips show patterns, and tiles differ more than with trained ones"
-    )
-
-
-def pan(picture: torch.Tensor) -> torch.Tensor:
-    """A window of two thirds of a picture [H, W, 3], to whole cells of 8 pixels, that moves across: [T, h, w, 3]."""
-    import torch
-
-    height, width = (max(8, length * 2 // 3 // 8 * 8) for length in picture.shape[:2])
-    top = (picture.shape[0] - height) // 2
-    lefts = [round((picture.shape[1] - width) * frame / (CLIP_FRAMES - 1)) for frame in range(CLIP_FRAMES)]
-    return torch.stack([picture[top : top + height, left : left + width] for left in lefts])
 
 
 def faster(plain: float, optimized: float) -> str:

@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from fastdiffusers import cli
 from fastdiffusers.commands import demo
-from fastdiffusers.commands.media import read_frames, read_picture
+from fastdiffusers.commands.media import read_picture
 
 
 @pytest.mark.usefixtures("trained_weights")
@@ -40,26 +39,10 @@ def test_the_demo_shows_every_optimization_as_applied_or_why_not(
     plain, optimized = picture[:, :width], picture[:, width + gap : 2 * width + gap]
     assert plain.std() > 0.01
     assert (plain - optimized).abs().max() <= 1.5 / 255
-    row, rate = read_frames(output / "clip_whole_exact_tiles.mp4")
-    assert row.shape == (17, 128, 3 * 128 + 2 * 2, 3)
-    assert rate == 8
-    assert row[0].std() > 0.01
-    near = dict(re.findall(r"^(whole|exact|tiles) .* s, (.+?) (?:as|from) whole", shown, re.MULTILINE))
-    assert near.keys() == {"whole", "exact", "tiles"}
-    decibels = {
-        name: math.inf if said == "the same" else float(said.removesuffix(" dB")) for name, said in near.items()
-    }
-    assert decibels["whole"] == math.inf
-    assert decibels["exact"] > 90
-    assert 10 < decibels["tiles"] < decibels["exact"]
-
-
-def test_the_clip_is_a_pan_over_the_picture() -> None:
-    picture = torch.rand(96, 96, 3, generator=torch.Generator().manual_seed(0))
-    clip = demo.pan(picture)
-    assert clip.shape == (17, 64, 64, 3)
-    assert torch.equal(clip[0], picture[16:80, :64])
-    assert torch.equal(clip[-1], picture[16:80, 32:])
+    near = dict(re.findall(r"^(optimized|and tiled) .* step, (.+?) (?:as|from) plain", shown, re.MULTILINE))
+    decibels = {name: math.inf if said == "the same" else float(said[:-3]) for name, said in near.items()}
+    assert decibels["optimized"] > 50
+    assert decibels["and tiled"] > 30
 
 
 def test_an_unknown_family_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
