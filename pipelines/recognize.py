@@ -66,10 +66,11 @@ def _configuration(part: Any) -> Mapping[str, Any]:
     return {NETS: nets} if nets else config if isinstance(config, Mapping) else {}
 
 
-def small(family: Family, one_expert: bool = False) -> Family:
+def small(family: Family, trained: bool = False, one_expert: bool = False) -> Family:
     """The family with recommendations for its embedded tiny pipeline, which a CPU can follow.
 
     Args:
+        trained: its weights are; the size and the steps are those that it was trained for.
         one_expert: of a class that may have two, it has one.
     """
     if one_expert:
@@ -80,7 +81,8 @@ def small(family: Family, one_expert: bool = False) -> Family:
     if family.layout == "tokens":
         extra["spatio_temporal_guidance_blocks"] = (1,)  # there are two, not 48
     frames = max(9, family.min_frames) if family.video else 1
-    return replace(family, steps=4, width=128, height=128, num_frames=frames, extra=tuple(extra.items()))
+    steps, edge = (8, 192) if trained else (4, 128)
+    return replace(family, steps=steps, width=edge, height=edge, num_frames=frames, extra=tuple(extra.items()))
 
 
 def _variant_of(

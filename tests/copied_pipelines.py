@@ -51,16 +51,18 @@ class _Unpickler(pickle.Unpickler):
 def copying(build: Callable[..., Any]) -> Callable[..., Any]:
     """`build(name, seed=0, dtype=None)`, which makes each pipeline once; every call gives a copy of its own."""
 
-    from fastdiffusers.pipelines.tiny import PIPELINE_CLASSES
+    from fastdiffusers.pipelines.tiny import PIPELINE_CLASSES, identity
 
     @cache
-    def made(name: str, seed: int, dtype: torch.dtype | None, _class_name: str | None) -> tuple[bytes, Tensors]:
+    def made(
+        name: str, seed: int, dtype: torch.dtype | None, _class_name: str | None, _weights: str
+    ) -> tuple[bytes, Tensors]:
         file, tensors = io.BytesIO(), Tensors()
         _Pickler(file, tensors).dump(build(name, seed, dtype))
         return file.getvalue(), tensors
 
     def copied(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> Any:
-        written, tensors = made(name, seed, dtype, PIPELINE_CLASSES.get(name))
+        written, tensors = made(name, seed, dtype, PIPELINE_CLASSES.get(name), identity(name))
         return _Unpickler(io.BytesIO(written), tensors).load()
 
     return copied

@@ -119,7 +119,10 @@ def family_of_key(key: LoadKey) -> Family:
     """The family that a key will load, for checks before the load."""
     if key.source.startswith(TINY):
         name = key.source.removeprefix(TINY)
-        return small(family_of(tiny.PIPELINE_CLASSES[name]), one_expert=name in tiny.ONE_EXPERT)
+        one = name in tiny.ONE_EXPERT
+        if folder := tiny.trained_folder(name):
+            return small(described.family_of_folder(folder), trained=True, one_expert=one)
+        return small(family_of(tiny.PIPELINE_CLASSES[name]), one_expert=one)
     path = folder_of(key)
     assert path is not None  # noqa: S101 - only tiny sources have no path
     if key.parts:
@@ -163,7 +166,7 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     pipeline.set_progress_bar_config(disable=True)
     family = family_of(pipeline)
     if key.source.startswith(TINY):
-        family = small(family)
+        family = small(family, trained=tiny.trained_folder(key.source.removeprefix(TINY)) is not None)
     facts: dict[str, Any] = {
         "model": key.source,
         "pipeline": type(pipeline).__name__,

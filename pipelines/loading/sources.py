@@ -42,7 +42,7 @@ def locate(
         if family not in tiny.PIPELINE_CLASSES:
             cure = f"choose one of: {', '.join(TINY + name for name in tiny.PIPELINE_CLASSES)}"
             raise InputError("model", source, "there is no embedded tiny pipeline of that name", cure)
-        return source, "", "seed 0"
+        return source, "", tiny.identity(family)
     path = _as_path(source)
     if path.exists():
         path = _absolute(path)

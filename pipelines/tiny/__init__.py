@@ -1,8 +1,18 @@
-"""The embedded tiny pipelines: real architectures a few layers deep. Nothing here decodes or loads from disk."""
+"""The embedded tiny pipelines: real architectures a few layers deep, trained or random. Nothing here decodes."""
 
-from .build import ONE_EXPERT, PIPELINE_CLASSES, TINY_FAMILIES, TINY_MODULAR, TINY_SOUND_FAMILIES, build, save
+from .build import (
+    ONE_EXPERT,
+    PIPELINE_CLASSES,
+    TINY_FAMILIES,
+    TINY_MODULAR,
+    TINY_SOUND_FAMILIES,
+    build,
+    identity,
+    save,
+)
 from .controlnets import CONTROLNET_CLASSES, build_controlnet, controlnet_class
 from .loras import TINY_LORAS, lora_tensors
+from .trained import trained_folder
 
 __all__ = [
     "CONTROLNET_CLASSES",
@@ -15,6 +25,8 @@ __all__ = [
     "build",
     "build_controlnet",
     "controlnet_class",
+    "identity",
     "lora_tensors",
     "save",
+    "trained_folder",
 ]

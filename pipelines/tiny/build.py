@@ -1,9 +1,10 @@
-"""Tiny, randomly initialised, real pipelines, built without a network, a download or a tokenizer file.
+"""Tiny real pipelines, built without a network or a download: with trained weights where they are here, else random.
 
 Each has the classes, the components and the latent layout of its big model, in a few megabytes: the demo, the tests and
-the embedded example workflow run through exactly the code that the big models run through. The pictures are patterns.
+the embedded example workflow run through exactly the code that the big models run through. A trained one draws what its
+prompt says; the pictures of the others are patterns.
 
-Weights depend on the family's name and the seed alone, so that two processes build the same pipeline.
+Random weights depend on the family's name and the seed alone, so that two processes build the same pipeline.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from . import trained
 from .images import flux, flux2_klein, qwenimage, sd3, sdxl, zimage
 from .ltx2 import ltx2
 from .modular import flux3, minimax_h3
@@ -40,8 +42,11 @@ PIPELINE_CLASSES = {
     "ltx2-i2v": "LTX2ImageToVideoPipeline",
     "flux3": "Flux3ModularPipeline",
     "minimax-h3": "MiniMaxH3ModularPipeline",
+    "flux-random": "FluxPipeline",
 }
 """Tiny family -> class in diffusers."""
+RANDOM = "-random"
+"""Ends the name of a family's random form, which is smaller than the trained one."""
 TINY_SOUND_FAMILIES = ("ltx2-t2v", "ltx2-i2v")
 """Those that give video with sound; older releases of diffusers do not have them."""
 TINY_FURTHER = ("wan21-t2v", "wan21-vace")
@@ -51,7 +56,9 @@ TINY_MODULAR = ("flux3", "minimax-h3")
 ONE_EXPERT = ("wan21-t2v",)
 """Those of a class that may have two experts, with one."""
 TINY_FAMILIES = tuple(
-    name for name in PIPELINE_CLASSES if name not in (*TINY_SOUND_FAMILIES, *TINY_FURTHER, *TINY_MODULAR)
+    name
+    for name in PIPELINE_CLASSES
+    if name not in (*TINY_SOUND_FAMILIES, *TINY_FURTHER, *TINY_MODULAR) and not name.endswith(RANDOM)
 )
 
 
@@ -59,15 +66,17 @@ def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> Diffusi
     """Build one tiny pipeline on the CPU, in evaluation mode.
 
     Args:
-        name: one of `PIPELINE_CLASSES`.
-        seed: chooses the random weights. The global random state is left as it was.
+        name: one of `PIPELINE_CLASSES`. "flux" is the trained one where its weights are here, "flux-random" never is.
+        seed: chooses random weights; trained ones stay as they are. The global random state is left as it was.
         dtype: of all weights; float32 when None.
 
     Raises:
         InputError: `name` is not a tiny family, or the installed diffusers is too old for it.
+        ModelFileError: trained weights are here, but not whole.
     """
-    if name not in _BUILDERS:
-        raise InputError("tiny pipeline", name, "there is none of that name", f"choose one of: {', '.join(_BUILDERS)}")
+    if name not in PIPELINE_CLASSES:
+        known = ", ".join(PIPELINE_CLASSES)
+        raise InputError("tiny pipeline", name, "there is none of that name", f"choose one of: {known}")
     import diffusers
     import torch
 
@@ -75,16 +84,23 @@ def build(name: str, seed: int = 0, dtype: torch.dtype | None = None) -> Diffusi
         reason = f"diffusers {diffusers.__version__} has no {PIPELINE_CLASSES[name]}"
         raise InputError("tiny pipeline", name, reason, "update diffusers")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
-        pipeline = _BUILDERS[name]()
+        drawn, family = trained.trained_folder(name), name.removesuffix(RANDOM)
+        torch.manual_seed(seed * 1_000_003 + zlib.crc32(family.encode()))
+        pipeline = trained.load(name) if drawn else _BUILDERS[family]()
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
-                spread_weights(component)
+                if not drawn:
+                    spread_weights(component)
                 component.eval().requires_grad_(False)
                 if dtype not in (None, torch.float32):
                     component.to(dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def identity(name: str) -> str:
+    """Return what tells the weights of `build(name)` from others of that name."""
+    return f"trained {trained.digest(name)}" if trained.trained_folder(name) else "seed 0"
 
 
 def save(name: str, folder: str | Path, seed: int = 0) -> Path:

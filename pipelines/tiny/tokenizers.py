@@ -1,4 +1,4 @@
-"""Tokenizers for the embedded tiny pipelines: one token per byte or character, built from nothing.
+"""Tokenizers for the embedded tiny pipelines: one token per byte or character, or a trained model's words.
 
 transformers 5 builds a tokenizer from a vocabulary; before, it wanted files, or a ready-made one of the `tokenizers`
 package. Both ways give the same tokens.
@@ -7,7 +7,7 @@ package. Both ways give the same tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 CLIP_TOKENS = 77
@@ -35,47 +35,61 @@ CHAT_TEMPLATE = (
 )
 
 
-def clip_tokenizer() -> Any:
-    """Bytes, and bytes that end a word, between <|startoftext|> and <|endoftext|>."""
-    characters = byte_characters()
-    tokens = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    specials = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+def clip_tokenizer(
+    vocabulary: Mapping[str, int] | None = None, merges: Sequence[tuple[str, str]] = (), longest: int = CLIP_TOKENS
+) -> Any:
+    """Bytes, and bytes that end a word, between <|startoftext|> and <|endoftext|>.
+
+    Args:
+        vocabulary, merges: of a trained model: the pieces that its words are made of, beside the bytes.
+        longest: prompt, in tokens.
+    """
+    if vocabulary is None:
+        characters = byte_characters()
+        names = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+        vocabulary = {token: index for index, token in enumerate(names)}
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokens, pairs, ids = dict(vocabulary), list(merges), (vocabulary[start], vocabulary[end])
+    specials = dict.fromkeys(("unk_token", "eos_token", "pad_token"), end)
 
     def backend() -> Any:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
         tokenizer = Tokenizer(
-            models.BPE(vocabulary, [], end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=tokens[-1])
+            models.BPE(tokens, pairs, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=end)
         )
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         words = pre_tokenizers.Split(_pattern(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        end, start = CLIP_VOCABULARY - 1, CLIP_VOCABULARY - 2
-        tokenizer.post_processor = processors.RobertaProcessing(
-            (tokens[end], end), (tokens[start], start), False, False
-        )
+        tokenizer.post_processor = processors.RobertaProcessing((end, ids[1]), (start, ids[0]), False, False)
         return tokenizer
 
-    options = {"bos_token": "<|startoftext|>", "model_max_length": CLIP_TOKENS, **specials}
-    return _build("CLIPTokenizer", {"vocab": vocabulary, "merges": []}, backend, options)
+    options = {"bos_token": start, "model_max_length": longest, **specials}
+    return _build("CLIPTokenizer", {"vocab": tokens, "merges": pairs}, backend, options)
 
 
-def t5_tokenizer() -> Any:
-    """The printable characters of Latin-1; anything else is unknown."""
-    characters = latin_characters()
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, -2.0), *((c, -3.0) for c in characters)]
+def t5_tokenizer(vocabulary: Sequence[tuple[str, float]] | None = None, longest: int = 512) -> Any:
+    """The printable characters of Latin-1; anything else is unknown.
+
+    Args:
+        vocabulary: of a trained model: pieces and their scores, words beside the characters.
+        longest: prompt, in tokens.
+    """
+    if vocabulary is None:
+        characters = latin_characters()
+        vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, -2.0), *((c, -3.0) for c in characters)]
+    pieces = [(piece, score) for piece, score in vocabulary]
 
     def backend() -> Any:
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-        tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
         words = (pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always", split=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(words))
         tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
         return tokenizer
 
-    return _build("T5Tokenizer", {"vocab": vocabulary}, backend, {"extra_ids": 0, "model_max_length": 512})
+    return _build("T5Tokenizer", {"vocab": pieces}, backend, {"extra_ids": 0, "model_max_length": longest})
 
 
 def gemma_tokenizer() -> Any:

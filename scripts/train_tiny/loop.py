@@ -1,4 +1,4 @@
-"""One training loop for all stages: time limit, schedule, average weights, checkpoints, a log, signals."""
+"""One training loop for all stages: schedule, average weights, checkpoints, a log, signals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 SAVE_EVERY = 30.0
-SHOW_EVERY = 60.0
+SHOW_EVERY = 300.0
 
 
 class Optimizers:
@@ -60,11 +60,11 @@ def train(
     loss_of: Callable[[int], dict[str, torch.Tensor]],
     show: Callable[[dict[str, torch.nn.Module]], None],
     output: Path,
-    minutes: float,
+    steps: int,
     rate: float,
     device: torch.device,
-) -> dict[str, torch.nn.Module]:
-    """Train `modules` for `minutes` in all (earlier runs count), and return their averages.
+) -> dict[str, torch.nn.Module] | None:
+    """Train `modules` for `steps` in all (earlier runs count); return their averages, or None when stopped before that.
 
     Args:
         loss_of: takes the step and gives named losses, of which "loss" is stepped on.
@@ -86,7 +86,6 @@ def train(
     stopped: list[int] = []
     old = {n: signal.signal(n, lambda number, frame: stopped.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
     start = saved_at = shown_at = logged_at = time.monotonic()
-    limit = minutes * 60
 
     def save() -> None:
         state: dict[str, Any] = {"step": step, "seconds": before + time.monotonic() - start}
@@ -97,12 +96,10 @@ def train(
         os.replace(checkpoint.with_suffix(".part"), checkpoint)
 
     with open(output / f"{name}.jsonl", "a", encoding="utf-8") as log:
-        while not stopped:
+        while step < steps and not stopped:
             now = time.monotonic()
             seconds = before + now - start
-            if seconds >= limit:
-                break
-            scale = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * seconds / limit)))
+            scale = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
             losses = loss_of(step)
             losses["loss"].backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -127,4 +124,4 @@ def train(
     save()
     for number, handler in old.items():
         signal.signal(number, handler)
-    return averages
+    return averages if step == steps else None

@@ -105,7 +105,7 @@ def transformer() -> Any:
     return FluxTransformer2DModel(
         in_channels=64,
         num_layers=2,
-        num_single_layers=4,
+        num_single_layers=3,
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=T5_WIDTH,

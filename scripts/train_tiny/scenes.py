@@ -83,10 +83,14 @@ def choose(batch: int, seed: int) -> Scenes:
     thing = torch.where((ground == 0) & (thing == 1), 3, torch.where((ground == 0) & (thing == 2), 0, thing))
     body = (weather < 2).long() * (pick(4) > 0).long()
     free = torch.rand(batch, 32, generator=generator)
+    shown = torch.stack((time, weather, ground, thing, colour, body), 1)
+    return Scenes(*shown.unbind(1), free, describe(shown, seed))
+
+
+def describe(shown: Tensor, seed: int) -> list[str]:
+    """Word a caption for each row of (batch, 6) choices, in the order of the fields of `Scenes`."""
     words = random.Random(seed)  # noqa: S311
-    columns = (time, weather, ground, thing, colour, body)
-    captions = [_caption(words, *row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-    return Scenes(*columns, free, captions)
+    return [_caption(words, *row) for row in shown.tolist()]
 
 
 def _caption(rng: random.Random, time: int, weather: int, ground: int, thing: int, colour: int, body: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from fastdiffusers.commands import demo
 from fastdiffusers.commands.media import read_picture
 
 
+@pytest.mark.usefixtures("trained_weights")
 def test_the_demo_shows_every_optimization_as_applied_or_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +39,10 @@ def test_the_demo_shows_every_optimization_as_applied_or_why_not(
     plain, optimized = picture[:, :width], picture[:, width + gap : 2 * width + gap]
     assert plain.std() > 0.01
     assert (plain - optimized).abs().max() <= 1.5 / 255
+    near = dict(re.findall(r"^(optimized|and tiled) .* step, (.+?) (?:as|from) plain", shown, re.MULTILINE))
+    decibels = {name: math.inf if said == "the same" else float(said[:-3]) for name, said in near.items()}
+    assert decibels["optimized"] > 50
+    assert decibels["and tiled"] > 30
 
 
 def test_an_unknown_family_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
 OPTIONS = ["--width", "64", "--height", "64", "--dtype", "float32", "--torch-compile", "off", "--quiet"]
-MODELS = ("tiny:flux", "tiny:sd3")
+MODELS = ("tiny:flux-random", "tiny:sd3")
 MARK = "FASTDIFFUSERS_TEST_MARK"
 
 
