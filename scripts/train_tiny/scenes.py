@@ -84,7 +84,7 @@ def choose(batch: int, seed: int) -> Scenes:
     body = (weather < 2).long() * (pick(4) > 0).long()
     free = torch.rand(batch, 32, generator=generator)
     shown = torch.stack((time, weather, ground, thing, colour, body), 1)
-    return Scenes(*shown.unbind(1), free, describe(shown, seed))
+    return Scenes(time, weather, ground, thing, colour, body, free, describe(shown, seed))
 
 
 def describe(shown: Tensor, seed: int) -> list[str]:
