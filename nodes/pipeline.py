@@ -44,9 +44,9 @@ class LoadPipeline(io.ComfyNode):
                     default=default_pipeline(choices),
                     tooltip="Folders with a model_index.json or a modular_model_index.json, and .safetensors files, "
                     "under every 'diffusers' path (those of extra_model_paths.yaml too), .safetensors checkpoints, and "
-                    "the tiny pipelines embedded in this pack: random weights, no download, to try a graph. Where "
-                    "several paths have one of the same name, the name alone is the first path's; the others say their "
-                    f"path. {CUSTOM} takes the field below.",
+                    "the tiny pipelines embedded in this pack: no download, to try a graph. Flux knows drawn "
+                    "landscapes, the others have random weights. Where several paths have one of the same name, the "
+                    f"name alone is the first path's; the others say their path. {CUSTOM} takes the field below.",
                 ),
                 io.String.Input(
                     "custom_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.tiny import trained
 from fastdiffusers.pipelines.tiny.tokenizers import SPACE, clip_tokenizer, t5_tokenizer
+from fastdiffusers.scripts.train_tiny import scenes
 
 PROMPTS = ["a lighthouse at dusk, calm sea", "", "Lighthouse zoo 7!", "sea " * 90, "caf\u00e9 \u6d77"]
 WORDS = ("lighthouse", "dusk", "calm", "sea")
@@ -143,3 +145,37 @@ def rewrite(file: Path, change: Any) -> None:
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
+
+
+SKIES = {
+    "a blue boat at night, calm sea": "night",
+    "a white house on the hills at noon, clear sky": "day",
+    "red trees on the hills, a bright day": "day",
+    "midnight, sand dunes, empty landscape": "night",
+    "a red lighthouse at dusk, clear sky": "dusk",
+}
+
+
+@pytest.mark.usefixtures("trained_weights")
+def test_pictures_follow_their_prompts() -> None:
+    pipeline: Any = tiny.build("flux")
+    pictures = pipeline(
+        list(SKIES),
+        height=192,
+        width=192,
+        num_inference_steps=8,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(len(SKIES))],
+        output_type="pt",
+    ).images
+    assert scenes.classify(pictures * 2 - 1) == list(SKIES.values())
+
+
+def test_the_weights_and_their_training_are_here_and_small(trained_weights: Path) -> None:
+    files = [path for path in trained_weights.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8 * 10**6
+    for stage, steps in (("vae", 2500), ("flux", 4200)):
+        lines = (trained_weights / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert rows[0]["step"] == 1
+        assert rows[-1]["step"] == steps
+        assert rows[-1]["loss"] < rows[0]["loss"] / 2
