@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import prompt_runs
 import pytest
+from processes import MARK, commands, marked, wait_for
 from prompt_runs import entries, generate
 
 from fastdiffusers import cli
@@ -27,7 +28,6 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lo
 
 OPTIONS = ["--width", "64", "--height", "64", "--dtype", "float32", "--torch-compile", "off", "--quiet"]
 MODELS = ("tiny:flux", "tiny:sd3")
-MARK = "FASTDIFFUSERS_TEST_MARK"
 
 
 class KeptFleet(RayFleet):
@@ -59,7 +59,7 @@ def cluster() -> Iterator[SimpleNamespace]:
         ray.shutdown()
         started.shutdown()
         mark = os.environ.pop(MARK)
-    assert wait_for(lambda: marked(mark) == [], 300)
+    wait_for(lambda: marked(mark) == [], "the end of Ray", lambda: commands(marked(mark)))
 
 
 @pytest.fixture
@@ -92,40 +92,6 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
-
-
-def marked(value: str) -> list[int]:
-    """The processes, this one aside, with the mark in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={value}".encode() in (process / "environ").read_bytes() and int(process.name) != os.getpid():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-def at_work(value: str) -> str:
-    """The marked processes, and what they have used of the processor."""
-    lines = []
-    for number in marked(value):
-        try:
-            words = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            used = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[11:13]
-        except OSError:
-            continue
-        lines.append(f"{number}, {'+'.join(used)} ticks: {words[:200]}")
-    return "\n".join(lines)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.fixture
@@ -212,7 +178,11 @@ def test_a_lost_node_loses_nothing(
     node = cluster.started.add_node(num_cpus=1, object_store_memory=100 * 2**20)
     before = {member.name for member in cluster.fleet.members}
     cluster.fleet.add()
-    assert wait_for(lambda: bool(list(cluster.fleet.poll(0.1))) or all(m.hello is None for m in cluster.fleet.members))
+    wait_for(
+        lambda: bool(list(cluster.fleet.poll(0.1))) or all(m.hello is None for m in cluster.fleet.members),
+        "a worker on the other node",
+        lambda: cluster.fleet.missing(),
+    )
     (elsewhere,) = {member.name for member in cluster.fleet.members} - before
     prompts = written(tmp_path / "p.jsonl", 6, steps=40)
     lost: list[str] = []
@@ -277,16 +247,19 @@ def test_a_killed_driver_leaves_no_process_and_is_resumed(tmp_path: Path) -> Non
             stderr=stream,
         )
     try:
-        there = wait_for(lambda: driver.poll() is not None or has_line(tmp_path / "out" / "manifest.jsonl"), 600)
-        assert there, f"no picture after 600 s: {said.read_text()}\n{at_work(mark)}"
+        wait_for(
+            lambda: driver.poll() is not None or has_line(tmp_path / "out" / "manifest.jsonl"),
+            "the first picture",
+            lambda: f"{said.read_text()}\n{commands(marked(mark))}",
+            600,
+        )
         assert driver.poll() is None, said.read_text()
         (worker,) = {entry["worker"] for entry in entries(tmp_path / "out")}
         assert int(worker.rpartition("/")[2]) in marked(mark)
     finally:
         driver.kill()
         driver.wait()
-    assert wait_for(lambda: int(worker.rpartition("/")[2]) not in marked(mark), 120), "the worker goes on"
-    assert wait_for(lambda: marked(mark) == [], 300), f"left behind: {at_work(mark)}"
+    wait_for(lambda: marked(mark) == [], "the end of the worker and of Ray", lambda: commands(marked(mark)))
     before = pictures(tmp_path / "out")
     assert run(prompts, tmp_path / "out", "--resume") == 0
     assert sorted(entry["item"] for entry in entries(tmp_path / "out")) == [1, 2, 3]
