@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from ..callbacks import Callbacks
 from ..commands.libraries import declare_torchvision_ops
 from ..commands.paths import find_comfyui
+from ..fallback import Signals
 from ..pipelines import tiny
 from ..pipelines.loading.parts.header import read_part
 from ..pipelines.loading.parts.models import zimage
@@ -157,7 +158,7 @@ def load_pipeline(case: str, place: Path) -> Callable[[], list[Any]]:
     parts, _ = locate_parts(model, [text], vae)
 
     def load() -> list[Any]:
-        pipeline, _ = read_parts(parts, str(find_comfyui() or ""), getattr(torch, dtype), Callbacks())
+        pipeline, _ = read_parts(parts, str(find_comfyui() or ""), getattr(torch, dtype), Signals(Callbacks()))
         return [component for component in pipeline.components.values() if isinstance(component, torch.nn.Module)]
 
     return load
