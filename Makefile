@@ -28,7 +28,7 @@ export COMFYUI_PATH := $(COMFYUIS)
 # Each ComfyUI pins versions of its own, so each set of requirements has a layer of its own on top of .venv.
 LAYER := $(if $(COMFYUI),$(VENV)/comfyui-$(shell cksum < '$(COMFYUI)/requirements.txt' | cut -d' ' -f1))
 COMFY_PY := $(if $(COMFYUI),$(LAYER)/bin/python,$(PY))
-ENGINE_TESTS := $(PY) -m pytest tests/unit -n 2 --dist worksteal -q \
+ENGINE_TESTS := $(PY) -m pytest tests/unit -m 'not alone' -n 2 --dist worksteal -q \
 	$(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 # Tiny models gain nothing from threads, and two test workers would fight for the cores.
@@ -36,7 +36,7 @@ export OMP_NUM_THREADS ?= 1
 # Nothing that runs here may need the network.
 TEST_ENV := HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test lint types unit-tests comfyui-tests one-comfyui-tests comfyui bench clean
+.PHONY: demo test lint types unit-tests alone-tests comfyui-tests one-comfyui-tests comfyui bench clean
 .DELETE_ON_ERROR:
 
 # -- layers of .venv ----------------------------------------------------------------------------------------------
@@ -93,13 +93,15 @@ else
 endif
 
 # Two at a time, because the tests against ComfyUI wait for servers and a browser; each shows its output when it has
-# ended, and one that fails stops none of the others.
+# ended, and one that fails stops none of the others. Real Rays come last and by themselves: how soon processes are there
+# and end is what is tested, and Ray itself gives up where it waits for too long.
 SUITES := lint types $(if $(COMFYUI),comfyui-tests) unit-tests
 
 test: $(VENV)/.stamp-test $(if $(COMFYUI),$(LAYER)/.stamp)
 	@echo "$(strip $(SUITES)): two at a time, each is shown when it has ended"
 	@$(MAKE) --no-print-directory --keep-going --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) \
 		$(SUITES)
+	@$(MAKE) --no-print-directory alone-tests
 ifeq ($(COMFYUI),)
 	@echo "tests/comfyui: skipped, no ComfyUI found (COMFYUI_PATH=folder names one)"
 endif
@@ -114,6 +116,9 @@ types: $(VENV)/lint/fastdiffusers
 
 unit-tests: $(VENV)/.stamp-test
 	$(TEST_ENV) $(ENGINE_TESTS)
+
+alone-tests: $(VENV)/.stamp-test
+	$(TEST_ENV) $(PY) -m pytest tests/unit -m alone -q
 
 comfyui-tests: $(VENV)/.stamp-test
 	@echo '$(COMFYUIS)' | tr : '\n' | while read -r folder; do \

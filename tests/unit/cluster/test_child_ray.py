@@ -30,7 +30,10 @@ from fastdiffusers.pipelines.loading.loader import resolve
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest, SampleResult
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc"),
+]
 
 PLAIN = OptimizationSettings.plain()
 CLUSTER = parse_cluster("local:2", cpus=1, patience=600)

@@ -23,7 +23,10 @@ from fastdiffusers.commands.prompts import remote
 from fastdiffusers.commands.prompts.progress import QueueProgress
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc"),
+]
 
 OPTIONS = ["--width", "64", "--height", "64", "--dtype", "float32", "--torch-compile", "off", "--quiet"]
 MODELS = ("tiny:flux", "tiny:sd3")

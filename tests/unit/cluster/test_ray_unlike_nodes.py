@@ -22,7 +22,10 @@ from fastdiffusers import cli
 from fastdiffusers.cluster.connection import TOO_SLOW
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc"),
+]
 
 STORE = 100 * 2**20
 
