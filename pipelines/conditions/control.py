@@ -114,6 +114,9 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
 
 def _check_own_control(family: Family, controls: list[ControlCondition]) -> list[str]:
     if "control_image" not in family.required:
+        if not control_form(family):
+            reason = f"{family.name} takes none, neither by itself nor with a control model"
+            raise InputError("control_image", "given", reason, "leave the control picture out")
         cure = "give one: Load ControlNet (Diffusers), or --controlnet"
         raise InputError("controlnet", "none", f"{family.name} takes a control picture with a control model", cure)
     if len(controls) != family.own_controls:
