@@ -21,6 +21,7 @@ from typing import NoReturn, Protocol
 from . import __version__
 from .commands import bench, decode, demo, doctor, encode, generate
 from .commands.copies import convert, quantize
+from .commands.files import check_not_inputs
 from .errors import DISK_FULL, FastDiffusersError, InputError
 from .report import logger as run_logger
 
@@ -114,6 +115,7 @@ def _run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.ERROR, format="%(name)s: %(message)s")
     run_logger.setLevel(logging.ERROR if args.quiet else logging.INFO)
     try:
+        check_not_inputs(args)
         COMMANDS[args.command].run(args)
         return OK
     except BrokenPipeError:  # `fastdiffusers doctor | head`: the reader has seen enough

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,7 +75,7 @@ def connected(settings: ClusterSettings) -> Iterator[Any]:
     else:
         _check_somebody_listens(settings.address)
     try:
-        with _environment(ALLOCATORS, LOCAL_ENVIRONMENT if settings.local else {}):
+        with _environment(ALLOCATORS, LOCAL_ENVIRONMENT if settings.local else {}), _own_signals():
             ray.init(address=settings.address, **options)
     except Exception as error:
         raise ClusterError(_why(error, settings)) from error
@@ -166,6 +168,19 @@ def _why(error: Exception, settings: ClusterSettings) -> str:
     if "version" in text.lower():
         return f"Ray at {settings.address} is another version: {text}. Install the same Ray and Python on all machines"
     return f"Ray at {settings.address} cannot be used: {text}"
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """What this process does when it is told to end stays: Ray puts its own in the place of SIGTERM's, and aborts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -179,9 +179,22 @@ def write_results(comparison: Comparison, folder: Path) -> list[Path]:
     return [folder / name for name in (*texts, "chart.png")]
 
 
+def _check_forgets_all(args: argparse.Namespace) -> None:
+    """Raise InputError for an option beside --forget, which would seem to say what is forgotten."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, usual in vars(parser.parse_args([])).items():
+        value = getattr(args, name)
+        if name not in ("forget", "show", "export") and value != usual:
+            reason = "--forget forgets what is remembered of all models"
+            raise InputError(name, value, reason, f"leave out --{name.replace('_', '-')} or --forget")
+
+
 def _store_command(args: argparse.Namespace) -> None:
     from ..optimizations.tuning.store import default_store
 
+    if args.forget:
+        _check_forgets_all(args)
     store = default_store()
     if args.export is not None:
         check_writable("export", args.export)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import shutil
@@ -119,3 +120,56 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+WRITTEN = ("output", "report", "export", "recommended", "launch", "log")
+"""Options that name what a command writes; all others name what it reads, or are no paths."""
+TEXTS = ("prompt", "negative_prompt", "command")
+MODELS = ("model", "controlnet", "image_prompt_model", "image_prompt_encoder")
+"""Options that name a folder, all of which is read."""
+
+
+def check_not_inputs(args: argparse.Namespace) -> None:
+    """Raise InputError where what is to be written is there, and is what another option reads or part of a model."""
+    for name in WRITTEN:
+        target = getattr(args, name, None)
+        if not isinstance(target, Path) or not is_there(target) or target.is_dir():
+            continue
+        for other, value in vars(args).items():
+            if other in (*WRITTEN, *TEXTS):
+                continue
+            for given in _texts(value):
+                if _reads(given, target, whole=other in MODELS):
+                    reason = f"--{other.replace('_', '-')} reads it, and it would be replaced"
+                    raise InputError(name, str(target), reason, "choose another name")
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path leads to something; False for one that cannot be a path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts and paths in an option's value, which may be a list of lists."""
+    if isinstance(value, (str, Path)):
+        yield str(value)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _texts(each)
+
+
+def _reads(given: str, target: Path, whole: bool) -> bool:
+    """Whether what an option names is this file.
+
+    Args:
+        given: a path, or one with a strength and an expert behind it, as LoRAs have.
+        whole: a folder's files count, too.
+    """
+    for text in dict.fromkeys((given, given.rpartition("@")[0], given.rpartition(":")[0])):
+        path = Path(text)
+        if text and is_there(path):
+            return path.samefile(target) or (whole and path.resolve() in target.resolve().parents)
+    return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from ..errors import InputError
 from ..report import log_run
@@ -14,11 +13,15 @@ from .media import check_output
 from .options import lora_specs, optimization_settings, pipeline_handle
 from .prompts import arguments
 from .prompts.queue import work_through
-from .prompts.request import check_latent_target, note_what_is_left_out, sample_request, write_result
+from .prompts.request import (
+    check_latent_target,
+    leave_vae_out,
+    note_what_is_left_out,
+    sample_request,
+    write_result,
+)
 from .terminal import TerminalProgress, print_written
 
-NO_VAE = Path("none")
-"""What stands for no VAE at all: a latent alone needs none."""
 HELP = "make pictures or video from a prompt, or from a file of prompts"
 
 
@@ -37,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
     settings = optimization_settings(args)
     loras = lora_specs(args)
     latent_only = check_latent_target(args.output)
-    if latent_only and args.diffusion_model is not None and args.vae is None:
-        args.vae = NO_VAE
+    if latent_only:
+        leave_vae_out(args)
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
     prepare_libraries(args.verbose)

@@ -104,4 +104,4 @@ def summary(sound: dict[str, Any]) -> str:
     """The sound in words, for the report."""
     _, channels, samples = sound["waveform"].shape
     rate = sound["sample_rate"]
-    return f"{samples / rate:.2f} s in {channels} channel(s) at {rate} Hz; the latent holds the picture alone"
+    return f"{samples / rate:.2f} s in {channels} channel(s) at {rate} Hz; ComfyUI's LATENT holds the picture alone"

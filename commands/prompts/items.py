@@ -18,6 +18,7 @@ from .arguments import FOR_ALL_LINES, LineParser
 from .inputs import Stamps
 from .lines import Line, in_line
 from .manifest import NAME as MANIFEST
+from .request import LATENT, leave_vae_out
 
 LOADING = (
     "model",
@@ -87,6 +88,8 @@ def read_items(path: Path, lines: Sequence[Line], parser: LineParser, base: argp
                     raise InputError("output", name, f"line {other} writes {file} too", "choose another name")
             _check_folders(name, args.batch, line.number, files, folders)
             make_absolute(args)
+            if name.endswith(LATENT):
+                leave_vae_out(args)
             items.append(Item(number, line.number, name, args, _fingerprint(name, args, stamps)))
     return items
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ...pipelines.types import SampleRequest, SampleResult
 
 LATENT = ".safetensors"
+NO_VAE = Path("none")
+"""What stands for no VAE at all."""
 
 
 def check_latent_target(output: Path) -> bool:
@@ -28,6 +30,12 @@ def check_latent_target(output: Path) -> bool:
         return False
     check_file_target("output", output, (LATENT,))
     return True
+
+
+def leave_vae_out(args: argparse.Namespace) -> None:
+    """For a latent alone a model in parts needs no VAE: name none where none is named."""
+    if args.diffusion_model is not None and args.vae is None:
+        args.vae = NO_VAE
 
 
 def sample_request(
@@ -60,6 +68,10 @@ def note_what_is_left_out(args: argparse.Namespace, result: SampleResult) -> Non
             result.report.note(note)
     for note in conditions_left_out(args):
         result.report.note(note)
+    # A file of prompts has videos in .mp4 alone.
+    silent = args.prompts is None and args.output.suffix.lower() != ".mp4"
+    if silent and result.audio is not None and result.frames is not None:
+        result.report.note("the sound is not written: an .mp4 holds it beside the pictures.")
 
 
 def without_latent(result: SampleResult, output: Path) -> Path | None:

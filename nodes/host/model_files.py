@@ -179,10 +179,7 @@ def controlnet_source(name: str, custom: str) -> str:
         ModelFileError: the folder is missing.
     """
     if name == CUSTOM:
-        if not custom.strip().strip('"'):
-            reason, cure = f"it is empty, but controlnet_name is {CUSTOM}", "enter a folder, or choose another one"
-            raise InputError("custom_controlnet", custom, reason, cure)
-        return custom.strip().strip('"')
+        return _typed("custom_controlnet", custom, f"it is empty, but controlnet_name is {CUSTOM}", "a folder")
     if name.startswith(TINY_PREFIX):
         return "tiny:" + name.removeprefix(TINY_PREFIX)
     folders = _control_folders()
@@ -191,6 +188,14 @@ def controlnet_source(name: str, custom: str) -> str:
         reason = f"no such folder under the controlnet and diffusers paths ({', '.join(map(str, folders))})"
         raise ModelFileError("controlnet_name", name, reason, "put it into models/controlnet and press R in ComfyUI")
     return str(there)
+
+
+def _typed(name: str, text: str, reason: str, what: str) -> str:
+    """A path that was typed into a field, without the quotes around it. Raises InputError where there is none."""
+    path = text.strip().strip('"')
+    if not path:
+        raise InputError(name, text, reason, f"enter {what}, or choose another one")
+    return path
 
 
 def image_prompt_choices() -> list[str]:
@@ -207,10 +212,7 @@ def image_prompt_source(name: str, custom: str) -> str:
         ModelFileError: it is missing.
     """
     if name == CUSTOM:
-        if not custom.strip().strip('"'):
-            reason, cure = f"it is empty, but model_name is {CUSTOM}", "enter a file or a folder, or choose another one"
-            raise InputError("custom_model", custom, reason, cure)
-        return custom.strip().strip('"')
+        return _typed("custom_model", custom, f"it is empty, but model_name is {CUSTOM}", "a file or a folder")
     own = _folders("ipadapter") if "ipadapter" in folder_paths.folder_names_and_paths else []
     there = next((path for path in _candidates(name, [*own, *_diffusers_folders()]) if path.exists()), None)
     if there is None:

@@ -10,6 +10,7 @@ from ...errors import InputError
 from ..classes.forms import class_of, video_to_video_class
 from .kinds import ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
+from .pictures import shape_of
 from .taking import call_takes
 
 if TYPE_CHECKING:
@@ -89,9 +90,7 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     if not clips:
         return []
     for role, each in clips.items():
-        shape = list(getattr(each.frames, "shape", ()))
-        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
-            raise InputError("video", f"shape {shape}", "a clip is [frames, height, width, 3]", "give a clip")
+        shape_of("video", each.frames, "a clip is [frames, height, width, 3]", "give a clip")
         if not _argument(clip_form(family, request) or family.classes[-1], role):
             what = "clip to start from" if role == "video" else f"{role} clip"
             raise InputError("video", f"a {role} clip", f"{family.name} takes no {what}", "leave it out")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from ..classes.forms import class_of
 from .kinds import ControlCondition, ControlNetKey
+from .pictures import shape_of
 from .taking import call_takes, component_classes, modular_class
 
 if TYPE_CHECKING:
@@ -90,10 +91,7 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
     """
     controls, notes = controls_of(request), []
     for control in controls:
-        shape = list(getattr(control.image, "shape", ()))
-        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
-            reason = "a control picture is [batch, height, width, 3 or 4]"
-            raise InputError("control_image", f"shape {shape}", reason, "give a picture")
+        shape = shape_of("control_image", control.image, "a control picture is [batch, height, width, 3 or 4]")
         if not 0.0 <= control.strength <= MOST_STRENGTH:
             reason = f"it must be between 0 and {MOST_STRENGTH:g}"
             raise InputError("control strength", control.strength, reason, "1 is as it was trained")
@@ -114,6 +112,9 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
 
 def _check_own_control(family: Family, controls: list[ControlCondition]) -> list[str]:
     if "control_image" not in family.required:
+        if not control_form(family):
+            reason = f"{family.name} takes none, neither by itself nor with a control model"
+            raise InputError("control_image", "given", reason, "leave the control picture out")
         cure = "give one: Load ControlNet (Diffusers), or --controlnet"
         raise InputError("controlnet", "none", f"{family.name} takes a control picture with a control model", cure)
     if len(controls) != family.own_controls:

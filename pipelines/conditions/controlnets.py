@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ from ...errors import ModelFileError
 from ...optimizations.components import denoisers
 from .. import tiny
 from ..loading.progress import reading_errors
-from ..loading.small_files import plain_path, read_json
+from ..loading.small_files import identity_of, plain_path, read_json
 from .control import check_fits, control_models, described
 from .kinds import ControlNetKey
 from .masks import repaints
@@ -53,11 +52,7 @@ def resolve_controlnet(source: str) -> ControlNetKey:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelFileError("controlnet", str(folder), "there are no .safetensors weights in it", _CURE)
-    digest = hashlib.sha256()
-    for file in (folder / "config.json", *weights):
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return ControlNetKey(str(folder), digest.hexdigest()[:16], class_name)
+    return ControlNetKey(str(folder), identity_of((folder / "config.json", *weights)), class_name)
 
 
 def find_controlnets(folder: Path, depth: int = 3) -> list[Path]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InputError, ModelFileError
 from ...safetensors_header import read_header
 from ..classes.forms import class_of
-from ..loading.small_files import plain_path, read_json
+from ..loading.small_files import identity_of, plain_path, read_json
 from .kinds import ImagePromptCondition, ImagePromptKey
+from .pictures import shape_of
 from .taking import call_takes, modular_class
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def resolve_image_prompt(source: str, encoder: str = "") -> ImagePromptKey:
         raise ModelFileError("image prompt model", str(path), reason, _CURE)
     folder = _encoder_folder(path, encoder)
     files = (path, folder / "config.json", *sorted(folder.glob("*.safetensors")))
-    return ImagePromptKey(str(path), str(folder), _identity(files))
+    return ImagePromptKey(str(path), str(folder), identity_of(files))
 
 
 def find_redux(folder: Path) -> list[Path]:
@@ -84,10 +84,7 @@ def check_image_prompts(family: Family, request: SampleRequest) -> list[str]:
     """
     prompts, notes = image_prompts_of(request), []
     for prompt in prompts:
-        shape = list(getattr(prompt.image, "shape", ()))
-        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
-            reason = "an image prompt is [batch, height, width, 3 or 4]"
-            raise InputError("image_prompt", f"shape {shape}", reason, "give a picture")
+        shape = shape_of("image_prompt", prompt.image, "an image prompt is [batch, height, width, 3 or 4]")
         if not 0.0 <= prompt.strength <= MOST_STRENGTH:
             reason = f"it must be between 0 and {MOST_STRENGTH:g}"
             raise InputError("image prompt strength", prompt.strength, reason, "1 is as it was trained")
@@ -152,7 +149,7 @@ def _redux(folder: Path) -> ImagePromptKey:
         if not files:
             reason = f"its {part.name} has no .safetensors weights"
             raise ModelFileError("image prompt model", str(folder), reason, "download it again")
-    return ImagePromptKey(str(folder), "", _identity((index, *weights[0], *weights[1])), redux=True)
+    return ImagePromptKey(str(folder), "", identity_of((index, *weights[0], *weights[1])), redux=True)
 
 
 def _encoder_folder(file: Path, chosen: str) -> Path:
@@ -172,11 +169,3 @@ def _encoder_folder(file: Path, chosen: str) -> Path:
         reason = "it holds no CLIP or SigLIP vision model with .safetensors weights"
         raise ModelFileError("image prompt encoder", str(folder), reason, "choose the one of the IP-Adapter")
     return folder
-
-
-def _identity(files: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]

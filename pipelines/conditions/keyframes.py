@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from ..classes.forms import class_of
 from .kinds import KeyframeCondition
+from .pictures import shape_of
 from .taking import call_takes
 
 if TYPE_CHECKING:
@@ -72,10 +73,7 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
     exact = keyframe_form(family) in _EXACT
     taken: dict[int, int] = {}
     for keyframe in keyframes:
-        shape = list(getattr(keyframe.image, "shape", ()))
-        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
-            reason = "a keyframe is [batch, height, width, 3 or 4]"
-            raise InputError("keyframe", f"shape {shape}", reason, "give a picture")
+        shape = shape_of("keyframe", keyframe.image, "a keyframe is [batch, height, width, 3 or 4]")
         if not -1 <= keyframe.frame < count:
             reason = f"there are {count} frames"
             raise InputError("keyframe frame", keyframe.frame, reason, f"use 0 to {count - 1}, or -1 for the last")

@@ -22,19 +22,25 @@ def bytes_to_come(loaded: LoadedPipeline, request: SampleRequest) -> int:
     """Bytes of control models and of what reads image prompts that are not on the pipeline's device yet."""
     import torch
 
-    size = torch.empty((), dtype=loaded.dtype).element_size()
     total = 0
     for key in dict.fromkeys(control_models(request)):
         held = loaded.controlnets.get(key)
-        total += _numbers(_files(key.source)) * size if held is None else _elsewhere(held, loaded.device)
+        total += _numbers(_files(key.source)) * _size(loaded) if held is None else _elsewhere(held, loaded.device)
     for prompted in dict.fromkeys(prompt.model for prompt in image_prompts_of(request)):
         if prompted in loaded.image_prompts:
             models = [part for part in loaded.image_prompts[prompted] if isinstance(part, torch.nn.Module)]
             total += sum(_elsewhere(model, loaded.device) for model in models)
         else:
             encoder = _files(prompted.encoder) if prompted.encoder else []
-            total += _numbers([*_files(prompted.source), *encoder]) * size
+            total += _numbers([*_files(prompted.source), *encoder]) * _size(loaded)
     return total
+
+
+def _size(loaded: LoadedPipeline) -> int:
+    """Bytes of a number as the pipeline holds it."""
+    import torch
+
+    return torch.empty((), dtype=loaded.dtype).element_size()
 
 
 def _files(source: str) -> list[Path]:

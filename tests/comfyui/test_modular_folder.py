@@ -65,7 +65,7 @@ def test_a_modular_folder_is_offered_and_runs_with_its_sound(server: Client, mod
         assert (container.streams.audio[0].rate, container.streams.audio[0].channels) == (32_000, 2)
     facts = server.report(entry)["facts"]
     assert facts["family"] == "minimax-h3"
-    assert facts["sound"].endswith("2 channel(s) at 32000 Hz; the latent holds the picture alone")
+    assert facts["sound"].endswith("2 channel(s) at 32000 Hz; ComfyUI's LATENT holds the picture alone")
     assert facts["steps"] == 2
 
 

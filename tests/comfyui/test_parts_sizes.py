@@ -12,6 +12,8 @@ import pytest
 import torch
 from test_parts_node import write_header
 
+from fastdiffusers.scripts.comfyui_server import find_comfyui
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -174,23 +176,27 @@ def unused(slot: str, shapes: Shapes) -> int:
     return shapes["norm_final.weight"][0] if slot == "transformer" and "norm_final.weight" in shapes else 0
 
 
-@pytest.mark.parametrize(
-    ("sizes", "least"), [("QWEN3_4B", 9), ("QWEN3_8B", 9), ("QWEN25_VL_7B", 9), ("QWEN3_VL_4B", 9)]
-)
-def test_the_configurations_are_those_of_comfyui(core: Any, sizes: str, least: int) -> None:
+CONFIGURATIONS = {
+    "QWEN3_4B": "Qwen3_4BConfig",
+    "QWEN3_8B": "Qwen3_8BConfig",
+    "QWEN25_VL_7B": "Qwen25_7BVLI_Config",
+    "QWEN3_VL_4B": "Qwen3VL_4BConfig",
+}
+COMFYUI = find_comfyui()
+LLAMA = (COMFYUI / "comfy/text_encoders/llama.py").read_text(encoding="utf-8") if COMFYUI else ""
+
+
+@pytest.mark.parametrize("sizes", [sizes for sizes, theirs in CONFIGURATIONS.items() if f"class {theirs}" in LLAMA])
+def test_the_configurations_are_those_of_comfyui(core: Any, sizes: str) -> None:
     from comfy.text_encoders import llama
 
     from fastdiffusers.pipelines.loading.parts import encoders
 
     ours = getattr(encoders, sizes)
-    published = {"QWEN3_4B": "Qwen3_4BConfig", "QWEN3_8B": "Qwen3_8BConfig", "QWEN25_VL_7B": "Qwen25_7BVLI_Config"}
-    published["QWEN3_VL_4B"] = "Qwen3VL_4BConfig"
-    if not hasattr(llama, published[sizes]):
-        pytest.skip(f"this ComfyUI has no {published[sizes]}")
-    theirs: Any = getattr(llama, published[sizes])()
+    theirs: Any = getattr(llama, CONFIGURATIONS[sizes])()
     ours = ours.get("text_config", ours)
     shared = [name for name in ours if hasattr(theirs, name)]
-    assert len(shared) >= least
+    assert len(shared) >= 9
     assert {name: ours[name] for name in shared} == {name: getattr(theirs, name) for name in shared}
     if "rope_scaling" in ours:
         assert ours["rope_scaling"]["mrope_section"] == theirs.rope_dims

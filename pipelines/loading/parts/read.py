@@ -108,8 +108,11 @@ def read_component(component: Component, part: Part, config: Config, dtype: torc
     import transformers
 
     model_class = getattr(transformers, component.class_name)
-    # transformers rounds the rest itself, and keeps in float32 what a class says must stay so.
-    weights = {key: value.to(dtype) if value.itemsize == 1 else value for key, value in weights.items()}
+    # transformers rounds the rest itself, and keeps in float32 what a class says must stay so. Where all of it is to be
+    # float32, each tensor goes here when its wide one comes: transformers would hold both of all of them.
+    for key, value in weights.items():
+        if value.itemsize == 1 or (dtype.itemsize == 4 and value.is_floating_point()):
+            weights[key] = value.to(dtype)
     settings = model_class.config_class.from_dict(config)
     return model_class.from_pretrained(None, config=settings, state_dict=weights, torch_dtype=dtype).eval()
 

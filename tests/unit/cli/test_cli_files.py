@@ -130,3 +130,40 @@ def test_numbered_names_sort_in_order() -> None:
     names = [path.name for path in numbered(Path("a.png"), 11)]
     assert names[0] == "a_00.png"
     assert names == sorted(names)
+
+
+INPUTS = {
+    "--image": ("picture.png", ()),
+    "--mask": ("picture.png", ("--image", "other.png")),
+    "--diffusion-model": ("model.safetensors", ()),
+    "--vae": ("model.safetensors", ("--diffusion-model", "other.safetensors")),
+    "--lora": ("model.safetensors", ()),
+    "--image-prompt": ("picture.png", ()),
+}
+
+
+@pytest.mark.parametrize("option", INPUTS)
+def test_what_an_option_reads_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    name, more = INPUTS[option]
+    monkeypatch.chdir(tmp_path)
+    for file in {name, *more[1::2]}:
+        Path(file).write_bytes(b"mine")
+    given = f"{name}:0.5@high" if option == "--lora" else name
+    model = () if "--diffusion-model" in (option, *more) else ("--model", "tiny:flux")
+    words = ["generate", *model, "--prompt", "x", option, given, *more, "--output", f"./{name}"]
+    assert cli.main(words) == cli.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{option} reads it, and it would be replaced" in line
+    assert Path(name).read_bytes() == b"mine"
+
+
+def test_a_models_own_file_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"mine")
+    words = ["generate", "--model", str(tmp_path / "model"), "--prompt", "x", "--output", str(file)]
+    assert cli.main(words) == cli.BAD_INPUT
+    assert "--model reads it" in capsys.readouterr().err
+    assert file.read_bytes() == b"mine"

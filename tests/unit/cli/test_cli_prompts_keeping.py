@@ -18,6 +18,7 @@ from fastdiffusers.commands.prompts.arguments import LineParser
 from fastdiffusers.commands.prompts.items import Item, read_items
 from fastdiffusers.commands.prompts.lines import read_lines
 from fastdiffusers.commands.prompts.make import Made
+from fastdiffusers.commands.prompts.request import NO_VAE
 from fastdiffusers.commands.prompts.results import results_in
 
 OPTIONS = ("--width", "64", "--height", "64", "--steps", "2", "--dtype", "float32", "--device", "cpu", "--quiet")
@@ -125,3 +126,13 @@ def test_an_input_that_has_changed_makes_another_item(option: str, tmp_path: Pat
 def test_a_name_that_is_the_folders_too_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = written(tmp_path / "p.jsonl", [{"prompt": "a", "output": "out"}, {"prompt": "b"}])
     assert [item.name for item in items_of(prompts, "--model", "x")] == ["out", "00002"]
+
+
+def test_a_latent_alone_needs_no_vae(tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"")
+    prompts = written(tmp_path / "p.jsonl", [{"prompt": "a", "output": "a.safetensors"}, {"prompt": "b"}])
+    latent, picture = items_of(prompts, "--diffusion-model", str(model))
+    assert latent.args.vae == NO_VAE
+    assert picture.args.vae is None
+    assert latent.model != picture.model

@@ -46,6 +46,15 @@ def test_against_what_a_user_would_pick_instead(case: dict[str, Any]) -> None:
     assert f"| {case['case']} | {' | '.join(cells)} |" in FIGURES
 
 
+def test_what_the_readme_says_of_core() -> None:
+    faster = {case["case"]: case["rows"][1]["time_over_ours"] for case in data("rivals")["cases"]}
+    small, large, encode = (faster[name] for name in ("decode 2x8x8", "decode 3x16x16", "encode 9x128x128"))
+    readme = " ".join((PACK / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"{small:.1f}x to {large:.1f}x as fast at a decode of 64 pixels and more, {encode:.1f}x at an encode" in readme
+    )
+
+
 @pytest.mark.parametrize("row", data("causal_decode")["rows"], ids=lambda row: f"{row['vae']} {row['frames']}")
 def test_long_clips(row: dict[str, Any]) -> None:
     sizes = " | ".join(f"{row[key]:.1f} GiB" for key in ("diffusers_gib", "streamed_gib", "fast_gib"))

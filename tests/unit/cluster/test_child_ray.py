@@ -179,7 +179,7 @@ def test_a_killed_worker_costs_its_image_a_second_attempt(spread: Callable[..., 
         killed.append(process_of(worker))
         os.kill(killed[0], signal.SIGKILL)
 
-    result = spread(AtStep(2, kill).callbacks, seed=50, steps=60, batch=3)
+    result = spread(AtStep(2, kill).callbacks, seed=50, steps=400, batch=3)
     assert len(killed) == 1
     assert killed[0] not in map(process_of, workers(result))
     assert any("has ended while it made image" in note for note in result.report.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -153,3 +154,14 @@ def test_what_differs_between_machines_is_said_with_its_cure() -> None:
 def test_models_of_doctor_go_with_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--look-for", "/models/flux"]) == 2
     assert "it goes with --cluster" in capsys.readouterr().err
+
+
+def test_being_told_to_end_is_not_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    fake = SimpleNamespace(init=init, is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setattr(connection, "ray_module", lambda: fake)
+    before = signal.getsignal(signal.SIGTERM)
+    with connection.connected(parse_cluster("local:1")):
+        assert signal.getsignal(signal.SIGTERM) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -78,7 +79,7 @@ def run(prompts: Path, output: Path, *more: str) -> int:
 def written(path: Path, count: int, steps: int = 2, long: int = 0) -> Path:
     """Prompts that take turns with the two models; the one with number `long` takes many steps."""
     lines = [
-        {"prompt": f"picture {n}", "model": MODELS[n % 2], "seed": n, "steps": 150 if n + 1 == long else steps}
+        {"prompt": f"picture {n}", "model": MODELS[n % 2], "seed": n, "steps": 600 if n + 1 == long else steps}
         for n in range(count)
     ]
     return prompt_runs.written(path, lines)
@@ -186,29 +187,29 @@ def test_a_lost_node_loses_nothing(
         lambda: cluster.fleet.missing(),
     )
     (elsewhere,) = {member.name for member in cluster.fleet.members} - before
-    prompts = written(tmp_path / "p.jsonl", 6, steps=40)
-    lost: list[str] = []
-
-    def lose(worker: str) -> None:
-        if worker == elsewhere:
-            lost.append(worker)
-            cluster.started.remove_node(node, allow_graceful=False)
-
-    working = QueueProgress.working
+    prompts = written(tmp_path / "p.jsonl", 6, steps=300)
+    process = int(elsewhere.rpartition("/")[2])
+    lost: list[int] = []
 
     def watch(self: QueueProgress, worker: str, item: str, progress: Progress | None) -> None:
-        if not lost and progress is not None and progress.stage == "denoise":
-            lose(worker)
-        working(self, worker, item, progress)
+        if not lost and worker == elsewhere and progress is not None and progress.stage == "denoise":
+            lost.append(int(item))
+            # Nothing more is heard of a machine that is gone: neither a result nor that its connection ends.
+            os.kill(process, signal.SIGSTOP)
+            cluster.started.remove_node(node, allow_graceful=False)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QueueProgress, "working", watch)
-        assert spread(prompts, tmp_path / "many") == 0
-    assert lost == [elsewhere]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(QueueProgress, "working", watch)
+            assert spread(prompts, tmp_path / "many") == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     made = entries(tmp_path / "many")
     assert sorted(entry["item"] for entry in made) == list(range(1, 7))
-    assert [entry["attempt"] for entry in made if entry["worker"] == elsewhere] == []
-    assert max(entry["attempt"] for entry in made) == 2
+    assert len(lost) == 1, "the other node was given none"
+    assert {entry["item"]: entry["attempt"] for entry in made} == {n: 1 + (n in lost) for n in range(1, 7)}
+    assert [entry["worker"] for entry in made if entry["item"] in lost] != [elsewhere]
 
 
 def test_doctor_lists_machines_and_missing_models(

@@ -54,6 +54,12 @@ def test_it_writes_the_four_files_and_prints_the_table(tmp_path: Path, capsys: p
     assert table["attention"] == [expected, expected]
 
 
+def test_forgetting_is_of_all_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--model", "tiny:flux", "--forget"]) == cli.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--forget forgets what is remembered of all models" in line
+
+
 def test_it_remembers_shows_exports_and_forgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(tmp_path, "--compare", "math", "--runs", "2", "--quiet") == 0
     assert capsys.readouterr().out == ""

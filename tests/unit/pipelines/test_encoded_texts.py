@@ -139,7 +139,9 @@ def test_what_does_not_fit_is_refused_before_anything_loads() -> None:
         ("qwenimage", {"positive": wide["qwenimage"]}, "guidance = 3 needs one"),
         ("qwenimage", {"negative": wide["qwenimage"]}, "one call takes both"),
         ("flux", {"positive": Embeddings(torch.zeros(77, 32))}, r"\[batch, tokens, width\]"),
-        ("flux2-klein", {"positive": wide["flux"]}, "flux2-klein takes is not known"),
+        ("flux2-klein", {"positive": wide["flux"], "guidance": 1.0}, r"32 wide, and flux2-klein takes (?!32)\d+"),
+        ("ltx2-t2v", {"positive": wide["flux"]}, "positive = 'connected'"),
+        ("flux3", {"positive": wide["flux"]}, "a modular pipeline encodes its own prompt"),
     ]
     for family, changes, said in cases:
         with pytest.raises(InputError, match=said) as error:
