@@ -145,7 +145,9 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
         clean = FluxPipeline._pack_latents((seen.to(device).float() - shift) * scale, batch, 16, side, side)
         noise = torch.randn_like(clean)
         sigma = torch.sigmoid(torch.randn(batch, device=device) * 1.1 + mu)
-        sigma = torch.where(torch.rand(batch, device=device) < 0.15, torch.rand(batch, device=device), sigma)
+        # The first of a few steps decide what the picture shows, and they are all near 1.
+        near = 1 - 0.2 * torch.rand(batch, device=device).square()
+        sigma = torch.where(torch.rand(batch, device=device) < 0.4, near, sigma)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             pooled = parts["clip"](clip_ids.to(device)).pooler_output
