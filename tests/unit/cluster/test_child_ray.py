@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def handle() -> PipelineHandle:
-    return PipelineHandle(resolve("tiny:flux", device="cpu", dtype="float32"))
+    return PipelineHandle(resolve("tiny:flux-random", device="cpu", dtype="float32"))
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ from fastdiffusers.torchvision_ops import declare_torchvision_ops
 declare_torchvision_ops()
 from test_child_ray import CLUSTER, PLAIN, REQUEST, PipelineHandle, client, resolve
 from fastdiffusers.callbacks import Callbacks
-handle = PipelineHandle(resolve("tiny:flux", device="cpu", dtype="float32"))
+handle = PipelineHandle(resolve("tiny:flux-random", device="cpu", dtype="float32"))
 show = lambda progress: print(progress.stage, progress.done, progress.message, flush=True)
 client.generate_on(CLUSTER, handle, replace(REQUEST, steps=900), PLAIN, Callbacks(show), Path(sys.argv[1]))
 """
