@@ -70,12 +70,8 @@ def write_or_keep(path: Path, forms: list[Form]) -> list[Path]:
             raise
         reason = f"{path} cannot be written ({_why(error)})"
     for form in forms:
-        places = (
-            [Path(tempfile.gettempdir())]
-            if form is forms[0]
-            else [link_target(path).parent, Path(tempfile.gettempdir())]
-        )
-        for place in places:
+        beside = [] if form is forms[0] else [link_target(path).parent]
+        for place in (*beside, Path(tempfile.gettempdir())):
             if kept := _try(place, path.stem, form):
                 loss = f", {form.loss}" if form.loss else ""
                 raise ResultMovedError(f"{reason}. The result is kept as {kept}{loss}: move it when there is room.")

@@ -105,7 +105,7 @@ def _take(
         progress.working(event.worker, item.name, event.progress if isinstance(event, events.Ticked) else None)
         return
     place = places.pop(item.number, None)
-    facts = {"worker": event.worker, "attempt": event.attempt}
+    facts: dict[str, Any] = {"worker": event.worker, "attempt": event.attempt}
     if isinstance(event, events.Finished):
         if place is None:
             raise LookupError(f"item {item.number} came back a second time")

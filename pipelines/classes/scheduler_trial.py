@@ -1,4 +1,4 @@
-"""Whether a pipeline can drive a scheduler: its timesteps are set as the pipeline will, and steps of noise are tried."""
+"""Whether a pipeline can drive a scheduler: timesteps are set as the pipeline will, and steps of noise are tried."""
 
 from __future__ import annotations
 

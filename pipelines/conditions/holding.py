@@ -1,4 +1,4 @@
-"""The models that conditions bring: they stay with the pipeline from one run to the next, and go when none wants them."""
+"""The models that conditions bring: they stay with the pipeline for the next run, and go where that wants others."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,7 +39,9 @@ def use_of_blocks(pipeline_class: type, given: tuple[str, ...] = ()) -> Schedule
         if tree is not None:
             trees.append(own := _as_method(tree))
             trees += _helpers(own, each.__module__, seen)
-    return use_in([node for tree in trees for node in ast.walk(tree)])
+    use = use_in([node for tree in trees for node in ast.walk(tree)])
+    # Timesteps are handed on where a caller has some; no run here has.
+    return replace(use, timestep_arguments=tuple(name for name in use.timestep_arguments if name != "timesteps"))
 
 
 def _all_blocks(block: Any) -> Iterator[Any]:

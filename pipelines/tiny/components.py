@@ -80,7 +80,7 @@ def _qwen_sizes(layers: int = 3) -> dict[str, Any]:
     }
 
 
-_QWEN_ENDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 256)
+_QWEN_ENDS: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 256)
 
 
 def _vision_sizes(depth: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _vision_sizes(depth: int) -> dict[str, Any]:
     }
 
 
-def _vision_tokens() -> dict[str, int]:
+def _vision_tokens() -> dict[str, Any]:
     """Of a model that reads pictures: where our vocabulary has its special tokens."""
     token = {name: 256 + index for index, name in enumerate(QWEN_SPECIALS)}
     return {
