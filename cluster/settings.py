@@ -11,6 +11,7 @@ LOCAL = "local"
 PATIENCE = 120.0
 """Seconds to wait for a free card where nothing else is said."""
 FORMS = "use local, local:2 for two workers, or HOST:PORT of a running Ray"
+_COUNT = "what follows local: is how many workers, a whole number from 1 to 1024"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ def parse_cluster(text: str, cpus: int | None = None, patience: float = PATIENCE
         reason = "Ray's client protocol cannot be used: work would go through one process"
         raise InputError("cluster", text, reason, "run on a machine of the cluster, with HOST:PORT of its head")
     host, colon, number = text.rpartition(":")
+    if host == LOCAL and not re.fullmatch(r"[0-9]{1,5}", number):
+        raise InputError("cluster", text, _COUNT, FORMS)
     if not colon or not re.fullmatch(r"[0-9]{1,5}", number) or not re.fullmatch(r"[\w.\-]+|\[[0-9a-fA-F:]+\]", host):
         raise InputError("cluster", text, "it names no cluster", FORMS)
     if host == LOCAL:
         if not 1 <= int(number) <= 1024:
-            raise InputError("cluster", text, "there can be 1 to 1024 workers", FORMS)
+            raise InputError("cluster", text, _COUNT, FORMS)
         return ClusterSettings(LOCAL, int(number), cpus, patience)
     if not 1 <= int(number) <= 65535:
         raise InputError("cluster", text, "there is no such port", FORMS)

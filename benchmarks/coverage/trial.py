@@ -16,9 +16,9 @@ import torch
 from ...errors import InputError, first_line
 from ...pipelines import sampling
 from ...pipelines.families import Family
-from ...pipelines.generate import check_before_load
 from ...pipelines.loading import loader
 from ...pipelines.recognize import family_of
+from ...pipelines.requested.before_load import check_before_load
 from ...pipelines.requests import ready
 from ...pipelines.results import refuse_without_picture
 from ...pipelines.types import LoadedPipeline, LoadKey, PipelineHandle, SampleRequest

@@ -87,9 +87,9 @@ def check(handle: PipelineHandle, request: SampleRequest) -> None:
         MissingDependencyError: Ray is not installed.
         InputError: it cannot be done so.
     """
-    from ...pipelines.generate import check_before_load
     from ...pipelines.loading.loader import family_of_key
     from ...pipelines.lora import check_loras
+    from ...pipelines.requested.before_load import check_before_load
     from ...pipelines.requests import ready
 
     require_ray()

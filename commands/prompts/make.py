@@ -51,8 +51,8 @@ class Maker:
         Raises:
             InputError, ModelFileError: as `generate`; that a picture is whole is not looked at.
         """
-        from ...pipelines.generate import check_before_load
         from ...pipelines.lora import check_loras
+        from ...pipelines.requested.before_load import check_before_load
         from ...pipelines.requests import ready
 
         handle, family = self._handle(item, SILENT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -84,8 +83,7 @@ def make_here(
     for item in items:
         stopping.check()
         if item.model in unreadable:
-            results.fail(item, unreadable[item.model])
-            progress.finished(item.name, f"failed: {unreadable[item.model]}")
+            progress.finished(item.name, results.give_up(item, None, unreadable[item.model]))
             continue
 
         def show(tick: Progress, item: Item = item) -> None:
@@ -103,9 +101,7 @@ def make_here(
             text = as_text(error)
             if isinstance(error, ModelFileError):
                 unreadable[item.model] = text
-            shutil.rmtree(place, ignore_errors=True)
-            results.fail(item, text)
-            progress.finished(item.name, f"failed: {text}")
+            progress.finished(item.name, results.give_up(item, place, text))
 
 
 def conclude(args: argparse.Namespace, items: Sequence[Item], results: Results) -> None:

@@ -44,6 +44,19 @@ def check_conditions(family: Family, request: SampleRequest) -> list[str]:
     return [*notes, *check_controls(family, request, masked, repainted)]
 
 
+def deciding_inputs(family: Family, request: SampleRequest) -> tuple[str, ...]:
+    """What of a request decides which blocks of a modular pipeline run: names of inputs beside the prompt."""
+    masked, begun = mask_of(request) is not None, request.latent is not None and request.strength < 1.0
+    found = {family.image_argument, "image"} if request.images else set()
+    found |= {"last_image"} if request.last_image is not None else set()
+    found |= {"image", "image_latents"} if begun else set()
+    found |= set(MASK_ARGUMENTS) if masked else set()
+    found |= {"control_image"} if controls_of(request) else set()
+    found |= {name for role in clips_of(request) for name in ROLES[role]}
+    found |= {"conditions"} if keyframes_of(request) else set()
+    return tuple(sorted(found))
+
+
 def scaled_notes(request: SampleRequest, width: int | None, height: int | None) -> list[str]:
     """Notes on what is brought to the size of the result, in pixels; None where that is not known."""
     if not width or not height:

@@ -23,6 +23,7 @@ LEAVES = GROUND | {
     "cache_folder",
     "compile_clock",
     "compile_stop",
+    "links",
     "safetensors_header",
     "torchvision_ops",
 }
