@@ -79,9 +79,7 @@ class Ask:
     seconds: float = 30.0
 
 
-def ask(
-    engine: Engine, what: Ask, callbacks: Callbacks, waiting: Callable[[str], None] = lambda text: None
-) -> Reply:
+def ask(engine: Engine, what: Ask, callbacks: Callbacks, waiting: Callable[[str], None] = lambda text: None) -> Reply:
     """Ask, and again a few times where the server is busy. Any status may come back, but a redirect or a refused key.
 
     Args:
@@ -120,7 +118,9 @@ def failed_job(said: Any) -> bool:
 def complaint(engine: Engine, doing: str, reply: Reply) -> EngineError:
     """The error of an answer that is not a good one, with the server's own words in a line."""
     words = said_in(reply)
-    return EngineError(f"engine {engine.url}: {doing} failed ({reply.status}){f': {clean(words, engine)}' if words else ''}")
+    return EngineError(
+        f"engine {engine.url}: {doing} failed ({reply.status}){f': {clean(words, engine)}' if words else ''}"
+    )
 
 
 def said_in(reply: Reply) -> str:
@@ -179,7 +179,8 @@ def _exchange(
     callbacks.check_cancel()
     if thread.error is not None:
         raise _explained(engine, thread.error, thread.connected) from None
-    assert thread.reply is not None
+    if thread.reply is None:
+        raise AssertionError("a thread that is done has an answer or an error")
     return thread.reply
 
 
@@ -273,7 +274,9 @@ def _explained(engine: Engine, error: Exception, connected: bool) -> Exception:
         cure = "use the name that it is made out to, or SSL_CERT_FILE=the file of the authority that signed it"
         return InputError("engine", engine.url, reason, cure)
     if isinstance(error, ssl.SSLError):
-        return InputError("engine", engine.url, f"it speaks no TLS there ({error.reason})", "use http:// if it is yours")
+        return InputError(
+            "engine", engine.url, f"it speaks no TLS there ({error.reason})", "use http:// if it is yours"
+        )
     if isinstance(error, OSError) and not connected:
         return InputError("engine", engine.url, f"nothing answers there ({error.strerror or error})", START)
     if isinstance(error, http.client.BadStatusLine) and not isinstance(error, http.client.RemoteDisconnected):

@@ -66,13 +66,17 @@ def _refused(request: SampleRequest, video: bool) -> Iterator[tuple[str, object,
     if not request.decode:
         yield "decode", False, "no latent comes back from a server, only the finished picture"
     if request.guidance_2 is not None:
-        yield "guidance_2", request.guidance_2, "one server means the expert for much noise by it, the other that for little"
+        yield (
+            "guidance_2",
+            request.guidance_2,
+            "one of the servers means the expert for much noise, the other that for little",
+        )
     if request.flow_shift is not None and not video:
         yield "flow_shift", request.flow_shift, "the servers have no field for it where pictures are made"
 
 
 def refuse_loras(loras: tuple[Any, ...]) -> None:
-    """Raise InputError where LoRAs were chosen: a server has files of its own, and each server its own way to name them."""
+    """Raise InputError where LoRAs were chosen: a server reads its own files, and each has its own way to name them."""
     if loras:
         cure = "leave it out, and give the LoRA to the server when it is started"
         raise InputError("lora", loras[0].path, "a server reads no file of this machine", cure)
@@ -102,7 +106,9 @@ def fields(request: SampleRequest, seed: int, video: bool) -> dict[str, Any]:
 
 def unconfirmed(said: dict[str, Any]) -> str:
     """That a server does not tell what its model made of some fields; "" where none of those was sent."""
-    names = [name for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "flow_shift") if name in said]
+    names = [
+        name for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "flow_shift") if name in said
+    ]
     if not names:
         return ""
     return f"sent as asked, and the server does not say whether its model heeds them: {', '.join(names)}."

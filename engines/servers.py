@@ -50,7 +50,9 @@ def look(engine: Engine, callbacks: Callbacks) -> Served:
     makes = _makes(cards)
     if makes not in (None, "I", "V"):
         shown = clean(str(cards[0].get("task_type")), engine)
-        raise InputError("engine", engine.url, f"its model makes no pictures ({shown})", "use a server with one that does")
+        raise InputError(
+            "engine", engine.url, f"its model makes no pictures ({shown})", "use a server with one that does"
+        )
     return Served(server, names[0] if names else "", None if makes is None else makes == "V")
 
 

@@ -69,7 +69,9 @@ class Engine:
         Raises:
             InputError: always, so that every node that needs them says so in a line.
         """
-        raise InputError("pipeline", self.url, _NOTHING_HERE, "connect it to Diffusers Sampler alone, with text and pictures")
+        raise InputError(
+            "pipeline", self.url, _NOTHING_HERE, "connect it to Diffusers Sampler alone, with text and pictures"
+        )
 
     @property
     def parts(self) -> SplitResult:

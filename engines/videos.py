@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 from ..callbacks import SILENT, Callbacks
 from ..errors import SHOWN_AS, FastDiffusersError
 from ..report import logger
-from .connection import LISTEN_SECONDS, Ask, EngineError, LostConnectionError, Reply, ask, clean, complaint, failed_job, said_in
+from .connection import (
+    LISTEN_SECONDS,
+    Ask,
+    EngineError,
+    LostConnectionError,
+    Reply,
+    ask,
+    clean,
+    complaint,
+    failed_job,
+    said_in,
+)
 from .multipart import form
 from .settings import SGLANG
 
@@ -99,7 +110,9 @@ def _until_done(
             words = clean(said_in(reply), engine)
             raise JobEndedError(f"engine {engine.url}: job {job} {state}{f': {words}' if words else ''}")
         if reply.status == 404:
-            raise JobEndedError(f"engine {engine.url}: it has lost job {job}: it was restarted, or the job deleted. Run again.")
+            raise JobEndedError(
+                f"engine {engine.url}: it has lost job {job}: it was restarted, or the job deleted. Run again."
+            )
         if not reply.good:
             raise complaint(engine, f"job {job}", reply)
         if state == "completed":
@@ -137,7 +150,9 @@ def _content(engine: Engine, job: str, callbacks: Callbacks, waiting: Callable[[
         if reply.good:
             if reply.kind in ("video/mp4", "application/octet-stream", ""):
                 return reply.data
-            raise JobEndedError(f"engine {engine.url}: the video of job {job} is {clean(reply.kind, engine)}, not video/mp4")
+            raise JobEndedError(
+                f"engine {engine.url}: the video of job {job} is {clean(reply.kind, engine)}, not video/mp4"
+            )
         if reply.status != 404 or not left:
             break
         _pause(callbacks)

@@ -1,4 +1,4 @@
-"""Load Engine (Server): a model that SGLang-Diffusion or vLLM-Omni runs, for a sampler; and a run of a sampler on it."""
+"""Load Engine (Server): a model that SGLang-Diffusion or vLLM-Omni runs; and a run of a sampler on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..engines.generate import generate as generate_on_server
-from ..engines.settings import AUTO, DEFAULT_URL, MAKES, MOST_PATIENCE, PATIENCE, SERVERS, Engine, check_host, parse_engine
+from ..engines.settings import (
+    AUTO,
+    DEFAULT_URL,
+    MAKES,
+    MOST_PATIENCE,
+    PATIENCE,
+    SERVERS,
+    Engine,
+    check_host,
+    parse_engine,
+)
 from ..errors import FastDiffusersError, InputError
 from . import types
 from .host.compat import ADVANCED, schema

@@ -1,4 +1,4 @@
-"""`generate --prompts`: a file of prompts, worked through in this process, on a cluster or by a server, and resumable."""
+"""`generate --prompts`: a file of prompts, worked through here, on a cluster or by a server, and resumable."""
 
 from __future__ import annotations
 

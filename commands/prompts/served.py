@@ -116,4 +116,3 @@ def _makes_video(output: Path, request: SampleRequest, served: Served) -> bool:
 
 def _for(engine: Engine, video: bool) -> Engine:
     return replace(engine, makes=VIDEO if video else IMAGES)
-
