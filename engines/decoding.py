@@ -8,7 +8,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from ..errors import first_line
-from .connection import EngineError
+from .answers import EngineError
 
 if TYPE_CHECKING:
     import numpy

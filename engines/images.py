@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..callbacks import Callbacks
 from ..errors import FastDiffusersError
 from ..report import logger
-from .connection import Ask, EngineError, ask, complaint
+from .answers import EngineError, complaint
+from .connection import Ask, ask
 from .decoding import picture
 from .multipart import form
 

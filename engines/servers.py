@@ -7,7 +7,8 @@ from typing import Any
 
 from ..callbacks import Callbacks
 from ..errors import InputError
-from .connection import Ask, ask, clean
+from .answers import clean
+from .connection import Ask, ask
 from .settings import AUTO, NAMES, SGLANG, VLLM_OMNI, Engine
 
 

@@ -11,18 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..callbacks import SILENT, Callbacks
 from ..errors import SHOWN_AS, FastDiffusersError
 from ..report import logger
-from .connection import (
-    LISTEN_SECONDS,
-    Ask,
-    EngineError,
-    LostConnectionError,
-    Reply,
-    ask,
-    clean,
-    complaint,
-    failed_job,
-    said_in,
-)
+from .answers import EngineError, LateError, LostConnectionError, Reply, clean, complaint, failed_job, said_in
+from .connection import BUSY, LISTEN_SECONDS, Ask, ask
 from .multipart import form
 from .settings import SGLANG
 
@@ -71,7 +61,13 @@ def make(
     else:
         body, kind = json.dumps(fields).encode(), "application/json"
     begun = Ask("POST", JOBS, body, kind, seconds=engine.patience)
-    reply = ask(engine, begun, callbacks, lambda text: waiting(f"handing the job over, {text}", 0))
+    try:
+        reply = ask(engine, begun, callbacks, lambda text: waiting(f"handing the job over, {text}", 0))
+    except FastDiffusersError:
+        raise
+    except BaseException:
+        logger.info("%s was hung up on while it took a job: it may make it", engine.url)
+        raise
     if not reply.good:
         raise complaint(engine, JOBS, reply)
     job = _identity(engine, reply)
@@ -102,7 +98,6 @@ def _until_done(
     callbacks: Callbacks,
     waiting: Callable[[str, int], None],
 ) -> None:
-    lost = 0
     while True:
         said = reply.json if isinstance(reply.json, dict) else {}
         state = str(said.get("status", ""))
@@ -126,13 +121,21 @@ def _until_done(
         known = isinstance(done, int | float) and not isinstance(done, bool) and 0 <= done <= 100
         waiting(clean(state.replace("_", " "), engine) or "working", int(done) if known and done is not None else 0)
         _pause(callbacks)
+        reply = _ask_after(engine, job, callbacks)
+
+
+def _ask_after(engine: Engine, job: str, callbacks: Callbacks) -> Reply:
+    """How a job stands. A server that makes it may be too busy to answer for a while."""
+    for left in reversed(range(MOST_LOST)):
         try:
             reply = ask(engine, Ask("GET", f"{JOBS}/{job}"), callbacks)
-            lost = 0
-        except LostConnectionError:
-            lost += 1
-            if lost >= MOST_LOST:
+            if reply.status not in BUSY or failed_job(reply.json) or not left:
+                return reply
+        except (LostConnectionError, LateError):
+            if not left:
                 raise
+        _pause(callbacks)
+    raise AssertionError("the last time returns or raises")
 
 
 def _pause(callbacks: Callbacks) -> None:

@@ -81,8 +81,10 @@ def test_pictures_are_edited_and_clips_are_made(server: Client, engine: EngineSe
 def test_what_needs_a_latent_says_so(server: Client, engine: EngineServer) -> None:
     prompt = sampling(server, engine.url)
     prompt["latent"] = server.node("SaveLatent", samples=["sample", 1], filename_prefix="served")
-    text = message(server, prompt, "latent")
-    assert "the server that runs it, shows no latent" in text
+    messages = asyncio.run(cancel_when(server, prompt, lambda event: False))
+    (blocked,) = [each["data"] for each in messages if isinstance(each, dict) and each["type"] == "execution_error"]
+    assert blocked["node_id"] == "latent"
+    assert "the server that runs it, shows no latent" in blocked["exception_message"]
     decode = sampling(server, engine.url)
     decode["empty"] = server.node("EmptyLatentImage", width=64, height=64)
     decode["decode"] = server.node("FastDiffusersVAEDecode", samples=["empty", 0], vae=["load", 0])

@@ -394,7 +394,7 @@ def test_a_job_that_goes_wrong_is_one_line(path: str, faults: list[Any], says: s
 
 
 def test_a_job_survives_a_broken_connection_a_busy_server_and_a_late_file(server: EngineServer) -> None:
-    server.faults[JOB] = [engine_server.hang_up, engine_server.hang_up, status(503, {"detail": "busy"}), None]
+    server.faults[JOB] = [engine_server.hang_up] * 2 + [status(503, {"detail": "busy"})] * 6
     server.faults[CONTENT] = [status(404, {"detail": "Generation is still in-progress"})]
     assert generate(engine(server, makes="video"), FOX).frames is not None
 
