@@ -64,7 +64,10 @@ def generate(
     for note in notes:
         report.note(note)
     pictures = [_png(image) for image in request.images]
-    all_seeds, outputs, sounds, rates = seeds(request), [], [], []
+    all_seeds = seeds(request)
+    outputs: list[dict[str, Any]] = []
+    sounds: list[tuple[Any, int] | None] = []
+    rates: list[float | None] = []
     seconds = {STAGE: 0.0, "decode": 0.0}
     said: dict[str, Any] = {}
     for index, seed in enumerate(all_seeds):
@@ -134,12 +137,15 @@ def _report(result: SampleResult, engine: Engine, served: Served, request: Sampl
         raise AssertionError("a picture or a clip was decoded")
     count, height, width = frames.shape[1:4]
     size = f"{width}x{height}" + (f"x{count}" if result.frame_rate else "")
-    asked = {"size": said.get("size"), "num_frames": said.get("num_frames"), "frame_rate": said.get("fps")}
-    came = {"size": f"{width}x{height}", "num_frames": count, "frame_rate": result.frame_rate}
-    for name, value in asked.items():
-        if value is not None and came[name] != value:
-            shown = f"{came[name]:g}" if isinstance(came[name], float) else came[name]
-            report.note(f"{name}: {shown} came instead of {value}: the server's model makes that.")
+    rate = result.frame_rate
+    came = {
+        "size": (said.get("size"), f"{width}x{height}"),
+        "num_frames": (said.get("num_frames"), count),
+        "frame_rate": (said.get("fps"), None if rate is None else int(rate) if rate == int(rate) else rate),
+    }
+    for name, (asked, found) in came.items():
+        if asked is not None and asked != found:
+            report.note(f"{name}: {found} came instead of {asked}: the server's model makes that.")
     if note := requests.unconfirmed(said):
         report.note(note)
     if result.audio is not None:

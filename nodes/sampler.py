@@ -118,8 +118,7 @@ class Sampler(io.ComfyNode):
             memory_mode=pipeline.memory_mode,
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        elsewhere = cluster is not None or isinstance(pipeline, Engine)
-        where = nullcontext() if elsewhere else memory_management.on_card(pipeline)
+        where = nullcontext() if cluster or isinstance(pipeline, Engine) else memory_management.on_card(pipeline)
         with progress.running() as callbacks, where:
             if isinstance(pipeline, Engine):
                 result = on_engine.generate(pipeline, request, optimizations, callbacks, cluster)
