@@ -77,7 +77,7 @@ def read_items(path: Path, lines: Sequence[Line], parser: LineParser, base: argp
     for number, line in enumerate(lines, 1):
         with in_line(path, line.number):
             args = parser.parse_line(base, line.words)
-            if args.model is None and args.diffusion_model is None:
+            if args.model is None and args.diffusion_model is None and base.engine is None:
                 raise InputError("model", "", "no model is named", "name it in the line, or with --model for all")
             if args.prompt is None:
                 raise InputError("prompt", "", "the line has none", "add it")
@@ -177,5 +177,7 @@ def _fingerprint(name: str, args: argparse.Namespace, stamps: Stamps) -> str:
     options: dict[str, Any] = {
         option: value for option, value in vars(args).items() if option not in (*FOR_ALL_LINES, "output", "command")
     }
+    if args.engine is not None:
+        options["engine"] = True  # which server is the same, as which machine of a cluster is
     text = json.dumps({"name": name, "inputs": stamps.of(args), **options}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

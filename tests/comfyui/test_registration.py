@@ -15,6 +15,7 @@ PACK = Path(__file__).resolve().parents[2]
 NODES = {
     "FastDiffusersLoadPipeline": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadPipelineParts": ["FASTDIFFUSERS_PIPELINE"],
+    "FastDiffusersLoadEngine": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadLora": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersMaskCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersControlCondition": ["FASTDIFFUSERS_CONDITIONS"],
