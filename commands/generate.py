@@ -12,6 +12,7 @@ from .libraries import prepare_libraries
 from .media import check_output
 from .options import lora_specs, optimization_settings, pipeline_handle
 from .prompts import arguments
+from .prompts.parallel import add_parallel_options, check_not_with_prompts, generate_for
 from .prompts.queue import work_through
 from .prompts.request import (
     check_latent_target,
@@ -28,10 +29,12 @@ HELP = "make pictures or video from a prompt, or from a file of prompts"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_arguments(parser)
     arguments.add_queue_options(parser)
+    add_parallel_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     if args.prompts is not None:
+        check_not_with_prompts(args)
         work_through(args)
         return
     arguments.check_queue_options(args)
@@ -45,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
     prepare_libraries(args.verbose)
+    generate = generate_for(args)
 
-    from ..pipelines.generate import generate
     from ..pipelines.loading.loader import family_of_key
     from ..pipelines.results import refuse_without_picture
 
