@@ -1,4 +1,4 @@
-"""Cluster Settings: over which cards and machines a sampler spreads its batch; and a run of a sampler on them."""
+"""Cluster Settings: over which cards and machines a sampler spreads its batch, or one picture; and such a run."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class ClusterSettingsNode(io.ComfyNode):
             search_aliases=["cluster", "ray", "multi gpu", "several gpus", "distributed", "parallel", "workers"],
             inputs=[
                 io.String.Input("address", default=LOCAL),
-                io.Combo.Input("parallel", options=list(PARALLEL_CHOICES), default="off"),
                 io.Int.Input("threads", default=0, min=0, max=1024, **ADVANCED),
                 io.Float.Input("wait", default=PATIENCE, min=1.0, max=86400.0, step=10.0, **ADVANCED),
+                io.Combo.Input("parallel", options=list(PARALLEL_CHOICES), default="off"),
             ],
             outputs=[types.Cluster.Output(display_name="cluster")],
         )
 
     @classmethod
     def validate_inputs(
-        cls, address: str = LOCAL, parallel: str = "off", threads: int = 0, wait: float = PATIENCE
+        cls, address: str = LOCAL, threads: int = 0, wait: float = PATIENCE, parallel: str = "off"
     ) -> bool | str:
         # ComfyUI asks this before anything runs; what is connected instead of typed in is not known yet.
         try:
