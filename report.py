@@ -14,6 +14,7 @@ logger = logging.getLogger("fastdiffusers.run")
 
 FOR_SPEED = (
     "engine",
+    "parallel",
     "attention",
     "torch_compile",
     "step_cache",

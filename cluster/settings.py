@@ -21,12 +21,15 @@ class ClusterSettings:
     workers: how many, >= 1; None for one per card, or per `cpus` where there are no cards.
     cpus: threads of each worker, >= 1; None for an equal share of the machine.
     patience: seconds to wait for a free card, > 0.
+    parallel: "off": each worker makes items of its own. Else `workers` processes of this machine make every item
+        together: see `cluster.parallel`.
     """
 
     address: str = LOCAL
     workers: int | None = None
     cpus: int | None = None
     patience: float = PATIENCE
+    parallel: str = "off"
 
     @property
     def local(self) -> bool:
@@ -35,7 +38,8 @@ class ClusterSettings:
     @property
     def name(self) -> str:
         """As the user says it: "local:2"."""
-        return self.address if self.workers is None else f"{self.address}:{self.workers}"
+        name = self.address if self.workers is None else f"{self.address}:{self.workers}"
+        return name if self.parallel == "off" else f"{name}, {self.parallel}"
 
 
 def parse_cluster(text: str, cpus: int | None = None, patience: float = PATIENCE) -> ClusterSettings:

@@ -14,6 +14,7 @@ from .media import check_output
 from .options import lora_specs, optimization_settings, pipeline_handle
 from .prompts import arguments
 from .prompts.engine_options import engine_of
+from .prompts.parallel import add_parallel_options, check_parallel_options, generate_for
 from .prompts.queue import work_through
 from .prompts.request import (
     check_latent_target,
@@ -35,9 +36,11 @@ HELP = "make pictures or video from a prompt, or from a file of prompts"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_arguments(parser)
     arguments.add_queue_options(parser)
+    add_parallel_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    check_parallel_options(args)
     if args.prompts is not None:
         work_through(args)
         return
@@ -65,8 +68,8 @@ def _make_here(args: argparse.Namespace) -> SampleResult:
     if latent_only:
         leave_vae_out(args)
     prepare_libraries(args.verbose)
+    generate = generate_for(args)
 
-    from ..pipelines.generate import generate
     from ..pipelines.loading.loader import family_of_key
     from ..pipelines.results import refuse_without_picture
 
