@@ -14,11 +14,12 @@ import pytest
 import torch
 from other_pipelines import build
 
-from fastdiffusers.benchmarks.coverage import tables, twins
+from fastdiffusers.benchmarks.coverage import tables
 from fastdiffusers.benchmarks.coverage.cases import Case, NotBuilt, pipeline_classes
 from fastdiffusers.benchmarks.coverage.conditions import condition_of, with_limits
 from fastdiffusers.benchmarks.coverage.inputs import pictures_of
 from fastdiffusers.benchmarks.coverage.running import Journal, Limits, within_limits
+from fastdiffusers.benchmarks.coverage.sources import twins
 from fastdiffusers.benchmarks.coverage.tables import README
 from fastdiffusers.benchmarks.coverage.trial import try_case
 from fastdiffusers.pipelines import sampling
