@@ -164,6 +164,23 @@ def test_the_position_embedding_of_sd3_limits_the_size() -> None:
     assert (family.width, family.height) == (16 * stride,) * 2
 
 
+def test_the_position_embedding_of_auraflow_is_a_square_of_patches() -> None:
+    """Without a size the largest one that it reaches is made, as bare diffusers makes it when asked for that."""
+    pipeline = build("aura_flow")
+    parts = {name: part.config for name, part in pipeline.components.items() if name in ("transformer", "vae")}
+    family = family_of_configuration(type(pipeline), {}, parts)
+    largest = 16 * 2 * pipeline.vae_scale_factor
+    assert (family.max_size, family.width, family.height) == (largest,) * 3
+    with pytest.raises(InputError, match=f"to {largest}"):
+        check_request(family, SampleRequest("a fox", width=largest + family.size_multiple, height=32))
+    with pytest.raises(IndexError):
+        pipeline("a fox", width=2 * largest, height=2 * largest, num_inference_steps=1, output_type="latent")
+    made = sampling.run(loaded(pipeline), SampleRequest("a fox", steps=1)).frames
+    size = {"width": largest, "height": largest, "num_inference_steps": 1}
+    expected = pipeline("a fox", generator=generator(), output_type="np", **size)[0]
+    assert torch.equal(made[:, 0], torch.from_numpy(expected))
+
+
 @pytest.mark.parametrize("steps", [2, 3, 4])
 @pytest.mark.parametrize("name", ["SanaSprintPipeline", "SanaSprintImg2ImgPipeline"])
 def test_sana_sprint_takes_any_number_of_steps(name: str, steps: int) -> None:
