@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..conditions import absolute_keyframe
+from ..conditions.given import absolute_argument
 from ..files import numbered
 from ..options import lora_specs
 from .arguments import FOR_ALL_LINES, LineParser
@@ -163,6 +164,7 @@ def make_absolute(args: argparse.Namespace) -> None:
     models = getattr(args, "controlnet", [])
     args.controlnet = [str(Path(each).expanduser().absolute()) if _exists(each) else each for each in models]
     args.keyframe = [absolute_keyframe(each) for each in getattr(args, "keyframe", [])]
+    args.argument = [absolute_argument(each) for each in getattr(args, "argument", [])]
     args.lora = [[spec.path, repr(spec.strength), spec.expert] for spec in lora_specs(args)]
 
 

@@ -24,6 +24,7 @@ NODES = {
     "FastDiffusersVideoCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersImagePromptCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersKeyframeCondition": ["FASTDIFFUSERS_CONDITIONS"],
+    "FastDiffusersPipelineArgument": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersQuantize": ["STRING"],
     "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT", "VIDEO", "AUDIO"],
     "FastDiffusersTorchCompileSettings": ["FASTDIFFUSERS_COMPILE_SETTINGS"],
