@@ -268,7 +268,6 @@ def main() -> None:
     shapes = SMALL_SHAPES if args.small else CPU_SHAPES if device.type == "cpu" else CARD_SHAPES
     shapes = {name: shape for name, shape in shapes.items() if args.cases in name}
     begun, limit = time.monotonic(), args.time_limit or float("inf")
-    rounds = 1 if args.small else args.rounds
     with torch.inference_mode():
         golden_error = check_plain_decoder()
         weights = formula_weights(full_size_shapes())
@@ -281,7 +280,7 @@ def main() -> None:
             if args.rows:
                 found = [row for row in found if row is found[0] or any(part in row.name for part in args.rows)]
             print(f"{name}, {dtype}, {device}", flush=True)
-            measure(found, z, device, rounds, begun + limit * number / len(shapes))
+            measure(found, z, device, 1 if args.small else args.rounds, begun + limit * number / len(shapes))
             data = as_table(found)
             print(table(data), flush=True)
             last = next((row for row in found if row.name == "auto"), found[-1])
