@@ -72,11 +72,11 @@ def placed(settings: ClusterSettings, key: LoadKey) -> tuple[ClusterSettings, st
     if cards and wanted is not None and wanted > cards:
         raise InputError("parallel_devices", wanted, f"this machine has {cards} card(s)", f"use at most {cards}")
     if settings.parallel == "auto" and cards < 2:
-        return settings, f"it takes two cards or more, and there {'is 1' if cards == 1 else f'are {cards}'} to use"
+        return settings, f"it takes two cards or more, and there {'is 1' if cards == 1 else 'are none'} to use"
     count = wanted or cards
     if count < 2:
-        told = "--parallel-devices says how many processes to use on its processor"
-        return settings, f"this machine has {'1 card' if cards else 'no cards'}" + ("" if cards else f": {told}")
+        how = "how many processes of the processor to use is not said (--parallel-devices 2, or local:2 as address)"
+        return settings, "there is 1 card to use" if cards else f"there are no cards to use, and {how}"
     threads = None if cards else settings.cpus or max(1, (os.cpu_count() or 1) // count)
     return ClusterSettings(LOCAL, count, threads, settings.patience, settings.parallel), refusal(key, count, cards > 0)
 

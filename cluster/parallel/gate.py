@@ -14,6 +14,9 @@ from .group import Group
 from .split import Split
 from .trial import Verdict, kind_of_call, tried
 
+Verdicts = dict[tuple[object, ...], Verdict]
+"""By denoiser and kind of call."""
+
 
 class Gates:
     """All denoisers of one pipeline.
@@ -21,18 +24,20 @@ class Gates:
     Args:
         pipeline: as loaded.
         group: whose every member runs the same.
+        verdicts: of earlier runs of the same pipeline with the same settings; this one's are added.
 
     Attributes:
         wanted: whether calls are to be split from now on; all members change it at the same step.
         split, whole: how many calls were.
-        verdicts: by denoiser and kind of call.
+        tried: how many trials there were.
         refused: why a denoiser can never be split, by its name.
     """
 
-    def __init__(self, pipeline: Any, group: Group) -> None:
+    def __init__(self, pipeline: Any, group: Group, verdicts: Verdicts | None = None) -> None:
         self.wanted = True
-        self.split = self.whole = 0
-        self.verdicts: dict[tuple[object, ...], Verdict] = {}
+        self.split = self.whole = self.tried = 0
+        self._verdicts: Verdicts = {} if verdicts is None else verdicts
+        self._met: Verdicts = {}
         self.refused: dict[str, str] = {}
         self._group = group
         self._models: dict[str, nn.Module] = denoisers(pipeline)
@@ -50,13 +55,18 @@ class Gates:
 
     def reasons(self) -> list[str]:
         """Why calls were not split, each reason once."""
-        told = [*self.refused.values(), *(verdict.reason for verdict in self.verdicts.values())]
+        told = [*self.refused.values(), *(verdict.reason for verdict in self._met.values())]
         return list(dict.fromkeys(filter(None, told)))
 
     def worst(self) -> Verdict | None:
-        """Of the kinds of calls that are split, the one whose trial was furthest off."""
-        good = [verdict for verdict in self.verdicts.values() if not verdict.reason]
+        """Of the kinds of calls that were split, the one whose trial was furthest off."""
+        good = [verdict for verdict in self._met.values() if not verdict.reason]
         return max(good, key=lambda verdict: verdict.difference, default=None)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether calls were tried, and none of them can be split."""
+        return bool(self.refused or self._met) and self.worst() is None
 
     @contextmanager
     def _gate(self, name: str, model: nn.Module) -> Iterator[None]:
@@ -79,8 +89,10 @@ class Gates:
         splits = False
         if self.wanted:
             kind = (name, *kind_of_call(args, kwargs))
-            if kind not in self.verdicts:
-                self.verdicts[kind] = tried(split.model, args, kwargs, split.on, self._group)
-            splits = not self.verdicts[kind].reason
+            if kind not in self._verdicts:
+                self._verdicts[kind] = tried(split.model, args, kwargs, split.on, self._group)
+                self.tried += 1
+            self._met[kind] = self._verdicts[kind]
+            splits = not self._met[kind].reason
         self.split, self.whole = self.split + splits, self.whole + (not splits)
         return splits

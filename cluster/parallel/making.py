@@ -25,7 +25,7 @@ from .. import parcel
 from ..batch import BATCH
 from ..worker import Stopped
 from .choice import NAME
-from .gate import Gates
+from .gate import Gates, Verdicts
 from .group import Group
 from .probation import Probation
 
@@ -46,6 +46,7 @@ class Maker:
     def __init__(self, group: Group, parallel: str) -> None:
         self._group, self._parallel = group, parallel
         self._probations: dict[object, Probation] = {}
+        self._verdicts: dict[object, Verdicts] = {}
 
     def make(
         self, folder: Path, show: Callable[[Progress], None], cancelled: Callable[[], bool], previews: bool
@@ -76,10 +77,9 @@ class Maker:
         check_loras(handle.loras)
         before = CACHE.peek(handle.key)
         loading = Callbacks(show, _stops(cancelled), previews=False)
-        stopped = 0.0
         try:
             with CACHE.use(handle.key, loading) as loaded:
-                if self._group.most(stopped):
+                if self._group.most(0.0):
                     raise Stopped
                 result = self._run(loaded, handle, request, settings, show, cancelled, previews)
         except _StoppedLoading:
@@ -99,7 +99,7 @@ class Maker:
         cancelled: Callable[[], bool],
         previews: bool,
     ) -> SampleResult:
-        gates = Gates(loaded.pipeline, self._group)
+        gates = Gates(loaded.pipeline, self._group, self._verdicts.setdefault((handle, settings), {}))
         probation = None
         if self._parallel == "auto":
             size = (request.width, request.height, request.num_frames, request.batch)
@@ -127,7 +127,7 @@ class Maker:
         told += reasons or ([] if gates.split or probation else ["the run has called no denoiser"])
         failed = not gates.split and self._parallel != "auto"
         report.set(OptimizationRecord(NAME, self._parallel, applied, "; ".join(told), failed=failed))
-        report.facts[NAME] = {"devices": self._group.names, "holds": HOLDS}
+        report.facts[NAME] = {"devices": self._group.names, "holds": HOLDS, "trials": gates.tried}
         for name in ("attention", "torch_compile", "step_cache"):
             wanted = getattr(asked, name)
             if name in report and wanted != report[name].requested:
@@ -203,7 +203,7 @@ class _Steps:
         if self._group.device.type == "cuda":
             torch.cuda.synchronize(self._group.device)
         seconds = time.perf_counter() - self._since
-        tried, self._tried = self._tried, len(self._gates.verdicts)
-        if self._gates.verdicts and not self._gates.worst():
+        tried, self._tried = self._tried, self._gates.tried
+        if self._gates.hopeless:
             probation.failed()
         probation.on_step(seconds, self._gates.wanted, counts=tried == self._tried)

@@ -31,8 +31,8 @@ class Split:
 
         self.model = model
         size = mesh.size()
-        ulysses = ContextParallelConfig(ulysses_degree=size, mesh=mesh)
-        self._config = ParallelConfig(context_parallel_config=ulysses)
+        self._ulysses = ContextParallelConfig(ulysses_degree=size, mesh=mesh)
+        self._config = ParallelConfig(context_parallel_config=self._ulysses)
         self._config.setup(torch.distributed.get_rank(), size, device, mesh=mesh)
 
     @contextmanager
@@ -51,7 +51,7 @@ class Split:
         try:
             for each in processors:
                 setattr(each, _CONFIG, self._config)
-            apply_context_parallel(model, self._config.context_parallel_config, plan)
+            apply_context_parallel(model, self._ulysses, plan)
             yield
         finally:
             remove_context_parallel(model, plan)

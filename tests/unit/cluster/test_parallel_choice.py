@@ -103,13 +103,13 @@ def test_ulysses_takes_every_card_or_as_many_as_are_named(cards: Callable[[int],
     # On the processor, cards do not count.
     assert placed(parallel_settings("ulysses", 8, cpus=1), key("wan22-t2v"))[0].workers in (None, 8)
     cards(1)
-    assert placed(parallel_settings("ulysses", None), key("flux", "auto"))[1] == "this machine has 1 card"
+    assert placed(parallel_settings("ulysses", None), key("flux", "auto"))[1] == "there is 1 card to use"
 
 
 def test_without_cards_the_number_of_processes_has_to_be_said(cards: Callable[[int], None]) -> None:
     cards(0)
     _, why = placed(parallel_settings("ulysses", None), key("flux", "auto"))
-    assert why == "this machine has no cards: --parallel-devices says how many processes to use on its processor"
+    assert why.startswith("there are no cards to use, and how many processes of the processor to use is not said")
 
 
 def test_a_torch_that_was_built_without_it_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
