@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import PurePath
 from typing import Any
 
 SHOWN_AS = "builtins"
@@ -92,10 +93,19 @@ class MissingDependencyError(FastDiffusersError, ImportError):
 
 def _shown(value: object, limit: int) -> str:
     """A value in at most so many characters. Of a text cut short there is the end too: it is what a path ends with."""
-    shown = repr(value)
+    shown = repr(_typed(value))
     if len(shown) <= limit:
         return shown
     return f"{shown[: limit - 3]}..." if limit >= LONG_VALUE else f"{shown[:12]}...{shown[15 - limit :]}"
+
+
+def _typed(value: object) -> object:
+    """A value as the user typed it: a path is its text, and so are several, or several texts."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, list | tuple) and value and all(isinstance(each, str | PurePath) for each in value):
+        return ", ".join(map(str, value))
+    return value
 
 
 def _sentence(text: str) -> str:

@@ -13,6 +13,8 @@ logger = logging.getLogger("fastdiffusers.run")
 """Gets one line per run. It has one name however the pack was imported: ComfyUI loads it by its path."""
 
 FOR_SPEED = (
+    "engine",
+    "parallel",
     "attention",
     "torch_compile",
     "step_cache",

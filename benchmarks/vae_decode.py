@@ -62,12 +62,13 @@ class Row:
         name: of the row. decode: makes pixels from latents. countable: whether tensors can be counted while it runs;
             compiled code runs out of sight of PyTorch's dispatcher.
         seconds: of each round. peak: bytes above weights and output. difference: from the plain decoder, of its std.
-        problem: why it could not run.
+        problem: why it could not run. vae: the one that it decodes with, where that is the pack's.
     """
 
     name: str
     decode: Decode
     countable: bool = True
+    vae: VideoVAE | None = None
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
     difference: float = 0.0
@@ -105,40 +106,45 @@ def rows(
     rowwise = contiguous_weights(from_state_dict(weights, dtype=dtype, device=device))
     plain = PlainVideoVae({key: tensor.to(device, dtype) for key, tensor in weights.items()})
 
-    def own(settings: VaeSettings, on: Collection[str] = tuple(OPTIMIZATIONS)) -> Decode:
+    def own(
+        name: str, settings: VaeSettings, on: Collection[str] = tuple(OPTIMIZATIONS), *, countable: bool = True
+    ) -> Row:
+        used = vae if "channels_last" in on else rowwise
+
         def decode(z: torch.Tensor) -> torch.Tensor:
             with only(*on):
-                return decode_raw(vae if "channels_last" in on else rowwise, z, settings)[0]
+                return decode_raw(used, z, settings)[0]
 
-        return decode
+        return Row(name, decode, countable, used)
 
     found = [Row("plain decoder", lambda z: plain.decode(z.to(device, dtype)).float().cpu())]
     whole = VaeSettings(mode="whole", temporal_slice=frames if device.type == "cpu" else 1, kernels="eager")
-    found.append(Row("this VAE, all off", own(whole, ())))
+    found.append(own("this VAE, all off", whole, ()))
     for number, name in enumerate(OPTIMIZATIONS, start=1):
         cut = replace(whole, mode="exact") if name == "chunked_upsampling" else whole
-        found.append(Row(f"+ {name}", own(cut, tuple(OPTIMIZATIONS)[:number])))
+        found.append(own(f"+ {name}", cut, tuple(OPTIMIZATIONS)[:number]))
     if device.type == "cuda":
-        found.append(Row("+ fused kernels", own(VaeSettings(mode="whole", temporal_slice=1))))
+        found.append(own("+ fused kernels", VaeSettings(mode="whole", temporal_slice=1)))
     found += [
-        Row("auto", own(VaeSettings())),
-        Row("whole, 1 latent frame at a time", own(VaeSettings(mode="whole", temporal_slice=1))),
-        Row("exact, 4 x 1 strips", own(VaeSettings(mode="exact", strips=(4, 1)))),
-        Row("exact, 4 x 2 strips", own(VaeSettings(mode="exact", strips=(4, 2)))),
-        Row("tiles of 512, overlap 64", own(VaeSettings(mode="tiles"))),
+        own("auto", VaeSettings()),
+        own("whole, 1 latent frame at a time", VaeSettings(mode="whole", temporal_slice=1)),
+        own("exact, 4 x 1 strips", VaeSettings(mode="exact", strips=(4, 1))),
+        own("exact, 4 x 2 strips", VaeSettings(mode="exact", strips=(4, 2))),
+        own("tiles of 512, overlap 64", VaeSettings(mode="tiles")),
     ]
     slices_of_one = VaeSettings(mode="whole", temporal_slice=1)
     if device.type == "cuda":
-        found.append(Row("whole, CUDA graphs", own(replace(slices_of_one, cuda_graphs=True))))
-        found.append(Row("tiles of 512, two at a time", own(VaeSettings(mode="tiles", overlap_tiles=True))))
+        found.append(own("whole, CUDA graphs", replace(slices_of_one, cuda_graphs=True)))
+        found.append(own("tiles of 512, two at a time", VaeSettings(mode="tiles", overlap_tiles=True)))
         if dtype == torch.float16:
-            found.append(Row("whole, float16 sums", own(replace(slices_of_one, fp16_accumulation=True))))
+            found.append(own("whole, float16 sums", replace(slices_of_one, fp16_accumulation=True)))
     if compiled:
+        counted = device.type == "cuda"
         code = replace(slices_of_one, compile={}, compile_scope="slice")
-        found.append(Row("whole, compiled units", own(replace(slices_of_one, compile={})), device.type == "cuda"))
-        found.append(Row("whole, compiled", own(code), device.type == "cuda"))
+        found.append(own("whole, compiled units", replace(slices_of_one, compile={}), countable=counted))
+        found.append(own("whole, compiled", code, countable=counted))
         if device.type == "cuda":
-            found.append(Row("whole, compiled, CUDA graphs", own(replace(code, cuda_graphs=True))))
+            found.append(own("whole, compiled, CUDA graphs", replace(code, cuda_graphs=True)))
     return found
 
 
@@ -152,6 +158,8 @@ def measure(
     """
     reference: torch.Tensor | None = None
     for row in found:
+        if row.vae is not None:  # kernels that the row before has kept are not this one's
+            row.vae.transformed.drop()
         try:
             with peak_memory(device) if row.countable else nullcontext(lambda: 0) as peak:
                 y = row.decode(z)
@@ -260,7 +268,6 @@ def main() -> None:
     shapes = SMALL_SHAPES if args.small else CPU_SHAPES if device.type == "cpu" else CARD_SHAPES
     shapes = {name: shape for name, shape in shapes.items() if args.cases in name}
     begun, limit = time.monotonic(), args.time_limit or float("inf")
-    rounds = 1 if args.small else args.rounds
     with torch.inference_mode():
         golden_error = check_plain_decoder()
         weights = formula_weights(full_size_shapes())
@@ -273,7 +280,7 @@ def main() -> None:
             if args.rows:
                 found = [row for row in found if row is found[0] or any(part in row.name for part in args.rows)]
             print(f"{name}, {dtype}, {device}", flush=True)
-            measure(found, z, device, rounds, begun + limit * number / len(shapes))
+            measure(found, z, device, 1 if args.small else args.rounds, begun + limit * number / len(shapes))
             data = as_table(found)
             print(table(data), flush=True)
             last = next((row for row in found if row.name == "auto"), found[-1])

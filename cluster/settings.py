@@ -11,6 +11,7 @@ LOCAL = "local"
 PATIENCE = 120.0
 """Seconds to wait for a free card where nothing else is said."""
 FORMS = "use local, local:2 for two workers, or HOST:PORT of a running Ray"
+_COUNT = "what follows local: is how many workers, a whole number from 1 to 1024"
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class ClusterSettings:
     workers: how many, >= 1; None for one per card, or per `cpus` where there are no cards.
     cpus: threads of each worker, >= 1; None for an equal share of the machine.
     patience: seconds to wait for a free card, > 0.
+    parallel: "off": each worker makes items of its own. Else `workers` processes of this machine make every item
+        together: see `cluster.parallel`.
     """
 
     address: str = LOCAL
     workers: int | None = None
     cpus: int | None = None
     patience: float = PATIENCE
+    parallel: str = "off"
 
     @property
     def local(self) -> bool:
@@ -34,7 +38,8 @@ class ClusterSettings:
     @property
     def name(self) -> str:
         """As the user says it: "local:2"."""
-        return self.address if self.workers is None else f"{self.address}:{self.workers}"
+        name = self.address if self.workers is None else f"{self.address}:{self.workers}"
+        return name if self.parallel == "off" else f"{name}, {self.parallel}"
 
 
 def parse_cluster(text: str, cpus: int | None = None, patience: float = PATIENCE) -> ClusterSettings:
@@ -53,11 +58,13 @@ def parse_cluster(text: str, cpus: int | None = None, patience: float = PATIENCE
         reason = "Ray's client protocol cannot be used: work would go through one process"
         raise InputError("cluster", text, reason, "run on a machine of the cluster, with HOST:PORT of its head")
     host, colon, number = text.rpartition(":")
+    if host == LOCAL and not re.fullmatch(r"[0-9]{1,5}", number):
+        raise InputError("cluster", text, _COUNT, FORMS)
     if not colon or not re.fullmatch(r"[0-9]{1,5}", number) or not re.fullmatch(r"[\w.\-]+|\[[0-9a-fA-F:]+\]", host):
         raise InputError("cluster", text, "it names no cluster", FORMS)
     if host == LOCAL:
         if not 1 <= int(number) <= 1024:
-            raise InputError("cluster", text, "there can be 1 to 1024 workers", FORMS)
+            raise InputError("cluster", text, _COUNT, FORMS)
         return ClusterSettings(LOCAL, int(number), cpus, patience)
     if not 1 <= int(number) <= 65535:
         raise InputError("cluster", text, "there is no such port", FORMS)

@@ -69,16 +69,7 @@ class Worker:
                 return
 
     def _make(self, number: int, payload: Any, facts: dict[str, Any], put: Callable[[tuple[Any, ...]], object]) -> None:
-        last = 0.0
-
-        def show(progress: Progress) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= 1 / TICKS_A_SECOND or progress.done == progress.total:
-                last = now
-                preview = small(progress.preview_latent)
-                told = Progress(progress.stage, progress.done, progress.total, progress.message, preview)
-                put(("tick", replace(told, preview_format=progress.preview_format)))
+        show = a_few(lambda progress: put(("tick", progress)))
 
         def check() -> None:
             if number in self._stopped:
@@ -96,6 +87,22 @@ class Worker:
             put(("stopped",))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the driver has to hear of it
             put(("failed", kind_of(error), as_text(error)))
+
+
+def a_few(show: Callable[[Progress], object]) -> Callable[[Progress], None]:
+    """What shows a few ticks a second of those that it is given, their previews made small."""
+    last = 0.0
+
+    def shown(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 1 / TICKS_A_SECOND or progress.done == progress.total:
+            last = now
+            preview = small(progress.preview_latent)
+            told = Progress(progress.stage, progress.done, progress.total, progress.message, preview)
+            show(replace(told, preview_format=progress.preview_format))
+
+    return shown
 
 
 def small(preview: Any) -> Any:

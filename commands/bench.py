@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..optimizations.settings import COMPILE_BACKENDS
 from .comparing.job import compared_names, comparison_run
 from .comparing.machines import KindsProgress, SomeNotMeasuredError, compare_on_cluster, folder_name, keep
-from .files import check_folder_target, check_writable, replacing, write_text
+from .files import check_folder_target, check_writable, make_folder, replacing, write_text
 from .libraries import prepare_libraries
 from .options import (
     FLOW_SHIFT_HELP,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 HELP = "measure which settings are the fastest here, and remember it for auto"
 PROMPT = "a fox in the snow at dawn, detailed fur, soft light"
+_OF_THE_STORE = {"forget": "forgets", "export": "copies", "show": "lists"}
+"""Option of what was measured before -> what it does."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +120,7 @@ def _run_on_cluster(args: argparse.Namespace, cluster: ClusterSettings) -> None:
         found, notes = compare_on_cluster(args, cluster, show, lambda: stopping.asked)
     for each in found:
         if each.comparison is not None:
-            args.output.mkdir(exist_ok=True)
+            make_folder(args.output)
             write_results(each.comparison, args.output / folder_name(each.kind))
             if not args.no_store:
                 keep(each.rows, default_store())
@@ -166,7 +168,7 @@ def write_results(comparison: Comparison, folder: Path) -> list[Path]:
     from ..comparison.chart import chart
     from ..comparison.table import as_markdown
 
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     texts = {
         "results.json": comparison.as_json(),
         "results.csv": comparison.as_csv(),
@@ -179,28 +181,30 @@ def write_results(comparison: Comparison, folder: Path) -> list[Path]:
     return [folder / name for name in (*texts, "chart.png")]
 
 
-def _check_forgets_all(args: argparse.Namespace) -> None:
-    """Raise InputError for an option beside --forget, which would seem to say what is forgotten."""
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raise InputError for an option beside those of the store, which would seem to say what of it is meant."""
+    asked = [name for name in _OF_THE_STORE if getattr(args, name)]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     for name, usual in vars(parser.parse_args([])).items():
         value = getattr(args, name)
-        if name not in ("forget", "show", "export") and value != usual:
-            reason = "--forget forgets what is remembered of all models"
-            raise InputError(name, value, reason, f"leave out --{name.replace('_', '-')} or --forget")
+        if name not in _OF_THE_STORE and value != usual:
+            reason = f"--{asked[0]} {_OF_THE_STORE[asked[0]]} what is remembered of all models"
+            raise InputError(name, value, reason, f"leave out --{name.replace('_', '-')} or --{asked[0]}")
 
 
 def _store_command(args: argparse.Namespace) -> None:
     from ..optimizations.tuning.store import default_store
 
-    if args.forget:
-        _check_forgets_all(args)
+    _check_alone(args)
     store = default_store()
     if args.export is not None:
         check_writable("export", args.export)
         if args.export.is_dir():
             raise InputError("export", str(args.export), "it is a folder, not a file", "add a file name")
-        print(f"{store.export(args.export)} measurements copied to {args.export}")
+        with replacing(args.export) as temporary:
+            count = store.export(temporary)
+        print(f"{count} measurements copied to {args.export}")
     if args.show:
         print(store_text(store))
     if args.forget:

@@ -84,6 +84,14 @@ def _check_options(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')}", value, f"it goes with {wanted}", "leave it out")
 
 
+def _rate_in(metadata: dict[str, str]) -> float | None:
+    """Frames per second that a latent's file says; None where it says none."""
+    try:
+        return float(metadata["frame_rate"])
+    except (KeyError, ValueError):
+        return None
+
+
 def run(args: argparse.Namespace) -> None:
     _check_options(args)
     if args.report is not None:
@@ -93,9 +101,13 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output, video)
     latent, metadata = read_latent(args.latents)
     sound = read_sound(args.latents)
-    frame_rate = float(metadata.get("frame_rate", 24)) if args.frame_rate is None else args.frame_rate
+    made_for = _rate_in(metadata)
+    frame_rate = (made_for or 24.0) if args.frame_rate is None else args.frame_rate
     if not 0 < frame_rate <= 1000:
         raise InputError("frame_rate", frame_rate, "it must be above 0 and at most 1000", "use 24")
+    if sound is not None and made_for is not None and made_for != frame_rate:
+        reason = f"the sound in the latent's file goes with {made_for:g} frames per second, and would be out of step"
+        raise InputError("frame_rate", frame_rate, reason, "leave --frame-rate out")
     prepare_libraries(args.verbose)
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae

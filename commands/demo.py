@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..callbacks import Callbacks
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
-from .files import check_folder_target, write_text
+from .files import check_folder_target, make_folder, write_text
 from .libraries import prepare_libraries
 from .media import write_picture
 from .options import add_dtype_option, path_argument
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         # Twice each: the first plain run loads the model, the first optimized one compiles it.
         runs = {name: [sample(args, chosen, callbacks) for _ in range(2)] for name, chosen in settings.items()}
     results = {name: second.result for name, (_, second) in runs.items()}
-    args.output.mkdir(exist_ok=True)
+    make_folder(args.output)
     picture = args.output / f"{args.family}_plain_optimized_tiled.png"
     write_picture(side_by_side(list(results.values())), picture)
     for name, result in results.items():

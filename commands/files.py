@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
+from ..links import link_target
 
 _LEAST = 64 * 1024
 """Bytes that any result may take."""
@@ -32,7 +33,7 @@ def check_writable(name: str, path: Path) -> None:
         pass
     except OSError as error:
         raise InputError(name, str(path), f"it cannot be written ({error.strerror})", "choose another name") from None
-    parent = path.parent
+    parent = link_target(path).parent
     if not parent.is_dir():
         reason = "its folder does not exist" if not parent.exists() else f"{str(parent)!r} is not a folder"
         raise InputError(name, str(path), reason, "create the folder first, or choose another")
@@ -63,37 +64,44 @@ def check_folder_target(name: str, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes the place of `path` only if the block succeeds."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    """A temporary file to write to; it takes the place of `path`, or of what that links to, if the block succeeds."""
+    target = link_target(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; a result is an ordinary one
-        temporary.replace(path)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def filling_folder(folder: Path, pattern: str) -> Iterator[Path]:
-    """A temporary folder to fill; its files move into `folder` only if the block succeeds.
+    """A temporary folder to fill; its files move into `folder`, or what that links to, only if the block succeeds.
 
     Nothing in `folder` is removed, and two results never mix.
 
     Raises:
         FileExistsError: `folder` holds files that match `pattern`; nothing was moved.
     """
+    folder = link_target(folder)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield temporary
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         if next(folder.glob(pattern), None) is not None:
             raise FileExistsError(errno.EEXIST, f"it holds {pattern} already", str(folder))
         for new in sorted(temporary.iterdir()):
             new.replace(folder / new.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, or what it links to, where it is missing."""
+    link_target(folder).mkdir(exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import FastDiffusersError, InputError
+from ..links import link_target
 
 MEBIBYTE = 2**20
 
@@ -42,7 +43,7 @@ def check_room(name: str, path: Path, needed: int) -> None:
     Raises:
         InputError: fewer are free there.
     """
-    free = shutil.disk_usage(path.parent).free
+    free = shutil.disk_usage(link_target(path).parent).free
     if needed > free:
         reason = f"the result takes at least {needed / MEBIBYTE:.1f} MiB, and {free / MEBIBYTE:.1f} MiB are free there"
         raise InputError(name, str(path), reason, "free some space, or choose another disk")
@@ -69,8 +70,8 @@ def write_or_keep(path: Path, forms: list[Form]) -> list[Path]:
             raise
         reason = f"{path} cannot be written ({_why(error)})"
     for form in forms:
-        places = [Path(tempfile.gettempdir())] if form is forms[0] else [path.parent, Path(tempfile.gettempdir())]
-        for place in places:
+        beside = [] if form is forms[0] else [link_target(path).parent]
+        for place in (*beside, Path(tempfile.gettempdir())):
             if kept := _try(place, path.stem, form):
                 loss = f", {form.loss}" if form.loss else ""
                 raise ResultMovedError(f"{reason}. The result is kept as {kept}{loss}: move it when there is room.")

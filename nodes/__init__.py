@@ -9,6 +9,7 @@ from .cluster import ClusterSettingsNode
 from .conditions import CONDITION_NODES
 from .copies.quantize import QuantizeModel
 from .copies.save_folder import SaveFolder
+from .engine import LoadEngine
 from .host.comfy_bridge import keep_measurements_with_the_user
 from .host.shown_errors import with_cures_first
 from .lora import LoadLora
@@ -30,6 +31,7 @@ class FastDiffusersExtension(ComfyExtension):
         nodes: list[type[io.ComfyNode]] = [
             LoadPipeline,
             LoadPipelineParts,
+            LoadEngine,
             LoadLora,
             *CONDITION_NODES,
             Sampler,

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from ..engines.settings import Engine
 from ..pipelines.generate import generate
 from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle, SampleRequest
 from . import cluster as on_cluster
+from . import engine as on_engine
 from . import latent_input, sampler_inputs, sampler_outputs, types, vae_engines
 from .host import comfy_bridge, memory_management
 from .host.compat import schema
@@ -48,7 +50,7 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        pipeline: PipelineHandle,
+        pipeline: PipelineHandle | Engine,
         prompt: str,
         negative_prompt: str,
         seed: int,
@@ -116,9 +118,11 @@ class Sampler(io.ComfyNode):
             memory_mode=pipeline.memory_mode,
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)
-        where = memory_management.on_card(pipeline) if cluster is None else nullcontext()
+        where = nullcontext() if cluster or isinstance(pipeline, Engine) else memory_management.on_card(pipeline)
         with progress.running() as callbacks, where:
-            if cluster is None:
+            if isinstance(pipeline, Engine):
+                result = on_engine.generate(pipeline, request, optimizations, callbacks, cluster)
+            elif cluster is None:
                 result = generate(pipeline, request, optimizations, callbacks, memory=comfy_bridge.memory_state)
             else:
                 result = on_cluster.generate(cluster, pipeline, request, optimizations, callbacks)

@@ -22,7 +22,8 @@ NO_PICTURE = (
     "Diffusers Sampler: no images to pass on: 'decode' is off, or this model makes sound alone (output 'audio')."
 )
 NO_LATENT = (
-    "Diffusers Sampler: this model's pipeline shows no latent. Use the output 'images', and disconnect 'latent'."
+    "Diffusers Sampler: this model's pipeline, or the server that runs it, shows no latent. Use the output 'images', "
+    "and disconnect 'latent'."
 )
 SILENT_MODEL = "Diffusers Sampler: this model makes no sound, so there is none to pass on. Disconnect 'audio'."
 

@@ -12,6 +12,7 @@ from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle
 from ..report import OptimizationRecord
 from . import latent_input, types, video_vae
+from .engine import refuse_as_vae
 from .host import comfy_bridge, core_vae, memory_management
 from .latent_input import CLIP_LENGTH
 from .vae_choices import VaeChoices
@@ -167,6 +168,7 @@ def decode_result(vae: Any, result: SampleResult, settings: OptimizationSettings
 
 def _decoder(vae: Any) -> Any:
     """What decodes and encodes for a pipeline: itself, or the VAE that came with it."""
+    refuse_as_vae(vae)
     return vae.vae if isinstance(vae, PipelineHandle) and vae.vae is not None else vae
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..cache_folder import default_folder, device_name, software
+from ..links import link_target
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def remember(key: str, seconds: float) -> None:
     entries = _read()
     entries.pop(key, None)
     entries[key] = round(seconds, 2)
-    path = default_folder() / FILE_NAME
+    path = link_target(default_folder() / FILE_NAME)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,10 @@ from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.clips import clip_arguments, clip_form
-from .conditions.control import control_arguments, control_form, control_models
-from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments, keyframe_form, keyframes_of
+from .conditions.control import control_arguments
+from .conditions.forms import form_of
+from .conditions.further import argument_values
+from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments
 from .conditions.masks import mask_arguments, repaints
 from .embeddings import table as embeddings
 from .embeddings.check import check_widths, encoding_of, negative_text_acts
@@ -94,6 +96,7 @@ def call_arguments(
     check_keyframe_scheduler(name, request, lambda: getattr(pipeline, "scheduler", None))
     arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, request, to_pil)
     arguments |= clip_arguments(name, family, request, lambda frame: _in_size(to_pil(frame), request))
+    arguments |= argument_values(request, lambda picture: to_pil(picture, alpha=picture.shape[-1] == 4), device)
     _check_text_length(pipeline, request)
     accepted = _accepted(pipeline)
     call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
@@ -130,7 +133,7 @@ def form_for(pipeline: Any, family: Family, request: SampleRequest, controlnets:
     Args:
         controlnets: the models of the request's control pictures.
     """
-    form = _form(family, request)
+    form = form_of(family, request)
     if not form or form == type(pipeline).__name__:
         return pipeline
     further = {"controlnet": list(controlnets) if len(controlnets) > 1 else controlnets[0]} if controlnets else {}
@@ -141,21 +144,8 @@ def form_class(request: ReadyRequest) -> type | None:
     """The class of the form that is called instead of the pipeline itself, None for the pipeline itself."""
     import diffusers
 
-    form = _form(request.family, request)
+    form = form_of(request.family, request)
     return getattr(diffusers, form) if form else None
-
-
-def _form(family: Family, request: SampleRequest) -> str:
-    if form := repaints(family, request):
-        return form
-    if keyframes_of(request):
-        return keyframe_form(family)
-    if form := clip_form(family, request):
-        return form
-    if control_models(request):
-        return control_form(family, "Img2Img" if request.strength < 1.0 else "")
-    with_picture = family.image_to_video if request.images else ""
-    return family.image_to_image if request.strength < 1.0 else with_picture
 
 
 def _prompts(family: Family, request: SampleRequest) -> dict[str, Any]:

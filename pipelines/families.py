@@ -35,6 +35,7 @@ class Family:
         max_size: largest width or height, in pixels: what the position embeddings reach.
         most_aspect: longer edge to shorter edge at most, 0 for any.
         min_steps: fewest steps.
+        steps_less: how many evaluations of the model there are less than steps.
         video: gives frames with a rate.
         num_frames, frame_rate: recommended clip, frames (0 = the pipeline's own) and frames per second.
         frame_rate_assumed: nothing says which rate the model makes.
@@ -92,6 +93,7 @@ class Family:
     max_size: int = MAX_SIZE
     most_aspect: float = 0.0
     min_steps: int = 1
+    steps_less: int = 0
     video: bool = False
     num_frames: int = 1
     frame_rate: float | None = None

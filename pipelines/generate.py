@@ -12,23 +12,16 @@ from ..errors import check_choice
 from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import latents, lora, sampling
-from .arguments import form_class
 from .cache import CACHE
-from .conditions.control import control_models
-from .conditions.controlnets import check_controls_fit
-from .conditions.image_prompts import check_form_takes
-from .conditions.keyframes import check_keyframe_scheduler
 from .conditions.weights import bytes_to_come
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
-from .embeddings.check import check_widths
 from .loading import loader
-from .loading.described import denoiser_of_key
 from .requested.absent import check_absent, require_vae
-from .requests import SCHEDULER_DEFAULT, ReadyRequest, ready
-from .schedulers import TRIAL_STEPS, fitting_scheduler
-from .types import LoadedPipeline, LoadKey, LoraSpec, PipelineHandle, SampleRequest, SampleResult
+from .requested.before_load import check_before_load
+from .requests import ready
+from .types import LoadedPipeline, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
 ENDED_NOT_FINITE = "the run ended in NaN or infinity with it, so it was made again without"
 
@@ -71,28 +64,6 @@ def generate(
         result = run_loaded(loaded, handle, request, settings, callbacks, memory=memory)
     result.report.timed(_loading(loaded, before) | result.report.facts["seconds"])
     return result
-
-
-def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
-    """Refuse what only another model could do, as far as its configuration files tell.
-
-    Raises:
-        InputError: a scheduler or control model that does not fit, encoded texts of another family, or what a component
-            that was left out would have to do.
-    """
-    check_absent(key, request)
-    asks = request.positive is not None or control_models(request)
-    denoiser = denoiser_of_key(key) if asks else None
-    if denoiser is not None:
-        if request.positive is not None:
-            check_widths(request.family, request, *denoiser)
-        check_controls_fit(request, denoiser[1], request.family.name)
-    form = form_class(request)
-    check_form_takes(request, name := form.__name__ if form else "")
-    check_keyframe_scheduler(name, request, lambda: loader.scheduler_of_key(key))
-    original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
-    if original is not None:
-        fitting_scheduler(original, request.family, request.scheduler, request.steps or TRIAL_STEPS, form)
 
 
 def run_loaded(

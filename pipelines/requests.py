@@ -14,6 +14,7 @@ from .conditions.check import check_conditions, scaled_notes, still_missing
 from .conditions.clips import clip_form, clips_of, with_clip_length
 from .conditions.keyframes import keyframes_of
 from .conditions.masks import blends, mask_of, repaints
+from .conditions.rates import check_frame_rate
 from .embeddings.check import check_texts
 from .families import Family
 from .requested.sizes import fit
@@ -50,7 +51,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
     request, fitted = fit(family, with_clip_length(family, request))
     _check_aspect(family, request)
-    _check_frame_rate(request.frame_rate)
+    fitted += check_frame_rate(family, request)
     _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
     _check_guided_steps(family, request)
     _check_prompt(request)
@@ -158,11 +159,6 @@ def _check_aspect(family: Family, request: SampleRequest) -> None:
         most = f"{family.most_aspect:g}"
         reason = f"{family.name} makes pictures from 1:{most} to {most}:1"
         raise InputError("size", f"{width}x{height}", reason, f"use {family.width}x{family.height}, say")
-
-
-def _check_frame_rate(rate: float | None) -> None:
-    if rate is not None and not 0 < rate <= 1000:
-        raise InputError("frame_rate", rate, "it must be above 0 and at most 1000", "use 24")
 
 
 def _check_prompt(request: SampleRequest) -> None:
@@ -274,6 +270,9 @@ def _assumed(family: Family, request: SampleRequest) -> list[str]:
     """What is done that nobody asked for: the pipeline's own, or a guess."""
     if family.own_strength is not None and request.images and request.strength >= 1.0:
         return [f"strength: {family.name}'s own {family.own_strength:g}; a value below 1 takes its place."]
+    if family.steps_less:
+        steps = request.steps or family.steps
+        return [f"steps: {family.name} makes {steps - family.steps_less} evaluations of {steps} steps."]
     if family.video and family.frame_rate_assumed and request.frame_rate is None:
         rate = f"{family.frame_rate:g}"
         return [f"{rate} frames per second assumed: {family.name} does not say its own; set frame_rate if you know it."]

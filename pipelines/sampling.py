@@ -15,7 +15,7 @@ from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note, to_pil
 from .classes.guidance import guided
-from .conditions.check import condition_facts
+from .conditions.check import condition_facts, deciding_inputs
 from .conditions.controlnets import controlled
 from .conditions.kept import blend_for, with_kept_latent
 from .conditions.masks import repaints
@@ -158,9 +158,9 @@ def _denoise(
             raise
 
     calls_to_come = begun = 0
-    steps = request.steps or TRIAL_STEPS
+    steps, given = request.steps or TRIAL_STEPS, deciding_inputs(family, request)
     with (
-        scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift, steps) as scheduler,
+        scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift, steps, given) as scheduler,
         image_prompted(loaded, pipeline, request, callbacks, report, to_pil) as prompted,
     ):
         shift = None if scheduler is None else scheduler.config.get("shift_terminal")

@@ -10,11 +10,15 @@ import importlib.util
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError, first_line
-from .classes.scheduling import SchedulerUse, objection, scheduler_use
+from .classes.scheduler_trial import trial_objection
+from .classes.scheduling import SchedulerUse, scheduler_use
+from .conditions.taking import modular_class
 from .families import Family
+from .modular.scheduling import use_of_blocks
 
 TRIAL_STEPS = 4
 _ANOTHER_PROCESS = "it is made for another kind of process"
@@ -64,7 +68,12 @@ _NEEDED_SETTINGS = {
 
 @contextmanager
 def scheduler_for_run(
-    pipeline: Any, family: Family, name: str, shift: float | None = None, steps: int = TRIAL_STEPS
+    pipeline: Any,
+    family: Family,
+    name: str,
+    shift: float | None = None,
+    steps: int = TRIAL_STEPS,
+    given: tuple[str, ...] = (),
 ) -> Iterator[Any]:
     """Give `pipeline` a fresh scheduler while the block runs.
 
@@ -74,6 +83,7 @@ def scheduler_for_run(
         name: class name, one of `SHORT_NAMES`, or "model default" for the model's own class and configuration.
         shift: of a flow model's noise levels, instead of the configured one.
         steps: of the run; some schedulers cannot take only two or three.
+        given: inputs of the run that decide which blocks of a modular pipeline run.
 
     Yields:
         The scheduler, None for a pipeline without one of that name.
@@ -89,7 +99,7 @@ def scheduler_for_run(
         raise InputError("scheduler", name, reason, "use 'model default'")
     fresh = {id(scheduler): _afresh(scheduler) for scheduler in schedulers_of(pipeline)}
     if original is not None:
-        fresh[id(original)] = fitting_scheduler(original, family, name, steps, type(pipeline))
+        fresh[id(original)] = fitting_scheduler(original, family, name, steps, type(pipeline), given)
     if shift is not None:
         fresh[id(original)] = _shifted(fresh[id(original)], shift)
     changed = [
@@ -150,25 +160,34 @@ def _shifted(scheduler: Any, shift: float) -> Any:
 
 
 def fitting_scheduler(
-    original: Any, family: Family, name: str, steps: int = TRIAL_STEPS, pipeline_class: type | None = None
+    original: Any,
+    family: Family,
+    name: str,
+    steps: int = TRIAL_STEPS,
+    pipeline_class: type | None = None,
+    given: tuple[str, ...] = (),
 ) -> Any:
     """A fresh scheduler for a pipeline whose own one is `original`; it needs no weights.
 
     Args:
         pipeline_class: what is called, where it is not the family's own class but a form of it.
+        given: inputs that decide which blocks of a modular pipeline run.
 
     Raises:
         InputError: it does not fit this pipeline; the error lists those that do.
     """
+    family = _with_blocks(family, given)
     class_name = class_of(name, original)
     own = class_name in ("model default", type(original).__name__)
     fresh = _afresh(original) if own else _candidate(original, class_name)
     uses = _uses(family, pipeline_class)
-    if objection := "" if name == "model default" else _objection(family, fresh, uses, steps):
-        fitting = ", ".join(compatible_schedulers(original, family, steps, pipeline_class))
-        called = family.classes[0] if pipeline_class is None else pipeline_class.__name__
+    if objection := "" if own else trial_objection(family, fresh, uses, steps):
+        fitting = compatible_schedulers(original, family, steps, pipeline_class, given)
+        named = [each for each in fitting if each in SCHEDULERS]  # no other can be asked for
+        called = _called(family) if pipeline_class is None else pipeline_class.__name__
         reason = f"it does not fit {called} ({objection})"
-        raise InputError("scheduler", name, reason, f"use 'model default' or one of: {fitting}")
+        others = f" or one of: {', '.join(named)}" if named else ""
+        raise InputError("scheduler", name, reason, f"use 'model default'{others}")
     return fresh
 
 
@@ -181,13 +200,33 @@ def class_of(name: str, original: Any) -> str:
 
 
 def compatible_schedulers(
-    original: Any, family: Family, steps: int = TRIAL_STEPS, pipeline_class: type | None = None
+    original: Any,
+    family: Family,
+    steps: int = TRIAL_STEPS,
+    pipeline_class: type | None = None,
+    given: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Class names of all schedulers that can take the place of a pipeline's own one, that one first."""
+    family = _with_blocks(family, given)
     own = type(original).__name__
     others = (name for name in SCHEDULERS if name != own)
     uses = _uses(family, pipeline_class)
-    return (own, *(name for name in others if not _objection(family, _candidate(original, name), uses, steps)))
+    return (own, *(name for name in others if not trial_objection(family, _candidate(original, name), uses, steps)))
+
+
+def _called(family: Family) -> str:
+    """The class that a family's pipelines are."""
+    return family.classes[-1] if modular_class(family.classes[-1]) is not None else family.classes[0]
+
+
+def _with_blocks(family: Family, given: tuple[str, ...]) -> Family:
+    """Of a modular pipeline, the family with how the blocks that run drive their scheduler."""
+    found = modular_class(family.classes[-1])
+    if found is None:
+        return family
+    use = use_of_blocks(found, tuple(sorted(given)))
+    flows, arguments = use.own_flow_sigmas, use.timestep_arguments
+    return replace(family, scheduling=use, timestep_arguments=arguments, own_flow_sigmas=flows)
 
 
 def _uses(family: Family, pipeline_class: type | None) -> list[SchedulerUse]:
@@ -247,51 +286,3 @@ def _candidate(original: Any, name: str) -> Any:
         IndexError,
     ) as error:  # a package or a setting it lacks
         return first_line(error)
-
-
-def _objection(family: Family, scheduler: Any, uses: list[SchedulerUse], steps: int) -> str:
-    """Why a family's pipelines cannot drive this `_candidate`, "" when they can: asks it for timesteps as they will."""
-    if isinstance(scheduler, str):
-        return scheduler
-    arguments = _timestep_arguments(family, scheduler, steps)
-    accepted = inspect.signature(scheduler.set_timesteps).parameters
-    for name in arguments:
-        if name not in accepted:
-            return f"the pipeline gives it {name!r}, which it does not take"
-    try:
-        trial = type(scheduler).from_config(scheduler.config)
-        count = {} if {"sigmas", "timesteps"} & set(arguments) else {"num_inference_steps": steps}
-        further = {name: None for use in uses for name in use.further_arguments if name in accepted}
-        trial.set_timesteps(**count, **arguments, **further)
-        return next(filter(None, (objection(use, trial) for use in uses)), "")
-    except (
-        ValueError,
-        TypeError,
-        AssertionError,
-        AttributeError,
-        NotImplementedError,
-        ImportError,
-        IndexError,
-        RuntimeError,
-    ) as error:
-        return first_line(error)
-
-
-def _timestep_arguments(family: Family, scheduler: Any, steps: int) -> dict[str, Any]:
-    """What the family's pipelines hand to `set_timesteps` besides the number of steps, with values to try."""
-    import diffusers
-    import numpy
-
-    use = family.scheduling or scheduler_use(getattr(diffusers, family.classes[0]))
-    sigmas = numpy.linspace(1.0, 1.0 / steps, steps)
-    values = {
-        "mu": 0.8,
-        "sigmas": sigmas if use.sigmas_as_array else sigmas.tolist(),
-        "timesteps": numpy.linspace(999, 0, steps + 1)[:-1].round().astype(int),
-    }
-    names = set(family.timestep_arguments)
-    if scheduler.config.get("use_flow_sigmas") and family.own_flow_sigmas:
-        names.discard("sigmas")
-    if use.shifts_dynamically and scheduler.config.get("use_dynamic_shifting"):
-        names.add("mu")
-    return {name: values[name] for name in sorted(names)}

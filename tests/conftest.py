@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for copied_pipelines and prompt_runs
+sys.path.insert(0, str(Path(__file__).parent))  # for copied_pipelines, prompt_runs and sentencepiece_model
 
 from copied_pipelines import copying
 

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--update", action="store_true", help="keep what is stored; try the rest and what --only names")
     parser.add_argument("--list", action="store_true", help="every installed class and what is known of it")
     parser.add_argument("--no-store", action="store_true", help="write neither results nor tables")
-    parser.add_argument("--seconds", type=float, default=180.0, help="most that one case may take (default: 180)")
+    parser.add_argument("--seconds", type=float, default=180.0, help="most processor time of a case (default: 180)")
     parser.add_argument("--gib", type=float, default=6.0, help="most memory that one case may take (default: 6)")
     parser.add_argument("--journal", type=Path, default=None, help="where results are kept as they come")
     args = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ class Case:
     Attributes:
         name: of its own among all cases, "FluxPipeline" or "tests/pipelines/flux/test_flux.py FluxTests".
         pipeline: name of its class.
-        source: where it is from, one of `SOURCES`.
+        source: where it is from, in words.
         build: makes it on the CPU, ready to be called; the same weights every time.
         inputs: makes the keyword arguments of a call.
     """
@@ -38,9 +38,6 @@ class NotBuilt:
 
 
 Source = Callable[[], Iterator["Case | NotBuilt"]]
-SOURCES: dict[str, Source] = {}
-"""Name of a source of cases -> what yields them, besides `twins`. Another kind of pipeline brings its own, by
-`SOURCES["modular"] = ...`."""
 
 
 def pipeline_classes() -> dict[str, type]:
@@ -53,6 +50,18 @@ def pipeline_classes() -> dict[str, type]:
     for name in dir(diffusers):
         each = getattr(diffusers, name, None) if "Pipeline" in name and not name.startswith(("Auto", "Onnx")) else None
         if isinstance(each, type) and name not in aside and _is_pipeline(each, DiffusionPipeline):
+            found[name] = each
+    return found
+
+
+def modular_classes() -> dict[str, type]:
+    """Every modular pipeline class of the installed diffusers that has blocks of its own, by name."""
+    import diffusers
+
+    found = {}
+    for name in dir(diffusers):
+        each = getattr(diffusers, name, None) if name.endswith("ModularPipeline") else None
+        if isinstance(each, type) and getattr(each, "default_blocks_name", None):
             found[name] = each
     return found
 

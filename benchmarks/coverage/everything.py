@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ...commands.libraries import prepare_libraries
-from . import cases, diffusers_tests, stand_ins, twins
+from . import cases
 from .running import Journal, Limits, within_limits
+from .sources import diffusers_tests, modular, stand_ins, twins
 
 
 def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[str, Any]]:
@@ -80,10 +81,16 @@ def _warm_up(options: bool) -> None:
 
 
 def _all(args: argparse.Namespace, hub: Path) -> Iterator[cases.Case | cases.NotBuilt]:
-    sources = {twins.NAME: twins.cases, **cases.SOURCES}
+    """Those of diffusers' own tests first, then the twins of every class, then the modular ones around them."""
+    classical: list[cases.Case] = []
+    sources = [twins.cases]
     if args.cases is not None:
         for name, reason in stand_ins.write_all(hub).items():
             print(f"no stand-in for {name}: {reason}")
-        sources = {diffusers_tests.NAME: diffusers_tests.source(args.cases), **sources}
-    for source in sources.values():
-        yield from source()
+        sources = [diffusers_tests.source(args.cases), *sources]
+    for source in sources:
+        for each in source():
+            if isinstance(each, cases.Case):
+                classical.append(each)
+            yield each
+    yield from modular.cases(classical)

@@ -5,16 +5,18 @@ Pictures are brought to 8 bits first, for both: that is what every picture of a 
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...pipelines.arguments import to_pil
-from ...pipelines.conditions.kinds import Condition
+from ...pipelines.conditions.further import objection
+from ...pipelines.conditions.kinds import ArgumentCondition, Condition
 from ...pipelines.families import Family
 from ...pipelines.types import SampleRequest
+from .bare import accepted
 from .conditions import condition_of, with_limits
 
 _SAME = {
@@ -45,13 +47,15 @@ class Translated:
 
 def translate(pipeline: Any, family: Family, inputs: dict[str, Any]) -> Translated:
     """Split the inputs of a case into what a request says and what it does not."""
-    accepted = inspect.signature(pipeline.__call__).parameters
-    given = {name: value for name, value in inputs.items() if name in accepted and name not in _LEFT_OUT}
-    call = {name: value for name, value in given.items() if value is not None}  # None: the pipeline's own, here too
+    taken = accepted(pipeline)
+    given = {name: value for name, value in inputs.items() if name in taken and name not in _LEFT_OUT}
+    call = dict(given)
     fields: dict[str, Any] = {"prompt": ""}
     further: dict[str, Any] = {}
     conditions: list[Condition] = []
     for name, value in list(call.items()):
+        if value is None:  # the pipeline's own, here too
+            continue
         found = condition_of(name, value, family, pictures_of)
         if found is not None:
             condition, call[name] = found
@@ -88,7 +92,45 @@ def translate(pipeline: Any, family: Family, inputs: dict[str, Any]) -> Translat
         elif value is not None:
             further[name] = value
     held = with_limits(conditions, further)
+    held = (*held, *_arguments(type(pipeline).__name__, family, call, further))
     return Translated(SampleRequest(**fields, conditions=held), call, further)
+
+
+def _arguments(
+    class_name: str, family: Family, call: dict[str, Any], further: dict[str, Any]
+) -> Iterator[ArgumentCondition]:
+    """What no other input of a request gives, as arguments, taken out of `further`."""
+    for name, value in list(further.items()):
+        if objection(family, class_name, name)[0]:
+            continue
+        pictures = pictures_of(value) if _is_picture(value) else None
+        if pictures:
+            if len({each.shape for each in pictures}) > 1:
+                continue
+            shown = [to_pil(each, each.shape[-1] == 4) for each in pictures]
+            call[name] = shown if len(shown) > 1 else shown[0]
+            yield ArgumentCondition(name, image=torch.stack(pictures))
+        elif _is_plain(value):
+            yield ArgumentCondition(name, value)
+        else:
+            continue
+        del further[name]
+
+
+def _is_picture(value: Any) -> bool:
+    from PIL.Image import Image
+
+    each = value[0] if isinstance(value, list) and value else value
+    return isinstance(each, Image)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is what an argument of a request may be."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(each) for each in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    return value is None or isinstance(value, str | int | float | bool | torch.Tensor)
 
 
 def _starts_from_something(given: dict[str, Any], family: Family) -> bool:

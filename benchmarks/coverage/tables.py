@@ -127,10 +127,14 @@ def readme_with(text: str, block: str) -> str:
 
 def store(cases: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the result file, the page and the README's table."""
-    from .cases import pipeline_classes
+    from .cases import modular_classes, pipeline_classes
 
     facts = {"benchmark": "pipeline_coverage", "machine": machine("cpu")}
-    data: dict[str, Any] = {**facts, "classes": by_class(cases, pipeline_classes()), "cases": dict(cases)}
+    data: dict[str, Any] = {
+        **facts,
+        "classes": by_class(cases, {**pipeline_classes(), **modular_classes()}),
+        "cases": dict(cases),
+    }
     write_text(TARGET, json.dumps(data, indent=1, ensure_ascii=False))
     write_text(PAGE, as_page(data))
     write_text(README, readme_with(README.read_text(encoding="utf-8"), as_markdown(data["classes"])))
@@ -144,7 +148,7 @@ def stored_cases() -> dict[str, dict[str, Any]]:
 
 def listed() -> str:
     """The installed classes and what is known of each from the result file, one line each."""
-    from .cases import pipeline_classes
+    from .cases import modular_classes, pipeline_classes
 
-    classes = by_class(stored_cases(), pipeline_classes())
+    classes = by_class(stored_cases(), {**pipeline_classes(), **modular_classes()})
     return "\n".join(f"{found['state']:12} {name}" for name, found in classes.items())

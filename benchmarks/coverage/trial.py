@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,17 +12,19 @@ from typing import Any
 
 import torch
 
-from ...errors import InputError, first_line
+from ...errors import InputError
+from ...optimizations.components import is_modular_class
 from ...pipelines import sampling
 from ...pipelines.families import Family
-from ...pipelines.generate import check_before_load
 from ...pipelines.loading import loader
 from ...pipelines.recognize import family_of
+from ...pipelines.requested.before_load import check_before_load
 from ...pipelines.requests import ready
 from ...pipelines.results import refuse_without_picture
 from ...pipelines.types import LoadedPipeline, LoadKey, PipelineHandle, SampleRequest
+from .bare import again, call, line, quiet
 from .cases import Case
-from .compare import difference, is_equal, leaves
+from .compare import difference, is_equal
 from .inputs import Translated, translate
 from .options import try_options
 from .subject import Subject
@@ -43,10 +44,10 @@ def try_case(case: Case, options: bool = True) -> dict[str, Any]:
     started = time.perf_counter()
     found: dict[str, Any] = {"pipeline": case.pipeline, "source": case.source}
     try:
-        bare = case.build()
+        bare = quiet(case.build())
         inputs = case.inputs()
     except Exception as error:  # noqa: BLE001 - whatever a case raises is its result
-        return found | {"state": "not built", "reason": _line(error)}
+        return found | {"state": "not built", "reason": line(error)}
     found["pipeline"] = _public_name(type(bare))
     with tempfile.TemporaryDirectory() as folder:
         key, found["loads"] = _saved(bare, Path(folder))
@@ -54,7 +55,7 @@ def try_case(case: Case, options: bool = True) -> dict[str, Any]:
         if tried["state"] in ("differs", "fails") and key is not None:
             # What a case sets on its models by hand (tiling, say) is not in a folder, and files round some numbers:
             # bare diffusers with that folder, or else the pack with the models as they were built.
-            tried = _compared(_again(folder) or bare, key, case.inputs(), options)
+            tried = _compared(again(folder, type(bare)) or bare, key, case.inputs(), options)
             if tried["state"] in ("bare fails", "fails"):
                 tried = _compared(bare, None, case.inputs(), options)
     found |= tried
@@ -69,9 +70,9 @@ def _saved(bare: Any, folder: Path) -> tuple[LoadKey | None, str]:
     if not hasattr(diffusers, type(bare).__name__):
         return None, "a class of the case's own"
     try:
-        bare.save_pretrained(folder)
+        bare.save_pretrained(folder, **({"overwrite_modular_index": True} if is_modular_class(type(bare)) else {}))
     except Exception as error:  # noqa: BLE001
-        return None, f"bare diffusers cannot save it: {_line(error)}"
+        return None, f"bare diffusers cannot save it: {line(error)}"
     return loader.resolve(str(folder), dtype="float32", device="cpu"), "yes"
 
 
@@ -80,18 +81,6 @@ def _public_name(pipeline_class: type) -> str:
     import diffusers
 
     return next(each.__name__ for each in pipeline_class.__mro__ if hasattr(diffusers, each.__name__))
-
-
-def _again(folder: str) -> Any:
-    """The pipeline of a folder by bare diffusers, None where it cannot read it."""
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(folder)
-    except Exception:  # noqa: BLE001
-        return None
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _compared(bare: Any, key: LoadKey | None, inputs: dict[str, Any], options: bool) -> dict[str, Any]:
@@ -110,7 +99,7 @@ def _compared(bare: Any, key: LoadKey | None, inputs: dict[str, Any], options: b
     try:
         loaded = _loaded(bare, key)
     except Exception as error:  # noqa: BLE001
-        return {"state": "fails", "loads": _line(error), "reason": _line(error), "bare": _bare_state(bare, asked)}
+        return {"state": "fails", "loads": line(error), "reason": line(error), "bare": _bare_state(bare, asked)}
     extra = (*loaded.family.extra, *asked.further.items())
     required = tuple(name for name in loaded.family.required if name not in asked.further)
     loaded.family = replace(loaded.family, extra=extra, required=required)
@@ -135,13 +124,13 @@ def _against_bare(subject: Subject, bare: Any, options: bool) -> dict[str, Any]:
         try:
             result, error = subject.run(), ""
         except Exception as raised:  # noqa: BLE001
-            result, error = None, _line(raised)
-    expected, bare_error = _bare(bare, subject.asked.call)
+            result, error = None, line(raised)
+    expected, bare_error = call(bare, subject.asked.call)
     found: dict[str, Any] = {}
     if expected is None or (result is not None and not is_equal(result, expected)):
         own = {name: value for name, value in noted.items() if name != "callback_on_step_end"}
         if own:
-            instead, own_error = _bare(bare, own)
+            instead, own_error = call(bare, own)
             if instead is not None and (expected is None or (result is not None and is_equal(result, instead))):
                 found["arguments"] = _differing(subject.asked.call, own)
                 expected, bare_error = instead, own_error
@@ -161,23 +150,8 @@ def _against_bare(subject: Subject, bare: Any, options: bool) -> dict[str, Any]:
     return found | {"state": "differs", "reason": difference(result, expected)}
 
 
-def _bare(pipeline: Any, call: dict[str, Any]) -> tuple[Any, str]:
-    """(what the bare call returns, None and why it fails)"""
-    generator = torch.Generator().manual_seed(0)
-    further = {"generator": generator, "output_type": "np"}
-    if isinstance(call.get("generator"), list):
-        further["generator"] = [torch.Generator().manual_seed(index) for index in range(len(call["generator"]))]
-    accepted = inspect.signature(pipeline.__call__).parameters
-    torch.manual_seed(0)
-    try:
-        made = pipeline(**{**call, **{name: value for name, value in further.items() if name in accepted}})
-    except Exception as error:  # noqa: BLE001
-        return None, _line(error)
-    return (made, "") if leaves(made) else (None, "it returned nothing")
-
-
 def _bare_state(bare: Any, asked: Translated) -> str:
-    made, error = _bare(bare, asked.call)
+    made, error = call(bare, asked.call)
     return error if made is None else "runs"
 
 
@@ -210,7 +184,3 @@ def _differing(asked: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
 
 def _short(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, str | int | float | bool) else type(value).__name__
-
-
-def _line(error: BaseException) -> str:
-    return first_line(error)[:300]

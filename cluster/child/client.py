@@ -40,6 +40,8 @@ def generate_on(
     callbacks: Callbacks,
     folder: Path,
     measurements: Path | None = None,
+    take: type[Run] = Run,
+    asked: ClusterSettings | None = None,
 ) -> SampleResult:
     """Make a batch on a cluster: item i, with the seed `request.seed` + i, by whichever worker is free.
 
@@ -47,6 +49,8 @@ def generate_on(
         handle, request: as `check` has found them good. A VAE of the host's stays here.
         folder: where temporary files of the run go, results among them.
         measurements: the host's, for workers of the same machine.
+        take: how the batch is sent and taken back.
+        asked: the cluster as `keep_while_alive` knows it, where `cluster` says more than that.
 
     Returns:
         The items in their order, as one result; the report says which worker made what.
@@ -61,9 +65,9 @@ def generate_on(
     try:
         batch = replace(handle, vae=None), request, settings, str(measurements or "")
         for left in reversed(range(MOST_STARTS)):
-            driver = _driver(cluster, folder)
+            driver = _driver(cluster, folder, asked or cluster)
             try:
-                return Run(driver, cluster, callbacks).make(batch, request.batch)
+                return take(driver, cluster, callbacks).make(batch, request.batch)
             except GoneError:
                 log.info("Ray has ended, or was not there in time: cluster %s is started anew", cluster.name)
                 end()
@@ -87,9 +91,9 @@ def check(handle: PipelineHandle, request: SampleRequest) -> None:
         MissingDependencyError: Ray is not installed.
         InputError: it cannot be done so.
     """
-    from ...pipelines.generate import check_before_load
     from ...pipelines.loading.loader import family_of_key
     from ...pipelines.lora import check_loras
+    from ...pipelines.requested.before_load import check_before_load
     from ...pipelines.requests import ready
 
     require_ray()
@@ -124,21 +128,21 @@ def running() -> DriverProcess | None:
 def _unwanted(settings: ClusterSettings) -> None:
     _wanted[settings] -= 1
     driver = _current
-    if _wanted[settings] <= 0 and driver is not None and driver.settings == settings:
+    if _wanted[settings] <= 0 and driver is not None and driver.asked == settings:
         # A finalizer may run anywhere, this lock's holder included: it must not wait.
         threading.Thread(target=_end_unwanted, args=(settings,), daemon=True).start()
 
 
 def _end_unwanted(settings: ClusterSettings) -> None:
     with _lock:
-        if _wanted[settings] <= 0 and _current is not None and _current.settings == settings:
+        if _wanted[settings] <= 0 and _current is not None and _current.asked == settings:
             end()
 
 
-def _driver(cluster: ClusterSettings, folder: Path) -> DriverProcess:
+def _driver(cluster: ClusterSettings, folder: Path, asked: ClusterSettings) -> DriverProcess:
     global _current
     if _current is not None and (_current.settings != cluster or not _current.running):
         end(wait=_current.running)  # another cluster's workers hold the cards
     if _current is None:
-        _current = DriverProcess(cluster, folder)
+        _current = DriverProcess(cluster, folder, asked)
     return _current

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import shutil
 import sys
 import threading
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .. import events
 from ..batch import BATCH, RESULT, BatchWork, Errand
@@ -24,69 +23,20 @@ from ..fleet import RayFleet
 from ..places import leave_mark
 from ..schedule import Job
 from ..settings import ClusterSettings
+from .commands import Commands, EndedError, own_output
 from .lines import Line, Speaker, error_line, progress_line
 
 WATCH_SECONDS = 2.0
 GONE_TIMES = 3
 GONE = "Ray's head has ended. Run again: it is started anew"
-END_SECONDS = 30.0
-"""How long letting go of the workers and of Ray may take, once nobody listens any more."""
 
 log = logging.getLogger(__name__)
-
-
-class EndedError(Exception):
-    """The input has ended: so has whoever wanted the batch."""
-
-
-class Commands:
-    """What the input says, read in a thread of its own.
-
-    Args:
-        last: done before the process is ended by force.
-        end_seconds: how long after the end of the input that is.
-
-    Attributes:
-        cancelled: numbers of runs.
-        ended: set when the input has ended.
-    """
-
-    def __init__(self, stream: IO[bytes], last: Callable[[], None], end_seconds: float = END_SECONDS) -> None:
-        self.cancelled: set[int] = set()
-        self.ended = threading.Event()
-        self._last, self._end_seconds = last, end_seconds
-        self._waiting: queue.Queue[Line | None] = queue.Queue()
-        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
-
-    def next(self) -> Line | None:
-        """The next batch to make; None at the end."""
-        return self._waiting.get()
-
-    def cancels(self, run: int, within: float = 1.0) -> bool:
-        """Whether a run was cancelled, or is within so many seconds."""
-        deadline = time.monotonic() + within
-        while run not in self.cancelled and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return run in self.cancelled
-
-    def _read(self, stream: IO[bytes]) -> None:
-        for line in stream:
-            command: Line = json.loads(line)
-            if command["do"] == "cancel":
-                self.cancelled.add(command["run"])
-            else:
-                self._waiting.put(command)
-        self.ended.set()
-        self._waiting.put(None)
-        time.sleep(self._end_seconds)
-        self._last()
-        os._exit(1)  # whatever it is that holds it up
 
 
 def main() -> int:
     """Drive the cluster that the first argument describes; the second is the folder that goes with this process."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    say = Speaker(_own_output())
+    say = Speaker(own_output())
     settings = ClusterSettings(**json.loads(sys.argv[1]))
     leave = partial(shutil.rmtree, sys.argv[2], ignore_errors=True)
     commands = Commands(sys.stdin.buffer, leave)
@@ -245,11 +195,3 @@ class Batch:
                 file=str(place / RESULT),
                 seconds=seconds,
             )
-
-
-def _own_output() -> IO[bytes]:
-    """What was this process's standard output, for this module alone: whatever else is printed goes to the log."""
-    sys.stdout.flush()
-    own = os.dup(1)
-    os.dup2(2, 1)
-    return os.fdopen(own, "wb")

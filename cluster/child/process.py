@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..connection import ALLOCATORS
 from ..fleet import PATH
 from ..settings import ClusterSettings
 from .lines import Line, Speaker
@@ -22,9 +23,17 @@ from .lines import Line, Speaker
 log = logging.getLogger(__name__)
 
 MODULE = "fastdiffusers.cluster.child"
+PARALLEL_MODULE = "fastdiffusers.cluster.parallel"
 LEAVE_SECONDS = 45.0
 """How long it has to let go of its workers before it is killed; a little more than it gives itself."""
 LAST_LINES = 40
+
+
+def environment() -> dict[str, str]:
+    """This process's, in which a child finds the pack, and no settings of torch's allocator that a host has made."""
+    paths = [str(PATH), *filter(None, [os.environ.get("PYTHONPATH")])]
+    kept = {name: value for name, value in os.environ.items() if name not in ALLOCATORS}
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class DriverProcess:
@@ -33,6 +42,7 @@ class DriverProcess:
     Args:
         settings: the cluster that it drives.
         folder: where its own temporary folder is made.
+        asked: the same as the user has said it, where `settings` says more; None where it does not.
 
     Attributes:
         folder: its temporary folder: its log, and what a run's batch and results are kept in. It goes with the process,
@@ -41,20 +51,20 @@ class DriverProcess:
         runs: how many batches it was given.
     """
 
-    def __init__(self, settings: ClusterSettings, folder: Path) -> None:
-        self.settings = settings
+    def __init__(self, settings: ClusterSettings, folder: Path, asked: ClusterSettings | None = None) -> None:
+        self.settings, self.asked = settings, asked or settings
         self.runs = 0
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="fastdiffusers_cluster_", dir=folder)).absolute()
-        paths = [str(PATH), *filter(None, [os.environ.get("PYTHONPATH")])]
         own: dict[str, Any] = {"start_new_session": True}  # a Ctrl-C is its host's, whose end is its own
         if sys.platform == "win32":
             own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+        module = MODULE if settings.parallel == "off" else PARALLEL_MODULE
         with self._log_path.open("wb") as written:
             self.process = subprocess.Popen(  # noqa: S603 - this Python, and a module of this pack
-                [sys.executable, "-m", MODULE, json.dumps(asdict(settings)), str(self.folder)],
+                [sys.executable, "-m", module, json.dumps(asdict(settings)), str(self.folder)],
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                env=environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=written,

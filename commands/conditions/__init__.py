@@ -13,6 +13,7 @@ from ...pipelines.loading.small_files import plain_path
 from ..media import left_out, read_picture
 from ..options import path_argument
 from .clip_files import clip_left_out, clip_shape, read_clip
+from .given import argument
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,14 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE[@FRAME][:STRENGTH]",
         help="picture at a frame of the video (0: the first, -1: the last), with its strength (1); repeat for several",
+    )
+    group.add_argument(
+        "--argument",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="argument of the pipeline's call that no other option gives: eta=0.5, say; as JSON or text, or "
+        "NAME=@FILE for a picture or a tensor in a .safetensors file; repeat for several",
     )
 
 
@@ -164,7 +173,8 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
         if clip is not None:
             frames, rate = reads(clip, "video" if role == "video" else f"{role}_video")
             found.append(VideoCondition(frames, role, rate))
-    return (*found, *(keyframe(text, read) for text in args.keyframe))
+    found += [keyframe(text, read) for text in args.keyframe]
+    return (*found, *(argument(text, read) for text in args.argument))
 
 
 def _image_prompts(args: argparse.Namespace, read: Callable[..., torch.Tensor]) -> list[Condition]:

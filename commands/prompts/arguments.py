@@ -19,6 +19,8 @@ from ..options import (
     add_parts_options,
     path_argument,
 )
+from .engine_options import NAMES as ENGINE
+from .engine_options import add_engine_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +97,7 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     add_cluster_options(
         group, "with --prompts: spread the items over the cards of this machine (or N workers), or over a running Ray"
     )
+    add_engine_options(parser)
 
 
 def add_cluster_options(group: argparse._ArgumentGroup, does: str) -> None:
@@ -112,7 +115,7 @@ def add_cluster_options(group: argparse._ArgumentGroup, does: str) -> None:
 
 
 QUEUE = ("prompts", "resume", "cluster", "cpus", "cluster_wait")
-FOR_ALL_LINES = (*QUEUE, "report", "quiet", "verbose", "help")
+FOR_ALL_LINES = (*QUEUE, *ENGINE, "report", "quiet", "verbose", "help")
 """What no line can say for itself."""
 
 

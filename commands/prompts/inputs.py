@@ -35,6 +35,7 @@ def _paths(args: argparse.Namespace) -> Iterator[str]:
     yield from filter(None, (args.model, *args.controlnet, *(file for file, *_ in args.lora)))
     for text in args.keyframe:  # FILE, FILE@FRAME, FILE:STRENGTH or FILE@FRAME:STRENGTH
         yield from {text, text.rpartition(":")[0] or text, text.rpartition("@")[0] or text}
+    yield from filter(None, (text.partition("=@")[2] for text in args.argument))
 
 
 def _look(path: str) -> Iterator[tuple[str, int, int]]:

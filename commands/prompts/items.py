@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..conditions import absolute_keyframe
+from ..conditions.given import absolute_argument
 from ..files import numbered
 from ..options import lora_specs
 from .arguments import FOR_ALL_LINES, LineParser
@@ -77,7 +78,7 @@ def read_items(path: Path, lines: Sequence[Line], parser: LineParser, base: argp
     for number, line in enumerate(lines, 1):
         with in_line(path, line.number):
             args = parser.parse_line(base, line.words)
-            if args.model is None and args.diffusion_model is None:
+            if args.model is None and args.diffusion_model is None and base.engine is None:
                 raise InputError("model", "", "no model is named", "name it in the line, or with --model for all")
             if args.prompt is None:
                 raise InputError("prompt", "", "the line has none", "add it")
@@ -163,6 +164,7 @@ def make_absolute(args: argparse.Namespace) -> None:
     models = getattr(args, "controlnet", [])
     args.controlnet = [str(Path(each).expanduser().absolute()) if _exists(each) else each for each in models]
     args.keyframe = [absolute_keyframe(each) for each in getattr(args, "keyframe", [])]
+    args.argument = [absolute_argument(each) for each in getattr(args, "argument", [])]
     args.lora = [[spec.path, repr(spec.strength), spec.expert] for spec in lora_specs(args)]
 
 
@@ -177,5 +179,7 @@ def _fingerprint(name: str, args: argparse.Namespace, stamps: Stamps) -> str:
     options: dict[str, Any] = {
         option: value for option, value in vars(args).items() if option not in (*FOR_ALL_LINES, "output", "command")
     }
+    if args.engine is not None:
+        options["engine"] = True  # which server is the same, as which machine of a cluster is
     text = json.dumps({"name": name, "inputs": stamps.of(args), **options}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

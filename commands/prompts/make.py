@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...pipelines.families import Family
-    from ...pipelines.types import PipelineHandle
+    from ...pipelines.types import PipelineHandle, SampleResult
     from .items import Item
 
 
@@ -51,14 +50,14 @@ class Maker:
         Raises:
             InputError, ModelFileError: as `generate`; that a picture is whole is not looked at.
         """
-        from ...pipelines.generate import check_before_load
         from ...pipelines.lora import check_loras
+        from ...pipelines.requested.before_load import check_before_load
         from ...pipelines.requests import ready
 
         handle, family = self._handle(item, SILENT)
         optimization_settings(item.args)
-        _target(item, Path("."), family)
-        request = ready(family, sample_request(item.args, decode=not _is_latent(item), read=_shape_of_picture))
+        target_of(item, Path("."), _makes_video(item, family), family.name)
+        request = ready(family, sample_request(item.args, decode=not _is_latent(item), read=shape_of_picture))
         check_before_load(handle.key, request)
         check_loras(handle.loras)
 
@@ -78,22 +77,10 @@ class Maker:
         from ...pipelines.generate import generate
 
         handle, family = self._handle(item, callbacks)
-        target = _target(item, folder, family)
-        args = item.args
-        request = sample_request(args, decode=not _is_latent(item))
-        result = generate(handle, request, optimization_settings(args), callbacks)
-        note_what_is_left_out(args, result)
-        if shown := without_latent(result, target):
-            result.report.note(f"this pipeline shows no latent, so its result is {shown.name}")
-            target = shown
-        forms = result_forms(result, target)
-        written = forms[0].write(target) if forms else []
-        report = result.report
-        report.facts.update({"prompt": args.prompt, "seeds": list(result.seeds), "line": item.line, **(facts or {})})
-        write_text(target.with_suffix(".json"), report.as_json())
-        files = [*(written if isinstance(written, list) else [target]), target.with_suffix(".json")]
-        names = [path.relative_to(folder).as_posix() for path in files]
-        return Made(names, report.in_one_line(), list(result.seeds), dict(report.facts.get("seconds", {})))
+        target = target_of(item, folder, _makes_video(item, family), family.name)
+        request = sample_request(item.args, decode=not _is_latent(item))
+        result = generate(handle, request, optimization_settings(item.args), callbacks)
+        return written(item, result, target, folder, facts)
 
     def _handle(self, item: Item, callbacks: Callbacks) -> tuple[PipelineHandle, Family]:
         from ...pipelines.loading.loader import family_of_key
@@ -107,6 +94,26 @@ class Maker:
         return replace(handle, memory_mode=item.args.memory_mode, loras=lora_specs(item.args)), family
 
 
+def written(item: Item, result: SampleResult, target: Path, folder: Path, facts: dict[str, Any] | None = None) -> Made:
+    """Write the result of an item as its target asks for, with its report, and say what came of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    note_what_is_left_out(item.args, result)
+    if shown := without_latent(result, target):
+        result.report.note(f"this pipeline shows no latent, so its result is {shown.name}")
+        target = shown
+    forms = result_forms(result, target)
+    there = forms[0].write(target) if forms else []
+    report = result.report
+    report.facts.update({"prompt": item.args.prompt, "seeds": list(result.seeds), "line": item.line, **(facts or {})})
+    write_text(target.with_suffix(".json"), report.as_json())
+    files = [*(there if isinstance(there, list) else [target]), target.with_suffix(".json")]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return Made(names, report.in_one_line(), list(result.seeds), dict(report.facts.get("seconds", {})))
+
+
 def stem_of(item: Item) -> Path:
     """The item's name without the suffix of a result."""
     name = Path(item.name)
@@ -117,21 +124,23 @@ def _is_latent(item: Item) -> bool:
     return item.name.endswith(LATENT)
 
 
-def _target(item: Item, folder: Path, family: Family) -> Path:
-    """Where the item's result goes; checked against what the model makes."""
-    args: argparse.Namespace = item.args
-    video = family.video and args.num_frames != 1
+def _makes_video(item: Item, family: Family) -> bool:
+    return family.video and item.args.num_frames != 1
+
+
+def target_of(item: Item, folder: Path, video: bool, maker: str) -> Path:
+    """Where the item's result goes; checked against what the model makes, whose name `maker` is."""
     name = Path(item.name)
     if not name.suffix:
         name = name.with_suffix(".mp4" if video else ".png")
     elif not _is_latent(item) and name.suffix.lower() != (".mp4" if video else ".png"):
         made, suffix = ("video", ".mp4") if video else ("pictures", ".png")
-        reason = f"{family.name} makes {made}, which need {suffix}"
+        reason = f"{maker} makes {made}, which need {suffix}"
         raise InputError("output", item.name, reason, f"use {stem_of(item).name}{suffix}")
     return folder / name.name
 
 
-def _shape_of_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.Tensor:
+def shape_of_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.Tensor:
     """A tensor of a picture's shape that takes no memory, from the head of its file. Raises as `read_picture`."""
     import torch
     from PIL import Image, UnidentifiedImageError

@@ -1,9 +1,8 @@
-"""`generate --prompts`: a file of prompts, worked through in this process or on a cluster, and resumable."""
+"""`generate --prompts`: a file of prompts, worked through here, on a cluster or by a server, and resumable."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,12 +12,14 @@ from ...cluster.worker import as_text
 from ...errors import FastDiffusersError, InputError, ModelFileError
 from ..libraries import prepare_libraries
 from .arguments import LineParser, cluster_settings
+from .engine_options import engine_of
 from .items import Item, in_good_order, read_items
 from .lines import in_line, read_lines
 from .make import Maker
 from .progress import QueueProgress
 from .remote import make_on_cluster
 from .results import DiskFullError, Results, disk_full, prepare_folder, results_in
+from .served import ServedMaker
 from .stopping import Stopping
 
 
@@ -40,8 +41,8 @@ def work_through(args: argparse.Namespace) -> None:
     parser = LineParser()
     items = read_items(args.prompts, read_lines(args.prompts, parser), parser, args)
     prepare_libraries(args.verbose)
-    maker = Maker()
-    cluster = cluster_settings(args)
+    cluster, engine = cluster_settings(args), engine_of(args)
+    maker = Maker() if engine is None else ServedMaker(engine)
     for item in items:
         with in_line(args.prompts, item.line), elsewhere(cluster):
             maker.check(item)
@@ -84,8 +85,7 @@ def make_here(
     for item in items:
         stopping.check()
         if item.model in unreadable:
-            results.fail(item, unreadable[item.model])
-            progress.finished(item.name, f"failed: {unreadable[item.model]}")
+            progress.finished(item.name, results.give_up(item, None, unreadable[item.model]))
             continue
 
         def show(tick: Progress, item: Item = item) -> None:
@@ -103,9 +103,7 @@ def make_here(
             text = as_text(error)
             if isinstance(error, ModelFileError):
                 unreadable[item.model] = text
-            shutil.rmtree(place, ignore_errors=True)
-            results.fail(item, text)
-            progress.finished(item.name, f"failed: {text}")
+            progress.finished(item.name, results.give_up(item, place, text))
 
 
 def conclude(args: argparse.Namespace, items: Sequence[Item], results: Results) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,12 +17,13 @@ from ...cluster.fleet import RayFleet
 from ...cluster.places import folder_for, leave_mark
 from ...cluster.schedule import Job
 from ...cluster.settings import ClusterSettings
+from ...cluster.worker import as_text
 from ..files import write_bytes
 from ..libraries import prepare_libraries
 from .items import Item
 from .make import Made, Maker
 from .progress import QueueProgress
-from .results import DiskFullError, Results, disk_full, is_full
+from .results import DiskFullError, Results, disk_full, is_full, remove
 from .stopping import Stopping
 
 
@@ -73,7 +73,7 @@ def make_on_cluster(
     places: dict[int, Path] = {}
 
     def renew(job: Job) -> Parcel:
-        _remove(places.get(job.number))
+        remove(places.get(job.number))
         places[job.number] = results.place()
         return Parcel(job.payload, places[job.number], mark)
 
@@ -105,7 +105,7 @@ def _take(
         progress.working(event.worker, item.name, event.progress if isinstance(event, events.Ticked) else None)
         return
     place = places.pop(item.number, None)
-    facts = {"worker": event.worker, "attempt": event.attempt}
+    facts: dict[str, Any] = {"worker": event.worker, "attempt": event.attempt}
     if isinstance(event, events.Finished):
         if place is None:
             raise LookupError(f"item {item.number} came back a second time")
@@ -118,20 +118,11 @@ def _take(
         except DiskFullError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and stops none of the others
-            text = f"{type(error).__name__}: {error}"
-            _remove(place)
-            results.fail(item, text, **facts)
-            progress.finished(item.name, f"failed: {text}")
+            progress.finished(item.name, results.give_up(item, place, as_text(error), **facts))
             return
         progress.finished(item.name, f"{event.worker} | {made.summary}")
         return
-    _remove(place)
     if event.kind == "disk":
+        remove(place)
         raise DiskFullError(f"{is_full(results.folder)} ({event.worker}: {event.text})")
-    results.fail(item, event.text, **facts)
-    progress.finished(item.name, f"failed on {event.worker}: {event.text}")
-
-
-def _remove(place: Path | None) -> None:
-    if place is not None:
-        shutil.rmtree(place, ignore_errors=True)
+    progress.finished(item.name, results.give_up(item, place, event.text, where=f" on {event.worker}", **facts))

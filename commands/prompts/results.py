@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import DISK_FULL, FastDiffusersError, InputError
-from ..files import check_writable
+from ..files import check_writable, make_folder, replacing
 from .items import Item, may_write
 from .make import Made, stem_of
 from .manifest import DONE, FAILED, Manifest, opened
@@ -30,7 +30,7 @@ def prepare_folder(folder: Path) -> None:
     if folder.is_file():
         raise InputError("output", str(folder), "with --prompts it is the folder of all results", "name a folder")
     check_writable("output", folder)
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
 
 
 class Results:
@@ -100,7 +100,7 @@ class Results:
             moved: list[Path] = []
             try:
                 for name in made.files:
-                    (place / name).replace(target / name)
+                    _move(place / name, target / name)
                     moved.append(target / name)
                 self._manifest.write(
                     {**_who(item), "state": DONE, "files": files, "seeds": made.seeds, "seconds": made.seconds, **facts}
@@ -118,6 +118,12 @@ class Results:
         self.failures.append((item, line))
         with disk_full(self.folder):
             self._manifest.write({**_who(item), "state": FAILED, "files": [], "error": line, **facts})
+
+    def give_up(self, item: Item, place: Path | None, text: str, where: str = "", **facts: Any) -> str:
+        """Remove what an attempt has left, write down why nothing came of it, and return that as it is said."""
+        remove(place)
+        self.fail(item, text, **facts)
+        return f"failed{where}: {text}"
 
 
 @contextmanager
@@ -148,6 +154,21 @@ def disk_full(folder: Path) -> Iterator[None]:
 
 def is_full(folder: Path) -> str:
     return f"{folder}: the disk is full. Free some space and run again with --resume"
+
+
+def remove(place: Path | None) -> None:
+    """Remove the folder of an attempt, where there is one."""
+    if place is not None:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _move(file: Path, target: Path) -> None:
+    """Put a file in its place; where a link is there, through it, to wherever it leads."""
+    if not target.is_symlink():
+        file.replace(target)
+        return
+    with replacing(target) as temporary:
+        shutil.copyfile(file, temporary)
 
 
 def _take_over(left: Path, manifest: Manifest) -> None:

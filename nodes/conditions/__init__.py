@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .argument import PipelineArgumentNode
 from .control import ControlConditionNode, LoadControlNet
 from .image_prompt import ImagePromptConditionNode, LoadImagePromptModel
 from .mask import MaskConditionNode
@@ -17,5 +18,6 @@ CONDITION_NODES: list[type[io.ComfyNode]] = [
     KeyframeConditionNode,
     ImagePromptConditionNode,
     LoadImagePromptModel,
+    PipelineArgumentNode,
 ]
 """In the order of the menu."""

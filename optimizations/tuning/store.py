@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache_folder import default_folder
+from ...links import link_target
 from .file_lock import locked
 from .key import TuningKey
 
@@ -200,10 +201,11 @@ class Store:
             os.close(handle)
 
     def _rewrite(self, rows: list[Row]) -> None:
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        target = link_target(self.path)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(b"".join(row.as_json().encode() + b"\n" for row in rows))
-            os.replace(temporary, self.path)
+            os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,8 @@ from ..families import NETS, Family
 
 _LIMITED_BY_EMBEDDING = ("StableDiffusion3", "CogView3")
 """Beginnings of class names whose transformers raise an error beyond `pos_embed_max_size` patches a side."""
+_COUNTED = "AuraFlow"
+"""Likewise, but `pos_embed_max_size` counts the patches of a square, and the models were trained on any size in it."""
 _READS_PICTURES = {
     "StableCascadeCombinedPipeline": "prior_image_encoder",
     "StableCascadePriorPipeline": "image_encoder",
@@ -34,8 +37,9 @@ def with_models(family: Family, class_name: str, parts: Mapping[str, Mapping[str
         family = replace(family, own_controls=nets)
     if nets and family.max_images and not {"control_image", "control_mask"} & set(family.required):
         family = replace(family, min_images=nets, max_images=nets, images_as_list=True)
-    if class_name.startswith(_LIMITED_BY_EMBEDDING):
-        family = _limited(family, parts.get("transformer", {}), parts.get("vae", {}))
+    if class_name.startswith((*_LIMITED_BY_EMBEDDING, _COUNTED)):
+        counted = class_name.startswith(_COUNTED)
+        family = _limited(family, parts.get("transformer", {}), parts.get("vae", {}), counted)
     return family
 
 
@@ -45,14 +49,19 @@ def nets_in(part: Any) -> int:
     return len(held) if held is not None else 0
 
 
-def _limited(family: Family, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Family:
-    """The largest size is what the position embedding reaches, the recommended one what the model was trained on."""
+def _limited(family: Family, transformer: Mapping[str, Any], vae: Mapping[str, Any], counted: bool) -> Family:
+    """The largest size is what the position embedding reaches, the recommended one what the model was trained on.
+
+    Args:
+        counted: the embedding's size is a number of patches, not of patches a side.
+    """
     reach, patch = transformer.get("pos_embed_max_size"), transformer.get("patch_size")
     if not isinstance(reach, int) or not isinstance(patch, int) or not vae.get("block_out_channels"):
         return family
+    reach = math.isqrt(reach) if counted else reach
     stride = 2 ** (len(vae["block_out_channels"]) - 1)
     largest = reach * patch * stride
-    trained = transformer.get("sample_size")
+    trained = None if counted else transformer.get("sample_size")
     size = min(largest, trained * stride if isinstance(trained, int) else largest)
     width, height = (min(edge, size) for edge in (family.width, family.height))
     return replace(family, max_size=min(family.max_size, largest), width=width, height=height)

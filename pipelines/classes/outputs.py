@@ -16,7 +16,6 @@ _MAKES = {
     "LEditsPP": "edits of a picture that it has to invert first",
     "LLaDA2": "text",
     "RFD4Proteina": "proteins",
-    "ShapE": "shapes in three dimensions",
 }
 """Beginning of a class name -> what it makes, where its outputs' fields say something else, or nothing."""
 

@@ -50,10 +50,14 @@ class SchedulerUse:
 @lru_cache(maxsize=1024)  # more than diffusers has classes: a scan of them all would push out what the next one asks
 def scheduler_use(pipeline_class: type) -> SchedulerUse:
     """How the methods of a class, and of its bases in the same part of diffusers, drive `self.scheduler`."""
-    nodes = [node for tree in _sources(pipeline_class) for node in ast.walk(tree)]
+    return use_in([node for tree in _sources(pipeline_class) for node in ast.walk(tree)])
+
+
+def use_in(nodes: list[ast.AST]) -> SchedulerUse:
+    """How code drives `self.scheduler`."""
     calls = list(_timestep_calls(nodes))
     asked = {node.args[1].value for node in nodes if _is_has_attribute(node)}  # type: ignore[attr-defined]
-    used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_scheduler(node.value)}
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and is_scheduler(node.value)}
     steps = [node for node in nodes if isinstance(node, ast.Call) and _is_scheduler_method(node.func, "step")]
     return SchedulerUse(
         timestep_arguments=_timestep_arguments(nodes, calls),
@@ -115,7 +119,7 @@ def objection(use: SchedulerUse, scheduler: Any) -> str:
     return "" if bool(sample.isfinite().all()) else "its steps end in NaN or infinity"
 
 
-class _Branches(ast.NodeTransformer):
+class Branches(ast.NodeTransformer):
     """Leaves out what is done for one class of scheduler alone."""
 
     def visit_If(self, node: ast.If) -> ast.AST:
@@ -128,18 +132,23 @@ class _Branches(ast.NodeTransformer):
 
 
 def _is_instance_test(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and _name(node.func) == "isinstance" and _is_scheduler(node.args[0])
+    return isinstance(node, ast.Call) and _name(node.func) == "isinstance" and is_scheduler(node.args[0])
 
 
 def _sources(pipeline_class: type) -> Iterator[ast.AST]:
     for each in pipeline_class.__mro__:
         if "diffusers.pipelines." in f"{each.__module__}." and "pipeline_utils" not in each.__module__:
-            try:
-                classes = _classes(each.__module__)
-            except (OSError, TypeError):
-                continue
-            if each.__qualname__ in classes:
-                yield classes[each.__qualname__]
+            tree = source_of(each)
+            if tree is not None:
+                yield tree
+
+
+def source_of(each: type) -> ast.AST | None:
+    """The code of a class without that of its bases; None where it is not to be had."""
+    try:
+        return _classes(each.__module__).get(each.__qualname__)
+    except (OSError, TypeError):
+        return None
 
 
 @lru_cache(maxsize=8)
@@ -153,7 +162,7 @@ def _classes(module: str) -> dict[str, ast.AST]:
     waiting: list[ast.AST] = [ast.parse(inspect.getsource(sys.modules.get(module)))]  # type: ignore[arg-type]
     for node in waiting:
         if isinstance(node, ast.ClassDef):
-            found.setdefault(node.name, _Branches().visit(node))
+            found.setdefault(node.name, Branches().visit(node))
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             within = ast.iter_child_nodes(node)
             waiting.extend(each for each in within if isinstance(each, ast.stmt | ast.ExceptHandler))
@@ -181,7 +190,7 @@ def _copies(node: ast.AST) -> bool:
     """`deepcopy(self.scheduler)`"""
     if not isinstance(node, ast.Call) or not _last_name(node.func).endswith("deepcopy"):
         return False
-    return len(node.args) == 1 and not node.keywords and _is_scheduler(node.args[0])
+    return len(node.args) == 1 and not node.keywords and is_scheduler(node.args[0])
 
 
 def _leaves_eta_empty(node: ast.AST) -> bool:
@@ -191,12 +200,13 @@ def _leaves_eta_empty(node: ast.AST) -> bool:
     return not node.keywords and [ast.unparse(each) for each in node.args] == ["generator", "None"]
 
 
-def _is_scheduler(node: ast.AST) -> bool:
+def is_scheduler(node: ast.AST) -> bool:
+    """Whether a node is `self.scheduler`."""
     return isinstance(node, ast.Attribute) and node.attr == "scheduler" and _name(node.value) == "self"
 
 
 def _is_scheduler_method(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr == name and _is_scheduler(node.value)
+    return isinstance(node, ast.Attribute) and node.attr == name and is_scheduler(node.value)
 
 
 def _is_has_attribute(node: ast.AST) -> bool:
@@ -204,7 +214,7 @@ def _is_has_attribute(node: ast.AST) -> bool:
         isinstance(node, ast.Call)
         and _name(node.func) in ("hasattr", "getattr")
         and len(node.args) > 1
-        and _is_scheduler(node.args[0])
+        and is_scheduler(node.args[0])
         and isinstance(node.args[1], ast.Constant)
     )
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from ...errors import InputError
 from .clips import check_clip_mask, check_clips, clip_input, clips_of, takes_clip_mask
 from .control import check_controls, controls_of
+from .forms import form_of
+from .further import arguments_of, check_arguments
 from .image_prompts import check_image_prompts, image_prompts_of
 from .keyframes import check_keyframes, keyframes_of
 from .kinds import ROLES
@@ -41,7 +43,22 @@ def check_conditions(family: Family, request: SampleRequest) -> list[str]:
     notes = clips + (check_clip_mask(family, request) if with_clip else check_mask(family, request))
     masked, repainted = mask_of(request) is not None, bool(repaints(family, request))
     notes += check_image_prompts(family, request)
-    return [*notes, *check_controls(family, request, masked, repainted)]
+    notes += check_controls(family, request, masked, repainted)
+    check_arguments(family, request, form_of(family, request))
+    return notes
+
+
+def deciding_inputs(family: Family, request: SampleRequest) -> tuple[str, ...]:
+    """What of a request decides which blocks of a modular pipeline run: names of inputs beside the prompt."""
+    masked, begun = mask_of(request) is not None, request.latent is not None and request.strength < 1.0
+    found = {family.image_argument, "image"} if request.images else set()
+    found |= {"last_image"} if request.last_image is not None else set()
+    found |= {"image", "image_latents"} if begun else set()
+    found |= set(MASK_ARGUMENTS) if masked else set()
+    found |= {"control_image"} if controls_of(request) else set()
+    found |= {name for role in clips_of(request) for name in ROLES[role]}
+    found |= {"conditions"} if keyframes_of(request) else set()
+    return tuple(sorted(found))
 
 
 def scaled_notes(request: SampleRequest, width: int | None, height: int | None) -> list[str]:
@@ -72,6 +89,8 @@ def condition_facts(request: SampleRequest) -> dict[str, str]:
     if clips:
         shapes = {clip_input(role): clip.frames.shape for role, clip in clips.items()}
         facts["clips"] = "; ".join(f"{name} {of[0]} frames of {of[2]}x{of[1]}" for name, of in shapes.items())
+    if further := arguments_of(request):
+        facts["arguments"] = ", ".join(further)
     if keyframes:
         facts["keyframes"] = "; ".join(f"frame {each.frame}, strength {each.strength:g}" for each in keyframes)
     return facts
@@ -83,11 +102,12 @@ def still_missing(family: Family, request: SampleRequest) -> None:
     given |= {"control_image"} if controls_of(request) else set()
     given |= {name for role in clips_of(request) for name in ROLES[role]}
     given |= {"ip_adapter_image"} if image_prompts_of(request) else set()
+    given |= set(arguments_of(request))
     missing = [name for name in family.required if name not in given]
     unknown = [name for name in missing if name not in _GIVEN_BY]
     if unknown:
-        reason = f"it needs what no input here gives: {', '.join(unknown)}"
-        raise InputError("model", family.name, reason, "choose a model that needs a prompt and pictures alone")
+        reason = f"{family.name} makes nothing without {', '.join(unknown)}"
+        raise InputError(", ".join(unknown), "none", reason, "give each with Pipeline Argument (--argument NAME=VALUE)")
     if missing:
         things, cures = zip(*(_GIVEN_BY[name] for name in missing), strict=True)
         reason = f"{family.name} works with {' and '.join(things)}"

@@ -11,6 +11,7 @@ from ..classes.forms import class_of, video_to_video_class
 from .kinds import ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
 from .pictures import shape_of
+from .rates import keeps_its_rate
 from .taking import call_takes
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def with_clip_length(family: Family, request: Request) -> Request:
     """The request with what its clip says where nothing is asked: as many frames, brought down to what the family
     takes, and as many of them per second."""
     rate = clip_rate(request)
-    if family.video and rate is not None and request.frame_rate is None:
+    if family.video and rate is not None and request.frame_rate is None and not keeps_its_rate(family):
         request = replace(request, frame_rate=rate)
     clip = clips_of(request).get("video")
     if clip is None or request.num_frames or not family.video or getattr(clip.frames, "ndim", 0) != 4:
@@ -111,6 +112,9 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
         notes.append(
             f"frame_rate: {request.frame_rate:g} as asked; the clip has {rate:g}, so it plays at another speed."
         )
+    elif rate is not None and family.video and rate != family.frame_rate:
+        own = f"{family.frame_rate:g}, with which its sound goes"
+        notes.append(f"frame_rate: {own}; the clip has {rate:g}, so it plays at another speed.")
     notes += [f"{clip_input(role)}: its sound is left out." for role, clip in clips.items() if clip.sound]
     notes += _check_lengths(family, request, clips)
     if request.batch > 1 and not itself:

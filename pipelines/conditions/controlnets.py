@@ -14,6 +14,7 @@ from .. import tiny
 from ..loading.progress import reading_errors
 from ..loading.small_files import identity_of, plain_path, read_json
 from .control import check_fits, control_models, described
+from .holding import hold
 from .kinds import ControlNetKey
 from .masks import repaints
 
@@ -104,20 +105,14 @@ def controlled(
         ModelFileError: one cannot be read.
     """
     keys = control_models(request)
-    for key in [key for key in loaded.controlnets if key not in keys]:
-        del loaded.controlnets[key]
-    for key in keys:
-        if key not in loaded.controlnets:
-            callbacks.tick("load", 0, 1, key.source)
-            loaded.controlnets[key] = _read(key, loaded)
-            callbacks.tick("load", 1, 1)
-        denoiser: Any
-        for denoiser in denoisers(loaded.pipeline).values():
+    models = hold(loaded.controlnets, keys, lambda key: _read(key, loaded), callbacks)
+    denoiser: Any
+    for denoiser in denoisers(loaded.pipeline).values():
+        for key in keys:
             check_fits(key, loaded.controlnets[key].config, denoiser.config, loaded.family.name)
     if keys:
         repainted = bool(repaints(loaded.family, request))
         report.facts["control"] = "; ".join(described(loaded.family, request, repainted))
-    models = [loaded.controlnets[key] for key in keys]
     try:
         for model in models:
             model.to(loaded.device)

@@ -9,6 +9,7 @@ from ...errors import InputError, ModelFileError
 from ...safetensors_header import read_header
 from ..classes.forms import class_of
 from ..loading.small_files import identity_of, plain_path, read_json
+from .adapter_files import CLIP, SIGLIP, check_encoder, check_redux_encoder, projection_of
 from .kinds import ImagePromptCondition, ImagePromptKey
 from .pictures import shape_of
 from .taking import call_takes, modular_class
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 REDUX = "FluxPriorReduxPipeline"
 ENCODERS = {
-    "clip_vision_model": ("CLIPVisionModelWithProjection", "CLIPImageProcessor"),
-    "siglip_vision_model": ("SiglipVisionModel", "SiglipImageProcessor"),
+    CLIP: ("CLIPVisionModelWithProjection", "CLIPImageProcessor"),
+    SIGLIP: ("SiglipVisionModel", "SiglipImageProcessor"),
 }
 """`model_type` of a vision model's configuration -> its class in transformers, and that of what prepares its pictures.
 """
@@ -43,10 +44,14 @@ def resolve_image_prompt(source: str, encoder: str = "") -> ImagePromptKey:
         encoder: folder of the IP-Adapter's vision model; "" for `image_encoder` beside its file or one folder up.
 
     Raises:
-        ModelFileError, InputError: there is none, or it is neither.
+        ModelFileError, InputError: there is none, or it is neither, or its vision model is not the one that it was
+            trained with.
     """
     path = plain_path("image prompt model", source, ModelFileError).absolute()
     if path.is_dir():
+        if encoder:
+            reason, cure = "Flux Redux has a vision model of its own", "leave it out (--image-prompt-encoder)"
+            raise InputError("image prompt encoder", encoder, reason, cure)
         return _redux(path)
     if path.suffix != ".safetensors" or not path.is_file():
         reason = "there is no such file or folder" if not path.exists() else "it is no .safetensors file"
@@ -55,7 +60,9 @@ def resolve_image_prompt(source: str, encoder: str = "") -> ImagePromptKey:
     if not {"image_proj", "ip_adapter"} <= beginnings:
         reason = "it holds no IP-Adapter: no layers of image_proj and ip_adapter"
         raise ModelFileError("image prompt model", str(path), reason, _CURE)
+    projection_of(path)
     folder = _encoder_folder(path, encoder)
+    check_encoder(folder, path)
     files = (path, folder / "config.json", *sorted(folder.glob("*.safetensors")))
     return ImagePromptKey(str(path), str(folder), identity_of(files))
 
@@ -97,6 +104,7 @@ def check_image_prompts(family: Family, request: SampleRequest) -> list[str]:
     leave = "leave the image prompt out"
     if len({prompt.model.redux for prompt in prompts}) > 1:
         raise InputError("image_prompt", "IP-Adapter and Redux", "a run takes one kind of them", "leave one kind out")
+    _check_together(prompts)
     kind = "Flux Redux" if prompts[0].model.redux else "an IP-Adapter"
     is_flux = name.startswith("Flux") and "pooled_prompt_embeds" in call_takes(name)
     takes = is_flux if prompts[0].model.redux else hasattr(pipeline_class, "load_ip_adapter")
@@ -110,6 +118,17 @@ def check_image_prompts(family: Family, request: SampleRequest) -> list[str]:
     if not prompts[0].model.redux and len(prompts) > 1 and "unet" not in _parts(pipeline_class):
         raise InputError("image_prompt", f"{len(prompts)} of them", f"{family.name} takes one", "leave the others out")
     return notes
+
+
+def _check_together(prompts: list[ImagePromptCondition]) -> None:
+    """Raise InputError for image prompts that one run cannot read: it has one vision model."""
+    if prompts[0].model.redux and len({prompt.model for prompt in prompts}) > 1:
+        raise InputError("image_prompt", "several Flux Redux", "a run takes one", "use the same for all image prompts")
+    encoders = {prompt.model.encoder for prompt in prompts}
+    if len(encoders) > 1:
+        reason = f"a run reads its image prompts with one vision model, and these name {len(encoders)}"
+        cure = "choose IP-Adapters with the same, or name its folder for each (image_encoder, --image-prompt-encoder)"
+        raise InputError("image prompt encoder", sorted(encoders), reason, cure)
 
 
 def check_form_takes(request: SampleRequest, form: str) -> None:
@@ -149,6 +168,7 @@ def _redux(folder: Path) -> ImagePromptKey:
         if not files:
             reason = f"its {part.name} has no .safetensors weights"
             raise ModelFileError("image prompt model", str(folder), reason, "download it again")
+    check_redux_encoder(folder)
     return ImagePromptKey(str(folder), "", identity_of((index, *weights[0], *weights[1])), redux=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -130,4 +130,21 @@ class ImagePromptCondition:
     strength: float = 1.0
 
 
-Condition = MaskCondition | ControlCondition | VideoCondition | KeyframeCondition | ImagePromptCondition
+@dataclass(frozen=True, eq=False)
+class ArgumentCondition:
+    """A value for an argument of the pipeline's call that no other input gives.
+
+    Attributes:
+        name: of the argument.
+        value: number, text, truth value, None, a list or dictionary of these, or a tensor.
+        image: float [B, H, W, 3 or 4] in 0..1, handed over as a picture, or a list of several, in place of `value`.
+    """
+
+    name: str
+    value: Any = None
+    image: torch.Tensor | None = None
+
+
+Condition = (
+    MaskCondition | ControlCondition | VideoCondition | KeyframeCondition | ImagePromptCondition | ArgumentCondition
+)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks import Callbacks
-from ...errors import InputError, ModelFileError, first_line
+from ...errors import InputError, ModelFileError
 from ...optimizations.components import denoisers
 from ..loading.progress import reading_errors
 from ..loading.small_files import read_json
+from .adapter_files import check_image_prompt_fits
+from .holding import hold
 from .image_prompts import ENCODERS, REDUX, described, image_prompts_of, resolve_image_prompt
 from .kinds import ImagePromptKey
 
@@ -51,20 +53,14 @@ def image_prompted(
     """
     prompts = image_prompts_of(request)
     keys = [prompt.model for prompt in prompts]
-    for key in [key for key in loaded.image_prompts if key not in keys]:
-        del loaded.image_prompts[key]
-    for key in keys:
-        if key not in loaded.image_prompts:
-            callbacks.tick("load", 0, 1, key.source)
-            loaded.image_prompts[key] = _read(key, loaded)
-            callbacks.tick("load", 1, 1)
+    _check_fits(loaded, keys)
+    models = hold(loaded.image_prompts, keys, lambda key: _read(key, loaded), callbacks)
     if not prompts:
         yield {}
         return
     report.facts["image prompts"] = described(request)
     pictures = [to_picture(prompt.image[0]) for prompt in prompts]
     strengths = [float(prompt.strength) for prompt in prompts]
-    models = [loaded.image_prompts[key] for key in keys]
     if keys[0].redux:
         yield _redux_embeddings(loaded, request, models, pictures, strengths)
         return
@@ -76,6 +72,12 @@ def image_prompted(
         if "attention" in report and report["attention"].applied not in ("", "sdpa"):
             report.note("the layers that read an image prompt use SDPA, whatever attention was chosen for the others.")
         yield {"ip_adapter_image": pictures if len(pictures) > 1 else pictures[0]}
+
+
+def _check_fits(loaded: LoadedPipeline, keys: list[ImagePromptKey]) -> None:
+    for key in keys:
+        denoiser: Any = next(iter(denoisers(loaded.pipeline).values()))
+        check_image_prompt_fits(key, type(denoiser), denoiser.config, loaded.family.name)
 
 
 @contextmanager
@@ -99,8 +101,8 @@ def _adapted(
         pipeline.register_modules(image_encoder=encoder, feature_extractor=extractor)
         try:
             _load(pipeline, keys, [state for state, _, _ in models])
-        except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-            reason = f"it does not fit {loaded.family.name}: {first_line(error)}"
+        except (AttributeError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+            reason = f"it does not fit {loaded.family.name}: its layers are others than this model's"
             cure = "choose one that was made for this model"
             raise InputError("image prompt model", keys[0].source, reason, cure) from error
         made = denoiser.attn_processors

@@ -11,7 +11,8 @@ from typing import Any
 from ...errors import ModelFileError
 from .. import tiny
 from ..families import NETS, Family
-from ..modular.index import component_folder
+from ..modular.blocks import PRETRAINED, all_components, default_blocks
+from ..modular.index import BLOCKS, component_folder, is_modular
 from ..recognize import family_of, family_of_configuration
 from ..types import LoadKey
 from . import checkpoints
@@ -81,9 +82,25 @@ def scheduler_of_folder(folder: Path) -> Any:
     index = checkpoints.read_index(folder)
     _, name = checkpoints.components(index).get("scheduler", ("", ""))
     scheduler_class = getattr(diffusers, name, None) if name else None
+    if not name and is_modular(index):
+        return _scheduler_of_blocks(index)
     if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
         return None
     return scheduler_class.from_config(configuration(component_folder(folder, index, "scheduler"), "scheduler"))
+
+
+def _scheduler_of_blocks(index: Mapping[str, Any]) -> Any:
+    """The scheduler that the blocks of a modular pipeline build by themselves; None where they build none."""
+    import diffusers
+
+    spec = all_components(default_blocks(getattr(diffusers, index["_class_name"]), index.get(BLOCKS))).get("scheduler")
+    return None if spec is None or spec.default_creation_method == PRETRAINED else spec.create()
+
+
+@lru_cache(maxsize=32)
+def scheduler_of_embedded(source: str) -> Any:
+    """The scheduler of an embedded tiny pipeline; None where it has none, or several in fixed roles."""
+    return getattr(tiny.build(source.removeprefix(TINY)), "scheduler", None)
 
 
 def configuration(folder: Path, part: str) -> dict[str, Any]:

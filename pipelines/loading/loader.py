@@ -134,7 +134,9 @@ def family_of_key(key: LoadKey) -> Family:
 def scheduler_of_key(key: LoadKey) -> Any:
     """The scheduler that a key's pipeline comes with, to ask before the load; None where only the load tells it."""
     path = folder_of(key)
-    return described.scheduler_of_folder(path) if path is not None and path.is_dir() else None
+    if path is None:
+        return described.scheduler_of_embedded(key.source)
+    return described.scheduler_of_folder(path) if path.is_dir() else None
 
 
 def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import InputError
+from ...links import link_target
 from ...optimizations.tuning.file_lock import try_lock
 
 log = logging.getLogger(__name__)
@@ -27,17 +28,17 @@ _KEPT_NAME = 100
 
 @contextmanager
 def complete_or_absent(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place when the block succeeds, and is removed when it does not.
+    """A folder to fill that takes the place of `output`, or of what that links to, when the block succeeds, and is
+    removed when it does not.
 
     Raises:
         InputError: it cannot be written.
     """
     from safetensors import SafetensorError
 
-    partial = None
-    handle = -1
+    partial, target, handle = None, link_target(output), -1
     try:
-        partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name[:_KEPT_NAME]}."))
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{output.name[:_KEPT_NAME]}."))
         handle = os.open(partial / MARK, os.O_RDWR | os.O_CREAT, 0o666)
         try_lock(handle)
         os.write(handle, b"locked")
@@ -46,9 +47,9 @@ def complete_or_absent(output: Path) -> Iterator[Path]:
         handle = -1
         (partial / MARK).unlink()
         partial.chmod(0o755)
-        if output.is_dir():
-            output.rmdir()
-        partial.rename(output)
+        if target.is_dir():
+            target.rmdir()
+        partial.rename(target)
     except (OSError, SafetensorError) as error:
         raise InputError("output", str(output), f"it cannot be written ({error})", "free some space") from error
     finally:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...callbacks import SILENT, Callbacks
 from ...errors import InputError, ModelFileError
+from ...links import link_target
 from ...optimizations.quantization.layers import describe_model
 from ...optimizations.quantization.quantize import sdnq_config
 from ...optimizations.quantization.schemes import quantizable
@@ -107,7 +108,7 @@ def quantize_folder(
         sdnq_config(weights_dtype)  # an unknown type is said before anything is downloaded
         with _source_folder(source, revision, device, library, callbacks) as (folder, target_device):
             _check_output(folder, output)
-            sweep(output.parent)
+            sweep(link_target(output).parent)
             checked = checkpoints.check_folder(folder)
             check_complete(folder, checked)
             _check_beside(folder, checked)
@@ -192,9 +193,10 @@ def _check_beside(folder: Path, checked: CheckedFolder) -> None:
 
 
 def _check_output(folder: Path, output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    target = link_target(output)
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise InputError("output", str(output), "it exists already and is not an empty folder", "choose another name")
-    if not output.parent.is_dir():
+    if not target.parent.is_dir():
         raise InputError("output", str(output), "its folder does not exist", "create the folder first")
     if output.resolve().is_relative_to(folder.resolve()):
         raise InputError("output", str(output), "it lies inside the model that is read", "choose another folder")
@@ -210,7 +212,7 @@ def _check_disk(folder: Path, output: Path, chosen: dict[str, str], weights_dtyp
         size = file.stat().st_size
         # A tenth more for scales, and for layers that stay as they are.
         needed += math.ceil(size * bits / 16 * 1.1) if file.parent.name in chosen else size
-    free = shutil.disk_usage(output.parent).free
+    free = shutil.disk_usage(link_target(output).parent).free
     if needed > free:
         reason = f"the copy needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free there"
         raise InputError("output", str(output), reason, "choose another disk or free some space")

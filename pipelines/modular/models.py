@@ -65,6 +65,7 @@ _MINIMAX_H3 = {
     "size_multiple": 32,
     "most_aspect": 4.0,
     "min_steps": 2,
+    "steps_less": 1,
     "num_frames": 124,
     "frame_step": 17,
     "frame_rest": 5,

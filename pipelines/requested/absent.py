@@ -17,7 +17,7 @@ def check_absent(key: LoadKey, request: SampleRequest) -> None:
     if request.decode:
         require_vae(key, "decode", "on", "switch decode off and use VAE Decode on the latent, or choose a VAE")
     if request.images or request.last_image is not None:
-        require_vae(key, "images", "connected", "choose a VAE in the loader: it encodes them")
+        require_vae(key, "images", "given", "choose a VAE in the loader: it encodes them")
 
 
 def require_vae(key: LoadKey, name: str, value: str, cure: str) -> None:
@@ -28,5 +28,6 @@ def require_vae(key: LoadKey, name: str, value: str, cure: str) -> None:
 
 def no_encoder() -> NoReturn:
     """Raise InputError: a model that was loaded without its text encoders gets a text."""
-    reason = "the model was loaded without a text encoder, and nothing is connected to positive"
-    raise InputError("positive", "not connected", reason, "connect CLIP Text Encode's output, or load a text encoder")
+    reason = "the model was loaded without a text encoder, and no encoded text was given"
+    cure = "load a text encoder (--text-encoder), or connect CLIP Text Encode to positive"
+    raise InputError("positive", "none", reason, cure)

@@ -76,10 +76,31 @@ def _qwen_sizes(layers: int = 3) -> dict[str, Any]:
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "bos_token_id": 256,
-        "eos_token_id": 256,
-        "pad_token_id": 256,
         "initializer_range": 0.1,
+    }
+
+
+_QWEN_ENDS: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 256)
+
+
+def _vision_sizes(depth: int) -> dict[str, Any]:
+    return {
+        "depth": depth,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_heads": 4,
+        "out_hidden_size": WIDTH,
+    }
+
+
+def _vision_tokens() -> dict[str, Any]:
+    """Of a model that reads pictures: where our vocabulary has its special tokens."""
+    token = {name: 256 + index for index, name in enumerate(QWEN_SPECIALS)}
+    return {
+        "image_token_id": token["<|image_pad|>"],
+        "video_token_id": token["<|video_pad|>"],
+        "vision_start_token_id": token["<|vision_start|>"],
+        "vision_end_token_id": token["<|vision_end|>"],
     }
 
 
@@ -87,7 +108,7 @@ def qwen3_encoder(layers: int, causal: bool) -> Any:
     """Qwen3 with `layers` layers, with or without its language-model head."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-    config = Qwen3Config(**_qwen_sizes(layers), head_dim=8)
+    config = Qwen3Config(**_qwen_sizes(layers), **_QWEN_ENDS, head_dim=8)
     return Qwen3ForCausalLM(config) if causal else Qwen3Model(config)
 
 
@@ -95,26 +116,15 @@ def qwen25_vl_encoder() -> Any:
     """Qwen2.5-VL: language and vision model, with the special tokens where our vocabulary has them."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    token = {name: 256 + index for index, name in enumerate(QWEN_SPECIALS)}
     config = Qwen2_5_VLConfig(
         text_config={
             **_qwen_sizes(),
+            **_QWEN_ENDS,
             "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
             "rope_theta": 1_000_000.0,
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_heads": 4,
-            "out_hidden_size": WIDTH,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.1,
-        },
-        image_token_id=token["<|image_pad|>"],
-        video_token_id=token["<|video_pad|>"],
-        vision_start_token_id=token["<|vision_start|>"],
-        vision_end_token_id=token["<|vision_end|>"],
+        vision_config={**_vision_sizes(2), "fullatt_block_indexes": [1], "initializer_range": 0.1},
+        **_vision_tokens(),
     )
     return Qwen2_5_VLForConditionalGeneration(config)
 
@@ -137,31 +147,14 @@ def qwen3_vl_encoder(layers: int, whole: bool = True) -> Any:
     """Qwen3-VL with `layers` layers, as language model with vision or as the plain model."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
 
-    token = {name: 256 + index for index, name in enumerate(QWEN_SPECIALS)}
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": QWEN_VOCABULARY,
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            **_qwen_sizes(layers),
             "head_dim": 8,
-            "initializer_range": 0.1,
             "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]},
         },
-        vision_config={
-            "depth": 1,
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_heads": 4,
-            "out_hidden_size": WIDTH,
-            "deepstack_visual_indexes": [0],
-        },
-        image_token_id=token["<|image_pad|>"],
-        video_token_id=token["<|video_pad|>"],
-        vision_start_token_id=token["<|vision_start|>"],
-        vision_end_token_id=token["<|vision_end|>"],
+        vision_config={**_vision_sizes(1), "deepstack_visual_indexes": [0]},
+        **_vision_tokens(),
     )
     return Qwen3VLForConditionalGeneration(config) if whole else Qwen3VLModel(config)
 

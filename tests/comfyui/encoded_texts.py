@@ -3,7 +3,6 @@ text encoders as the files that ComfyUI's own classes read."""
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from sentencepiece_model import TOKENS, sentencepiece_model
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "pipelines"))
 
@@ -170,27 +170,14 @@ def qwenimage(comfyui: Path) -> Made:
 
 
 def wan(comfyui: Path) -> Made:
-    import sentencepiece
     from transformers import UMT5Config, UMT5EncoderModel
 
     from fastdiffusers.pipelines import tiny
 
     pipeline: Any = tiny.build("wan22-t2v")
-    words = ["a red fox runs over the snow", "blue birds sing, and the fox listens", "ice on the lake: 12 swans"]
-    proto = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 20),
-        model_writer=proto,
-        vocab_size=36,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 36}
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": TOKENS}
     model = UMT5EncoderModel(UMT5Config(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False)).eval()
-    model.spiece_model = torch.tensor(list(proto.getvalue()), dtype=torch.uint8)
+    model.spiece_model = torch.tensor(list(sentencepiece_model()), dtype=torch.uint8)
     pipeline.register_modules(text_encoder=model)
     return pipeline, {"umt5xxl": (model, sizes)}
 

@@ -168,3 +168,17 @@ def test_another_cluster_and_what_is_refused(server: Client) -> None:
     assert len(message.strip().splitlines()) == 1
     too_many = spread(server, steps=1, batch_size=65)
     assert "batch = 65" in server.error(server.run(too_many, SECONDS))["exception_message"]
+
+
+@pytest.mark.usefixtures("said")
+def test_one_picture_is_made_by_two_processes_together(server: Client) -> None:
+    prompt = spread(server, seed=70, batch_size=1)
+    prompt["cluster"]["inputs"]["parallel"] = "ulysses"
+    entry = server.succeed(prompt, SECONDS)
+    alone = server.succeed(server.sampling(TINY, **PLAIN, seed=70), SECONDS)
+    assert float((server.latent(entry) - server.latent(alone)).abs().max()) <= 1e-5
+    (first, *_) = named(below(server), "fastdiffusers.cluster.parallel")
+    assert len(named([first, *first.children(recursive=True)], "fastdiffusers.cluster.parallel")) == 2
+    # Another cluster takes their place.
+    server.succeed(spread(server, seed=71), SECONDS)
+    assert named(below(server), "fastdiffusers.cluster.parallel") == []

@@ -214,3 +214,17 @@ def test_an_image_prompt_through_its_nodes(server: Client, tmp_path: Path) -> No
     plain = server.succeed(graph(server, "sdxl", {}))
     assert not np.array_equal(server.images(entry), server.images(plain))
     assert "image prompts" not in server.report(plain)["facts"]
+
+
+def test_an_argument_of_the_pipelines_call_reaches_it(server: Client) -> None:
+    def argument(name: str, value: str) -> dict[str, Any]:
+        given = {"name": name, "value": value}
+        return {"last": {"class_type": "FastDiffusersPipelineArgument", "inputs": given}}
+
+    plain = server.succeed(graph(server, "sdxl", {}))
+    rescaled = server.succeed(graph(server, "sdxl", argument("guidance_rescale", "0.7")))
+    assert not np.array_equal(server.images(plain), server.images(rescaled))
+    assert server.report(rescaled)["facts"]["arguments"] == "guidance_rescale"
+    for name, value, said in (("rescale", "0.7", "guidance_rescale"), ("eta", " ", "it has no value")):
+        message = server.error(server.run(graph(server, "sdxl", argument(name, value))))
+        assert said in message["exception_message"], message

@@ -15,6 +15,7 @@ PACK = Path(__file__).resolve().parents[2]
 NODES = {
     "FastDiffusersLoadPipeline": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadPipelineParts": ["FASTDIFFUSERS_PIPELINE"],
+    "FastDiffusersLoadEngine": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersLoadLora": ["FASTDIFFUSERS_PIPELINE"],
     "FastDiffusersMaskCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersControlCondition": ["FASTDIFFUSERS_CONDITIONS"],
@@ -23,6 +24,7 @@ NODES = {
     "FastDiffusersVideoCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersImagePromptCondition": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersKeyframeCondition": ["FASTDIFFUSERS_CONDITIONS"],
+    "FastDiffusersPipelineArgument": ["FASTDIFFUSERS_CONDITIONS"],
     "FastDiffusersQuantize": ["STRING"],
     "FastDiffusersSampler": ["IMAGE", "LATENT", "FLOAT", "FASTDIFFUSERS_REPORT", "VIDEO", "AUDIO"],
     "FastDiffusersTorchCompileSettings": ["FASTDIFFUSERS_COMPILE_SETTINGS"],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from engine_server import EngineServer, serving
 from PIL import Image
 
 from fastdiffusers.scripts.workflow import to_prompt
@@ -27,6 +29,8 @@ LOADERS = (
 )
 OF_A_FOLDER = ("FLUX.3",)
 """Those whose real model diffusers' documentation names no repository of."""
+ENGINE = "FastDiffusersLoadEngine"
+"""What stands in the place of a loader where a server runs the model."""
 RUNNING = ("FastDiffusersSampler", "FastDiffusersVAEDecode", "FastDiffusersVAEEncode")
 """The nodes that run a model."""
 
@@ -36,11 +40,27 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@pytest.fixture
+def engine() -> Iterator[EngineServer]:
+    """The server that the workflow of one asks for."""
+    with serving("sglang") as running:
+        yield running
+
+
+def with_server(graph: dict[str, Any], engine: EngineServer) -> dict[str, Any]:
+    """A workflow that finds its server, if it asks for one."""
+    for node in graph["nodes"]:
+        if node["type"] == ENGINE:
+            node["widgets_values"][0] = engine.url
+    return graph
+
+
 def test_the_documented_workflows_are_there() -> None:
     assert WORKFLOWS == [
         "Cluster",
         "ComfyUI Text Encoders and VAE",
         "ControlNet",
+        "Engine",
         "FLUX.3",
         "First and Last Frame",
         "Image Edit",
@@ -71,7 +91,7 @@ def test_its_note_says_what_to_download(name: str) -> None:
         assert re.search(r"\d GB", real)
         assert any(licence in real for licence in ("Apache-2.0", "Non-Commercial License", "Community License"))
     loaders = [node for node in graph["nodes"] if node["type"] in LOADERS]
-    assert loaders
+    assert loaders or any(node["type"] == ENGINE for node in graph["nodes"])
     for node in loaders:
         assert node["widgets_values"][0].startswith("embedded tiny: ")
 
@@ -92,8 +112,8 @@ def test_single_files_to_download_are_named_for_the_editor(server: Client) -> No
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_workflow_runs_as_it_comes(server: Client, name: str) -> None:
-    prompt = to_prompt(read(name), server.info)
+def test_workflow_runs_as_it_comes(server: Client, engine: EngineServer, name: str) -> None:
+    prompt = to_prompt(with_server(read(name), engine), server.info)
     before = len(server.server.log())
     entry = server.succeed(prompt, 900)  # a cluster has to start first
     kinds = {prompt[node]["class_type"] for node in entry["outputs"]}
@@ -165,8 +185,10 @@ def test_workflow_has_a_thumbnail(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_graph_is_drawn_without_a_red_node_and_runs(page: Browser, tmp_path: Path, name: str) -> None:
-    graph = read(name)
+def test_graph_is_drawn_without_a_red_node_and_runs(
+    page: Browser, engine: EngineServer, tmp_path: Path, name: str
+) -> None:
+    graph = with_server(read(name), engine)
     nodes = page.load(graph)
     assert len(nodes) == len(graph["nodes"])
     for node in nodes:

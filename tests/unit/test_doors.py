@@ -1,8 +1,8 @@
 """The doors of the house: who may import whom, checked on the syntax trees of all source files.
 
-`nodes -> cluster -> comparison -> pipelines -> optimizations`, `nodes -> vae`, `pipelines -> vae`, never backwards;
-only `nodes/` knows ComfyUI, and only `cluster/` Ray. Within a room, the wings (its subfolders) have doors of their own,
-and no imports go in a circle.
+`nodes -> cluster -> comparison -> pipelines -> optimizations`, `nodes -> engines -> pipelines`, `nodes -> vae`,
+`pipelines -> vae`, never backwards; only `nodes/` knows ComfyUI, only `cluster/` Ray, and only `engines/` a server.
+Within a room, the wings (its subfolders) have doors of their own, and no imports go in a circle.
 """
 
 from __future__ import annotations
@@ -23,10 +23,22 @@ LEAVES = GROUND | {
     "cache_folder",
     "compile_clock",
     "compile_stop",
+    "links",
     "safetensors_header",
     "torchvision_ops",
 }
-ROOMS = {"nodes", "cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "scripts", "benchmarks"}
+ROOMS = {
+    "nodes",
+    "commands",
+    "cluster",
+    "engines",
+    "comparison",
+    "pipelines",
+    "optimizations",
+    "vae",
+    "scripts",
+    "benchmarks",
+}
 
 MAY_IMPORT = {
     **{leaf: set() for leaf in GROUND},
@@ -38,8 +50,9 @@ MAY_IMPORT = {
     "pipelines": LEAVES | {"optimizations", "vae"},
     "comparison": LEAVES | {"pipelines", "optimizations"},
     "cluster": LEAVES | {"comparison", "pipelines", "optimizations"},
-    "nodes": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae"},
-    "commands": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "__init__"},
+    "engines": LEAVES | {"pipelines", "optimizations"},
+    "nodes": LEAVES | {"cluster", "engines", "comparison", "pipelines", "optimizations", "vae"},
+    "commands": LEAVES | {"cluster", "engines", "comparison", "pipelines", "optimizations", "vae", "__init__"},
     "cli": LEAVES | {"commands", "__init__"},
     "benchmarks": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
     "scripts": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
@@ -65,6 +78,7 @@ OWN_ROOM = {
     "commands/comparing": {"libraries", "media", "options"},
     "cluster/path": set(),
     "cluster/child": {"batch", "connection", "drive", "events", "fleet", "parcel", "places", "schedule", "settings"},
+    "cluster/parallel": {"batch", "child", "connection", "parcel", "settings", "worker"},
     "commands/prompts": {"conditions", "files", "keeping", "latent_file", "libraries", "media", "options"},
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
@@ -200,6 +214,8 @@ def violations(source: str, path: Path) -> list[str]:
             found.append(f"{line}: {room} may not import {module}")
         if kind == "outside" and room == "vae" and module in ("diffusers", "transformers", "accelerate"):
             found.append(f"{line}: vae stands alone, without {module}")
+        if kind == "outside" and module == "http" and room not in ("engines", "scripts"):
+            found.append(f"{line}: only engines talks to servers ({module})")
         if kind == "outside" and module == "ray" and room != "cluster":
             found.append(f"{line}: only cluster imports Ray")
         if kind == "outside" and module in ("pickle", "dill", "cloudpickle", "joblib", "marshal"):
@@ -343,6 +359,9 @@ def test_all_rooms_are_looked_at() -> None:
         ("vae/x.py", "from ... import outside"),
         ("vae/x.py", "print('loaded')"),
         ("commands/x.py", "import ray"),
+        ("nodes/x.py", "import http.client"),
+        ("engines/x.py", "from ..cluster.settings import ClusterSettings"),
+        ("pipelines/x.py", "from ..engines.settings import Engine"),
         ("pipelines/x.py", "from ..cluster.settings import ClusterSettings"),
         ("nodes/x.py", "import subprocess"),
         ("nodes/x.py", "eval('1')"),

@@ -34,7 +34,7 @@ def test_comfyui_users_and_pip_users_get_the_same_requirements(project: dict[str
 
 
 def test_every_folder_with_code_is_installed(project: dict[str, Any]) -> None:
-    rooms = ("cluster", "commands", "comparison", "nodes", "pipelines", "optimizations", "vae")
+    rooms = ("cluster", "commands", "comparison", "engines", "nodes", "pipelines", "optimizations", "vae")
     folders = {file.parent for room in rooms for file in (PACK / room).rglob("*.py")}
     packages = {".".join(("fastdiffusers", *folder.relative_to(PACK).parts)) for folder in folders}
     assert packages | {"fastdiffusers"} == set(project["tool"]["setuptools"]["packages"])
@@ -55,6 +55,7 @@ def test_nothing_that_runs_is_left_out_of_the_archive() -> None:
         "cluster/",
         "commands/",
         "comparison/",
+        "engines/",
         "nodes/",
         "pipelines/",
         "optimizations/",

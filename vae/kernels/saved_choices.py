@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ... import cache_folder
+from ...links import link_target
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class SavedChoices:
 
     @staticmethod
     def _write(path: Path, entries: dict[str, str]) -> None:
+        path = link_target(path)
         aside = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

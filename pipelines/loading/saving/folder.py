@@ -5,7 +5,6 @@ The folder appears under its name when it is complete, and not at all otherwise.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from ....callbacks import SILENT, Callbacks
 from ....errors import InputError
 from ....fallback import Signals
+from ....links import link_target
 from ....optimizations.quantization.schemes import NONE as NOT_QUANTIZED
 from .. import loader
 from ..partial_folder import complete_or_absent, sweep
@@ -60,7 +60,7 @@ def save_folder(key: LoadKey, output: Path, callbacks: Callbacks = SILENT) -> Sa
     _check_source(key)
     dtype: torch.dtype = getattr(torch, key.dtype)
     _check_output(output, bytes_of_parts(key.parts, dtype))
-    sweep(output.parent)
+    sweep(link_target(output).parent)
     described: dict[str, str] = {}
     with complete_or_absent(output) as partial:
         signals = Signals(callbacks)
@@ -91,11 +91,12 @@ def _check_source(key: LoadKey) -> None:
 
 
 def _check_output(output: Path, needed: int) -> None:
-    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+    target = link_target(output)
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise InputError("output", str(output), "it exists already and is not an empty folder", "choose another name")
-    if not output.parent.is_dir():
+    if not target.parent.is_dir():
         raise InputError("output", str(output), "its folder does not exist", "create the folder first")
-    free = shutil.disk_usage(output.parent).free
+    free = shutil.disk_usage(target.parent).free
     if needed > free:
         reason = f"it needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free there"
         raise InputError("output", str(output), reason, "choose another disk or free some space")

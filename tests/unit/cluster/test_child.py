@@ -23,7 +23,7 @@ from test_drive import PlayedFleet
 from fastdiffusers.callbacks import SILENT, Callbacks, Progress
 from fastdiffusers.cluster import parcel
 from fastdiffusers.cluster.batch import BATCH, BatchWork, Errand, joined
-from fastdiffusers.cluster.child import client, driver, lines
+from fastdiffusers.cluster.child import client, commands, driver, lines
 from fastdiffusers.cluster.child.run import DriverEndedError, GoneError, Run
 from fastdiffusers.cluster.connection import ClusterError, is_gone
 from fastdiffusers.cluster.settings import ClusterSettings
@@ -309,7 +309,7 @@ def test_a_cancelled_run_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_the_end_of_its_input_ends_a_run(tmp_path: Path) -> None:
-    with pytest.raises(driver.EndedError):
+    with pytest.raises(commands.EndedError):
         made(tmp_path, lambda *_: [], request(batch=2), hears(ended=True))
 
 
@@ -352,7 +352,7 @@ def test_ray_is_gone_with_its_processes_or_when_its_head_does_not_answer() -> No
 
 def test_lines_are_read_until_the_input_ends() -> None:
     text = b'{"do": "make", "run": 1}\n{"do": "cancel", "run": 1}\n{"do": "make", "run": 2}\n'
-    heard = driver.Commands(io.BytesIO(text), lambda: None, end_seconds=10**6)
+    heard = commands.Commands(io.BytesIO(text), lambda: None, end_seconds=10**6)
     assert [heard.next(), heard.next(), heard.next()] == [{"do": "make", "run": 1}, {"do": "make", "run": 2}, None]
     assert heard.cancelled == {1}
     assert heard.ended.is_set()

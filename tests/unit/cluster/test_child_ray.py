@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,10 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 
+from at_step import AtStep, Cancelled
 from processes import MARK, commands, has_ended, marked, named, wait_for
 
-from fastdiffusers.callbacks import Callbacks, Progress
+from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.cluster.child import client
 from fastdiffusers.cluster.child.process import DriverProcess
 from fastdiffusers.cluster.connection import ClusterError
@@ -38,10 +38,6 @@ pytestmark = [
 PLAIN = OptimizationSettings.plain()
 CLUSTER = parse_cluster("local:2", cpus=1, patience=600)
 REQUEST = SampleRequest("a fox", steps=2, width=64, height=64, seed=7, batch=3)
-
-
-class Cancelled(BaseException):
-    """What ComfyUI's interrupt is here."""
 
 
 @pytest.fixture(scope="module")
@@ -106,29 +102,6 @@ def equals_single_runs(result: SampleResult, handle: PipelineHandle) -> bool:
         same.append(torch.equal(alone.frames[0], result.frames[index]))
         same.append(torch.equal(alone.latent[0], result.latent[index]))
     return all(same)
-
-
-class AtStep:
-    """Callbacks that do something once, at the given step of the batch; `cancel` raises from then on."""
-
-    def __init__(self, step: int, act: Callable[[str], None] = lambda message: None, cancel: bool = False) -> None:
-        self.seen: list[Progress] = []
-        self.acted_at = 0.0
-        self._step, self._act, self._cancel = step, act, cancel
-
-    def __call__(self, progress: Progress) -> None:
-        self.seen.append(progress)
-        if not self.acted_at and progress.stage == "denoise" and progress.done >= self._step:
-            self.acted_at = time.monotonic()
-            self._act(progress.message)
-
-    def check(self) -> None:
-        if self._cancel and self.acted_at:
-            raise Cancelled
-
-    @property
-    def callbacks(self) -> Callbacks:
-        return Callbacks(self, self.check)
 
 
 def test_a_batch_equals_single_runs_with_its_seeds(spread: Callable[..., Any], handle: PipelineHandle) -> None:

@@ -14,16 +14,16 @@ TOKENS = 4
 """Tokens that a plain IP-Adapter makes of a picture."""
 
 
-def vision(name: str = "CLIPVisionModelWithProjection") -> Any:
+def vision(name: str = "CLIPVisionModelWithProjection", width: int = WIDTH, seed: int = 11) -> Any:
     """A small vision model of transformers, for pictures of 32 pixels."""
     import transformers
 
-    sizes: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 3}
+    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 37, "num_hidden_layers": 3}
     config_name = "CLIPVisionConfig" if name.startswith("CLIP") else "SiglipVisionConfig"
-    further = {"projection_dim": WIDTH} if name.startswith("CLIP") else {}
+    further = {"projection_dim": width} if name.startswith("CLIP") else {}
     config = getattr(transformers, config_name)(image_size=32, patch_size=8, num_attention_heads=4, **sizes, **further)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
+        torch.manual_seed(seed)
         return getattr(transformers, name)(config).eval()
 
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 from other_pipelines import build
 
-from fastdiffusers.benchmarks.coverage import tables, twins
-from fastdiffusers.benchmarks.coverage.cases import Case, NotBuilt, pipeline_classes
+from fastdiffusers.benchmarks.coverage import tables
+from fastdiffusers.benchmarks.coverage.cases import Case, NotBuilt, modular_classes, pipeline_classes
 from fastdiffusers.benchmarks.coverage.conditions import condition_of, with_limits
 from fastdiffusers.benchmarks.coverage.inputs import pictures_of
 from fastdiffusers.benchmarks.coverage.running import Journal, Limits, within_limits
+from fastdiffusers.benchmarks.coverage.sources import modular, twins
 from fastdiffusers.benchmarks.coverage.tables import README
 from fastdiffusers.benchmarks.coverage.trial import try_case
 from fastdiffusers.pipelines import sampling
@@ -107,11 +108,17 @@ def test_what_bare_diffusers_cannot_do_is_no_fault_of_the_pack() -> None:
     assert try_case(broken)["state"] == "not built"
 
 
+def endless() -> dict[str, Any]:
+    while True:
+        pass
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="without fork there are no limits")
 def test_a_case_ends_at_its_limits_and_the_others_go_on() -> None:
     limits = Limits(0.5, 4)
     assert within_limits(lambda: {"state": "equal"}, limits) == {"state": "equal"}
-    assert "0.5 s" in within_limits(lambda: time.sleep(20) or {}, limits)["reason"]
+    assert "0.5 s" in within_limits(lambda: time.sleep(60) or {}, limits)["reason"]
+    assert "0.5 s" in within_limits(endless, limits)["reason"]
     assert "status 7" in within_limits(lambda: os._exit(7), limits)["reason"]
     assert "ZeroDivisionError" in within_limits(lambda: {"x": 1 / 0}, limits)["reason"]
 
@@ -129,6 +136,15 @@ def test_every_class_has_a_case_or_a_reason() -> None:
     names = [each.pipeline for each in twins.cases() if isinstance(each, Case | NotBuilt)]
     assert sorted(names) == sorted(pipeline_classes())
     assert len(names) > 200
+
+
+def test_every_modular_class_has_a_case_or_a_reason_and_its_blocks_are_compared() -> None:
+    found = {each.name: each for each in modular.cases(each for each in twins.cases() if isinstance(each, Case))}
+    assert sorted(found) == sorted(modular_classes())
+    for name in ("ZImageModularPipeline", "AnimaModularPipeline"):
+        result = try_case(found[name], options=False)
+        assert (result["state"], result["pipeline"], result["latent"]) == ("equal", name, "usable"), result
+        assert "arguments" not in result
 
 
 def test_a_twin_is_the_same_every_time() -> None:

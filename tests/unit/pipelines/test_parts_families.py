@@ -11,6 +11,7 @@ import pytest
 import torch
 from original_families import LAYOUTS, build, write
 from safetensors.torch import load_file, save_file
+from sentencepiece_model import sentencepiece_model
 
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
 from fastdiffusers.pipelines.cache import CACHE
@@ -330,32 +331,18 @@ def test_pictures_to_edit_are_prepared_as_published(tmp_path: Path) -> None:
 
 def test_the_tokenizer_in_the_file_of_umt5_gives_its_tokens(wan: dict[str, Path], tmp_path: Path) -> None:
     """ComfyUI's files of UMT5 hold a SentencePiece model, whose own library is the reference."""
-    import io
-
     import sentencepiece
 
     from fastdiffusers.pipelines.loading.parts.encoders import UMT5_TOKENIZER
     from fastdiffusers.pipelines.loading.parts.read import read_tokenizer
 
-    words = ["a red fox runs over the snow", "blue birds sing, and the fox listens", "ice on the lake: 12 swans"]
-    proto = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 20),
-        model_writer=proto,
-        vocab_size=36,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    held = torch.tensor(list(proto.getvalue()), dtype=torch.uint8)
+    held = torch.tensor(list(sentencepiece_model()), dtype=torch.uint8)
     save_file({**load_file(wan["text"]), "spiece_model": held}, tmp_path / "text.safetensors")
     assert kind_of_part(tmp_path / "text.safetensors") == TEXT_ENCODER
     resolve(wan, text_encoders=[str(tmp_path / "text.safetensors")])
     nowhere = tmp_path / "model.safetensors"
     made = read_tokenizer("tokenizer", UMT5_TOKENIZER, nowhere, "", {"text_encoder": tmp_path / "text.safetensors"})
-    reference = sentencepiece.SentencePieceProcessor(model_proto=proto.getvalue(), add_eos=True)
+    reference = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(), add_eos=True)
     for text in ("a red fox", "The  fox, 12 birds!", "snow\u00e9 on ice", "", " lake "):
         padded = made(text, padding="max_length", max_length=64, truncation=True)
         tokens = reference.encode(text)

@@ -10,7 +10,7 @@ import inspect
 import math
 from typing import Any
 
-from ...pipelines.tiny.components import WIDTH
+from ....pipelines.tiny.components import WIDTH
 
 HEAD = 16
 """Channels of an attention head."""

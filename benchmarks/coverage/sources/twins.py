@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from ...errors import first_line
-from ...pipelines import tiny
-from ...pipelines.classes.scheduling import scheduler_use
-from ...pipelines.tiny import components, tokenizers
-from ...pipelines.tiny.build import PIPELINE_CLASSES
-from .cases import Case, NotBuilt, pipeline_classes, takes
+from ....errors import first_line
+from ....pipelines import tiny
+from ....pipelines.classes.scheduling import scheduler_use
+from ....pipelines.tiny import components, tokenizers
+from ....pipelines.tiny.build import PIPELINE_CLASSES
+from ..cases import Case, NotBuilt, pipeline_classes, takes
 from .shrink import shrunk
 
 NAME = "twins"
@@ -236,7 +236,7 @@ def _image_vae(denoiser: Any) -> Any:
 
 def inputs(pipeline_class: type) -> dict[str, Any]:
     """What to call a class with: its own defaults, but small, and what it cannot do without."""
-    from ...pipelines.recognize import family_of
+    from ....pipelines.recognize import family_of
 
     accepted = takes(pipeline_class)
     parameters = inspect.signature(pipeline_class.__call__).parameters

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from ...errors import first_line
-from .cases import Case, NotBuilt, Source
+from ....errors import first_line
+from ..cases import Case, NotBuilt, Source
 
 NAME = "diffusers' tests"
 _SKIPPED: tuple[type[BaseException], ...] = (unittest.SkipTest,)

@@ -1,0 +1,120 @@
+"""Components of small models with random weights that diffusers has in modular form alone, or first."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ....pipelines.tiny.components import (
+    WIDTH,
+    dynamic_flow_euler,
+    flow_euler,
+    qwen3_encoder,
+    qwen3_vl_encoder,
+    qwen3_vl_processor,
+    qwen_vae,
+)
+from ....pipelines.tiny.tokenizers import qwen_tokenizer, t5_tokenizer
+
+
+def _krea2() -> tuple[str, dict[str, Any]]:
+    import diffusers
+
+    transformer = diffusers.Krea2Transformer2DModel(
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        timestep_embed_dim=16,
+        text_hidden_dim=WIDTH,
+        num_text_layers=12,
+        text_num_attention_heads=4,
+        text_num_key_value_heads=4,
+        text_intermediate_size=64,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+    )
+    parts = {"text_encoder": qwen3_vl_encoder(36, whole=False), "tokenizer": qwen_tokenizer(), "vae": qwen_vae()}
+    return "Krea2ModularPipeline", parts | {"transformer": transformer, "scheduler": dynamic_flow_euler(shift=1.0)}
+
+
+def _anima() -> tuple[str, dict[str, Any]]:
+    import diffusers
+    from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
+
+    transformer = diffusers.CosmosTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        mlp_ratio=2.0,
+        text_embed_dim=WIDTH,
+        adaln_lora_dim=4,
+        max_size=(4, 32, 32),
+        extra_pos_embed_type=None,
+    )
+    conditioner = AnimaTextConditioner(
+        source_dim=WIDTH,
+        target_dim=WIDTH,
+        model_dim=WIDTH,
+        num_layers=1,
+        num_attention_heads=4,
+        target_vocab_size=len(t5_tokenizer()),
+        min_sequence_length=16,
+    )
+    return "AnimaModularPipeline", {
+        "text_encoder": qwen3_encoder(layers=2, causal=False),
+        "tokenizer": qwen_tokenizer(),
+        "t5_tokenizer": t5_tokenizer(),
+        "text_conditioner": conditioner,
+        "transformer": transformer,
+        "scheduler": flow_euler(shift=3.0),
+        "vae": qwen_vae(),
+    }
+
+
+def _qwenimage21() -> tuple[str, dict[str, Any]]:
+    import diffusers
+
+    transformer = diffusers.QwenImage21Transformer2DModel(
+        num_layers=2, attention_head_dim=16, num_attention_heads=2, context_in_dim=WIDTH, axes_dims_rope=(4, 6, 6)
+    )
+    vae = diffusers.AutoencoderKLQwenImage21(base_dim=4, decoder_base_dim=4, num_res_blocks=1)
+    tokenizer = qwen_tokenizer()
+    return "QwenImage21ModularPipeline", {
+        "text_encoder": qwen3_vl_encoder(3),
+        "processor": qwen3_vl_processor(tokenizer),
+        "vae": vae,
+        "transformer": transformer,
+        "scheduler": dynamic_flow_euler(shift=1.0),
+    }
+
+
+_MAKERS: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
+    "krea2": _krea2,
+    "anima": _anima,
+    "qwenimage21": _qwenimage21,
+}
+PREPARED = tuple(_MAKERS)
+"""Names of the models."""
+
+
+def prepared(name: str) -> tuple[str, dict[str, Any]]:
+    """(class of the modular pipeline, its components by name), the same weights every time.
+
+    Args:
+        name: one of `PREPARED`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(name.encode()))
+        class_name, parts = _MAKERS[name]()
+        for part in parts.values():
+            for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
+                # What is left at zero or unset, so that no part of a model is switched off.
+                if not parameter.data.any() or not parameter.data.isfinite().all():
+                    parameter.data.normal_(std=0.02)
+    return class_name, parts

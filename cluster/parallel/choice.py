@@ -1,0 +1,108 @@
+"""Whether one picture can be made over several cards at all, asked before any process is started."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InputError, check_choice
+from ..settings import LOCAL, ClusterSettings
+
+if TYPE_CHECKING:
+    from ...pipelines.types import LoadKey
+
+NAME = "parallel"
+"""Of the record in a report."""
+PARALLEL_CHOICES = ("off", "ulysses", "auto")
+MOST_PROCESSES = 64
+
+
+def parallel_settings(parallel: str, devices: int | None, cpus: int | None = None) -> ClusterSettings:
+    """What a user says of it.
+
+    Args:
+        parallel: one of `PARALLEL_CHOICES` but "off".
+        devices: over how many cards, 2 to 64; without cards, over how many processes. None for every card.
+        cpus: threads of each process where there are no cards, >= 1; None for an equal share of the machine.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    check_choice("parallel", parallel, PARALLEL_CHOICES)
+    if devices is not None and not 2 <= devices <= MOST_PROCESSES:
+        reason = f"one picture is made over 2 to {MOST_PROCESSES} cards"
+        raise InputError("parallel_devices", devices, reason, "leave it out for every card of this machine")
+    return ClusterSettings(LOCAL, devices, cpus, parallel=parallel)
+
+
+def cards_for(device: str) -> int:
+    """How many cards of this machine a pipeline for `device` can be spread over; 0 for one on the processor.
+
+    Raises:
+        InputError: the device is one card of several, or none that this can be done with.
+    """
+    if device == "cpu":
+        return 0
+    kind, _, number = device.partition(":")
+    if number and number != "0":
+        raise InputError("device", device, "one picture over several cards takes the first ones", "use auto")
+    from ...pipelines.loading.devices import resolve_device
+
+    found = resolve_device("auto").partition(":")[0]
+    if kind not in ("auto", "cuda"):
+        raise InputError("device", device, "only NVIDIA and AMD cards, and processors, work together", "use auto")
+    if found != "cuda":
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def placed(settings: ClusterSettings, key: LoadKey) -> tuple[ClusterSettings, str]:
+    """The settings with their number of processes.
+
+    Returns:
+        The settings, with threads where the processes have no cards; and why it is not done, "" where it is.
+
+    Raises:
+        InputError: there are not so many cards.
+    """
+    cards = cards_for(key.device)
+    wanted = settings.workers
+    if cards and wanted is not None and wanted > cards:
+        raise InputError("parallel_devices", wanted, f"this machine has {cards} card(s)", f"use at most {cards}")
+    if settings.parallel == "auto" and cards < 2:
+        return settings, f"it takes two cards or more, and there {'is 1' if cards == 1 else 'are none'} to use"
+    count = wanted or cards
+    if count < 2:
+        how = "how many processes of the processor to use is not said (--parallel-devices 2, or local:2 as address)"
+        return settings, "there is 1 card to use" if cards else f"there are no cards to use, and {how}"
+    threads = None if cards else settings.cpus or max(1, (os.cpu_count() or 1) // count)
+    return ClusterSettings(LOCAL, count, threads, settings.patience, settings.parallel), refusal(key, count, cards > 0)
+
+
+def refusal(key: LoadKey, count: int, cards: bool) -> str:
+    """Why a model cannot be split over so many processes, as far as its configuration tells; "" otherwise."""
+    from torch import distributed
+
+    from ...pipelines.loading.described import denoiser_of_key
+
+    if not distributed.is_available() or (cards and not distributed.is_nccl_available()):
+        return "this torch was built without " + ("NCCL" if distributed.is_available() else "torch.distributed")
+    found = denoiser_of_key(key)
+    if found is None:
+        return ""  # the processes see the model itself
+    kind, config = found
+    return why_not(kind, config, count)
+
+
+def why_not(kind: Any, config: Any, count: int) -> str:
+    """Why a denoiser of a class and a configuration cannot be split over so many processes, or ""."""
+    import diffusers
+
+    if not getattr(kind, "_cp_plan", None):
+        return f"diffusers {diffusers.__version__} has no context-parallel plan for {kind.__name__}"
+    heads = config.get("num_attention_heads")
+    if isinstance(heads, int) and heads % count:
+        return f"the {heads} attention heads of {kind.__name__} cannot be shared equally by {count} processes"
+    return ""

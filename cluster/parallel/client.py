@@ -1,0 +1,63 @@
+"""A host's side of one picture over several cards: made by processes of their own, or here where that cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ...callbacks import Callbacks
+from ...optimizations.settings import OptimizationSettings
+from ...pipelines.types import PipelineHandle, SampleRequest, SampleResult
+from ...report import OptimizationRecord
+from ..child import client
+from ..settings import ClusterSettings
+from .choice import NAME, placed
+from .run import WholeRun
+
+
+def generate_together(
+    cluster: ClusterSettings,
+    handle: PipelineHandle,
+    request: SampleRequest,
+    settings: OptimizationSettings,
+    callbacks: Callbacks,
+    folder: Path,
+    alone: Callable[[], SampleResult],
+    measurements: Path | None = None,
+    make_room: Callable[[], None] = lambda: None,
+) -> SampleResult:
+    """`pipelines.generate.generate`, each call of the denoiser split over several processes of this machine.
+
+    Args:
+        cluster: from `choice.parallel_settings`.
+        handle: its device is "auto", or "cpu". A VAE of the host's stays here.
+        folder: where temporary files of the run go, results among them.
+        alone: makes it in this process, where it cannot be had otherwise.
+        measurements: the host's, for the processes.
+        make_room: takes what the host has on the cards off them.
+
+    Returns:
+        The result. The record "parallel" of its report says what was split, or why nothing was.
+
+    Raises:
+        InputError: bad input, before anything starts.
+        ClusterError: one of the processes has failed or ended.
+        Exception: whatever `callbacks.check_cancel` raises, once all have stopped; they keep the model.
+    """
+    from ...pipelines.generate import check_before_load
+    from ...pipelines.loading.loader import family_of_key
+    from ...pipelines.lora import check_loras
+    from ...pipelines.requests import ready
+
+    sized, why = placed(cluster, handle.key)
+    if why:
+        result = alone()
+        failed = cluster.parallel != "auto"
+        result.report.set(OptimizationRecord(NAME, cluster.parallel, "off", why, failed=failed))
+        return result
+    check_before_load(handle.key, ready(family_of_key(handle.key), request))
+    check_loras(handle.loras)
+    make_room()
+    kept = replace(handle, vae=None)
+    return client.generate_on(sized, kept, request, settings, callbacks, folder, measurements, WholeRun, cluster)

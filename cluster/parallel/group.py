@@ -1,0 +1,53 @@
+"""The processes that make one picture together, as each of them sees the others: torch.distributed, on one machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+RENDEZVOUS = "ranks"
+"""The file in the folder of the processes by which they find each other: no port is taken."""
+WAIT = timedelta(minutes=30)
+"""How long one waits for another: the slowest load of a model. One that has ended is noticed otherwise, at once."""
+
+
+class Group:
+    """A member of the group.
+
+    Args:
+        folder: that all of them share.
+        rank: which of them this is, from 0.
+        size: how many there are, >= 2.
+        cards: whether each has a card, `cuda:rank`; else they are on the processor.
+    """
+
+    def __init__(self, folder: Path, rank: int, size: int, cards: bool) -> None:
+        self.rank, self.size = rank, size
+        self.device = torch.device("cuda", rank) if cards else torch.device("cpu")
+        if sys.platform.startswith("linux"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it asks for the address of the host's name
+        if cards:
+            torch.cuda.set_device(self.device)
+        store = distributed.FileStore(str(folder / RENDEZVOUS), size)
+        backend = "cpu:gloo,cuda:nccl" if cards else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
+        self.mesh: Any = distributed.device_mesh.init_device_mesh(
+            self.device.type, (1, size), mesh_dim_names=("ring", "ulysses")
+        )
+
+    def most(self, value: float) -> float:
+        """The largest of the values that the members give, the same for all; waits for all of them."""
+        found = torch.tensor([value], dtype=torch.float64)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return float(found)
+
+    @property
+    def names(self) -> list[str]:
+        """The devices of the members."""
+        return [f"cuda:{rank}" if self.device.type == "cuda" else "cpu" for rank in range(self.size)]

@@ -1,0 +1,209 @@
+"""One batch, made by all processes of a group together. Each of them does the same, with the same seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...cache_folder import use_folder
+from ...callbacks import Callbacks, Progress
+from ...optimizations.settings import OptimizationSettings
+from ...optimizations.tuning.candidates import STEP_STAGE
+from ...pipelines.cache import CACHE
+from ...pipelines.generate import check_before_load, run_loaded
+from ...pipelines.loading.devices import resolve_dtype
+from ...pipelines.loading.loader import family_of_key
+from ...pipelines.lora import check_loras
+from ...pipelines.requests import ready
+from ...pipelines.types import LoadedPipeline, PipelineHandle, SampleRequest, SampleResult
+from ...report import OptimizationRecord
+from .. import parcel
+from ..batch import BATCH
+from ..worker import Stopped
+from .choice import NAME
+from .gate import Gates, Verdicts
+from .group import Group
+from .probation import Probation
+
+WHOLE, SPLIT, STOP = 0.0, 1.0, 2.0
+"""What the first process tells the others at each step."""
+HOLDS = "each process has the whole model and encodes the texts; the first one decodes"
+WITHOUT = "a denoiser that is split over several processes goes without it"
+
+
+class Maker:
+    """Makes batches in one process of a group.
+
+    Args:
+        group: as this process sees it.
+        parallel: "ulysses", or "auto".
+    """
+
+    def __init__(self, group: Group, parallel: str) -> None:
+        self._group, self._parallel = group, parallel
+        self._probations: dict[object, Probation] = {}
+        self._verdicts: dict[object, Verdicts] = {}
+
+    def make(
+        self, folder: Path, show: Callable[[Progress], None], cancelled: Callable[[], bool], previews: bool
+    ) -> SampleResult:
+        """Make the batch in a folder of a run.
+
+        Args:
+            show: told of progress.
+            cancelled: whether to stop. While the model is read, each process asks its own; then the first alone is
+                asked, at each step, and says it to the others.
+            previews: whether `show` has a use for them.
+
+        Returns:
+            The result; frames in the first process alone.
+
+        Raises:
+            Stopped: it was cancelled; all processes have stopped at the same step.
+            Exception: whatever stops the run. The others may wait for this process then: it has to end.
+        """
+        handle, request, settings, measurements = parcel.read(folder / BATCH)
+        if measurements:
+            use_folder(Path(measurements))
+        device = str(self._group.device)
+        handle = replace(handle, key=replace(handle.key, device=device, dtype=resolve_dtype(handle.key.dtype, device)))
+        if self._group.rank:
+            request = replace(request, decode=False)
+        check_before_load(handle.key, ready(family_of_key(handle.key), request))
+        check_loras(handle.loras)
+        before = CACHE.peek(handle.key)
+        loading = Callbacks(show, _stops(cancelled), previews=False)
+        try:
+            with CACHE.use(handle.key, loading) as loaded:
+                if self._group.most(0.0):
+                    raise Stopped
+                result = self._run(loaded, handle, request, settings, show, cancelled, previews)
+        except _StoppedLoading:
+            self._group.most(1.0)
+            raise Stopped from None
+        if loaded is not before:
+            result.report.timed({"load": loaded.facts.get("load_seconds", 0.0)} | result.report.facts["seconds"])
+        return result
+
+    def _run(
+        self,
+        loaded: LoadedPipeline,
+        handle: PipelineHandle,
+        request: SampleRequest,
+        settings: OptimizationSettings,
+        show: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+        previews: bool,
+    ) -> SampleResult:
+        gates = Gates(loaded.pipeline, self._group, self._verdicts.setdefault((handle, settings), {}))
+        probation = None
+        if self._parallel == "auto":
+            size = (request.width, request.height, request.num_frames, request.batch)
+            probation = self._probations.setdefault((handle, settings, size), Probation())
+            probation.begin()
+        steps = _Steps(self._group, gates, probation, show, cancelled)
+        with gates.held():
+            result = run_loaded(loaded, handle, request, without(settings), steps.callbacks(previews))
+        self._report(result, gates, probation, settings)
+        return result
+
+    def _report(
+        self, result: SampleResult, gates: Gates, probation: Probation | None, asked: OptimizationSettings
+    ) -> None:
+        report, count = result.report, self._group.size
+        reasons, worst = gates.reasons(), gates.worst()
+        applied = "off"
+        if gates.split:
+            kind = "cards" if self._group.device.type == "cuda" else "processes"
+            part = "" if not gates.whole else f", {gates.split} of {gates.split + gates.whole} calls"
+            applied = f"ulysses over {count} {kind}{part}"
+        told = [] if probation is None else [probation.reason]
+        if worst is not None:
+            told.append(f"a split call was {worst.difference:.2g} off one process, at most {worst.bound:.2g} is taken")
+        told += reasons or ([] if gates.split or probation else ["the run has called no denoiser"])
+        failed = not gates.split and self._parallel != "auto"
+        report.set(OptimizationRecord(NAME, self._parallel, applied, "; ".join(told), failed=failed))
+        report.facts[NAME] = {"devices": self._group.names, "holds": HOLDS, "trials": gates.tried}
+        for name in ("attention", "torch_compile", "step_cache"):
+            wanted = getattr(asked, name)
+            if name in report and wanted != report[name].requested:
+                report.update(name, requested=wanted, reason=WITHOUT, failed=wanted != "auto")
+
+
+def without(settings: OptimizationSettings) -> OptimizationSettings:
+    """The settings without what splits badly: other attention, compiled code, and step caches, whose decisions rest on
+    what each process sees of the picture."""
+    return replace(settings, attention="sdpa", torch_compile="off", step_cache="off")
+
+
+class _StoppedLoading(BaseException):
+    """Cancelled while the model was read."""
+
+
+def _stops(cancelled: Callable[[], bool]) -> Callable[[], None]:
+    def check() -> None:
+        if cancelled():
+            raise _StoppedLoading
+
+    return check
+
+
+class _Steps:
+    """The steps of one run, which all processes take together."""
+
+    def __init__(
+        self,
+        group: Group,
+        gates: Gates,
+        probation: Probation | None,
+        show: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._group, self._gates, self._probation = group, gates, probation
+        self._show, self._cancelled = show, cancelled
+        self._stop = False
+        self._stage = ""
+        self._tried = 0
+        gates.wanted = self._tell() == SPLIT
+        self._since = time.perf_counter()
+
+    def callbacks(self, previews: bool) -> Callbacks:
+        return Callbacks(self._on_progress, self._check, previews=previews)
+
+    def _tell(self) -> float:
+        """What the first process says, to all."""
+        said = WHOLE
+        if self._group.rank == 0:
+            said = SPLIT if self._probation is None or self._probation.wants_split else WHOLE
+            said = STOP if self._cancelled() else said
+        told = self._group.most(said)
+        self._stop = told == STOP
+        return told
+
+    def _on_progress(self, progress: Progress) -> None:
+        self._stage = progress.stage
+        if progress.stage == STEP_STAGE:
+            if self._probation is not None:
+                self._measure(self._probation)
+            self._gates.wanted = self._tell() == SPLIT
+        self._show(progress)
+        self._since = time.perf_counter()
+
+    def _check(self) -> None:
+        # Decoding is the first process's alone: nobody waits for it there.
+        alone = self._stage.startswith("decode") and self._group.rank == 0
+        if self._stop or (alone and self._cancelled()):
+            raise Stopped
+
+    def _measure(self, probation: Probation) -> None:
+        if self._group.device.type == "cuda":
+            torch.cuda.synchronize(self._group.device)
+        seconds = time.perf_counter() - self._since
+        tried, self._tried = self._tried, self._gates.tried
+        if self._gates.hopeless:
+            probation.failed()
+        probation.on_step(seconds, self._gates.wanted, counts=tried == self._tried)

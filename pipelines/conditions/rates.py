@@ -1,0 +1,46 @@
+"""The frame rate of a request: of a model that makes sound to its own rate, no other will do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from ..classes.forms import class_of
+from ..classes.outputs import SOUNDS, returned_fields
+from ..modular.blocks import blocks_of, outputs
+from .taking import call_takes, modular_class
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..types import SampleRequest
+
+
+def keeps_its_rate(family: Family) -> bool:
+    """Whether a model makes sound beside its frames, and its call is not told how many of these there are a second."""
+    return family.video and family.rate_argument not in call_takes(family.classes[-1]) and _makes_sound(family)
+
+
+def check_frame_rate(family: Family, request: SampleRequest) -> list[str]:
+    """Notes on what becomes of the frame rate.
+
+    Raises:
+        InputError: it is none, or picture and sound would go out of step.
+    """
+    rate = request.frame_rate
+    if rate is None:
+        return []
+    if not 0 < rate <= 1000:
+        raise InputError("frame_rate", rate, "it must be above 0 and at most 1000", "use 24")
+    if rate == family.frame_rate or not keeps_its_rate(family):
+        return []
+    if family.frame_rate_assumed:
+        return [f"frame_rate: {rate:g} for the frames alone; {family.name} is not told, and its sound stays as it is."]
+    reason = f"{family.name} makes its sound for {family.frame_rate:g} frames per second, and they would go out of step"
+    raise InputError("frame_rate", rate, reason, f"leave it out, or use {family.frame_rate:g}")
+
+
+def _makes_sound(family: Family) -> bool:
+    modular, found = modular_class(family.classes[-1]), class_of(family)
+    given = returned_fields(found) if modular is None and found is not None else ()
+    given = outputs(blocks_of(modular)) if modular is not None else given
+    return family.sound or bool(set(given) & set(SOUNDS))

@@ -1,0 +1,44 @@
+"""What a request asks for that only another model could do, as far as the files of this one tell before it loads."""
+
+from __future__ import annotations
+
+from ..arguments import form_class
+from ..conditions.adapter_files import check_image_prompt_fits
+from ..conditions.check import deciding_inputs
+from ..conditions.control import control_models
+from ..conditions.controlnets import check_controls_fit
+from ..conditions.image_prompts import check_form_takes, image_prompts_of
+from ..conditions.keyframes import check_keyframe_scheduler
+from ..embeddings.check import check_widths
+from ..loading import loader
+from ..loading.described import denoiser_of_key
+from ..requests import SCHEDULER_DEFAULT, ReadyRequest
+from ..schedulers import TRIAL_STEPS, fitting_scheduler
+from ..types import LoadKey
+from .absent import check_absent
+
+
+def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
+    """Refuse what only another model could do, as far as its configuration files tell.
+
+    Raises:
+        InputError: a scheduler, control model or image prompt's model that does not fit, encoded texts of another
+            family, or what a component that was left out would have to do.
+    """
+    check_absent(key, request)
+    prompts = image_prompts_of(request)
+    asks = request.positive is not None or control_models(request) or prompts
+    denoiser = denoiser_of_key(key) if asks else None
+    if denoiser is not None:
+        if request.positive is not None:
+            check_widths(request.family, request, *denoiser)
+        check_controls_fit(request, denoiser[1], request.family.name)
+        for prompt in prompts:
+            check_image_prompt_fits(prompt.model, *denoiser, request.family.name)
+    form = form_class(request)
+    check_form_takes(request, name := form.__name__ if form else "")
+    check_keyframe_scheduler(name, request, lambda: loader.scheduler_of_key(key))
+    original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
+    if original is not None:
+        steps, given = request.steps or TRIAL_STEPS, deciding_inputs(request.family, request)
+        fitting_scheduler(original, request.family, request.scheduler, steps, form, given)

@@ -1,0 +1,317 @@
+"""One picture in two real processes: equal to one, cancelled, declined, undone, and whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from at_step import AtStep, Cancelled
+from processes import MARK, commands, has_ended, marked, wait_for
+
+from fastdiffusers import cli
+from fastdiffusers.callbacks import SILENT, Callbacks
+from fastdiffusers.cluster.child import client
+from fastdiffusers.cluster.child.process import DriverProcess
+from fastdiffusers.cluster.connection import ClusterError
+from fastdiffusers.cluster.parallel.choice import parallel_settings
+from fastdiffusers.cluster.parallel.client import generate_together
+from fastdiffusers.cluster.parallel.trial import SAME
+from fastdiffusers.errors import InputError
+from fastdiffusers.fallback import largest_difference
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.loading.loader import resolve
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest, SampleResult
+
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc"),
+]
+
+PLAIN = OptimizationSettings.plain()
+TWO = parallel_settings("ulysses", 2, cpus=1)
+REQUEST = SampleRequest("a fox", steps=2, width=64, height=64, seed=7)
+SOON = 30.0
+"""Seconds within which the end of a process has to be told, on a machine that has much else to do."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the processes have their files. Afterwards none is left, nor any of the processes."""
+    mark = f"parallel-{os.getpid()}"
+    os.environ[MARK] = mark
+    made = tmp_path_factory.mktemp("temporary")
+    try:
+        yield made
+    finally:
+        client.end(wait=True)
+        del os.environ[MARK]
+    wait_for(lambda: marked(mark) == [], "the end of all processes", lambda: commands(marked(mark)))
+    wait_for(lambda: list(made.iterdir()) == [], "the end of all files", lambda: str(list(made.iterdir())))
+
+
+def handle(family: str) -> PipelineHandle:
+    return PipelineHandle(resolve(f"tiny:{family}", device="cpu", dtype="float32"))
+
+
+@pytest.fixture
+def together(folder: Path) -> Callable[..., SampleResult]:
+    """Makes a request in two processes; what the first wrote last is printed."""
+
+    def make(
+        family: str = "flux",
+        callbacks: Callbacks = SILENT,
+        settings: OptimizationSettings = PLAIN,
+        **changes: Any,
+    ) -> SampleResult:
+        chosen, request = handle(family), replace(REQUEST, **changes)
+        alone = lambda: generate(chosen, request, settings)
+        try:
+            return generate_together(TWO, chosen, request, settings, callbacks, folder, alone)
+        finally:
+            print(client.running() and client.running().last_words())  # type: ignore[union-attr]
+
+    return make
+
+
+def first() -> DriverProcess:
+    found = client.running()
+    assert found is not None
+    return found
+
+
+def second() -> int:
+    """The process that the first has started."""
+    (found,) = (each for each in marked(os.environ[MARK]) if each != first().process.pid)
+    return found
+
+
+def off(result: SampleResult, family: str, **changes: Any) -> float:
+    """How far a result is from what this process makes."""
+    here = generate(handle(family), replace(REQUEST, **changes), PLAIN)
+    assert here.frames is not None
+    assert here.latent is not None
+    assert result.frames is not None
+    assert result.latent is not None
+    assert here.seeds == result.seeds
+    return max(largest_difference(here.frames, result.frames), largest_difference(here.latent, result.latent))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("flux", {}),
+        ("flux", {"batch": 2, "seed": 20}),
+        ("wan22-t2v", {"num_frames": 5, "guidance": 4.0}),
+    ],
+)
+def test_two_processes_make_what_one_makes(together: Callable[..., Any], family: str, changes: dict[str, Any]) -> None:
+    watch = AtStep(10**6)
+    result = together(family, watch.callbacks, **changes)
+    record = result.report["parallel"]
+    assert (record.requested, record.applied, record.failed) == ("ulysses", "ulysses over 2 processes", False)
+    assert "at most 1e-05 is taken" in record.reason
+    assert result.report.facts["parallel"]["devices"] == ["cpu", "cpu"]
+    assert "the first one decodes" in result.report.facts["parallel"]["holds"]
+    assert off(result, family, **changes) <= SAME
+    assert any(progress.preview_latent is not None for progress in watch.seen)
+    assert max(progress.done for progress in watch.seen if progress.stage == "denoise") == 2
+
+
+def test_the_processes_stay_and_keep_the_model(together: Callable[..., Any]) -> None:
+    together(seed=1)
+    before = first().process.pid, second()
+    again = together(seed=2)
+    assert (first().process.pid, second()) == before
+    assert "load" not in again.report.facts["seconds"]
+    assert again.report.facts["parallel"]["trials"] == 0
+    assert "at most 1e-05 is taken" in again.report["parallel"].reason
+    assert off(again, "flux", seed=2) <= SAME
+
+
+def test_an_odd_number_of_tokens_is_declined_and_made_whole(together: Callable[..., Any]) -> None:
+    # 5 x 5 tokens of 16 pixels cannot be halved.
+    result = together(width=80, height=80)
+    record = result.report["parallel"]
+    assert (record.applied, record.failed) == ("off", True)
+    assert "must be divisible" in record.reason
+    assert off(result, "flux", width=80, height=80) == 0.0
+    even = together()
+    assert even.report["parallel"].applied == "ulysses over 2 processes"
+    assert off(even, "flux") <= SAME
+
+
+def test_what_splits_badly_is_left_out_and_named(together: Callable[..., Any]) -> None:
+    asked = OptimizationSettings.plain(step_cache="first block", torch_compile="on")
+    report = together(settings=asked).report
+    for name in ("step_cache", "torch_compile"):
+        record = report[name]
+        assert (record.requested, record.failed) == (getattr(asked, name), True)
+        assert record.applied == "off"
+        assert "split over several processes goes without it" in record.reason
+
+
+def test_cancel_stops_all_within_a_step_and_keeps_the_model(together: Callable[..., Any]) -> None:
+    together()
+    before = first().process.pid, second()
+    watch = AtStep(2, cancel=True)
+    with pytest.raises(Cancelled):
+        together("flux", watch.callbacks, steps=900)
+    assert watch.seen[-1].done < 900
+    result = together(seed=40)
+    assert (first().process.pid, second()) == before
+    assert "load" not in result.report.facts["seconds"]
+    assert off(result, "flux", seed=40) <= SAME
+
+
+def test_cancel_while_they_start_is_at_once(together: Callable[..., Any]) -> None:
+    client.end(wait=True)
+    begun = time.monotonic()
+
+    def cancel() -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        together("flux", Callbacks(check_cancel=cancel))
+    assert time.monotonic() - begun < SOON
+    assert off(together(seed=41), "flux", seed=41) <= SAME
+
+
+@pytest.mark.parametrize("which", ["the first", "the second"])
+def test_a_killed_process_is_one_line_and_the_next_run_works(together: Callable[..., Any], which: str) -> None:
+    together()
+    pair = [first().process.pid, second()]
+    victim = pair[which == "the second"]
+    killed_at = 0.0
+
+    def kill(message: str) -> None:
+        nonlocal killed_at
+        killed_at = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+
+    with pytest.raises(ClusterError) as caught:
+        together("flux", AtStep(1, kill).callbacks, steps=900)
+    assert time.monotonic() - killed_at < SOON
+    expected = {
+        "the first": "the driver of cluster local:2, ulysses has ended: it was ended by signal 9. Run again",
+        "the second": f"process 2 of 2 (pid {victim}) that make one picture has ended: it was ended by signal 9. Run",
+    }
+    assert str(caught.value).startswith(expected[which])
+    assert "\n" not in str(caught.value)
+    wait_for(lambda: all(map(has_ended, pair)), "the end of both", lambda: commands(pair))
+    assert off(together(seed=50), "flux", seed=50) <= SAME
+
+
+def test_a_killed_process_between_runs_is_replaced(together: Callable[..., Any]) -> None:
+    together()
+    driver, victim = first(), second()
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: not driver.running, "the end of the first process", driver.last_words)
+    assert off(together(seed=51), "flux", seed=51) <= SAME
+
+
+def test_an_error_of_the_run_keeps_its_kind(together: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="scheduler"):
+        together(scheduler="no such one")
+    assert off(together(seed=52), "flux", seed=52) <= SAME
+
+
+UNDONE = """
+import json, sys
+from pathlib import Path
+
+import torch
+from fastdiffusers.cluster.parallel.gate import Gates
+from fastdiffusers.cluster.parallel.group import Group
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.generate import run_loaded
+from fastdiffusers.pipelines.loading.loader import resolve
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
+from fastdiffusers.torchvision_ops import declare_torchvision_ops
+
+declare_torchvision_ops()
+torch.set_num_threads(1)
+rank, family = int(sys.argv[2]), sys.argv[3]
+group = Group(Path(sys.argv[1]), rank, 2, cards=False)
+handle = PipelineHandle(resolve(f"tiny:{family}", device="cpu", dtype="float32"))
+request = SampleRequest("a fox", steps=2, width=64, height=64, seed=7)
+
+
+def things(pipeline):
+    modules = list(pipeline.transformer.modules())
+    processors = [getattr(each, "processor", None) for each in modules]
+    named = lambda each: sorted(name for name in getattr(each, "__dict__", {}))
+    return [named(each) for each in (*modules, *processors)], [id(each) for each in processors]
+
+
+with CACHE.use(handle.key) as loaded:
+    run = lambda: run_loaded(loaded, handle, request, OptimizationSettings.plain()).latent
+    before, state = run(), things(loaded.pipeline)
+    gates = Gates(loaded.pipeline, group)
+    with gates.held():
+        split = run()
+    after = run()
+    told = {
+        "same": bool(torch.equal(before, after)),
+        "untouched": things(loaded.pipeline) == state,
+        "calls": [gates.split, gates.whole],
+        "off": float((split - before).abs().max()),
+    }
+print(json.dumps(told), flush=True)
+"""
+
+
+@pytest.mark.parametrize("family", ["flux", "wan22-t2v"])
+def test_a_split_run_is_undone_bit_for_bit(family: str, tmp_path: Path) -> None:
+    start = lambda rank: subprocess.Popen(
+        [sys.executable, "-c", UNDONE, str(tmp_path), str(rank), family], stdout=subprocess.PIPE, text=True
+    )
+    pair = [start(0), start(1)]
+    try:
+        said = [json.loads(each.communicate(timeout=600)[0].splitlines()[-1]) for each in pair]
+    finally:
+        for each in pair:
+            each.kill()
+    for told in said:
+        assert told["same"]
+        assert told["untouched"]
+        assert told["calls"][0] >= 2
+        assert told["calls"][1] == 0
+        assert told["off"] <= SAME
+
+
+def test_the_command_line_makes_it_and_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.end(wait=True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    common = ["generate", "--model", "tiny:wan22-t2v", "--prompt", "a fox", "--num-frames", "5"]
+    common += ["--steps", "2", "--width", "64", "--height", "64", "--dtype", "float32", "--device", "cpu"]
+    report = tmp_path / "report.json"
+    more = ["--parallel", "ulysses", "--parallel-devices", "2", "--report", str(report)]
+    assert cli.main([*common, "--output", str(tmp_path / "two.safetensors"), *more]) == 0
+    assert "for speed: parallel ulysses over 2 processes" in capsys.readouterr().out
+    assert cli.main([*common, "--output", str(tmp_path / "one.safetensors")]) == 0
+    from fastdiffusers.commands.latent_file import read_latent
+
+    latents = [read_latent(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    tensors = [each if hasattr(each, "shape") else each[0] for each in latents]
+    assert largest_difference(*tensors) <= SAME
+    records = {record["name"]: record for record in json.loads(report.read_text())["optimizations"]}
+    assert records["parallel"]["applied"] == "ulysses over 2 processes"
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert marked(os.environ[MARK]) == []

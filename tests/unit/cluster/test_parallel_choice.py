@@ -1,0 +1,165 @@
+"""What is asked before any process is started: whether one picture can be made over several cards at all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastdiffusers import cli
+from fastdiffusers.cluster.parallel import choice
+from fastdiffusers.cluster.parallel import client as together
+from fastdiffusers.cluster.parallel.choice import parallel_settings, placed
+from fastdiffusers.commands.latent_file import read_latent
+from fastdiffusers.errors import InputError
+from fastdiffusers.pipelines.loading.loader import resolve
+from fastdiffusers.pipelines.types import LoadKey
+
+FAST = ("--steps", "1", "--width", "64", "--height", "64", "--dtype", "float32", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever gets as far as starting a process has not been declined."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("a process would have been started")
+
+    monkeypatch.setattr(together.client, "generate_on", never)
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes this machine one with so many cards, for who only counts them."""
+
+    def set_cards(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+
+    return set_cards
+
+
+def key(family: str, device: str = "cpu") -> LoadKey:
+    return replace(resolve(f"tiny:{family}", device="cpu", dtype="float32"), device=device)
+
+
+@pytest.mark.parametrize("family", ["zimage", "sd3", "sdxl"])
+def test_a_model_without_a_plan_is_declined_with_the_reason(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["generate", "--model", f"tiny:{family}", "--prompt", "a fox", *FAST]
+    report = tmp_path / "report.json"
+    more = ["--parallel", "ulysses", "--parallel-devices", "2", "--report", str(report)]
+    assert cli.main([*common, "--output", str(tmp_path / "two.safetensors"), *more]) == 0
+    assert cli.main([*common, "--output", str(tmp_path / "one.safetensors"), "--quiet"]) == 0
+    record = json.loads(report.read_text())["optimizations"][-1]
+    assert (record["name"], record["requested"], record["applied"], record["failed"]) == (
+        *("parallel", "ulysses", "off"),
+        True,
+    )
+    assert "has no context-parallel plan for" in record["reason"]
+    assert f"not had: parallel ulysses, off instead: {record['reason']}" in capsys.readouterr().out
+    made = [read_latent(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    one, two = (each if isinstance(each, torch.Tensor) else each[0] for each in made)
+    assert torch.equal(one, two)
+
+
+def test_a_model_with_a_plan_is_not_declined() -> None:
+    for family in ("flux", "wan22-t2v", "qwenimage"):
+        sized, why = placed(parallel_settings("ulysses", 2, cpus=1), key(family))
+        assert why == ""
+        assert (sized.workers, sized.cpus, sized.parallel) == (2, 1, "ulysses")
+
+
+def test_heads_that_cannot_be_shared_are_a_reason() -> None:
+    _, why = placed(parallel_settings("ulysses", 7), key("flux"))
+    assert why.endswith("attention heads of FluxTransformer2DModel cannot be shared equally by 7 processes")
+
+
+def test_auto_takes_two_cards(cards: Callable[[int], None]) -> None:
+    assert placed(parallel_settings("auto", 2), key("flux"))[1].startswith("it takes two cards or more")
+    for count, taken in ((0, False), (1, False), (2, True)):
+        cards(count)
+        sized, why = placed(parallel_settings("auto", None), key("flux", "auto"))
+        assert (why == "") is taken
+        assert not taken or (sized.workers, sized.cpus) == (count, None)
+
+
+def test_ulysses_takes_every_card_or_as_many_as_are_named(cards: Callable[[int], None]) -> None:
+    cards(4)
+    assert placed(parallel_settings("ulysses", None), key("flux", "cuda:0"))[0].workers == 4
+    assert placed(parallel_settings("ulysses", 2), key("flux", "auto"))[0].workers == 2
+    with pytest.raises(InputError, match="this machine has 4 card"):
+        placed(parallel_settings("ulysses", 5), key("flux", "auto"))
+    with pytest.raises(InputError, match="takes the first ones"):
+        placed(parallel_settings("ulysses", 2), key("flux", "cuda:1"))
+    # On the processor, cards do not count.
+    assert placed(parallel_settings("ulysses", 8, cpus=1), key("wan22-t2v"))[0].workers in (None, 8)
+    cards(1)
+    assert placed(parallel_settings("ulysses", None), key("flux", "auto"))[1] == "there is 1 card to use"
+
+
+def test_without_cards_the_number_of_processes_has_to_be_said(cards: Callable[[int], None]) -> None:
+    cards(0)
+    _, why = placed(parallel_settings("ulysses", None), key("flux", "auto"))
+    assert why.startswith("there are no cards to use, and how many processes of the processor to use is not said")
+
+
+def test_a_torch_that_was_built_without_it_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    assert choice.refusal(key("flux"), 2, cards=False) == "this torch was built without torch.distributed"
+
+
+@pytest.mark.parametrize("devices", [1, 0, -1, 65])
+def test_a_number_out_of_range_is_one_line(devices: int) -> None:
+    with pytest.raises(InputError, match="over 2 to 64 cards"):
+        parallel_settings("ulysses", devices)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--parallel-devices", "2"], "it goes with --parallel"),
+        (["--parallel", "ulysses", "--parallel-devices", "1"], "over 2 to 64 cards"),
+        (["--parallel", "ring"], "invalid choice"),
+    ],
+)
+def test_bad_options_are_one_line(
+    options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--model", "tiny:flux", "--prompt", "a fox", "--output", str(tmp_path / "x.png"), *FAST]
+    assert cli.main([*words, *options]) == 2
+    said = capsys.readouterr().err.strip()
+    assert expected in said
+    assert "\n" not in said
+
+
+def test_a_file_of_prompts_is_for_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.txt").write_text("a fox\n")
+    words = ["generate", "--model", "tiny:flux", "--prompts", str(tmp_path / "prompts.txt")]
+    assert cli.main([*words, "--output", str(tmp_path / "all"), "--parallel", "ulysses"]) == 2
+    assert "it makes one picture, not a file of prompts. Use --cluster." in capsys.readouterr().err
+
+
+def test_a_servers_cards_are_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--engine", "http://127.0.0.1:1", "--prompt", "a fox", "--output", str(tmp_path / "a.png")]
+    assert cli.main([*words, "--parallel", "ulysses"]) == 2
+    assert "a server's cards are its own to use. Leave it or --engine out." in capsys.readouterr().err
+
+
+def test_it_does_not_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in [name for name in sys.modules if name.startswith("fastdiffusers.cluster.parallel.")]:
+        monkeypatch.delitem(sys.modules, name)
+    import importlib
+
+    assert importlib.import_module("fastdiffusers.cluster.parallel.processes").main

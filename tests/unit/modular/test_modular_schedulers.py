@@ -1,0 +1,97 @@
+"""Schedulers of modular pipelines: each name is refused in one line before the load, or runs, and so is all advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from modular_twins import MODULAR_CLASSES
+from this_year import BUILDERS, save_model
+
+from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines.families import Family
+from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
+from fastdiffusers.pipelines.requested.before_load import check_before_load
+from fastdiffusers.pipelines.requests import ready
+from fastdiffusers.pipelines.schedulers import SCHEDULERS, SHORT_NAMES
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
+
+PLAIN = OptimizationSettings.plain()
+PICTURE = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(1))
+REQUEST = SampleRequest("a cat", steps=3, width=32, height=32, seed=5, decode=False)
+NAMES = (*MODULAR_CLASSES, *BUILDERS, "flux3")
+
+
+def model(name: str, modular_folder: Callable[[str], Path], root: Path) -> str:
+    """A modular pipeline's folder, or its name where it is embedded."""
+    if name in MODULAR_CLASSES:
+        return str(modular_folder(name))
+    return str(save_model(name, root / name)) if name in BUILDERS else f"tiny:{name}"
+
+
+def request_for(family: Family) -> SampleRequest:
+    request = replace(REQUEST, num_frames=5) if family.video else REQUEST
+    return replace(request, images=(PICTURE,)) if family.images == "required" else request
+
+
+def advised(error: InputError) -> list[str]:
+    _, found, names = error.cure.partition(" or one of: ")
+    return names.split(", ") if found else []
+
+
+def refusal(handle: PipelineHandle, request: SampleRequest, scheduler: str) -> InputError | None:
+    """What is said of a scheduler before the load."""
+    try:
+        check_before_load(handle.key, ready(family_of_key(handle.key), replace(request, scheduler=scheduler)))
+    except InputError as error:
+        return error
+    return None
+
+
+def check_all(source: str, changes: dict[str, object]) -> None:
+    """Run every scheduler that is not refused before the load; what is advised is among them."""
+    handle = PipelineHandle(resolve(source, dtype="float32", device="cpu"))
+    family = family_of_key(handle.key)
+    request = replace(request_for(family), **changes)
+    refused = {name: error for name in (*SHORT_NAMES, *SCHEDULERS) if (error := refusal(handle, request, name))}
+    accepted = {*SHORT_NAMES, *SCHEDULERS} - refused.keys()
+    for error in refused.values():
+        assert error.name == "scheduler"
+        assert "\n" not in str(error)
+        assert set(advised(error)) <= accepted
+    for name in sorted(accepted & set(SCHEDULERS)):
+        made = generate(handle, replace(request, scheduler=name), PLAIN).latent
+        assert made is not None
+        assert made.isfinite().all(), name
+    assert accepted & set(SCHEDULERS), "its own is one of them"
+    for name in sorted(accepted & set(SHORT_NAMES)):
+        assert set(SHORT_NAMES[name]) & accepted, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_scheduler_is_refused_before_the_load_or_runs(
+    name: str, modular_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    check_all(model(name, modular_folder, tmp_path), {})
+
+
+@pytest.mark.parametrize("name", ["flux", "qwenimage", "sdxl"])
+def test_the_blocks_that_start_from_a_picture_are_asked_too(name: str, modular_folder: Callable[[str], Path]) -> None:
+    check_all(str(modular_folder(name)), {"images": (PICTURE,), "strength": 0.7, "steps": 4})
+
+
+def test_a_scheduler_of_the_models_own_kind_is_not_advised_by_a_name_that_is_refused() -> None:
+    seen: list[str] = []
+    handle = PipelineHandle(resolve("tiny:minimax-h3", device="cpu"))
+    request = replace(REQUEST, scheduler="euler")
+    with pytest.raises(InputError) as error:
+        generate(handle, request, PLAIN, Callbacks(lambda progress: seen.append(progress.stage)))
+    assert "does not fit MiniMaxH3ModularPipeline" in str(error.value)
+    assert error.value.cure == "use 'model default'"
+    assert seen == []
