@@ -71,7 +71,7 @@ def together(folder: Path) -> Callable[..., SampleResult]:
     """Makes a request in two processes; what the first wrote last is printed."""
 
     def make(
-        family: str = "flux",
+        family: str = "flux-random",
         callbacks: Callbacks = SILENT,
         settings: OptimizationSettings = PLAIN,
         **changes: Any,
@@ -112,8 +112,8 @@ def off(result: SampleResult, family: str, **changes: Any) -> float:
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
-        ("flux", {}),
-        ("flux", {"batch": 2, "seed": 20}),
+        ("flux-random", {}),
+        ("flux-random", {"batch": 2, "seed": 20}),
         ("wan22-t2v", {"num_frames": 5, "guidance": 4.0}),
     ],
 )
@@ -138,7 +138,7 @@ def test_the_processes_stay_and_keep_the_model(together: Callable[..., Any]) -> 
     assert "load" not in again.report.facts["seconds"]
     assert again.report.facts["parallel"]["trials"] == 0
     assert "at most 1e-05 is taken" in again.report["parallel"].reason
-    assert off(again, "flux", seed=2) <= SAME
+    assert off(again, "flux-random", seed=2) <= SAME
 
 
 def test_an_odd_number_of_tokens_is_declined_and_made_whole(together: Callable[..., Any]) -> None:
@@ -147,10 +147,10 @@ def test_an_odd_number_of_tokens_is_declined_and_made_whole(together: Callable[.
     record = result.report["parallel"]
     assert (record.applied, record.failed) == ("off", True)
     assert "must be divisible" in record.reason
-    assert off(result, "flux", width=80, height=80) == 0.0
+    assert off(result, "flux-random", width=80, height=80) == 0.0
     even = together()
     assert even.report["parallel"].applied == "ulysses over 2 processes"
-    assert off(even, "flux") <= SAME
+    assert off(even, "flux-random") <= SAME
 
 
 def test_what_splits_badly_is_left_out_and_named(together: Callable[..., Any]) -> None:
@@ -168,12 +168,12 @@ def test_cancel_stops_all_within_a_step_and_keeps_the_model(together: Callable[.
     before = first().process.pid, second()
     watch = AtStep(2, cancel=True)
     with pytest.raises(Cancelled):
-        together("flux", watch.callbacks, steps=900)
+        together("flux-random", watch.callbacks, steps=900)
     assert watch.seen[-1].done < 900
     result = together(seed=40)
     assert (first().process.pid, second()) == before
     assert "load" not in result.report.facts["seconds"]
-    assert off(result, "flux", seed=40) <= SAME
+    assert off(result, "flux-random", seed=40) <= SAME
 
 
 def test_cancel_while_they_start_is_at_once(together: Callable[..., Any]) -> None:
@@ -184,9 +184,9 @@ def test_cancel_while_they_start_is_at_once(together: Callable[..., Any]) -> Non
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        together("flux", Callbacks(check_cancel=cancel))
+        together("flux-random", Callbacks(check_cancel=cancel))
     assert time.monotonic() - begun < SOON
-    assert off(together(seed=41), "flux", seed=41) <= SAME
+    assert off(together(seed=41), "flux-random", seed=41) <= SAME
 
 
 @pytest.mark.parametrize("which", ["the first", "the second"])
@@ -202,7 +202,7 @@ def test_a_killed_process_is_one_line_and_the_next_run_works(together: Callable[
         os.kill(victim, signal.SIGKILL)
 
     with pytest.raises(ClusterError) as caught:
-        together("flux", AtStep(1, kill).callbacks, steps=900)
+        together("flux-random", AtStep(1, kill).callbacks, steps=900)
     assert time.monotonic() - killed_at < SOON
     expected = {
         "the first": "the driver of cluster local:2, ulysses has ended: it was ended by signal 9. Run again",
@@ -211,7 +211,7 @@ def test_a_killed_process_is_one_line_and_the_next_run_works(together: Callable[
     assert str(caught.value).startswith(expected[which])
     assert "\n" not in str(caught.value)
     wait_for(lambda: all(map(has_ended, pair)), "the end of both", lambda: commands(pair))
-    assert off(together(seed=50), "flux", seed=50) <= SAME
+    assert off(together(seed=50), "flux-random", seed=50) <= SAME
 
 
 def test_a_killed_process_between_runs_is_replaced(together: Callable[..., Any]) -> None:
@@ -219,13 +219,13 @@ def test_a_killed_process_between_runs_is_replaced(together: Callable[..., Any])
     driver, victim = first(), second()
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: not driver.running, "the end of the first process", driver.last_words)
-    assert off(together(seed=51), "flux", seed=51) <= SAME
+    assert off(together(seed=51), "flux-random", seed=51) <= SAME
 
 
 def test_an_error_of_the_run_keeps_its_kind(together: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match="scheduler"):
         together(scheduler="no such one")
-    assert off(together(seed=52), "flux", seed=52) <= SAME
+    assert off(together(seed=52), "flux-random", seed=52) <= SAME
 
 
 UNDONE = """
@@ -274,7 +274,7 @@ print(json.dumps(told), flush=True)
 """
 
 
-@pytest.mark.parametrize("family", ["flux", "wan22-t2v"])
+@pytest.mark.parametrize("family", ["flux-random", "wan22-t2v"])
 def test_a_split_run_is_undone_bit_for_bit(family: str, tmp_path: Path) -> None:
     start = lambda rank: subprocess.Popen(
         [sys.executable, "-c", UNDONE, str(tmp_path), str(rank), family], stdout=subprocess.PIPE, text=True
