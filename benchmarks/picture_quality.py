@@ -78,6 +78,8 @@ ROWS = (
     tiles(96, 48),
     tiles(128, 32),
     tiles(128, 64),
+    tiles(160, 64),
+    tiles(160, 96),
 )
 
 

@@ -37,7 +37,7 @@ LOSSLESS = OptimizationSettings(
     precision=PrecisionSettings(tf32="auto", cudnn_benchmark="auto", channels_last="auto"),
 )
 """Everything that is meant to leave the picture as it is."""
-EVERYTHING = replace(LOSSLESS, vae_tiling=TilingSettings(mode="on", tile_size=128, overlap=64, slicing="on"))
+EVERYTHING = replace(LOSSLESS, vae_tiling=TilingSettings(mode="on", tile_size=160, overlap=64, slicing="on"))
 """The VAE in tiles as well. Each tile is normalised by itself."""
 
 

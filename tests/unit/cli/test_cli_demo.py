@@ -23,7 +23,7 @@ def test_the_demo_shows_every_optimization_as_applied_or_why_not(
     monkeypatch.setattr(demo, "LOSSLESS", replace(demo.LOSSLESS, compile=traced))
     monkeypatch.setattr(demo, "EVERYTHING", replace(demo.EVERYTHING, compile=traced))
     output = tmp_path / "demo"
-    assert cli.main(["demo", "--output", str(output), "--steps", "2", "--device", "cpu"]) == 0
+    assert cli.main(["demo", "--output", str(output), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     report = json.loads((output / "report_and_tiled.json").read_text())
     records = {record["name"]: record for record in report["optimizations"]}
