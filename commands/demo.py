@@ -84,7 +84,7 @@ def agreement(result: torch.Tensor, reference: torch.Tensor, name: str) -> str:
     found = quality(result, reference)
     if found.identical or found.psnr_db is None:
         return f"the same as {name}" if found.identical else found.problem
-    return f"{found.psnr_db:.0f} dB from {name} (largest difference {found.max_difference:.1e})"
+    return f"{found.psnr_db:.1f} dB from {name} (largest difference {found.max_difference:.1e})"
 
 
 def seen(family: str) -> str:
