@@ -1,4 +1,4 @@
-"""Every option for a condition, beside each kind that it may stand with: it acts, is named in the report, or refused."""
+"""Every option for a condition, beside each kind that it may stand with: it acts, is named in the report or refused."""
 
 from __future__ import annotations
 
