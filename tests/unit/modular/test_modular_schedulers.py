@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from modular_twins import MODULAR_CLASSES
-from this_year import BUILDERS, save_model
+from this_year import save_model
 
+from fastdiffusers.benchmarks.coverage.sources.modular_parts import PREPARED
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
@@ -28,14 +29,14 @@ from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 PLAIN = OptimizationSettings.plain()
 PICTURE = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(1))
 REQUEST = SampleRequest("a cat", steps=2, width=32, height=32, seed=5, decode=False)
-NAMES = (*MODULAR_CLASSES, *BUILDERS, "flux3")
+NAMES = (*MODULAR_CLASSES, *PREPARED, "flux3")
 
 
 def model(name: str, modular_folder: Callable[[str], Path], root: Path) -> str:
     """A modular pipeline's folder, or its name where it is embedded."""
     if name in MODULAR_CLASSES:
         return str(modular_folder(name))
-    return str(save_model(name, root / name)) if name in BUILDERS else f"tiny:{name}"
+    return str(save_model(name, root / name)) if name in PREPARED else f"tiny:{name}"
 
 
 def request_for(family: Family) -> SampleRequest:
