@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, ModelFileError
-from ...safetensors_header import read_header, read_shapes
-from ..loading.small_files import read_json
-from .kinds import ImagePromptKey
+from ....errors import InputError, ModelFileError
+from ....safetensors_header import read_header, read_shapes
+from ...loading.small_files import read_json
+from ..kinds import ImagePromptKey
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 """`model_type` of vision models."""
