@@ -142,13 +142,13 @@ def _misfit(file: Path, denoiser: type, config: Mapping[str, Any], name: str) ->
         for key, shape in read_shapes(file, _MODEL).items()
         if key.startswith(beginning) and key.endswith(end) and (index := key[len(beginning) : -len(end)]).isdecimal()
     }
-    for index, (width, reads) in wanted.items():
-        found = held.get(index)
+    for number, (width, reads) in wanted.items():
+        found = held.get(number)
         if found is None:
             return f"it has {len(held)} layers, and {name} has {len(wanted)} for it"
         if tuple(found) != (width, reads):
             ours = "x".join(map(str, found))
-            return f"its layer {index} is {ours}, and for that of {name} it would have to be {width}x{reads}"
+            return f"its layer {number} is {ours}, and for that of {name} it would have to be {width}x{reads}"
     reads = next(iter(wanted.values()))[1] if wanted else projection.gives
     if projection.gives != reads:
         return f"it makes rows of {projection.gives} numbers, and its layers for {name} would read rows of {reads}"
