@@ -17,9 +17,9 @@ from .arguments import call_arguments, form_for, stand_in_note, to_pil
 from .classes.guidance import guided
 from .conditions.check import condition_facts, deciding_inputs
 from .conditions.controlnets import controlled
+from .conditions.image_prompts.running import image_prompted
 from .conditions.kept import blend_for, with_kept_latent
 from .conditions.masks import repaints
-from .conditions.prompted import image_prompted
 from .decoding import pipeline_vae
 from .families import Family
 from .loading.mapped_files import check_unchanged

@@ -92,7 +92,7 @@ def translate(pipeline: Any, family: Family, inputs: dict[str, Any]) -> Translat
         elif value is not None:
             further[name] = value
     held = with_limits(conditions, further)
-    held = (*held, *_arguments(type(pipeline).__name__, family, call, further))
+    held = (*held, *_arguments(family.classes[-1], family, call, further))
     return Translated(SampleRequest(**fields, conditions=held), call, further)
 
 

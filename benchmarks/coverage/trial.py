@@ -83,9 +83,15 @@ def _public_name(pipeline_class: type) -> str:
     return next(each.__name__ for each in pipeline_class.__mro__ if hasattr(diffusers, each.__name__))
 
 
+def _family(bare: Any) -> Family:
+    """Of the class of diffusers that a case's own class is made from."""
+    family, public = family_of(bare), _public_name(type(bare))
+    return family if public in family.classes or family.known else replace(family, name=public, classes=(public,))
+
+
 def _compared(bare: Any, key: LoadKey | None, inputs: dict[str, Any], options: bool) -> dict[str, Any]:
-    family = family_of(bare) if key is None else loader.family_of_key(key)
-    asked = translate(bare, family_of(bare), inputs)
+    family = _family(bare) if key is None else loader.family_of_key(key)
+    asked = translate(bare, _family(bare), inputs)
     refusal = ""
     try:
         refuse_without_picture(family)
@@ -115,7 +121,7 @@ def _compared(bare: Any, key: LoadKey | None, inputs: dict[str, Any], options: b
 def _loaded(bare: Any, key: LoadKey | None) -> LoadedPipeline:
     if key is not None:
         return loader.load(key)
-    return LoadedPipeline(LoadKey("memory", device="cpu"), bare, family_of(bare), torch.device("cpu"), torch.float32)
+    return LoadedPipeline(LoadKey("memory", device="cpu"), bare, _family(bare), torch.device("cpu"), torch.float32)
 
 
 def _against_bare(subject: Subject, bare: Any, options: bool) -> dict[str, Any]:

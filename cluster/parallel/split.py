@@ -46,8 +46,7 @@ class Split:
         processors = [model, *_processors(modules)]
         before = [(each, each.__dict__.get(_CONFIG), _CONFIG in each.__dict__) for each in processors]
         bare = [each for each in modules if _HOOKS not in each.__dict__]
-        own = {each for each in modules if "forward" in each.__dict__}
-
+        plain = [each for each in modules if "forward" not in each.__dict__]
         try:
             for each in processors:
                 setattr(each, _CONFIG, self._config)
@@ -60,11 +59,10 @@ class Split:
                     setattr(each, _CONFIG, config)
                 else:
                     each.__dict__.pop(_CONFIG, None)
+            for each in plain:  # the removal of a hook has put the class's own there
+                each.__dict__.pop("forward", None)
             for each in bare:
-                if _HOOKS in each.__dict__ and not each.__dict__[_HOOKS].hooks:
-                    del each.__dict__[_HOOKS]
-                    if each not in own:  # the hooks' removal has put the class's own there
-                        each.__dict__.pop("forward", None)
+                each.__dict__.pop(_HOOKS, None)
 
 
 def _processors(modules: list[nn.Module]) -> list[Any]:

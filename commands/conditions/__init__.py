@@ -178,7 +178,7 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
 
 
 def _image_prompts(args: argparse.Namespace, read: Callable[..., torch.Tensor]) -> list[Condition]:
-    from ...pipelines.conditions.image_prompts import resolve_image_prompt
+    from ...pipelines.conditions.image_prompts.keys import resolve_image_prompt
     from ...pipelines.conditions.kinds import ImagePromptCondition
 
     if not args.image_prompt:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ...errors import FastDiffusersError
-from ...pipelines.conditions.image_prompts import MOST_STRENGTH, resolve_image_prompt
+from ...pipelines.conditions.image_prompts.keys import MOST_STRENGTH, resolve_image_prompt
 from ...pipelines.conditions.kinds import ImagePromptCondition
 from .. import types
 from ..host.compat import ADVANCED, schema

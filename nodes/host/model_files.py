@@ -16,7 +16,7 @@ import folder_paths
 from ...cache_folder import cache_folder
 from ...errors import InputError, ModelFileError
 from ...pipelines.conditions.controlnets import find_controlnets
-from ...pipelines.conditions.image_prompts import find_redux
+from ...pipelines.conditions.image_prompts.keys import find_redux
 from ...pipelines.loading.local_models import find_local_pipelines
 from ...pipelines.loading.parts import UNREADABLE, is_gguf, kind_of_part
 from ...pipelines.tiny import CONTROLNET_CLASSES, PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS

@@ -9,7 +9,7 @@ from .clips import check_clip_mask, check_clips, clip_input, clips_of, takes_cli
 from .control import check_controls, controls_of
 from .forms import form_of
 from .further import arguments_of, check_arguments
-from .image_prompts import check_image_prompts, image_prompts_of
+from .image_prompts.keys import check_image_prompts, image_prompts_of
 from .keyframes import check_keyframes, keyframes_of
 from .kinds import ROLES
 from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints

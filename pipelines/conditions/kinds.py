@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 ROLES = {
     "video": ("video", "driving_video"),
-    "control": ("control_video", "conditioning_frames"),
+    "control": ("control_video", "conditioning_frames", "controls"),
     "pose": ("pose_video",),
     "face": ("face_video",),
     "background": ("background_video",),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...safetensors_header import read_shapes
 from .control import control_models
 from .controlnets import TINY
-from .image_prompts import image_prompts_of
+from .image_prompts.keys import image_prompts_of
 
 if TYPE_CHECKING:
     import torch

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..arguments import form_class
-from ..conditions.adapter_files import check_image_prompt_fits
 from ..conditions.check import deciding_inputs
 from ..conditions.control import control_models
 from ..conditions.controlnets import check_controls_fit
-from ..conditions.image_prompts import check_form_takes, image_prompts_of
+from ..conditions.image_prompts.files import check_image_prompt_fits
+from ..conditions.image_prompts.keys import check_form_takes, image_prompts_of
 from ..conditions.keyframes import check_keyframe_scheduler
 from ..embeddings.check import check_widths
 from ..loading import loader

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from pathlib import PurePosixPath, PureWindowsPath
 
 import pytest
+import torch
 
 from fastdiffusers.errors import FastDiffusersError, InputError, MissingDependencyError, ModelFileError
+from fastdiffusers.pipelines.requested.absent import check_absent, no_encoder
+from fastdiffusers.pipelines.types import LoadKey, SampleRequest
 
 ERRORS = (
     FastDiffusersError("some text"),
@@ -52,3 +56,38 @@ def test_an_error_class_of_another_module_travels_too() -> None:
     again = pickle.loads(pickle.dumps(HalfPrecisionOverflowError("out of range")))  # noqa: S301 - made here
     assert type(again) is HalfPrecisionOverflowError
     assert str(again) == "out of range"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (PurePosixPath("some/picture.png"), "'some/picture.png'"),
+        (PureWindowsPath("C:/some/picture.png"), r"'C:\\some\\picture.png'"),
+        ([PurePosixPath("a.png")], "'a.png'"),
+        (["a.safetensors", "b.safetensors"], "'a.safetensors, b.safetensors'"),
+        ("text", "'text'"),
+        (24.5, "24.5"),
+        ([], "[]"),
+        ((3, 4), "(3, 4)"),
+    ],
+)
+def test_a_value_is_shown_as_it_was_typed(value: object, shown: str) -> None:
+    error = InputError("output", value, "it is there already", "choose another name")
+    assert str(error) == f"output = {shown}: it is there already. Choose another name."
+    assert error.in_short().startswith(f"output = {shown}: Choose another name.")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 - made here
+    assert error.value == value
+
+
+def test_what_a_shell_is_told_of_pictures_speaks_of_no_sockets() -> None:
+    """At a shell nothing is connected: a picture is given."""
+    parts = (("transformer", "model.safetensors"), ("text_encoder", "text.safetensors"))
+    key = LoadKey("model.safetensors", parts=parts)
+    for changes in ({"images": (torch.zeros(8, 8, 3),)}, {"last_image": torch.zeros(8, 8, 3)}):
+        with pytest.raises(InputError) as error:
+            check_absent(key, SampleRequest("a", decode=False, **changes))
+        assert str(error.value).startswith("images = 'given': ")
+        assert "connect" not in str(error.value)
+    with pytest.raises(InputError, match="--text-encoder") as error:
+        no_encoder()
+    assert error.value.value == "none"

@@ -27,6 +27,7 @@ _OTHER_NAMES = {
     "WanImage2VideoPipeline": "WanImageToVideoPipeline",
     "WanVacePipeline": "WanVACEPipeline",
     "HeliosPyramidPipeline": "HeliosPipeline",
+    "Cosmos3Pipeline": "Cosmos3OmniPipeline",
 }
 
 

@@ -106,7 +106,7 @@ def xlm_roberta() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _word_pieces() -> tuple[list[str], list[tuple[str, str]]]:
+def _word_pieces() -> tuple[list[str], Any]:
     """(pieces, the merges that make them) of the templates in diffusers' own pipelines: the places where these cut a
     prompt count words, not bytes."""
     import diffusers

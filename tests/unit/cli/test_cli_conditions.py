@@ -17,7 +17,7 @@ from fastdiffusers.commands.media import read_frames, write_mp4, write_picture, 
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.conditions.controlnets import resolve_controlnet
-from fastdiffusers.pipelines.conditions.image_prompts import resolve_image_prompt
+from fastdiffusers.pipelines.conditions.image_prompts.keys import resolve_image_prompt
 from fastdiffusers.pipelines.conditions.kinds import (
     ControlCondition,
     ImagePromptCondition,

@@ -1,4 +1,4 @@
-"""Every option for a condition, beside each kind that it may stand with: it acts, is named in the report, or refused."""
+"""Every option for a condition, beside each kind that it may stand with: it acts, is named in the report or refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLAIN = ("--attention", "sdpa", "--torch-compile", "off", "--vae-tiling", "off",
 CONTROLLED = ("--control-image", "picture.png", "--controlnet")
 ADAPTED = ("--image-prompt", "picture.png", "--image-prompt-model", "ip-adapter.safetensors")
 REDUX = ("--image-prompt", "picture.png", "--image-prompt-model", "redux")
-IMAGE = ("--image", "picture.png")
+IMAGE = ("--image", "picture.png", "--strength", "0.7")
 CLIP = ("--video", "clip", "--strength", "0.7")
 LTX2 = ("--num-frames", "9")
 CHANGES = ""
@@ -50,7 +50,6 @@ CASES = (
     ("sdxl", ADAPTED, ("--image-prompt-encoder", "other_encoder"), CHANGES),
     ("flux", REDUX, ("--image-prompt-encoder", "other_encoder"), "has a vision model of its own"),
     ("flux", (), ("--image-prompt-encoder", "other_encoder"), "there is no image prompt for it"),
-    ("flux", REDUX, ("--max-sequence-length", "64"), "max_sequence_length ignored"),
     ("wan21-t2v", (), CLIP, CHANGES),
     ("flux", (), ("--video", "clip"), "no clip to start from"),
     ("wan21-vace", (), ("--video", "clip"), CHANGES),

@@ -85,6 +85,8 @@ OUTPUTS = {
 
 def arguments(command: str, dest: str, ordinary: dict[str, str], output: Path) -> list[str]:
     """An ordinary command line without the option in question: what is required, and where there is a choice, one."""
+    if dest == "export":  # stands alone
+        return []
     parser = subparsers()[command]
     wanted = {**ordinary, "output": str(output / OUTPUTS.get(command, ""))}
     groups = [group._group_actions for group in parser._mutually_exclusive_groups]

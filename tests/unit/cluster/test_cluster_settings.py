@@ -165,3 +165,9 @@ def test_being_told_to_end_is_not_left_to_ray(monkeypatch: pytest.MonkeyPatch) -
     before = signal.getsignal(signal.SIGTERM)
     with connection.connected(parse_cluster("local:1")):
         assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("count", ["-1", "0", "1.5", "x", "", "2000", "123456", "\u0663"])
+def test_a_count_of_workers_that_is_none_is_said_to_be_that(count: str) -> None:
+    with pytest.raises(InputError, match="how many workers, a whole number from 1 to 1024"):
+        parse_cluster(f"local:{count}")

@@ -154,7 +154,7 @@ def test_an_odd_number_of_tokens_is_declined_and_made_whole(together: Callable[.
 
 
 def test_what_splits_badly_is_left_out_and_named(together: Callable[..., Any]) -> None:
-    asked = OptimizationSettings.plain(step_cache="first block", torch_compile="on")
+    asked = OptimizationSettings.plain(step_cache="balanced", torch_compile="on")
     report = together(settings=asked).report
     for name in ("step_cache", "torch_compile"):
         record = report[name]

@@ -54,10 +54,27 @@ def test_it_writes_the_four_files_and_prints_the_table(tmp_path: Path, capsys: p
     assert table["attention"] == [expected, expected]
 
 
-def test_forgetting_is_of_all_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "--model", "tiny:flux", "--forget"]) == cli.BAD_INPUT
+@pytest.mark.parametrize(("asked", "does"), [("forget", "forgets"), ("show", "lists"), ("export", "copies")])
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        (("--model", "tiny:flux"), "model = 'tiny:flux'"),
+        (("--output", "results"), "output = 'results'"),
+        (("--lora", "tiny:flux"), "lora = "),
+        (("--runs", "3"), "runs = 3"),
+        (("--no-store",), "no_store = True"),
+        (("--cluster", "local:2"), "cluster = 'local:2'"),
+    ],
+)
+def test_what_was_measured_is_of_all_models(
+    asked: str, does: str, beside: tuple[str, ...], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--{asked}", *([str(tmp_path / "rows.jsonl")] if asked == "export" else [])]
+    assert cli.main(["bench", *words, *beside]) == cli.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--forget forgets what is remembered of all models" in line
+    assert f"--{asked} {does} what is remembered of all models" in line
+    assert named in line
+    assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_it_remembers_shows_exports_and_forgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,30 +9,34 @@ from pathlib import Path
 import pytest
 import torch
 from modular_twins import MODULAR_CLASSES
-from this_year import BUILDERS, save_model
+from this_year import save_model
 
+from fastdiffusers.benchmarks.coverage.sources.modular_parts import PREPARED
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines import schedulers
+from fastdiffusers.pipelines.arguments import form_class
+from fastdiffusers.pipelines.conditions.check import deciding_inputs
 from fastdiffusers.pipelines.families import Family
 from fastdiffusers.pipelines.generate import generate
-from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
+from fastdiffusers.pipelines.loading.loader import family_of_key, resolve, scheduler_of_key
 from fastdiffusers.pipelines.requested.before_load import check_before_load
 from fastdiffusers.pipelines.requests import ready
-from fastdiffusers.pipelines.schedulers import SCHEDULERS, SHORT_NAMES
+from fastdiffusers.pipelines.schedulers import SCHEDULERS, SHORT_NAMES, compatible_schedulers
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 PLAIN = OptimizationSettings.plain()
 PICTURE = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(1))
-REQUEST = SampleRequest("a cat", steps=3, width=32, height=32, seed=5, decode=False)
-NAMES = (*MODULAR_CLASSES, *BUILDERS, "flux3")
+REQUEST = SampleRequest("a cat", steps=2, width=32, height=32, seed=5, decode=False)
+NAMES = (*MODULAR_CLASSES, *PREPARED, "flux3")
 
 
 def model(name: str, modular_folder: Callable[[str], Path], root: Path) -> str:
     """A modular pipeline's folder, or its name where it is embedded."""
     if name in MODULAR_CLASSES:
         return str(modular_folder(name))
-    return str(save_model(name, root / name)) if name in BUILDERS else f"tiny:{name}"
+    return str(save_model(name, root / name)) if name in PREPARED else f"tiny:{name}"
 
 
 def request_for(family: Family) -> SampleRequest:
@@ -54,36 +58,41 @@ def refusal(handle: PipelineHandle, request: SampleRequest, scheduler: str) -> I
     return None
 
 
-def check_all(source: str, changes: dict[str, object]) -> None:
+def check_all(source: str, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every scheduler that is not refused before the load; what is advised is among them."""
     handle = PipelineHandle(resolve(source, dtype="float32", device="cpu"))
     family = family_of_key(handle.key)
     request = replace(request_for(family), **changes)
+    given, form = deciding_inputs(family, request), form_class(ready(family, request))
+    fitting = compatible_schedulers(scheduler_of_key(handle.key), family, request.steps, form, given)
+    monkeypatch.setattr(schedulers, "compatible_schedulers", lambda *args: fitting)  # the same for every refusal
     refused = {name: error for name in (*SHORT_NAMES, *SCHEDULERS) if (error := refusal(handle, request, name))}
-    accepted = {*SHORT_NAMES, *SCHEDULERS} - refused.keys()
     for error in refused.values():
         assert error.name == "scheduler"
         assert "\n" not in str(error)
-        assert set(advised(error)) <= accepted
-    for name in sorted(accepted & set(SCHEDULERS)):
+        assert set(advised(error)) == set(fitting)
+    accepted = set(SCHEDULERS) - refused.keys()
+    assert accepted == set(fitting)
+    for name in accepted:
         made = generate(handle, replace(request, scheduler=name), PLAIN).latent
         assert made is not None
         assert made.isfinite().all(), name
-    assert accepted & set(SCHEDULERS), "its own is one of them"
-    for name in sorted(accepted & set(SHORT_NAMES)):
+    for name in SHORT_NAMES.keys() - refused.keys():
         assert set(SHORT_NAMES[name]) & accepted, name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_scheduler_is_refused_before_the_load_or_runs(
-    name: str, modular_folder: Callable[[str], Path], tmp_path: Path
+    name: str, modular_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_all(model(name, modular_folder, tmp_path), {})
+    check_all(model(name, modular_folder, tmp_path), {}, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["flux", "qwenimage", "sdxl"])
-def test_the_blocks_that_start_from_a_picture_are_asked_too(name: str, modular_folder: Callable[[str], Path]) -> None:
-    check_all(str(modular_folder(name)), {"images": (PICTURE,), "strength": 0.7, "steps": 4})
+def test_the_blocks_that_start_from_a_picture_are_asked_too(
+    name: str, modular_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_all(str(modular_folder(name)), {"images": (PICTURE,), "strength": 0.7, "steps": 4}, monkeypatch)
 
 
 def test_a_scheduler_of_the_models_own_kind_is_not_advised_by_a_name_that_is_refused() -> None:

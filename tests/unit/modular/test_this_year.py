@@ -109,7 +109,10 @@ def test_the_rules_of_minimax_h3(folder_of: Callable[[str], Path]) -> None:
     assert (request.width, request.height, request.num_frames, request.frame_rate) == (1344, 768, 124, 24.0)
     fitted = ready(family, SampleRequest("a cat", num_frames=130))
     assert fitted.num_frames == 124
-    assert fitted.notes == ("num_frames: 124 instead of 130; minimax-h3 makes 17n + 5 frames.",)
+    assert fitted.notes == (
+        "num_frames: 124 instead of 130; minimax-h3 makes 17n + 5 frames.",
+        f"steps: minimax-h3 makes {family.steps - 1} evaluations of {family.steps} steps.",
+    )
     for changes, said in (
         ({"num_frames": 100}, "17n + 5 frames, at least 124 and at most 345"),
         ({"num_frames": 346}, "The nearest: 345"),
@@ -124,6 +127,7 @@ def test_the_rules_of_minimax_h3(folder_of: Callable[[str], Path]) -> None:
 def test_minimax_h3_makes_one_evaluation_less_than_steps(folder_of: Callable[[str], Path]) -> None:
     result = run(folder_of("minimax-h3"), replace(REQUEST, steps=4, width=32, height=32))
     assert len(result.step_seconds) == 3
+    assert "steps: minimax-h3 makes 3 evaluations of 4 steps." in result.report.notes
 
 
 def test_a_modular_class_outside_the_tests_has_a_family_too() -> None:

@@ -18,7 +18,7 @@ from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.cache import CACHE
-from fastdiffusers.pipelines.conditions.image_prompts import resolve_image_prompt
+from fastdiffusers.pipelines.conditions.image_prompts.keys import resolve_image_prompt
 from fastdiffusers.pipelines.conditions.kinds import ImagePromptCondition
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading.loader import resolve

@@ -19,7 +19,7 @@ from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.cache import CACHE
-from fastdiffusers.pipelines.conditions.image_prompts import resolve_image_prompt
+from fastdiffusers.pipelines.conditions.image_prompts.keys import resolve_image_prompt
 from fastdiffusers.pipelines.conditions.kinds import Condition, ImagePromptCondition, MaskCondition
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader

@@ -176,6 +176,7 @@ REQUIRED = [
     ("CogVideoXFunControlPipeline", "control_video"),
     ("AnimateDiffVideoToVideoPipeline", "video"),
     ("AnimateDiffControlNetPipeline", "conditioning_frames"),
+    ("Cosmos2_5_TransferPipeline", "controls"),
     ("WanVideoToVideoPipeline", "video"),
     ("FluxControlNetImg2ImgPipeline", "control_image"),
     ("StableDiffusionXLControlNetInpaintPipeline", "mask_image, control_image"),

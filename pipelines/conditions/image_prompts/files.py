@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, ModelFileError
-from ...safetensors_header import read_header, read_shapes
-from ..loading.small_files import read_json
-from .kinds import ImagePromptKey
+from ....errors import InputError, ModelFileError
+from ....safetensors_header import read_header, read_shapes
+from ...loading.small_files import read_json
+from ..kinds import ImagePromptKey
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 """`model_type` of vision models."""
@@ -142,13 +142,13 @@ def _misfit(file: Path, denoiser: type, config: Mapping[str, Any], name: str) ->
         for key, shape in read_shapes(file, _MODEL).items()
         if key.startswith(beginning) and key.endswith(end) and (index := key[len(beginning) : -len(end)]).isdecimal()
     }
-    for index, (width, reads) in wanted.items():
-        found = held.get(index)
+    for number, (width, reads) in wanted.items():
+        found = held.get(number)
         if found is None:
             return f"it has {len(held)} layers, and {name} has {len(wanted)} for it"
         if tuple(found) != (width, reads):
             ours = "x".join(map(str, found))
-            return f"its layer {index} is {ours}, and for that of {name} it would have to be {width}x{reads}"
+            return f"its layer {number} is {ours}, and for that of {name} it would have to be {width}x{reads}"
     reads = next(iter(wanted.values()))[1] if wanted else projection.gives
     if projection.gives != reads:
         return f"it makes rows of {projection.gives} numbers, and its layers for {name} would read rows of {reads}"

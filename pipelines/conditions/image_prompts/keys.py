@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import InputError, ModelFileError
-from ...safetensors_header import read_header
-from ..classes.forms import class_of
-from ..loading.small_files import identity_of, plain_path, read_json
-from .adapter_files import CLIP, SIGLIP, check_encoder, check_redux_encoder, projection_of
-from .kinds import ImagePromptCondition, ImagePromptKey
-from .pictures import shape_of
-from .taking import call_takes, modular_class
+from ....errors import InputError, ModelFileError
+from ....safetensors_header import read_header
+from ...classes.forms import class_of
+from ...loading.small_files import identity_of, plain_path, read_json
+from ..kinds import ImagePromptCondition, ImagePromptKey
+from ..pictures import shape_of
+from ..taking import call_takes, modular_class
+from .files import CLIP, SIGLIP, check_encoder, check_redux_encoder, projection_of
 
 if TYPE_CHECKING:
-    from ..families import Family
-    from ..types import SampleRequest
+    from ...families import Family
+    from ...types import SampleRequest
 
 REDUX = "FluxPriorReduxPipeline"
 ENCODERS = {

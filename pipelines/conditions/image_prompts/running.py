@@ -9,19 +9,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...callbacks import Callbacks
-from ...errors import InputError, ModelFileError
-from ...optimizations.components import denoisers
-from ..loading.progress import reading_errors
-from ..loading.small_files import read_json
-from .adapter_files import check_image_prompt_fits
-from .holding import hold
-from .image_prompts import ENCODERS, REDUX, described, image_prompts_of, resolve_image_prompt
-from .kinds import ImagePromptKey
+from ....callbacks import Callbacks
+from ....errors import InputError, ModelFileError
+from ....optimizations.components import denoisers
+from ...loading.progress import reading_errors
+from ...loading.small_files import read_json
+from ..holding import hold
+from ..kinds import ImagePromptKey
+from .files import check_image_prompt_fits
+from .keys import ENCODERS, REDUX, described, image_prompts_of, resolve_image_prompt
 
 if TYPE_CHECKING:
-    from ...report import OptimizationReport
-    from ..types import LoadedPipeline, SampleRequest
+    from ....report import OptimizationReport
+    from ...types import LoadedPipeline, SampleRequest
 
 _PROMPTS = ("prompt", "prompt_2")
 _ENCODER_ARGUMENTS = ("image_encoder_folder", "image_encoder_pretrained_model_name_or_path")
