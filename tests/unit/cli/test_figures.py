@@ -36,6 +36,12 @@ def test_where_the_time_of_a_decode_goes() -> None:
     assert said in FIGURES
 
 
+def test_what_compiling_a_decode_gives() -> None:
+    faster = {row["row"]: f"{row['times_faster']:.2f}x" for row in data("vae_decode")["cases"][1]["rows"]}
+    compiled, same = faster["whole, compiled units"], faster["whole, 1 latent frame at a time"]
+    assert f"come to {compiled} where the same slices without compiling come to {same}" in FIGURES
+
+
 @pytest.mark.parametrize("case", data("rivals")["cases"], ids=lambda case: case["case"])
 def test_against_what_a_user_would_pick_instead(case: dict[str, Any]) -> None:
     ours, core = case["rows"]
