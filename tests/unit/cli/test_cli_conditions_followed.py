@@ -64,6 +64,8 @@ CASES = (
     ("ltx2-t2v", (*LTX2, "--keyframe", "picture.png@0:1"), ("--keyframe", "picture.png@-1:0.5"), CHANGES),
     ("ltx2-t2v", LTX2, ("--keyframe", "picture.png@4"), "at frame 1 instead of 4"),
     ("flux", (), ("--keyframe", "picture.png@0"), "no keyframes"),
+    ("sdxl", (), ("--argument", "guidance_rescale=0.9"), CHANGES),
+    ("flux", (), ("--argument", "eta=0.5"), "eta"),
 )
 """(model, options before, options that are added, what is said of them)."""
 
