@@ -73,7 +73,7 @@ def _qwen_tokenizer(comfyui: Path) -> Any:
 def flux(comfyui: Path) -> Made:
     from fastdiffusers.pipelines import tiny
 
-    pipeline: Any = tiny.build("flux")
+    pipeline: Any = tiny.build("flux-random")
     clip, t5 = _clip(), _t5()
     pipeline.register_modules(text_encoder=clip[0], text_encoder_2=t5[0], **_tokenizers(comfyui, "l", "t5"))
     return pipeline, {"clip_l": clip, "t5xxl": t5}
