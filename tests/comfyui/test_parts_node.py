@@ -64,7 +64,7 @@ def parts(comfyui: Path, models: Path, tmp_path_factory: pytest.TempPathFactory)
 
     from fastdiffusers.pipelines import tiny
 
-    pipeline = tiny.build("flux")
+    pipeline = tiny.build("flux-random")
     clip = pipeline.text_encoder.config.to_dict() | {"vocab_size": 49408, "eos_token_id": 2, "pad_token_id": 1}
     t5 = pipeline.text_encoder_2.config.to_dict() | {"vocab_size": 32128}
     torch.manual_seed(1)
