@@ -1,7 +1,7 @@
 """The pictures of the example workflows that the template browser shows, and the README's: the graphs as they come.
 
-`python . scripts.thumbnails [NAME ...]` starts a private ComfyUI and a headless Chromium. Nothing is run for them: the
-embedded models' own pictures would say nothing of a real one's.
+`python . scripts.thumbnails [NAME ...]` starts a private ComfyUI and a headless Chromium. Those in which the embedded
+Flux draws by itself are run, so that they show its picture; the other embedded models are random and would show noise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import argparse
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -28,12 +30,24 @@ EXAMPLE = 10
 """Seed of the landscape that stands for a picture of one's own."""
 LONGEST = 1000
 """Pixels of the longer side of a thumbnail."""
+TRAINED = "embedded tiny: flux"
+NOT_ALONE = {"FastDiffusersLoadControlNet", "FastDiffusersClusterSettings"}
+"""Nodes with weights of their own, which are random, or that start processes."""
 PLACE = "[window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]"
 
 
-def graph_picture(page: Browser, workflow: Path) -> Image.Image:
-    """The whole graph of a workflow, without the editor's bars."""
-    page.load(json.loads(workflow.read_text(encoding="utf-8")))
+def draws(workflow: Mapping[str, Any]) -> bool:
+    """Whether a graph makes a picture worth showing: the embedded Flux, whose weights were trained, does alone."""
+    nodes = workflow["nodes"]
+    models = {node["widgets_values"][0] for node in nodes if node["type"] == "FastDiffusersLoadPipeline"}
+    return models == {TRAINED} and not NOT_ALONE & {node["type"] for node in nodes}
+
+
+def graph_picture(page: Browser, workflow: Mapping[str, Any]) -> Image.Image:
+    """The whole graph of a workflow, without the editor's bars, with what it has made where that is worth it."""
+    page.load(workflow)
+    if draws(workflow):
+        page.run()
     bounds, (scale, x, y) = page.evaluate(BOUNDS), page.evaluate(PLACE)
     left, top = (bounds["left"] + x) * scale - EDGE, max(BAR - EDGE, (bounds["top"] + y) * scale - EDGE)
     width = (bounds["right"] - bounds["left"]) * scale + 2 * EDGE
@@ -66,7 +80,7 @@ def main() -> int:
             page.resize(*WINDOW)
             page.open(server.url, **DARK, **CLASSIC)
             for name in names:
-                picture = graph_picture(page, FOLDER / f"{name}.json")
+                picture = graph_picture(page, json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
                 if name == README_EXAMPLE:
                     picture.save(README_PICTURE, optimize=True)
                     print(README_PICTURE)
