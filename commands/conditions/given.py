@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InputError, first_line
-from ...pipelines.conditions.further import json_or_text
 from ...pipelines.loading.small_files import plain_path
 from ..media import read_picture
 
@@ -26,6 +25,7 @@ def argument(text: str, read: Callable[..., torch.Tensor] = read_picture) -> Arg
     Raises:
         InputError: it has no name, or its file cannot be read.
     """
+    from ...pipelines.conditions.further import json_or_text
     from ...pipelines.conditions.kinds import ArgumentCondition
 
     name, equals, value = text.partition("=")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def keeps_its_rate(family: Family) -> bool:
     """Whether a model makes sound beside its frames, and its call is not told how many of these there are a second."""
-    return family.video and family.rate_argument not in call_takes(family.classes[-1]) and _makes_sound(family)
+    if not family.video or not family.classes:
+        return False
+    return family.rate_argument not in call_takes(family.classes[-1]) and _makes_sound(family)
 
 
 def check_frame_rate(family: Family, request: SampleRequest) -> list[str]:
