@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy
 import pytest
 import torch
 from other_pipelines import build
@@ -58,8 +59,11 @@ def test_a_wrong_picture_and_a_failure_are_noticed(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_input_that_no_request_carries_is_handed_over_and_named() -> None:
-    found = try_case(case(eta=0.5), options=False)
+    found = try_case(case(eta=numpy.float32(0.5)), options=False)
     assert (found["state"], found["given"]) == ("equal", ["eta"])
+    found = try_case(case(eta=0.5), options=False)
+    assert found["state"] == "equal"
+    assert "given" not in found
 
 
 def test_a_size_that_the_pack_brings_to_what_fits_is_named() -> None:
