@@ -141,15 +141,22 @@ def check_not_inputs(args: argparse.Namespace) -> None:
     """Raise InputError where what is to be written is there, and is what another option reads or part of a model."""
     for name in WRITTEN:
         target = getattr(args, name, None)
-        if not isinstance(target, Path) or not is_there(target) or target.is_dir():
+        if not isinstance(target, Path):
             continue
-        for other, value in vars(args).items():
-            if other in (*WRITTEN, *TEXTS):
-                continue
-            for given in _texts(value):
-                if _reads(given, target, whole=other in MODELS):
-                    reason = f"--{other.replace('_', '-')} reads it, and it would be replaced"
-                    raise InputError(name, str(target), reason, "choose another name")
+        count = getattr(args, "batch", None) or 1
+        for each in dict.fromkeys((target, *(numbered(target, count) if name == "output" and count > 1 else ()))):
+            if is_there(each) and not each.is_dir():
+                _check_not_input(args, name, each)
+
+
+def _check_not_input(args: argparse.Namespace, name: str, target: Path) -> None:
+    for other, value in vars(args).items():
+        if other in (*WRITTEN, *TEXTS):
+            continue
+        for given in _texts(value):
+            if _reads(given, target, whole=other in MODELS):
+                reason = f"--{other.replace('_', '-')} reads it, and it would be replaced"
+                raise InputError(name, str(target), reason, "choose another name")
 
 
 def is_there(path: Path) -> bool:

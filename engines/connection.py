@@ -58,8 +58,8 @@ def ask(engine: Engine, what: Ask, callbacks: Callbacks, waiting: Callable[[str]
         reply = _exchange(engine, what, callbacks, waiting, deadline)
         if reply.status not in BUSY or pause is None or failed_job(reply.json):
             break
-        pause = min(reply.pause or pause, MOST_PAUSE, max(0.0, deadline - time.monotonic()))
-        if not pause:
+        pause = min(reply.pause or pause, MOST_PAUSE)
+        if pause >= deadline - time.monotonic():
             break
         waiting(f"the server is busy ({reply.status}): asked again in {pause:.0f} s, {number} of {len(PAUSES)}")
         _wait(pause, callbacks)
@@ -85,7 +85,7 @@ def _exchange(
             callbacks.check_cancel()
             if time.monotonic() > deadline:
                 longer = "Allow it more time (--engine-wait, or 'wait' on the node), or look"
-                cure = longer if what.seconds >= engine.patience else "Look"
+                cure = longer if what.seconds == engine.patience else "Look"
                 raise LateError(f"engine {engine.url}: no answer within {what.seconds:g} s. {cure} at what it does.")
             if (seconds := int(time.monotonic() - started)) > shown:
                 shown = seconds

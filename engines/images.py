@@ -58,7 +58,8 @@ def make(
     where = f"engine {engine.url}"
     said = reply.json
     if not isinstance(said, dict):
-        raise EngineError(f"{where}: its answer is {reply.kind or 'of no type'}, not JSON. Look at the address.")
+        kind = "no JSON object" if reply.kind.endswith("json") else f"{reply.kind or 'of no type'}, not JSON"
+        raise EngineError(f"{where}: its answer is {kind}. Look at the address, and at what the server says.")
     found = said.get("data")
     if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict):
         count = len(found) if isinstance(found, list) else "no"

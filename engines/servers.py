@@ -7,7 +7,7 @@ from typing import Any
 
 from ..callbacks import Callbacks
 from ..errors import InputError
-from .answers import clean
+from .answers import clean, complaint
 from .connection import Ask, ask
 from .settings import AUTO, NAMES, SGLANG, VLLM_OMNI, Engine
 
@@ -36,7 +36,7 @@ def look(engine: Engine, callbacks: Callbacks) -> Served:
 
     Raises:
         InputError: nothing answers, it is neither server, or its model is another than `engine.model`.
-        EngineError: it answers, but not in time or not whole.
+        EngineError: it answers, but not in time, not whole, or that it has failed.
     """
     cards = _cards(engine, callbacks)
     server = _server(cards) if engine.server == AUTO else engine.server
@@ -62,6 +62,8 @@ def _cards(engine: Engine, callbacks: Callbacks) -> list[dict[str, Any]]:
     said = ask(engine, Ask("GET", "/v1/models"), callbacks)
     if said.good and isinstance(said.json, dict) and isinstance(said.json.get("data"), list):
         return [card for card in said.json["data"] if isinstance(card, dict)]
+    if said.status >= 500:
+        raise complaint(engine, "/v1/models", said)
     said = ask(engine, Ask("GET", "/models"), callbacks)
     if said.good and isinstance(said.json, dict) and "model_path" in said.json:
         return [{"owned_by": SGLANG, **said.json, "id": said.json["model_path"]}]

@@ -26,6 +26,8 @@ KEY = "FASTDIFFUSERS_ENGINE_KEY"
 HOSTS = "FASTDIFFUSERS_ENGINE_HOSTS"
 """Environment variable with the names of other machines that a workflow may name, with commas or spaces between."""
 START = "start it: sglang serve --model-path MODEL --port 30000, or vllm serve MODEL --omni --port 8091"
+_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|[0-9a-f:.]*:[0-9a-f:.]*")
+"""A name whose parts have 1 to 63 letters (RFC 1035), an IPv4 address among them, or an IPv6 address."""
 _FORM = "write http://127.0.0.1:30000 or https://HOST:PORT"
 _NOTHING_HERE = "a server's model gets text and pictures and gives pictures: no weights, LoRAs or latents are here"
 
@@ -106,7 +108,8 @@ def parse_engine(
     """
     text = url.strip()
     if "@" in text:
-        shown = f"{text.partition('://')[0]}://...@{text.rpartition('@')[2]}"
+        scheme = f"{text.partition('://')[0]}://" if "://" in text.partition("@")[0] else ""
+        shown = f"{scheme}...@{text.rpartition('@')[2]}"
         cure = f"leave it out, and set {KEY} in the environment"
         raise InputError("engine", shown, "a name or password does not belong into an address", cure)
     try:
@@ -116,7 +119,7 @@ def parse_engine(
         raise InputError("engine", url, f"it is no address ({error})", _FORM) from None
     if parts.scheme not in ("http", "https"):
         raise InputError("engine", url, "it does not begin with http:// or https://", _FORM)
-    if not re.fullmatch(r"[A-Za-z0-9._\-]{1,253}|[0-9a-f:.]{2,45}", parts.hostname or "") or port == 0:
+    if not _HOST.fullmatch(parts.hostname or "") or port == 0:
         raise InputError("engine", url, "it names no host", _FORM)
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     if parts.query or parts.fragment or not re.fullmatch(r"(/[\w.~%\-]+)*", path, re.ASCII) or text != parts.geturl():

@@ -42,9 +42,11 @@ def locate(
         if family not in tiny.PIPELINE_CLASSES:
             cure = f"choose one of: {', '.join(TINY + name for name in tiny.PIPELINE_CLASSES)}"
             raise InputError("model", source, "there is no embedded tiny pipeline of that name", cure)
+        _check_no_revision(revision)
         return source, "", tiny.identity(family)
     path = _as_path(source)
     if path.exists():
+        _check_no_revision(revision)
         path = _absolute(path)
         _check_path(path, quantization)
         return str(path), "", checkpoints.fingerprint(path)
@@ -57,6 +59,11 @@ def locate(
     if library and folder.is_relative_to(library):  # from now on a local model like any other
         return str(folder.resolve()), "", checkpoints.fingerprint(folder)
     return source, commit, checkpoints.fingerprint(folder)
+
+
+def _check_no_revision(revision: str) -> None:
+    if revision:
+        raise InputError("revision", revision, "this model is not from the Hub, and has no revisions", "leave it empty")
 
 
 def _as_path(source: str) -> Path:

@@ -159,6 +159,18 @@ def test_what_an_option_reads_is_not_written_over(
     assert Path(name).read_bytes() == b"mine"
 
 
+def test_what_an_option_reads_is_none_of_several_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fox_1.png").write_bytes(b"mine")
+    words = ["generate", "--model", "tiny:flux", "--prompt", "x", "--image", "fox_1.png", "--batch", "2"]
+    assert cli.main([*words, "--output", "fox.png"]) == cli.BAD_INPUT
+    assert "output = 'fox_1.png'" in (said := capsys.readouterr().err)
+    assert "--image reads it, and it would be replaced" in said
+    assert Path("fox_1.png").read_bytes() == b"mine"
+
+
 def test_a_models_own_file_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors"
     file.parent.mkdir(parents=True)

@@ -244,6 +244,16 @@ def test_a_server_that_stays_busy_is_taken_at_its_word(sglang: EngineServer) -> 
     assert len(sglang.to(IMAGES)) == len(connection.PAUSES) + 1
 
 
+def test_a_busy_server_is_no_silent_one_where_time_is_short(sglang: EngineServer) -> None:
+    sglang.faults[IMAGES] = [status(503, {"detail": "loading"})] * 9
+    assert "(503): loading" in failure(sglang, patience=1.5)
+
+
+def test_a_server_that_fails_is_no_wrong_address(sglang: EngineServer) -> None:
+    sglang.faults["GET /v1/models"] = [status(500, {"detail": "out of memory"})]
+    assert "/v1/models failed (500): out of memory" in failure(sglang)
+
+
 HTML = b"<!DOCTYPE html><html><body>Welcome to the router</body></html>"
 LONG = "x" * 5000
 ANSWERS = [
@@ -254,8 +264,8 @@ ANSWERS = [
     ("long", status(400, {"detail": LONG}), "xxx..."),
     ("502", as_type("text/html", HTML, 502), "failed (502)"),
     ("html", as_type("text/html", HTML), "text/html, not JSON"),
-    ("deep", as_type("application/json", b"[" * 100_000), "not JSON"),
-    ("list", as_type("application/json", b"[]"), "not JSON"),
+    ("deep", as_type("application/json", b"[" * 100_000), "no JSON object"),
+    ("list", as_type("application/json", b"[]"), "no JSON object"),
     ("none", status(200, {"data": []}), "0 came"),
     ("null", status(200, {"data": None}), "no came"),
     ("url", status(200, {"data": [{"url": "/v1/images/x/content"}]}), "no b64_json"),
@@ -508,15 +518,19 @@ class TestAddress:
             "http://host/a\nb",
             "http://host\r\nX: 1",
             "http://hö.st",
+            "http://a..b:30000",
+            "http://.:30000",
+            f"http://{'a' * 70}.com:80",
         ],
     )
     def test_that_is_none_is_refused(self, text: str) -> None:
         with pytest.raises(InputError, match="engine = "):
             parse_engine(text)
 
-    def test_with_a_password_is_refused_without_showing_it(self) -> None:
+    @pytest.mark.parametrize("scheme", ["https://", "", "//"])
+    def test_with_a_password_is_refused_without_showing_it(self, scheme: str) -> None:
         with pytest.raises(InputError) as raised:
-            parse_engine(f"https://user:{SECRET}@host:30000")
+            parse_engine(f"{scheme}user:{SECRET}@host:30000")
         assert SECRET not in str(raised.value)
         assert KEY in str(raised.value)
 

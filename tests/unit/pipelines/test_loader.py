@@ -88,6 +88,13 @@ def test_a_broken_folder_is_refused_in_one_line_without_reading_weights(folder, 
     assert "\n" not in text
 
 
+def test_a_revision_is_for_the_hub_alone(folder):
+    for source in ("tiny:flux", str(folder)):
+        with pytest.raises(InputError, match="revision = 'main'") as caught:
+            loader.resolve(source, revision="main", device="cpu")
+        assert "not from the Hub" in str(caught.value)
+
+
 def test_missing_paths_and_foreign_files_are_named(tmp_path):
     with pytest.raises(ModelFileError, match="no such folder"):
         loader.resolve(str(tmp_path / "nothing" / "here"))
