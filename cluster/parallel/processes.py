@@ -13,11 +13,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ...errors import first_line
 from ...torchvision_ops import declare_torchvision_ops
 from .. import parcel
 from ..batch import BATCH, RESULT
 from ..child.commands import Commands, own_output
 from ..child.lines import Line, Speaker, error_line, progress_line
+from ..connection import ClusterError
 from ..settings import ClusterSettings
 from ..worker import Stopped, a_few
 from .followers import Followers
@@ -121,13 +123,18 @@ def _lead_one(command: Line, maker: Maker, commands: Commands, say: Speaker, oth
     try:
         place.mkdir()
         parcel.write(place / RESULT, result)
-    except OSError:
+    except OSError as error:
         if not commands.cancels(run):
-            raise
+            raise ClusterError(_no_room(place, error)) from error
         say(event="over", run=run, how="cancelled")
         return
     say(event="made", run=run, item=0, worker=who, attempt=1, file=str(place / RESULT), seconds={})
     say(event="over", run=run, how="done")
+
+
+def _no_room(place: Path, error: OSError) -> str:
+    cure = "Free some space there, or name a folder with more in TMPDIR, and run again"
+    return f"the result cannot be handed over in {place.parent}: {error.strerror or first_line(error)}. {cure}"
 
 
 def follow(settings: ClusterSettings, folder: Path, rank: int, say: Speaker) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,6 +155,31 @@ def test_a_servers_cards_are_its_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["generate", "--engine", "http://127.0.0.1:1", "--prompt", "a fox", "--output", str(tmp_path / "a.png")]
     assert cli.main([*words, "--parallel", "ulysses"]) == 2
     assert "a server's cards are its own to use. Leave it or --engine out." in capsys.readouterr().err
+
+
+def test_a_full_temporary_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastdiffusers.cluster.batch import BATCH
+    from fastdiffusers.cluster.connection import ClusterError
+    from fastdiffusers.cluster.parallel import processes
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place, own = tmp_path / "run_1", tmp_path / "own"
+    for folder in (place, own):
+        folder.mkdir()
+    (place / BATCH).write_bytes(b"batch")
+    monkeypatch.setattr(processes.parcel, "write", full)
+    maker: Any = SimpleNamespace(make=lambda *_, **__: object())
+    commands: Any = SimpleNamespace(cancelled=set(), ended=threading.Event(), cancels=lambda run: False)
+    others: Any = SimpleNamespace(pids=[1], tell=lambda **_: None)
+    say: Any = lambda **_: None
+    with pytest.raises(ClusterError) as caught:
+        processes._lead_one({"run": 1, "folder": str(place)}, maker, commands, say, others, own)
+    assert str(caught.value) == (
+        f"the result cannot be handed over in {place}: No space left on device. Free some space there, or name a folder "
+        "with more in TMPDIR, and run again"
+    )
 
 
 def test_it_does_not_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
