@@ -177,8 +177,8 @@ def test_a_full_temporary_folder_is_one_line(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ClusterError) as caught:
         processes._lead_one({"run": 1, "folder": str(place)}, maker, commands, say, others, own)
     assert str(caught.value) == (
-        f"the result cannot be handed over in {place}: No space left on device. Free some space there, or name a folder "
-        "with more in TMPDIR, and run again"
+        f"the result cannot be handed over in {place}: No space left on device. Free some space there, or name a "
+        "folder with more in TMPDIR, and run again"
     )
 
 
