@@ -104,6 +104,7 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
 
     batch = options.batch or (192 if device.type == "cuda" else 16)
     vae: Any = AutoencoderKL.from_pretrained(options.output / "vae").to(device).eval().requires_grad_(False)
+    vae.register_to_config(_name_or_path="")  # else the pipeline's folder would say where it was trained
     shift, scale = vae.config.shift_factor, vae.config.scaling_factor
     (clip_tokens, clip_size), (t5_tokens, t5_size) = models.clip_tokenizer(), models.t5_tokenizer()
     clip, t5 = models.text_encoders(clip_size, t5_size)
