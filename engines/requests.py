@@ -11,6 +11,7 @@ from ..optimizations.settings import OptimizationSettings
 from ..pipelines.families import Family
 from ..pipelines.requests import SCHEDULER_DEFAULT, check_request
 from ..report import OptimizationRecord
+from .settings import NO_LATENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ def _refused(request: SampleRequest, video: bool) -> Iterator[tuple[str, object,
     }
     yield from ((name, value, _NO_FIELD) for name, value in given.items() if value is not None)
     if not request.decode:
-        yield "decode", False, "no latent comes back from a server, only the finished picture"
+        yield "decode", False, NO_LATENT
     if request.guidance_2 is not None:
         yield (
             "guidance_2",

@@ -29,6 +29,7 @@ START = "start it: sglang serve --model-path MODEL --port 30000, or vllm serve M
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|[0-9a-f:.]*:[0-9a-f:.]*")
 """A name whose parts have 1 to 63 letters (RFC 1035), an IPv4 address among them, or an IPv6 address."""
 _FORM = "write http://127.0.0.1:30000 or https://HOST:PORT"
+NO_LATENT = "no latent comes back from a server, only the finished picture"
 _NOTHING_HERE = "a server's model gets text and pictures and gives pictures: no weights, LoRAs or latents are here"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...callbacks import SILENT, Callbacks
-from ...engines.settings import IMAGES, VIDEO
+from ...engines.settings import IMAGES, NO_LATENT, VIDEO
 from ...errors import InputError
 from ..media import check_output
 from ..options import lora_specs, optimization_settings
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 ONLY_HERE = ("diffusion_model", "text_encoder", "vae", "second_expert", "revision", "quantization", "dtype", "device")
 """Options that load a model, which a server does itself."""
 _USUAL = {"quantization": "none", "dtype": "auto", "device": "auto", "memory_mode": "auto"}
-_NO_LATENT = "no latent comes back from a server, only the finished picture"
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -50,7 +49,7 @@ def make_one(args: argparse.Namespace, engine: Engine, callbacks: Callbacks) -> 
 
     check_options(args)
     if args.output.suffix == LATENT:
-        raise InputError("output", str(args.output), _NO_LATENT, "use .png or .mp4")
+        raise InputError("output", str(args.output), NO_LATENT, "use .png or .mp4")
     request, settings = sample_request(args, decode=True), optimization_settings(args)
     served = look(engine, callbacks)
     video = _makes_video(args.output, request, served)
@@ -76,7 +75,7 @@ class ServedMaker(Maker):
 
         check_options(item.args)
         if item.name.endswith(LATENT):
-            raise InputError("output", item.name, _NO_LATENT, "use .png or .mp4")
+            raise InputError("output", item.name, NO_LATENT, "use .png or .mp4")
         optimization_settings(item.args)
         request = sample_request(item.args, decode=True, read=shape_of_picture)
         video = _makes_video(Path(item.name), request, self._look(item, SILENT))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MARK = "FASTDIFFUSERS_TEST_MARK"
@@ -19,6 +19,19 @@ def marked(value: str) -> list[int]:
         for process in processes()
         if process != os.getpid() and f"{MARK}={value}".encode() in read_of(process, "environ").split(b"\0")
     ]
+
+
+@contextlib.contextmanager
+def nothing_left(mark: str, folder: Path, end: Callable[[], None]) -> Iterator[Path]:
+    """The folder, for a block whose processes carry the mark. After `end` neither they nor files in it may be left."""
+    os.environ[MARK] = mark
+    try:
+        yield folder
+    finally:
+        end()
+        del os.environ[MARK]
+    wait_for(lambda: marked(mark) == [], "the end of all processes", lambda: commands(marked(mark)))
+    wait_for(lambda: list(folder.iterdir()) == [], "the end of all files", lambda: str(list(folder.iterdir())))
 
 
 def processes() -> list[int]:

@@ -17,7 +17,7 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 
 from at_step import AtStep, Cancelled
-from processes import MARK, commands, has_ended, marked, named, wait_for
+from processes import MARK, commands, has_ended, marked, named, nothing_left, wait_for
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.cluster.child import client
@@ -43,16 +43,9 @@ REQUEST = SampleRequest("a fox", steps=2, width=64, height=64, seed=7, batch=3)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where the drivers have their files. Afterwards none is left, nor any process that they have started."""
-    mark = f"child-{os.getpid()}"
-    os.environ[MARK] = mark
     made = tmp_path_factory.mktemp("temporary")
-    try:
+    with nothing_left(f"child-{os.getpid()}", made, lambda: client.end(wait=True)):
         yield made
-    finally:
-        client.end(wait=True)
-        del os.environ[MARK]
-    wait_for(lambda: marked(mark) == [], "the end of all processes", lambda: commands(marked(mark)))
-    wait_for(lambda: list(made.iterdir()) == [], "the end of all files", lambda: str(list(made.iterdir())))
 
 
 @pytest.fixture(scope="module")

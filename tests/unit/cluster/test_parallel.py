@@ -18,7 +18,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from at_step import AtStep, Cancelled
-from processes import MARK, commands, has_ended, marked, wait_for
+from processes import MARK, commands, has_ended, marked, nothing_left, wait_for
 
 from fastdiffusers import cli
 from fastdiffusers.callbacks import SILENT, Callbacks
@@ -50,16 +50,9 @@ SOON = 30.0
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where the processes have their files. Afterwards none is left, nor any of the processes."""
-    mark = f"parallel-{os.getpid()}"
-    os.environ[MARK] = mark
     made = tmp_path_factory.mktemp("temporary")
-    try:
+    with nothing_left(f"parallel-{os.getpid()}", made, lambda: client.end(wait=True)):
         yield made
-    finally:
-        client.end(wait=True)
-        del os.environ[MARK]
-    wait_for(lambda: marked(mark) == [], "the end of all processes", lambda: commands(marked(mark)))
-    wait_for(lambda: list(made.iterdir()) == [], "the end of all files", lambda: str(list(made.iterdir())))
 
 
 def handle(family: str) -> PipelineHandle:
