@@ -12,12 +12,12 @@ import torch
 
 from ....errors import first_line
 from ....pipelines import tiny
-from ....pipelines.modular.blocks import default_blocks
+from ....pipelines.modular.blocks import blocks_of, default_blocks, without_enhancers
 from ....pipelines.modular.blocks import inputs as inputs_of
 from ....pipelines.modular.models import CLASSICAL
 from ....pipelines.tiny.build import PIPELINE_CLASSES
 from ..cases import Case, NotBuilt, modular_classes
-from .modular_parts import PREPARED, prepared
+from .modular_parts import PREPARED, fitted, prepared
 from .twins import CLIPS, PICTURES, SMALL, picture
 
 NAME = "modular twins"
@@ -29,6 +29,11 @@ _OTHER_NAMES = {
     "HeliosPyramidPipeline": "HeliosPipeline",
     "Cosmos3Pipeline": "Cosmos3OmniPipeline",
 }
+_FITTING = {
+    "Flux2ModularPipeline": {"text_encoder_out_layers": (1,)},
+    "LTX25ModularPipeline": {"max_sequence_length": 128},
+}
+"""Inputs without which a class cannot run components this small: layers that there are, lengths that divide."""
 
 
 def cases(classical: Iterable[Case]) -> Iterator[Case | NotBuilt]:
@@ -82,8 +87,11 @@ def _of_parts(pipeline_class: Any, name: str) -> Any:
 def _with(pipeline_class: Any, parts: dict[str, Any]) -> Any:
     """A pipeline of the class with those components and settings that its blocks have a use for."""
     pipeline = pipeline_class()
-    wanted = {*pipeline.component_names, *pipeline._config_specs}
-    pipeline.update_components(**{name: part for name, part in parts.items() if name in wanted and part is not None})
+    blocks = blocks_of(pipeline)
+    wanted = {name for name in (*pipeline.component_names, *pipeline._config_specs) if "guider" not in name}
+    given = {name: part for name, part in parts.items() if name in wanted and part is not None}
+    pipeline.update_components(**given | fitted(pipeline_class.__name__, given))
+    without_enhancers(blocks, pipeline.components)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
@@ -106,4 +114,4 @@ def inputs(pipeline_class: Any) -> dict[str, Any]:
             values[name] = picture(PICTURES[name])
         elif name in CLIPS or name.endswith("video"):
             values[name] = [picture("RGB") for _ in range(SMALL["num_frames"])]
-    return values
+    return values | _FITTING.get(pipeline_class.__name__, {})

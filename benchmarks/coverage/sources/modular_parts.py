@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,12 +110,55 @@ def prepared(name: str) -> tuple[str, dict[str, Any]]:
     Args:
         name: one of `PREPARED`.
     """
+    return _seeded(_MAKERS[name], name)
+
+
+def _seeded(make: Callable[[], Any], name: str = "") -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(name.encode()))
-        class_name, parts = _MAKERS[name]()
-        for part in parts.values():
+        made = make()
+        parts = made[1].values() if isinstance(made, tuple) else [made]
+        for part in parts:
             for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
                 # What is left at zero or unset, so that no part of a model is switched off.
                 if not parameter.data.any() or not parameter.data.isfinite().all():
                     parameter.data.normal_(std=0.02)
-    return class_name, parts
+    return made
+
+
+def fitted(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The components that a class needs and that those of its classical twin are not.
+
+    Args:
+        name: of a modular class.
+        given: the classical twin's components by name.
+    """
+    import diffusers
+
+    if name == "HeliosPyramidModularPipeline":
+        # With the default gamma of a third the noise of four neighbours has a covariance of rank three, whose Cholesky
+        # factor is a matter of rounding.
+        return {"scheduler": diffusers.HeliosScheduler(gamma=0.3)}
+    if name == "HeliosPyramidDistilledModularPipeline":
+        return {"scheduler": diffusers.HeliosDMDScheduler(gamma=0.3)}
+    if name == "Flux3DistilledModularPipeline":
+        transformer = given["transformer"]
+        return {"transformer": _seeded(lambda: type(transformer).from_config(transformer.config, flow_map=True))}
+    if name == "LTX25ModularPipeline":
+        return {"diffusion_decoder": _seeded(partial(_diffusion_decoder, given["vae"]))}
+    return {}
+
+
+def _diffusion_decoder(vae: Any) -> Any:
+    import diffusers
+
+    channels, kernel = (64, 32, 16, 16, 8), (1, 2, 2)
+    return diffusers.LTX2VideoDiffusionDecoderModel(
+        latent_channels=vae.config.latent_channels,
+        decoder_head_dim=8,
+        decoder_stage_channels=channels,
+        decoder_stage_depths=(1,) * len(channels),
+        decoder_stage_kernels=(kernel,) * 4,
+        decoder_stage5_kernel=kernel,
+        decoder_t_emb_dim=32,
+    )
