@@ -94,7 +94,7 @@ def call_arguments(
             arguments |= _first_frames(pipeline, pictures[0], request.batch)
     name = type(pipeline).__name__
     check_keyframe_scheduler(name, request, lambda: getattr(pipeline, "scheduler", None))
-    arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, request, to_pil)
+    arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, family, request, to_pil)
     arguments |= clip_arguments(name, family, request, lambda frame: _in_size(to_pil(frame), request))
     arguments |= argument_values(request, lambda picture: to_pil(picture, alpha=picture.shape[-1] == 4), device)
     _check_text_length(pipeline, request)

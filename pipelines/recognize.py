@@ -112,11 +112,23 @@ def _trained(
         return replace(family, steps=50, guidance=5.0 if family.guidance_argument == GUIDER else 4.0)
     if family.name in ("wan-t2v", "wan-i2v"):
         return _wan_variant(family, config)
+    if family.layout == "tokens":
+        family = _with_frame_step(family, parts.get("vae", {}))
     if family.layout == "tokens" and not model.get("cross_attn_mod"):
         # LTX-2.0; the pipeline's defaults are those of 2.3 and later.
         extra = (("spatio_temporal_guidance_blocks", (29,)), ("use_cross_timestep", False))
         return replace(family, steps=40, extra=extra)
     return family
+
+
+def _with_frame_step(family: Family, vae: Mapping[str, Any]) -> Family:
+    """The family with the frames that a VAE of LTX-2's kind makes of one latent frame."""
+    stages = vae.get("spatio_temporal_scaling")
+    step = vae.get("temporal_compression_ratio")
+    if step is None and isinstance(stages, list | tuple):
+        step = vae.get("patch_size_t", 1) * 2 ** sum(map(bool, stages))
+    fits = isinstance(step, int) and step > 0
+    return replace(family, frame_step=step, temporal_stride=step) if fits else family
 
 
 def _of_trained_size(family: Family, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Family:
@@ -144,7 +156,7 @@ def _unknown_variant(
 
 def _as_built(family: Family, pipeline: Any) -> Family:
     """The family with this checkpoint's own VAE: the channels of its latents, and their stride."""
-    if family.layout not in ("plain", "packed", "patches", "video", "normalized") or pipeline.vae is None:
+    if family.layout not in ("plain", "packed", "patches", "tokens", "video", "normalized") or pipeline.vae is None:
         return family
     config = pipeline.vae.config
     stride = getattr(pipeline, "vae_scale_factor_spatial", None) or getattr(pipeline, "vae_scale_factor", None)

@@ -10,7 +10,7 @@ import torch
 
 from ...pipelines.arguments import to_pil
 from ...pipelines.conditions.clips import CLIP_MASKS
-from ...pipelines.conditions.keyframes import first_frame
+from ...pipelines.conditions.keyframes import first_frame, stride_of
 from ...pipelines.conditions.kinds import (
     ROLES,
     Condition,
@@ -49,7 +49,7 @@ def condition_of(name: str, value: Any, family: Family, pictures_of: Pictures) -
         shown = [to_pil(picture) for picture in pictures]
         return [ControlCondition(picture[None]) for picture in pictures], shown if len(shown) > 1 else shown[0]
     if name == "conditions":
-        return _keyframes(value, pictures_of)
+        return _keyframes(value, stride_of(family), pictures_of)
     return None
 
 
@@ -109,14 +109,15 @@ def _clip(value: Any, role: str, pictures_of: Pictures) -> tuple[list[Condition]
     return [VideoCondition(torch.stack(pictures)[..., :3], role)], [to_pil(picture) for picture in pictures]
 
 
-def _keyframes(value: Any, pictures_of: Pictures) -> tuple[list[Condition], Any] | None:
+def _keyframes(value: Any, stride: int, pictures_of: Pictures) -> tuple[list[Condition], Any] | None:
     items = value if isinstance(value, list | tuple) else [value]
     made: list[Condition] = []
     for item in items:
-        pictures = pictures_of(getattr(item, "frames", None) or getattr(item, "image", None))
+        shown = getattr(item, "frames", None)
+        pictures = pictures_of(getattr(item, "image", None) if shown is None else shown)
         if pictures is None or len(pictures) != 1:
             return None
         place = getattr(item, "frame_index", None)
-        frame = first_frame(int(getattr(item, "index", 0))) if place is None else int(place)
+        frame = first_frame(int(getattr(item, "index", 0)), stride) if place is None else int(place)
         made.append(KeyframeCondition(pictures[0][None], frame, float(getattr(item, "strength", 1.0))))
     return made, value

@@ -24,15 +24,15 @@ _FORMS = {
 }
 """Class -> the class around the same models that takes keyframes."""
 _LTX2 = ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")
+_LTX2_CLASSES = ("LTX2ConditionPipeline", "LTX2InContextPipeline", "LTX2ModularPipeline", "LTX25ModularPipeline")
 _EXACT = ("LTXConditionPipeline",)
 """Classes whose keyframes lie at any frame."""
+_STRIDE = 8
 _ITEMS = {
-    **dict.fromkeys(("LTX2ConditionPipeline", "LTX2ModularPipeline", "LTX25ModularPipeline"), _LTX2),
+    **dict.fromkeys(_LTX2_CLASSES, _LTX2),
     "LTXConditionPipeline": ("diffusers.pipelines.ltx.pipeline_ltx_condition", "LTXVideoCondition"),
 }
 """Class -> where the class of one of its keyframes is."""
-_STRIDE = 8
-"""Frames of LTX-2 in one latent frame after the first."""
 
 
 def keyframes_of(request: SampleRequest) -> list[KeyframeCondition]:
@@ -70,7 +70,7 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
             "images", f"{len(request.images)} image(s)", "with keyframes there is no other first frame", cure
         )
     count = request.num_frames or family.num_frames
-    exact = keyframe_form(family) in _EXACT
+    exact, stride = keyframe_form(family) in _EXACT, stride_of(family)
     taken: dict[int, int] = {}
     for keyframe in keyframes:
         shape = shape_of("keyframe", keyframe.image, "a keyframe is [batch, height, width, 3 or 4]")
@@ -79,11 +79,11 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
             raise InputError("keyframe frame", keyframe.frame, reason, f"use 0 to {count - 1}, or -1 for the last")
         if not 0.0 < keyframe.strength <= 1.0:
             raise InputError("keyframe strength", keyframe.strength, "it must be above 0 and at most 1", "use 1")
-        place = keyframe.frame % count if exact else _latent_frame(keyframe.frame, count)
-        at = place if exact else first_frame(place)
+        place = keyframe.frame % count if exact else _latent_frame(keyframe.frame, count, stride)
+        at = place if exact else first_frame(place, stride)
         if place in taken:
             reason = f"both come to lie at frame {at} of {family.name}, which takes one there"
-            cure = f"leave one of them out, or put them {1 if exact else _STRIDE} frames apart"
+            cure = f"leave one of them out, or put them {1 if exact else stride} frames apart"
             raise InputError("keyframe frame", f"{taken[place]} and {keyframe.frame}", reason, cure)
         taken[place] = keyframe.frame
         asked = keyframe.frame % count
@@ -107,7 +107,7 @@ def check_keyframe_scheduler(form: str, request: SampleRequest, scheduler_of: Ca
         raise InputError("keyframe", f"{len(keyframes_of(request))} keyframe(s)", reason, cure)
 
 
-def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
+def keyframe_arguments(form: str, family: Family, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
     """What the call of a form is given for the keyframes."""
     keyframes = keyframes_of(request)
     if not keyframes:
@@ -122,7 +122,7 @@ def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> di
         "conditions": [
             made(
                 frames=to_picture(item.image[0]),
-                index=_latent_frame(item.frame, count),
+                index=_latent_frame(item.frame, count, stride_of(family)),
                 strength=float(item.strength),
             )
             for item in keyframes
@@ -130,14 +130,23 @@ def keyframe_arguments(form: str, request: SampleRequest, to_picture: Any) -> di
     }
 
 
-def _latent_frame(frame: int, count: int) -> int:
+def _latent_frame(frame: int, count: int, stride: int) -> int:
     """The latent frame that a frame of `count` comes to lie in; -1 is the last. There are as many as diffusers makes
-    of `count`, and it skips a keyframe behind them."""
-    last = (count - 1) // _STRIDE
+    of `count`, and it skips a keyframe behind them.
+
+    Args:
+        stride: frames in one latent frame after the first.
+    """
+    last = (count - 1) // stride
     if frame < 1:
         return 0 if frame == 0 else last
-    return min(round((frame - 1) / _STRIDE) + 1, last)
+    return min(round((frame - 1) / stride) + 1, last)
 
 
-def first_frame(latent_frame: int) -> int:
-    return 0 if latent_frame < 1 else (latent_frame - 1) * _STRIDE + 1
+def stride_of(family: Family) -> int:
+    """Frames in one latent frame after the first: the model's, or LTX-2's where only its class is known."""
+    return family.temporal_stride if family.temporal_stride > 1 else _STRIDE
+
+
+def first_frame(latent_frame: int, stride: int) -> int:
+    return 0 if latent_frame < 1 else (latent_frame - 1) * stride + 1
