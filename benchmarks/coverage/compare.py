@@ -42,9 +42,9 @@ def is_equal(result: SampleResult, expected: Any) -> bool:
 
 def difference(result: SampleResult, expected: Any) -> str:
     """What differs, in words; "" where nothing does."""
-    parts = list(_parts(expected))
+    parts = [(name, value) for name, value in _parts(expected) if leaves(value)]
     sounds = [value for name, value in parts if name in SOUNDS]
-    pictures = [value for name, value in parts if name not in SOUNDS]
+    pictures = [_as_shown(name, value) for name, value in parts if name not in SOUNDS]
     found = []
     if result.frames is not None:
         found.append(_unlike("picture", result.frames, pictures[0] if pictures else None))
@@ -55,6 +55,15 @@ def difference(result: SampleResult, expected: Any) -> str:
     if result.frames is not None and result.audio is not None:
         found.append(_unlike("sound", result.audio["waveform"], sounds[0] if sounds else None))
     return ", ".join(filter(None, found))
+
+
+def _as_shown(name: str, value: Any) -> Any:
+    """Maps as the pack shows them: grey as three equal channels, directions from -1 to 1 as 0 to 1."""
+    if name != "prediction":
+        return value
+    (array,) = leaves(value)
+    array = array / 2 + 0.5 if bool((array < 0).any()) else array
+    return array.expand(*array.shape[:-1], 3) if array.shape[-1] == 1 else array
 
 
 def _parts(expected: Any) -> Iterator[tuple[str, Any]]:

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from ...optimizations.components import is_modular_class
 from ...pipelines.arguments import to_pil
+from ...pipelines.classes.guidance import GUIDER
 from ...pipelines.conditions.further import objection
 from ...pipelines.conditions.kinds import ArgumentCondition, Condition
 from ...pipelines.families import Family
+from ...pipelines.modular.models import SCALE
 from ...pipelines.types import SampleRequest
 from .bare import accepted
 from .conditions import condition_of, with_limits
@@ -91,9 +94,21 @@ def translate(pipeline: Any, family: Family, inputs: dict[str, Any]) -> Translat
             fields["strength"] = float(value)
         elif value is not None:
             further[name] = value
+    fields |= _guiders(pipeline)
     held = with_limits(conditions, further)
     held = (*held, *_arguments(family.classes[-1], family, call, further))
     return Translated(SampleRequest(**fields, conditions=held), call, further)
+
+
+def _guiders(pipeline: Any) -> dict[str, float]:
+    """The scales of a modular pipeline's guiders, which no call gives, as fields of a request."""
+    parts = ((GUIDER, "guidance"), (f"{GUIDER}_2", "guidance_2")) if is_modular_class(type(pipeline)) else ()
+    configs = {field: getattr(getattr(pipeline, name, None), "config", {}) for name, field in parts}
+    return {
+        field: float(config[SCALE] if config.get("enabled", True) else 1.0)
+        for field, config in configs.items()
+        if SCALE in config
+    }
 
 
 def _arguments(

@@ -70,7 +70,7 @@ def _saved(bare: Any, folder: Path) -> tuple[LoadKey | None, str]:
     if not hasattr(diffusers, type(bare).__name__):
         return None, "a class of the case's own"
     try:
-        bare.save_pretrained(folder, **({"overwrite_modular_index": True} if is_modular_class(type(bare)) else {}))
+        bare.save_pretrained(str(folder), **({"overwrite_modular_index": True} if is_modular_class(type(bare)) else {}))
     except Exception as error:  # noqa: BLE001
         return None, f"bare diffusers cannot save it: {line(error)}"
     return loader.resolve(str(folder), dtype="float32", device="cpu"), "yes"

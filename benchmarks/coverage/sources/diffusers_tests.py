@@ -85,6 +85,7 @@ def _case(name: str, test: Any) -> Case:
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
+        _fit_extractor(pipeline)
         return pipeline
 
     def inputs() -> dict[str, Any]:
@@ -94,3 +95,13 @@ def _case(name: str, test: Any) -> Case:
         return dict(take(*("cpu" for _ in wanted)))
 
     return Case(name, test.pipeline_class.__name__, NAME, build, inputs)
+
+
+def _fit_extractor(pipeline: Any) -> None:
+    """Let pictures be prepared in the size that the small image encoder reads: the tests hand over tensors, which are
+    not prepared."""
+    encoder, extractor = (getattr(pipeline, name, None) for name in ("image_encoder", "feature_extractor"))
+    extractor = extractor or getattr(pipeline, "image_processor", None)
+    size = getattr(getattr(encoder, "config", None), "image_size", None)
+    if isinstance(size, int) and getattr(extractor, "crop_size", None):
+        extractor.size, extractor.crop_size = {"shortest_edge": size}, {"height": size, "width": size}
