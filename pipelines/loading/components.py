@@ -53,13 +53,17 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def not_taken(index: dict[str, Any]) -> list[str]:
-    """The components of an index that its pipeline class has no argument for, or its blocks no use: they go unread."""
+    """The components of an index that go unread: those that its pipeline class has no argument for, its blocks no use,
+    or that it makes itself where it is given none and does not call optional."""
     pipeline_class = find_class("diffusers", str(index.get("_class_name")))
     if pipeline_class is None:
         return []
-    taken: Any = inspect.signature(pipeline_class.__init__).parameters
     if is_modular(index):
-        taken = all_components(default_blocks(pipeline_class, index.get(BLOCKS)))
+        taken: Any = all_components(default_blocks(pipeline_class, index.get(BLOCKS)))
+    else:
+        parameters = inspect.signature(pipeline_class.__init__).parameters.values()
+        optional = getattr(pipeline_class, "_optional_components", ())
+        taken = {each.name for each in parameters if each.default is each.empty or each.name in optional}
     return [name for name in _listed(index) if name not in taken]
 
 
