@@ -7,6 +7,7 @@ rewrites first are its own. Pipelines warn of some of this in a log that nobody 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .types import SampleRequest
 
+_LOG = logging.getLogger(__name__)
 SHOWN = 160
 """Characters of the part that is cut, from its beginning, in a note."""
 
@@ -49,12 +51,21 @@ def watched_texts(pipeline: Any) -> Iterator[list[Reading]]:
 
 
 def cut_notes(pipeline: Any, seen: list[Reading], request: SampleRequest) -> list[str]:
-    """What to say of each prompt of a request whose end some text encoder does not read.
+    """What to say of each prompt of a request whose end some text encoder does not read; nothing where that cannot be
+    found out.
 
     Args:
         pipeline: what was called.
         seen: of the call.
     """
+    try:
+        return _cut_notes(pipeline, seen, request)
+    except Exception:  # noqa: BLE001 - a note is not worth the picture
+        _LOG.debug("what was read of the prompts is not known", exc_info=True)
+        return []
+
+
+def _cut_notes(pipeline: Any, seen: list[Reading], request: SampleRequest) -> list[str]:
     notes = []
     for name in ("prompt", "negative_prompt"):
         prompt = getattr(request, name)
@@ -88,13 +99,15 @@ def _tokenizers(pipeline: Any) -> dict[str, Any]:
 def _watching(tokenizer_class: type, name: str, seen: list[Reading]) -> type:
     def call(self: Any, text: Any = None, *args: Any, **options: Any) -> Any:
         encoded = tokenizer_class.__call__(self, text, *args, **options)
-        if options.get("truncation") and not args:
-            for index, item in enumerate([text] if isinstance(text, str) else text or ()):
-                if isinstance(item, str):
-                    seen.append(_read(self, tokenizer_class, name, item, encoded, index, options))
-        elif isinstance(text, str) or (isinstance(text, list) and all(isinstance(item, str) for item in text)):
-            whole = [Reading(name, item, 0, "") for item in ([text] if isinstance(text, str) else text)]
-            seen.extend(whole)
+        try:
+            if options.get("truncation") and not args:
+                for index, item in enumerate([text] if isinstance(text, str) else text or ()):
+                    if isinstance(item, str):
+                        seen.append(_read(self, tokenizer_class, name, item, encoded, index, options))
+            elif isinstance(text, str) or (isinstance(text, list) and all(isinstance(item, str) for item in text)):
+                seen.extend(Reading(name, item, 0, "") for item in ([text] if isinstance(text, str) else text))
+        except Exception:  # noqa: BLE001 - a note is not worth the picture
+            _LOG.debug("what %s reads of a text is not known", name, exc_info=True)
         return encoded
 
     attributes = {
@@ -127,6 +140,7 @@ def _sliced(pipeline: Any, reading: Reading, max_tokens: int | None) -> Reading:
         return reading
     default = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
     start = getattr(pipeline, "prompt_template_encode_start_idx", 0)  # tokens of the template that are left out
+    start = max(start.values()) if isinstance(start, dict) else start  # one number for each template
     limit = max_tokens or default
     tokenizer = _tokenizers(pipeline)[reading.tokenizer]
     tokens = tokenizer(reading.text)["input_ids"]

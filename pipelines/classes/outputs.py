@@ -16,6 +16,7 @@ _MAKES = {
     "LEditsPP": "edits of a picture that it has to invert first",
     "LLaDA2": "text",
     "RFD4Proteina": "proteins",
+    "VisualCloze": "what a grid of example pictures leaves out, and no input here gives such a grid",
 }
 """Beginning of a class name -> what it makes, where its outputs' fields say something else, or nothing."""
 

@@ -25,6 +25,8 @@ CLIP_MASKS = ("mask", "mask_video")
 _OWN_STRENGTH = 0.8
 _LEADING = ("video", "pose", "control")
 """Roles of clips whose frames those of the result follow one by one."""
+_CONTINUES = ("SkyReelsV2DiffusionForcingVideoToVideoPipeline",)
+"""Classes that go on where the clip ends: the result is as long as asked for, however long the clip is."""
 MOST_FRAME_RATE = 1000.0
 
 
@@ -68,6 +70,8 @@ def with_clip_length(family: Family, request: Request) -> Request:
     if family.video and rate is not None and request.frame_rate is None and not keeps_its_rate(family):
         request = replace(request, frame_rate=rate)
     clip = clips_of(request).get("video")
+    if family.classes[-1:] == _CONTINUES:
+        return request
     if clip is None or request.num_frames or not family.video or getattr(clip.frames, "ndim", 0) != 4:
         return request
     return replace(request, num_frames=_fitting(family, int(clip.frames.shape[0])))
@@ -156,6 +160,8 @@ def _check_lengths(family: Family, request: SampleRequest, clips: Mapping[str, V
         notes.append(f"num_frames ignored: the result is as long as the pose clip, {wanted} frames.")
     for role, clip in clips.items() if wanted else ():
         count, name = int(clip.frames.shape[0]), clip_input(role)
+        if role == "video" and clip_form(family, request) in _CONTINUES:
+            continue
         if count < wanted and role == "video":
             cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
             raise InputError("num_frames", wanted, f"the clip has {count} frames", cure)
@@ -176,7 +182,7 @@ def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture
     clips = clips_of(request)
     if not clips:
         return {}
-    count = request.num_frames if "video" in clips else None
+    count = request.num_frames if "video" in clips and form not in _CONTINUES else None
     given: dict[str, Any] = {
         _argument(form, role): [to_picture(frame) for frame in clip.frames[:count]] for role, clip in clips.items()
     }

@@ -19,6 +19,7 @@ import torch
 
 from ....errors import first_line
 from ..cases import Case, NotBuilt, Source
+from .twins import picture
 
 NAME = "diffusers' tests"
 _SKIPPED: tuple[type[BaseException], ...] = (unittest.SkipTest,)
@@ -26,6 +27,10 @@ with contextlib.suppress(ImportError):
     from _pytest.outcomes import Skipped
 
     _SKIPPED = (*_SKIPPED, Skipped)
+_ENCODERS, _EXTRACTORS = ("image_encoder", "depth_estimator"), ("feature_extractor", "image_processor")
+_AT_224 = "StableVideoDiffusionPipeline"
+_OF_LATENTS = "StableDiffusionLatentUpscalePipeline"
+"""Whose tests start from latents, where a user has a picture."""
 _NEEDED = ("get_dummy_components", "get_dummy_inputs")
 
 
@@ -82,6 +87,8 @@ def _case(name: str, test: Any) -> Case:
         parts = own.get_dummy_components(*("full_adapter" for _ in missing))
         pipeline = test.pipeline_class(**parts)
         pipeline.set_progress_bar_config(disable=True)
+        if test.pipeline_class.__name__ == _AT_224:
+            _read_in_full(pipeline)
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
@@ -92,7 +99,10 @@ def _case(name: str, test: Any) -> Case:
         take = owner().get_dummy_inputs
         parameters = inspect.signature(take).parameters.values()
         wanted = [item for item in parameters if item.default is item.empty and item.kind < item.VAR_POSITIONAL]
-        return dict(take(*("cpu" for _ in wanted)))
+        values = dict(take(*("cpu" for _ in wanted)))
+        if test.pipeline_class.__name__ == _OF_LATENTS:
+            values["image"] = picture("RGB")
+        return values
 
     return Case(name, test.pipeline_class.__name__, NAME, build, inputs)
 
@@ -100,8 +110,23 @@ def _case(name: str, test: Any) -> Case:
 def _fit_extractor(pipeline: Any) -> None:
     """Let pictures be prepared in the size that the small image encoder reads: the tests hand over tensors, which are
     not prepared."""
-    encoder, extractor = (getattr(pipeline, name, None) for name in ("image_encoder", "feature_extractor"))
-    extractor = extractor or getattr(pipeline, "image_processor", None)
+    encoder, extractor = (_first(pipeline, names) for names in (_ENCODERS, _EXTRACTORS))
     size = getattr(getattr(encoder, "config", None), "image_size", None)
-    if isinstance(size, int) and getattr(extractor, "crop_size", None):
-        extractor.size, extractor.crop_size = {"shortest_edge": size}, {"height": size, "width": size}
+    if not isinstance(size, int) or extractor is None:
+        return
+    square = {"height": size, "width": size}
+    extractor.size = {"shortest_edge": size} if getattr(extractor, "crop_size", None) else square
+    if getattr(extractor, "crop_size", None):
+        extractor.crop_size = square
+
+
+def _read_in_full(pipeline: Any) -> None:
+    """An image encoder for 224 pixels in place of the small one: what this class brings every picture to."""
+    config = type(pipeline.image_encoder.config)(
+        **{**pipeline.image_encoder.config.to_dict(), "image_size": 224, "patch_size": 32}
+    )
+    pipeline.register_modules(image_encoder=type(pipeline.image_encoder)(config))
+
+
+def _first(pipeline: Any, names: tuple[str, ...]) -> Any:
+    return next((part for name in names if (part := getattr(pipeline, name, None)) is not None), None)

@@ -144,6 +144,9 @@ def fitted(name: str, given: dict[str, Any]) -> dict[str, Any]:
     if name == "Flux3DistilledModularPipeline":
         transformer = given["transformer"]
         return {"transformer": _seeded(lambda: type(transformer).from_config(transformer.config, flow_map=True))}
+    if name == "Wan22VaceModularPipeline":
+        transformer = given["transformer"]
+        return {"transformer_2": _seeded(lambda: type(transformer).from_config(transformer.config), name)}
     if name == "LTX25ModularPipeline":
         return {"diffusion_decoder": _seeded(partial(_diffusion_decoder, given["vae"]))}
     return {}

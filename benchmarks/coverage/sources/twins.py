@@ -249,9 +249,16 @@ def inputs(pipeline_class: type) -> dict[str, Any]:
             values[name] = picture(PICTURES[name])
         elif name in CLIPS:
             values[name] = [picture("RGB") for _ in range(SMALL["num_frames"])]
-    return values
+    return values | dict(ARGUMENTS.get(pipeline_class.__name__, {}))
 
 
+ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
+    "CycleDiffusionPipeline": {"source_prompt": "a fox", "num_inference_steps": 4},
+    "KandinskyV22Img2ImgCombinedPipeline": {"num_inference_steps": 4},
+    "StableDiffusionAttendAndExcitePipeline": {"token_indices": [2]},
+    "StableDiffusionGLIGENPipeline": {"gligen_phrases": ["a fox"], "gligen_boxes": [[0.1, 0.1, 0.9, 0.9]]},
+}
+"""Class -> what it makes nothing without, or nothing with the small values."""
 SMALL: Mapping[str, Any] = {
     "prompt": "a fox in the snow",
     "num_inference_steps": 3,
