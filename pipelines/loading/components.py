@@ -48,23 +48,32 @@ _VOCABULARIES = (
 
 def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Name -> (library, class) of the components that a load reads: those there that the pipeline class takes."""
-    dropped = not_taken(index)
+    dropped = {*not_taken(index), *_made_by_itself(index)}
     return {name: entry for name, entry in _listed(index).items() if name not in dropped}
 
 
 def not_taken(index: dict[str, Any]) -> list[str]:
-    """The components of an index that go unread: those that its pipeline class has no argument for, its blocks no use,
-    or that it makes itself where it is given none and does not call optional."""
+    """The components of an index that its pipeline class has no argument for, or its blocks no use: they go unread."""
     pipeline_class = find_class("diffusers", str(index.get("_class_name")))
     if pipeline_class is None:
         return []
+    taken: Any = inspect.signature(pipeline_class.__init__).parameters
     if is_modular(index):
-        taken: Any = all_components(default_blocks(pipeline_class, index.get(BLOCKS)))
-    else:
-        parameters = inspect.signature(pipeline_class.__init__).parameters.values()
-        optional = getattr(pipeline_class, "_optional_components", ())
-        taken = {each.name for each in parameters if each.default is each.empty or each.name in optional}
+        taken = all_components(default_blocks(pipeline_class, index.get(BLOCKS)))
     return [name for name in _listed(index) if name not in taken]
+
+
+def _made_by_itself(index: dict[str, Any]) -> list[str]:
+    """The components that a class makes where it is given none, and does not call optional: diffusers reads none of
+    them (and writes none, for LongCat's sound)."""
+    pipeline_class = find_class("diffusers", str(index.get("_class_name")))
+    if pipeline_class is None or is_modular(index):
+        return []
+    parameters = inspect.signature(pipeline_class.__init__).parameters
+    defaults = {name for name, each in parameters.items() if each.default is not each.empty}
+    return [
+        name for name in _listed(index) if name in defaults - {*getattr(pipeline_class, "_optional_components", ())}
+    ]
 
 
 def absent(index: dict[str, Any], pipeline_class: type | None) -> dict[str, None]:

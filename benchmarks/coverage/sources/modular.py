@@ -33,7 +33,8 @@ _OF_TESTS = ("WanImage2VideoModularPipeline",)
 """Classes that need a component which the embedded twin leaves out."""
 _FITTING: Mapping[str, Mapping[str, Any]] = {
     "Flux2ModularPipeline": {"text_encoder_out_layers": (1,)},
-    **dict.fromkeys(("LTX2ModularPipeline", "LTX25ModularPipeline"), {"max_sequence_length": 128}),
+    "LTX25ModularPipeline": {"max_sequence_length": 128},
+    "LTX2ModularPipeline": {"max_sequence_length": 128},
 }
 """Inputs without which a class cannot run components this small: layers that there are, lengths that divide."""
 

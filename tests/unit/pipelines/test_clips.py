@@ -16,10 +16,12 @@ from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.arguments import call_arguments, form_for, to_pil
 from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.conditions.clips import clip_arguments
+from fastdiffusers.pipelines.conditions.keyframes import keyframe_arguments, keyframe_form
 from fastdiffusers.pipelines.conditions.kinds import KeyframeCondition, MaskCondition, VideoCondition
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
-from fastdiffusers.pipelines.recognize import family_of, small
+from fastdiffusers.pipelines.recognize import family_of, family_of_configuration, small
 from fastdiffusers.pipelines.requests import check_request, ready
 from fastdiffusers.pipelines.types import LoadedPipeline, PipelineHandle, SampleRequest
 
@@ -324,3 +326,33 @@ def test_what_becomes_of_a_clip_and_its_mask_is_said() -> None:
     assert result.report.facts["mask"] == "48x32"
     with pytest.raises(InputError, match="a mask is between 0 and 1"):
         check_request(family_of("WanVACEPipeline"), request(VideoCondition(CLIP), MaskCondition(MASK * 2)))
+
+
+def test_a_clip_that_is_gone_on_from_may_be_shorter_than_the_result() -> None:
+    family = family_of("SkyReelsV2DiffusionForcingVideoToVideoPipeline")
+    asked = ready(family, request(VideoCondition(CLIP), num_frames=17))
+    assert asked.num_frames == 17
+    assert ready(family, request(VideoCondition(CLIP))).num_frames != len(CLIP), "as long as the class makes it"
+    given = clip_arguments(family.name, family, asked, to_pil)
+    assert len(given["video"]) == len(CLIP)
+    with pytest.raises(InputError, match="the clip has 5 frames"):
+        check_request(held("wan21-t2v").family, ready(family, request(VideoCondition(CLIP), num_frames=17)))
+
+
+@LTX2
+def test_keyframes_lie_where_the_checkpoints_own_vae_has_its_frames() -> None:
+    """A VAE of LTX-2's kind makes two frames of one latent frame for each stage that doubles the time."""
+    pipeline_class = diffusers.LTX2Pipeline
+    for stages, stride in (((True, True, True), 8), ((True,), 2)):
+        vae = {"patch_size_t": 1, "spatio_temporal_scaling": stages}
+        family = family_of_configuration(pipeline_class, {}, {"vae": vae})
+        assert (family.frame_step, family.temporal_stride) == (stride, stride)
+        keyframe = KeyframeCondition(PICTURE, 2 * stride + 1)
+        asked = ready(family, request(keyframe, num_frames=4 * stride + 1))
+        assert asked.num_frames == 4 * stride + 1
+        (item,) = keyframe_arguments("LTX2ConditionPipeline", family, asked, to_pil)["conditions"]
+        assert item.index == 3
+    explicit = family_of_configuration(pipeline_class, {}, {"vae": {"temporal_compression_ratio": 4}})
+    assert explicit.frame_step == 4
+    assert family_of_configuration(pipeline_class, {}, {}).frame_step == 8
+    assert keyframe_form(family_of("LTX2InContextPipeline")) == "LTX2InContextPipeline"

@@ -144,3 +144,13 @@ def test_a_component_without_a_library_is_absent_as_for_bare_diffusers(
     bare = diffusers.DiffusionPipeline.from_pretrained(folder)
     loaded = loader.load(loader.resolve(str(folder), dtype="float32", device="cpu")).pipeline
     assert loaded.image_encoder is bare.image_encoder is None
+
+
+def test_a_component_that_the_class_makes_itself_is_not_asked_of_a_folder() -> None:
+    """diffusers lists the scheduler of this class in a folder's index, and writes none."""
+    listed = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "vae": ["diffusers", "LongCatAudioDiTVae"]}
+    index = {"_class_name": "LongCatAudioDiTPipeline", **listed}
+    assert [*components.components(index)] == ["vae"]
+    assert components.not_taken(index) == []
+    index = {"_class_name": "FluxPipeline", "scheduler": listed["scheduler"], "image_encoder": listed["vae"]}
+    assert [*components.components(index)] == ["scheduler", "image_encoder"], "optional ones are read"

@@ -265,6 +265,7 @@ def test_classes_that_make_no_pictures_are_refused() -> None:
     for name, what in (
         ("KandinskyPriorPipeline", "embeddings"),
         ("RFD4ProteinaPipeline", "proteins"),
+        ("VisualClozePipeline", "grid"),
     ):
         with pytest.raises(InputError, match=what):
             check_request(family_of(name), SampleRequest("a fox"))

@@ -15,7 +15,7 @@ from other_pipelines import build
 
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.recognize import family_of, small
-from fastdiffusers.pipelines.text_length import watched_texts
+from fastdiffusers.pipelines.text_length import Reading, cut_notes, watched_texts
 from fastdiffusers.pipelines.tiny.components import qwen_processor
 from fastdiffusers.pipelines.tiny.tokenizers import qwen_tokenizer
 from fastdiffusers.pipelines.types import LoadedPipeline, LoadKey, SampleRequest
@@ -141,3 +141,50 @@ def test_a_processor_that_is_called_a_tokenizer_is_called_as_before() -> None:
         assert torch.equal(processor(**call)["input_ids"], expected)
     assert [(reading.tokenizer, reading.limit) for reading in seen if reading.cut] == [("tokenizer", 24)]
     assert LONG.endswith(seen[0].cut)
+
+
+class Breaking:
+    """A tokenizer that gives what no note can be made of."""
+
+    def __call__(self, text: Any = None, **options: Any) -> dict[str, Any]:
+        return {"input_ids": None}
+
+    def decode(self, tokens: Any, **options: Any) -> str:
+        raise ValueError("no such token")
+
+
+def test_what_cannot_be_said_of_a_prompt_never_costs_the_picture() -> None:
+    tokenizer = Breaking()
+    pipeline = SimpleNamespace(components={"tokenizer": tokenizer})
+    with watched_texts(pipeline) as seen:
+        assert tokenizer(LONG, truncation=True) == {"input_ids": None}
+    assert seen == []
+    told = [Reading("a tokenizer that is gone", LONG, 24, "dawn")]
+    assert cut_notes(_sliced_pipeline({"image": 1}), told, SampleRequest(LONG, max_sequence_length=8)) == []
+
+
+@pytest.mark.parametrize("start", [0, 4, {"image": 4, "multiple_images": 4}])
+def test_what_is_used_of_a_text_begins_behind_the_template(start: Any) -> None:
+    """JoyImage has a number of tokens to leave out for each of its templates."""
+    pipeline = _sliced_pipeline(start)
+    whole = len(pipeline.components["tokenizer"](LONG)["input_ids"])
+    left_out = start if isinstance(start, int) else 4
+    told = [Reading("tokenizer", LONG, 0, "")]
+    enough = SampleRequest(LONG, max_sequence_length=whole - left_out)
+    assert cut_notes(pipeline, told, enough) == []
+    (note,) = cut_notes(pipeline, told, replace(enough, max_sequence_length=whole - left_out - 3))
+    assert "not the end" in note
+
+
+def _sliced_pipeline(start: Any) -> Any:
+    class Sliced:
+        def __init__(self) -> None:
+            self.prompt_template_encode_start_idx = start
+            self.components = {"tokenizer": qwen_tokenizer()}
+
+        def encode_prompt(self, embeds: Any, max_sequence_length: int) -> Any:
+            return embeds[:, :max_sequence_length]
+
+        def __call__(self, max_sequence_length: int = 512) -> None: ...
+
+    return Sliced()
