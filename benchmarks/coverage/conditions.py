@@ -12,6 +12,7 @@ from ...pipelines.arguments import to_pil
 from ...pipelines.conditions.clips import CLIP_MASKS
 from ...pipelines.conditions.keyframes import first_frame, stride_of
 from ...pipelines.conditions.kinds import (
+    REFERENCE,
     ROLES,
     Condition,
     ControlCondition,
@@ -40,6 +41,9 @@ def condition_of(name: str, value: Any, family: Family, pictures_of: Pictures) -
     """
     if name in (*MASK_ARGUMENTS, *CLIP_MASKS) and name != family.image_argument:
         return _mask(name, value)
+    if _ROLE_OF.get(name) == REFERENCE:
+        found = _clip(getattr(value, "frames", None), REFERENCE, pictures_of)
+        return None if found is None else (found[0], [replace(value, frames=found[1])])
     if name in _ROLE_OF:
         return _clip(value, _ROLE_OF[name], pictures_of)
     if name == "control_image" and name != family.image_argument:

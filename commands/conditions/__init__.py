@@ -102,6 +102,7 @@ _FOR = {
     "pose": "of the pose, for Wan-Animate",
     "face": "of the face, for Wan-Animate",
     "background": "of the background, for Wan-Animate",
+    "reference": "that an LTX-2 LoRA made for one keeps to",
 }
 _KEYFRAME = re.compile(r"(?P<file>.+?)(?:@(?P<frame>-?\d+))?(?::(?P<strength>[0-9.]+))?", re.DOTALL)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputError
 from ..classes.forms import class_of, video_to_video_class
-from .kinds import ROLES, VideoCondition
+from .kinds import REFERENCE, ROLES, VideoCondition
+from .keyframes import stride_of
 from .masks import check_values, mask_of, scaled
 from .pictures import shape_of
 from .rates import keeps_its_rate
@@ -27,6 +29,11 @@ _LEADING = ("video", "pose", "control")
 """Roles of clips whose frames those of the result follow one by one."""
 _CONTINUES = ("SkyReelsV2DiffusionForcingVideoToVideoPipeline",)
 """Classes that go on where the clip ends: the result is as long as asked for, however long the clip is."""
+_REFERENCED = dict.fromkeys(("LTX2Pipeline", "LTX2ImageToVideoPipeline"), "LTX2InContextPipeline")
+"""Class -> the class around the same models that takes a reference clip."""
+_LTX2 = "diffusers.pipelines.ltx2.pipeline_ltx2_"
+_REFERENCES = {"LTX2HDRPipeline": (f"{_LTX2}hdr_lora", "LTX2HDRReferenceCondition")}
+"""Class -> where the class of its reference clips is, if it is not that of the others."""
 MOST_FRAME_RATE = 1000.0
 
 
@@ -51,6 +58,8 @@ def clip_form(family: Family, request: SampleRequest) -> str:
     name = pipeline_class.__name__
     if all(_argument(name, role) for role in clips):
         return name
+    if set(clips) == {REFERENCE} and _argument(_REFERENCED.get(name, ""), REFERENCE):
+        return _REFERENCED[name]
     # The form of two-expert Wan and of its 5B model would leave out what these need.
     if set(clips) != {"video"} or family.second_guidance or family.latent_channels == 48:
         return ""
@@ -103,11 +112,12 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     itself = form in family.classes
     if request.images and not itself:
         reason, cure = f"{form} takes none beside a clip", "leave images (--image) out"
+        cure += ", and make the picture a keyframe at frame 0" if REFERENCE in clips else ""
         raise InputError("images", f"{len(request.images)} image(s)", reason, cure)
     if request.strength < 1.0 and "strength" not in call_takes(form):
         reason = f"{family.name} makes all of its frames anew beside a clip, and has no strength"
         raise InputError("strength", request.strength, reason, "use 1")
-    if not itself and request.strength >= 1.0:
+    if not itself and request.strength >= 1.0 and "strength" in call_takes(form):
         notes.append(f"strength: {_OWN_STRENGTH:g}, {form}'s own; a value below 1 takes its place.")
     rate = clip_rate(request)
     if rate is not None and request.frame_rate == rate:
@@ -121,7 +131,7 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
         notes.append(f"frame_rate: {own}; the clip has {rate:g}, so it plays at another speed.")
     notes += [f"{clip_input(role)}: its sound is left out." for role, clip in clips.items() if clip.sound]
     notes += _check_lengths(family, request, clips)
-    if request.batch > 1 and not itself:
+    if request.batch > 1 and not itself and REFERENCE not in clips:
         raise InputError("batch", request.batch, f"{form} makes one at a time", "use 1")
     return notes
 
@@ -160,6 +170,10 @@ def _check_lengths(family: Family, request: SampleRequest, clips: Mapping[str, V
         notes.append(f"num_frames ignored: the result is as long as the pose clip, {wanted} frames.")
     for role, clip in clips.items() if wanted else ():
         count, name = int(clip.frames.shape[0]), clip_input(role)
+        if role == REFERENCE:
+            if (used := _used_of_reference(family, request, count)) < count:
+                notes.append(f"{name}: the first {used} of its {count} frames are used.")
+            continue
         if role == "video" and clip_form(family, request) in _CONTINUES:
             continue
         if count < wanted and role == "video":
@@ -188,7 +202,11 @@ def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture
     }
     if "driving_video_fps" in call_takes(form) and "video" in clips:
         given["driving_video_fps"] = clips["video"].frame_rate
-    if request.strength < 1.0 or form not in family.classes:
+    if REFERENCE in clips:
+        name = _argument(form, REFERENCE)
+        used = _used_of_reference(family, request, len(given[name]))
+        given[name] = [_reference(form, given[name][:used])]
+    elif request.strength < 1.0 or form not in family.classes:
         given["strength"] = request.strength if request.strength < 1.0 else _OWN_STRENGTH
     mask, name = mask_of(request), next((name for name in CLIP_MASKS if name in call_takes(form)), "")
     if mask is not None and name:
@@ -197,6 +215,17 @@ def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture
         if {"background_video", "mode"} <= set(call_takes(form)) and "background" in clips:
             given["mode"] = "replace"
     return given
+
+
+def _used_of_reference(family: Family, request: SampleRequest, count: int) -> int:
+    """How many frames of a reference are read: those that the result has, and whole latent frames of them."""
+    stride = stride_of(family)
+    return (min(count, request.num_frames or count) - 1) // stride * stride + 1
+
+
+def _reference(form: str, pictures: list[Any]) -> Any:
+    module, name = _REFERENCES.get(form, (f"{_LTX2}ic_lora", "LTX2ReferenceCondition"))
+    return getattr(importlib.import_module(module), name)(frames=pictures)
 
 
 def _mask_frames(mask: Any, shape: Any, to_picture: Any) -> list[Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .clips import clip_form
+from .clips import clip_form, clips_of
 from .control import control_form, control_models
 from .keyframes import keyframe_form, keyframes_of
+from .kinds import REFERENCE
 from .masks import repaints
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def form_of(family: Family, request: SampleRequest) -> str:
     """Name of the class that is called instead of the pipeline's own, "" for that."""
     if form := repaints(family, request):
         return form
-    if keyframes_of(request):
+    if keyframes_of(request) and REFERENCE not in clips_of(request):  # the class that takes those takes both
         return keyframe_form(family)
     if form := clip_form(family, request):
         return form

@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     import torch
 
 
+REFERENCE = "reference"
 ROLES = {
     "video": ("video", "driving_video"),
     "control": ("control_video", "conditioning_frames", "controls"),
     "pose": ("pose_video",),
     "face": ("face_video",),
     "background": ("background_video",),
+    REFERENCE: ("reference_conditions",),
 }
 """What a clip is for -> the arguments of a call that take it."""
 
@@ -72,7 +74,7 @@ class VideoCondition:
     Attributes:
         frames: float [T, H, W, 3] in 0..1.
         role: one of `ROLES`: "video" to start from or to edit, "control", or the "pose", "face" or "background" of an
-            animated person.
+            animated person, or the "reference" of an LTX-2 LoRA made for one.
         frame_rate: frames per second, None where it has none.
         sound: it has sound, which no run reads.
     """

@@ -356,3 +356,45 @@ def test_keyframes_lie_where_the_checkpoints_own_vae_has_its_frames() -> None:
     assert explicit.frame_step == 4
     assert family_of_configuration(pipeline_class, {}, {}).frame_step == 8
     assert keyframe_form(family_of("LTX2InContextPipeline")) == "LTX2InContextPipeline"
+
+
+@LTX2
+@pytest.mark.parametrize(
+    ("name", "with_keyframe", "count", "used"),
+    [("ltx2-t2v", False, 9, 9), ("ltx2-t2v", True, 5, 1), ("ltx2-i2v", False, 20, 9), ("ltx2-i2v", True, 9, 9)],
+)
+def test_a_reference_clip_is_as_in_bare_diffusers(name: str, with_keyframe: bool, count: int, used: int) -> None:
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+    from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
+
+    loaded = held(name)
+    keyframe = [KeyframeCondition(PICTURE)] if with_keyframe else []
+    clip = torch.rand(count, 64, 96, 3, generator=torch.Generator().manual_seed(2))
+    ours = sampling.run(loaded, request(VideoCondition(clip, "reference"), *keyframe, num_frames=9))
+    pipeline = tiny.build(name)
+    wanted = inspect.signature(diffusers.LTX2InContextPipeline.__init__).parameters
+    bare = diffusers.LTX2InContextPipeline(**{k: v for k, v in pipeline.components.items() if k in wanted})
+    given = {"conditions": [LTX2VideoCondition(frames=to_pil(PICTURE[0]), index=0)]} if with_keyframe else {}
+    theirs = bare(
+        reference_conditions=[LTX2ReferenceCondition(frames=pil(clip[:used]))],
+        num_frames=9,
+        generator=[seed()],
+        output_type="pt",
+        frame_rate=24,
+        **given,
+        **CALL,
+        **dict(loaded.family.extra),
+    )
+    assert torch.allclose(ours.frames, frames(theirs), atol=1e-6)
+    assert "clips" in ours.report.facts
+    cut = [f"reference_video: the first {used} of its {count} frames are used."] if used < count else []
+    assert [note for note in ours.report.notes if "are used" in note] == cut
+
+
+@LTX2
+def test_a_reference_is_refused_where_nothing_reads_one() -> None:
+    with pytest.raises(InputError, match="takes no reference clip"):
+        check_request(held("wan21-t2v").family, request(VideoCondition(CLIP, "reference"), num_frames=5))
+    family = small(family_of("LTX2ImageToVideoPipeline"))
+    with pytest.raises(InputError, match="keyframe at frame 0"):
+        check_request(family, request(VideoCondition(CLIP, "reference"), num_frames=9, images=(PICTURE[0],)))
