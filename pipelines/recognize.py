@@ -127,8 +127,9 @@ def _with_frame_step(family: Family, vae: Mapping[str, Any]) -> Family:
     step = vae.get("temporal_compression_ratio")
     if step is None and isinstance(stages, list | tuple):
         step = vae.get("patch_size_t", 1) * 2 ** sum(map(bool, stages))
-    fits = isinstance(step, int) and step > 0
-    return replace(family, frame_step=step, temporal_stride=step) if fits else family
+    if not isinstance(step, int) or step < 1:
+        return family
+    return replace(family, frame_step=step, temporal_stride=step)
 
 
 def _of_trained_size(family: Family, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Family:

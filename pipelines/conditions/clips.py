@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputError
 from ..classes.forms import class_of, video_to_video_class
-from .kinds import REFERENCE, ROLES, VideoCondition
 from .keyframes import stride_of
+from .kinds import REFERENCE, ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
 from .pictures import shape_of
 from .rates import keeps_its_rate
