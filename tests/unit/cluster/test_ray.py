@@ -14,6 +14,9 @@ from types import SimpleNamespace
 
 import prompt_runs
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
 from processes import MARK, commands, marked, wait_for
 from prompt_runs import entries, generate
 
@@ -135,8 +138,7 @@ def test_two_workers_make_what_one_process_makes(tmp_path: Path, spread: Callabl
 
 def test_clips_are_decoded_where_they_are_made(tmp_path: Path, spread: Callable[..., int]) -> None:
     lines = [
-        {"prompt": f"clip {n}", "model": "tiny:wan21-t2v", "seed": n, "steps": 2, "num_frames": 5, "output": f"{n}.mp4"}
-        for n in range(4)
+        {"prompt": f"clip {n}", "model": "tiny:wan21-t2v", "seed": n, "steps": 2, "num_frames": 5} for n in range(4)
     ]
     prompts = prompt_runs.written(tmp_path / "p.jsonl", lines)
     assert spread(prompts, tmp_path / "many") == 0
