@@ -62,11 +62,13 @@ class Probation:
 
     def failed(self) -> None:
         """Calls cannot be split."""
-        self.verdict = "failed"
+        self.verdict, self.known = "failed", ""
 
     @property
     def reason(self) -> str:
         """How it stands, for a person."""
+        if self.verdict == "failed":
+            return "it cannot be had"
         if self.known:
             return self.known
         if not self.whole or not self.split:
