@@ -9,12 +9,16 @@ from ...errors import InputError, check_choice
 from ..settings import LOCAL, ClusterSettings
 
 if TYPE_CHECKING:
+    from ...pipelines.families import Family
     from ...pipelines.types import LoadKey
 
 NAME = "parallel"
 """Of the record in a report."""
-PARALLEL_CHOICES = ("off", "ulysses", "auto")
+ULYSSES, CFG, AUTO = "ulysses", "cfg", "auto"
+PARALLEL_CHOICES = ("off", ULYSSES, CFG, AUTO)
 MOST_PROCESSES = 64
+BRANCHES = 2
+"""Of guidance: with the prompt and without, or with the negative one."""
 
 
 def parallel_settings(parallel: str, devices: int | None, cpus: int | None = None) -> ClusterSettings:
@@ -29,6 +33,9 @@ def parallel_settings(parallel: str, devices: int | None, cpus: int | None = Non
         InputError: a value is out of range.
     """
     check_choice("parallel", parallel, PARALLEL_CHOICES)
+    if parallel == CFG and devices not in (None, BRANCHES):
+        reason = "guidance has two branches, one for each of two cards"
+        raise InputError("parallel_devices", devices, reason, f"use {BRANCHES}, or leave it out")
     if devices is not None and not 2 <= devices <= MOST_PROCESSES:
         reason = f"one picture is made over 2 to {MOST_PROCESSES} cards"
         raise InputError("parallel_devices", devices, reason, "leave it out for every card of this machine")
@@ -58,8 +65,11 @@ def cards_for(device: str) -> int:
     return int(torch.cuda.device_count())
 
 
-def placed(settings: ClusterSettings, key: LoadKey) -> tuple[ClusterSettings, str]:
+def placed(settings: ClusterSettings, key: LoadKey, one_branch: str = "") -> tuple[ClusterSettings, str]:
     """The settings with their number of processes.
+
+    Args:
+        one_branch: why guidance has no second branch in this run, as `without_branches` says it.
 
     Returns:
         The settings, with threads where the processes have no cards; and why it is not done, "" where it is.
@@ -71,24 +81,31 @@ def placed(settings: ClusterSettings, key: LoadKey) -> tuple[ClusterSettings, st
     wanted = settings.workers
     if cards and wanted is not None and wanted > cards:
         raise InputError("parallel_devices", wanted, f"this machine has {cards} card(s)", f"use at most {cards}")
-    if settings.parallel == "auto" and cards < 2:
+    if settings.parallel == AUTO and cards < 2:
         return settings, f"it takes two cards or more, and there {'is 1' if cards == 1 else 'are none'} to use"
     count = wanted or cards
     if count < 2:
         how = "how many processes of the processor to use is not said (--parallel-devices 2, or local:2 as address)"
         return settings, "there is 1 card to use" if cards else f"there are no cards to use, and {how}"
+    if settings.parallel == CFG:
+        count = BRANCHES
+    why = refusal(key, count, cards > 0, settings.parallel, one_branch)
+    if why and settings.parallel == AUTO and not (other := refusal(key, BRANCHES, cards > 0, CFG, one_branch)):
+        count, why = BRANCHES, other
     threads = None if cards else settings.cpus or max(1, (os.cpu_count() or 1) // count)
-    return ClusterSettings(LOCAL, count, threads, settings.patience, settings.parallel), refusal(key, count, cards > 0)
+    return ClusterSettings(LOCAL, count, threads, settings.patience, settings.parallel), why
 
 
-def refusal(key: LoadKey, count: int, cards: bool) -> str:
-    """Why a model cannot be split over so many processes, as far as its configuration tells; "" otherwise."""
+def refusal(key: LoadKey, count: int, cards: bool, parallel: str = ULYSSES, one_branch: str = "") -> str:
+    """Why a model's calls cannot be split over so many processes, as far as can be told before it loads; or ""."""
     from torch import distributed
 
     from ...pipelines.loading.described import denoiser_of_key
 
     if not distributed.is_available() or (cards and not distributed.is_nccl_available()):
         return "this torch was built without " + ("NCCL" if distributed.is_available() else "torch.distributed")
+    if parallel == CFG:
+        return one_branch
     found = denoiser_of_key(key)
     if found is None:
         return ""  # the processes see the model itself
@@ -96,8 +113,34 @@ def refusal(key: LoadKey, count: int, cards: bool) -> str:
     return why_not(kind, config, count)
 
 
+def way_for(parallel: str, kind: Any, config: Any, count: int) -> tuple[str, str]:
+    """How the calls of a denoiser are split over so many processes, `ULYSSES` or `CFG`; and why not at all, or ""."""
+    if parallel == CFG:
+        return CFG, ""
+    why = why_not(kind, config, count)
+    if why and parallel == AUTO and count == BRANCHES:
+        return CFG, ""
+    return ULYSSES, why
+
+
+def without_branches(family: Family, guidance: float | None) -> str:
+    """Why guidance has no second branch with a scale, or "".
+
+    Args:
+        family: of the model. A class outside the table may have branches that nobody knows of here.
+        guidance: as `pipelines.requests.complete` has it.
+    """
+    from ...pipelines.requests import negative_acts
+
+    if not family.known or negative_acts(family, guidance):
+        return ""
+    if not family.negative_prompt:
+        return f"{family.name} takes its guidance as an input: there is no second branch"
+    return f"with guidance = {guidance:g} there is no second branch"
+
+
 def why_not(kind: Any, config: Any, count: int) -> str:
-    """Why a denoiser of a class and a configuration cannot be split over so many processes, or ""."""
+    """Why a denoiser of a class and a configuration cannot be split by its tokens over so many processes, or ""."""
     import diffusers
 
     if not getattr(kind, "_cp_plan", None):

@@ -12,7 +12,7 @@ from ...pipelines.types import PipelineHandle, SampleRequest, SampleResult
 from ...report import OptimizationRecord
 from ..child import client
 from ..settings import ClusterSettings
-from .choice import NAME, placed
+from .choice import AUTO, NAME, placed, way_for, without_branches
 from .run import WholeRun
 
 
@@ -48,16 +48,48 @@ def generate_together(
     from ...pipelines.generate import check_before_load
     from ...pipelines.loading.loader import family_of_key
     from ...pipelines.lora import check_loras
-    from ...pipelines.requests import ready
+    from ...pipelines.requests import complete_guidance, ready
 
-    sized, why = placed(cluster, handle.key)
+    family = family_of_key(handle.key)
+    one_branch = without_branches(family, complete_guidance(family, request))
+    sized, why = placed(cluster, handle.key, one_branch)
+    why = why or _known_not_to_pay(sized, handle, request, settings, guided=not one_branch)
     if why:
         result = alone()
-        failed = cluster.parallel != "auto"
+        failed = cluster.parallel != AUTO
         result.report.set(OptimizationRecord(NAME, cluster.parallel, "off", why, failed=failed))
         return result
-    check_before_load(handle.key, ready(family_of_key(handle.key), request))
+    check_before_load(handle.key, ready(family, request))
     check_loras(handle.loras)
     make_room()
     kept = replace(handle, vae=None)
     return client.generate_on(sized, kept, request, settings, callbacks, folder, measurements, WholeRun, cluster)
+
+
+def _known_not_to_pay(
+    cluster: ClusterSettings,
+    handle: PipelineHandle,
+    request: SampleRequest,
+    settings: OptimizationSettings,
+    guided: bool,
+) -> str:
+    """What "auto" has found here before, where it is that one card is as fast: nothing has to be started to know it."""
+    from ...pipelines.loading.described import denoiser_of_key
+    from ...pipelines.loading.devices import resolve_device
+    from ...pipelines.loading.loader import family_of_key
+    from ...pipelines.requests import ready
+    from .making import without
+    from .remembered import NOT_FASTER, Remembered, because, how_split, on_device
+
+    denoiser = denoiser_of_key(handle.key)
+    if cluster.parallel != AUTO or denoiser is None:
+        return ""
+    count = cluster.workers or 1
+    way, why = way_for(AUTO, *denoiser, count)
+    if why:
+        return ""
+    completed = ready(family_of_key(handle.key), request)
+    here = on_device(handle, resolve_device(handle.key.device))
+    how = how_split(way, count, cluster.cpus is None, guided)
+    row = Remembered(here, completed, without(settings), how).row()
+    return because(row) if row is not None and row.verdict in NOT_FASTER else ""

@@ -47,6 +47,13 @@ class Group:
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return float(found)
 
+    def gathered(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors that the members give, all of one shape and type, in their order."""
+        own = tensor.contiguous().reshape(-1).view(torch.uint8)  # not every type travels as itself
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        distributed.all_gather(every, own)
+        return [each.view(tensor.dtype).reshape(tensor.shape) for each in every]
+
     @property
     def names(self) -> list[str]:
         """The devices of the members."""

@@ -15,7 +15,6 @@ from ...optimizations.settings import OptimizationSettings
 from ...optimizations.tuning.candidates import STEP_STAGE
 from ...pipelines.cache import CACHE
 from ...pipelines.generate import check_before_load, run_loaded
-from ...pipelines.loading.devices import resolve_dtype
 from ...pipelines.loading.loader import family_of_key
 from ...pipelines.lora import check_loras
 from ...pipelines.requests import ready
@@ -24,10 +23,11 @@ from ...report import OptimizationRecord
 from .. import parcel
 from ..batch import BATCH
 from ..worker import Stopped
-from .choice import NAME
+from .choice import AUTO, NAME, without_branches
 from .gate import Gates, Verdicts
 from .group import Group
 from .probation import Probation
+from .remembered import Remembered, because, how_split, on_device
 
 WHOLE, SPLIT, STOP = 0.0, 1.0, 2.0
 """What the first process tells the others at each step."""
@@ -40,7 +40,7 @@ class Maker:
 
     Args:
         group: as this process sees it.
-        parallel: "ulysses", or "auto".
+        parallel: "ulysses", "cfg" or "auto".
     """
 
     def __init__(self, group: Group, parallel: str) -> None:
@@ -69,8 +69,7 @@ class Maker:
         handle, request, settings, measurements = parcel.read(folder / BATCH)
         if measurements:
             use_folder(Path(measurements))
-        device = str(self._group.device)
-        handle = replace(handle, key=replace(handle.key, device=device, dtype=resolve_dtype(handle.key.dtype, device)))
+        handle = on_device(handle, str(self._group.device))
         if self._group.rank:
             request = replace(request, decode=False)
         check_before_load(handle.key, ready(family_of_key(handle.key), request))
@@ -99,17 +98,35 @@ class Maker:
         cancelled: Callable[[], bool],
         previews: bool,
     ) -> SampleResult:
-        gates = Gates(loaded.pipeline, self._group, self._verdicts.setdefault((handle, settings), {}))
-        probation = None
-        if self._parallel == "auto":
+        completed = ready(loaded.family, request)
+        guided = not without_branches(loaded.family, completed.guidance)
+        verdicts = self._verdicts.setdefault((handle, settings), {})
+        gates = Gates(loaded.pipeline, self._group, verdicts, self._parallel, request.batch)
+        probation = remembered = None
+        if self._parallel == AUTO:
             size = (request.width, request.height, request.num_frames, request.batch)
-            probation = self._probations.setdefault((handle, settings, size), Probation())
+            probation = self._probations.setdefault((handle, settings, size, guided), Probation())
+            remembered = self._remembered(gates, handle, completed, settings, guided)
+            if remembered is not None and not probation.verdict and (row := remembered.row()) is not None:
+                probation.recall(row.verdict, because(row))
             probation.begin()
         steps = _Steps(self._group, gates, probation, show, cancelled)
         with gates.held():
             result = run_loaded(loaded, handle, request, without(settings), steps.callbacks(previews))
+        if probation is not None and remembered is not None and probation.verdict and not probation.kept:
+            remembered.keep(probation)
+            probation.kept = True
         self._report(result, gates, probation, settings)
         return result
+
+    def _remembered(
+        self, gates: Gates, handle: PipelineHandle, request: SampleRequest, settings: OptimizationSettings, guided: bool
+    ) -> Remembered | None:
+        """What the store knows and is told of such runs; nothing in the others, which do as the first one says."""
+        if self._group.rank or not (ways := gates.possible()):
+            return None
+        how = how_split(" and ".join(ways), self._group.size, self._group.device.type == "cuda", guided)
+        return Remembered(handle, request, without(settings), how)
 
     def _report(
         self, result: SampleResult, gates: Gates, probation: Probation | None, asked: OptimizationSettings
@@ -120,12 +137,12 @@ class Maker:
         if gates.split:
             kind = "cards" if self._group.device.type == "cuda" else "processes"
             part = "" if not gates.whole else f", {gates.split} of {gates.split + gates.whole} calls"
-            applied = f"ulysses over {count} {kind}{part}"
+            applied = f"{' and '.join(gates.ways)} over {count} {kind}{part}"
         told = [] if probation is None else [probation.reason]
         if worst is not None:
             told.append(f"a split call was {worst.difference:.2g} off one process, at most {worst.bound:.2g} is taken")
         told += reasons or ([] if gates.split or probation else ["the run has called no denoiser"])
-        failed = not gates.split and self._parallel != "auto"
+        failed = not gates.split and self._parallel != AUTO
         report.set(OptimizationRecord(NAME, self._parallel, applied, "; ".join(told), failed=failed))
         report.facts[NAME] = {"devices": self._group.names, "holds": HOLDS, "trials": gates.tried}
         for name in ("attention", "torch_compile", "step_cache"):
@@ -167,7 +184,7 @@ class _Steps:
         self._show, self._cancelled = show, cancelled
         self._stop = False
         self._stage = ""
-        self._tried = 0
+        self._tried = self._split = 0
         gates.wanted = self._tell() == SPLIT
         self._since = time.perf_counter()
 
@@ -203,7 +220,11 @@ class _Steps:
         if self._group.device.type == "cuda":
             torch.cuda.synchronize(self._group.device)
         seconds = time.perf_counter() - self._since
-        tried, self._tried = self._tried, self._gates.tried
-        if self._gates.hopeless:
+        gates = self._gates
+        tried, self._tried = self._tried, gates.tried
+        split, self._split = self._split, gates.split
+        if gates.hopeless:
             probation.failed()
-        probation.on_step(seconds, self._gates.wanted, counts=tried == self._tried)
+        # A step that was to be split, in which no call could be, tells nothing of split ones.
+        counts = tried == gates.tried and (split < gates.split or not gates.wanted)
+        probation.on_step(seconds, gates.wanted, counts)

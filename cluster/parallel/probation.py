@@ -16,11 +16,14 @@ class Probation:
 
     Attributes:
         verdict: "faster", "slower", "noise" or "failed" once it is final, "" before.
+        known: what was found before this process began, for a person; "" where it has to be found out.
+        kept: set by whoever has put the verdict into the store.
         whole, split: seconds of the counted steps.
     """
 
     def __init__(self) -> None:
-        self.verdict = ""
+        self.verdict = self.known = ""
+        self.kept = False
         self.whole: list[float] = []
         self.split: list[float] = []
         self._ran_before: bool | None = None
@@ -53,15 +56,27 @@ class Probation:
             if verdict != "noise" or len(self.split) >= AT_MOST:
                 self.verdict = verdict
 
+    def recall(self, verdict: str, why: str) -> None:
+        """It was found out before."""
+        self.verdict, self.known, self.kept = verdict, why, True
+
     def failed(self) -> None:
         """Calls cannot be split."""
-        self.verdict = "failed"
+        self.verdict, self.known = "failed", ""
 
     @property
     def reason(self) -> str:
         """How it stands, for a person."""
+        if self.verdict == "failed":
+            return "it cannot be had"
+        if self.known:
+            return self.known
         if not self.whole or not self.split:
             return f"watching steps of one card first ({len(self.whole)} of {ENOUGH})"
-        figures = f"{median(self.whole):.3g} s a step on one card, {median(self.split):.3g} s on all"
         said = {"faster": "faster", "slower": "slower", "noise": "no difference beyond the noise"}
-        return f"{said.get(self.verdict, 'on trial')}: {figures}"
+        return f"{said.get(self.verdict, 'on trial')}: {self.figures}"
+
+    @property
+    def figures(self) -> str:
+        """What steps of either kind took. Both were made."""
+        return f"{median(self.whole):.3g} s a step on one card, {median(self.split):.3g} s on all"

@@ -103,16 +103,25 @@ def tried(
     Raises:
         Exception: of the whole call; and out of memory, after which the processes have to end.
     """
-    whole = model.forward(*args, **dict(kwargs))
+
+    def split_call() -> Any:
+        with split():
+            return model.forward(*args, **dict(kwargs))
+
+    return compared(lambda: model.forward(*args, **dict(kwargs)), split_call, layers_of(model), members)
+
+
+def compared(whole: Callable[[], Any], split: Callable[[], Any], layers: int, members: Members) -> Verdict:
+    """Make something whole and split, in every process, and compare. Args and errors as of `tried`."""
+    made = whole()
     failure, found = "", math.inf
     try:
-        with split():
-            found = difference(whole, model.forward(*args, **dict(kwargs)))
+        found = difference(made, split())
     except Exception as error:
         if is_out_of_memory(error):
             raise
         failure = describe(error)
-    bound = bound_for(_dtype(whole), len(list(attention_layers(model))))
+    bound = bound_for(_dtype(made), layers)
     worst = members.most(found)
     if failure:
         return Verdict(worst, bound, f"a split call failed: {failure}")
@@ -120,6 +129,11 @@ def tried(
         told = "gave something else" if math.isinf(worst) else f"was {worst:.2g} off, where {bound:.2g} is taken"
         return Verdict(worst, bound, f"a split call {told}")
     return Verdict(worst, bound)
+
+
+def layers_of(model: nn.Module) -> int:
+    """How many attention layers a model has: see `bound_for`."""
+    return len(list(attention_layers(model)))
 
 
 def _dtype(value: Any) -> torch.dtype:

@@ -27,7 +27,8 @@ def add_parallel_options(parser: argparse.ArgumentParser) -> None:
         choices=PARALLEL_CHOICES,
         default="off",
         help="ulysses: split each call of the denoiser over the cards of this machine (diffusers' context parallelism) "
-        "where a trial gives what one card gives; auto: where that is faster, too (default: off)",
+        "where a trial gives what one card gives; cfg: two cards make one branch of guidance each; auto: ulysses, or "
+        "cfg where diffusers has no plan for the model, where that is faster, too (default: off)",
     )
     group.add_argument(
         "--parallel-devices",

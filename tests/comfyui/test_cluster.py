@@ -182,3 +182,26 @@ def test_one_picture_is_made_by_two_processes_together(server: Client) -> None:
     # Another cluster takes their place.
     server.succeed(spread(server, seed=71), SECONDS)
     assert named(below(server), "fastdiffusers.cluster.parallel") == []
+
+
+@pytest.mark.usefixtures("said")
+def test_two_processes_make_a_branch_of_guidance_each(server: Client) -> None:
+    model, guided = "embedded tiny: sd3", {"guidance": 4.0, "negative_prompt": "grey", "seed": 80}
+    prompt = server.sampling(model, **PLAIN, **guided)
+    cluster = server.node("FastDiffusersClusterSettings", address="local:2", threads=1, parallel="cfg")
+    prompt["cluster"] = cluster
+    prompt["sample"]["inputs"]["cluster"] = ["cluster", 0]
+    entry = server.succeed(prompt, SECONDS)
+    record = next(each for each in server.report(entry)["optimizations"] if each["name"] == "parallel")
+    assert (record["requested"], record["applied"]) == ("cfg", "cfg over 2 processes"), record
+    alone = server.latent(server.succeed(server.sampling(model, **PLAIN, **guided), SECONDS))
+    difference = float((server.latent(entry) - alone).abs().max())
+    assert difference <= 1e-5 * max(1.0, float(alone.abs().max()))
+    prompt["sample"]["inputs"]["guidance"] = 1.0
+    record = next(
+        each for each in server.report(server.succeed(prompt, SECONDS))["optimizations"] if each["name"] == "parallel"
+    )
+    assert (record["applied"], record["reason"]) == ("off", "with guidance = 1 there is no second branch")
+    refused = {**prompt, "cluster": server.node(cluster["class_type"], address="local:3", parallel="cfg")}
+    with pytest.raises(RuntimeError, match="guidance has two branches"):
+        server.run(refused)

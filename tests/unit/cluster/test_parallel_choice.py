@@ -16,13 +16,21 @@ import pytest
 import torch
 
 from fastdiffusers import cli
+from fastdiffusers.callbacks import SILENT
 from fastdiffusers.cluster.parallel import choice
 from fastdiffusers.cluster.parallel import client as together
-from fastdiffusers.cluster.parallel.choice import parallel_settings, placed
+from fastdiffusers.cluster.parallel.choice import parallel_settings, placed, way_for
+from fastdiffusers.cluster.parallel.probation import Probation
+from fastdiffusers.cluster.parallel.remembered import Remembered, how_split
+from fastdiffusers.cluster.settings import ClusterSettings
 from fastdiffusers.commands.latent_file import read_latent
 from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.optimizations.tuning.store import default_store
+from fastdiffusers.pipelines.loading.described import denoiser_of_key
 from fastdiffusers.pipelines.loading.loader import resolve
-from fastdiffusers.pipelines.types import LoadKey
+from fastdiffusers.pipelines.types import LoadKey, PipelineHandle, SampleRequest, SampleResult
+from fastdiffusers.report import OptimizationReport
 
 FAST = ("--steps", "1", "--width", "64", "--height", "64", "--dtype", "float32", "--device", "cpu")
 
@@ -40,6 +48,8 @@ def _starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes this machine one with so many cards, for who only counts them."""
+    for family in ("flux", "sdxl", "wan22-t2v"):
+        denoiser_of_key(key(family))  # diffusers asks for cards while it is imported
 
     def set_cards(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -79,6 +89,79 @@ def test_a_model_with_a_plan_is_not_declined() -> None:
         sized, why = placed(parallel_settings("ulysses", 2, cpus=1), key(family))
         assert why == ""
         assert (sized.workers, sized.cpus, sized.parallel) == (2, 1, "ulysses")
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "why"),
+    [
+        ("flux-random", [], "flux takes its guidance as an input: there is no second branch"),
+        ("sdxl", ["--guidance", "1"], "with guidance = 1 there is no second branch"),
+        ("zimage", [], "with guidance = 0 there is no second branch"),
+    ],
+)
+def test_a_run_without_guidance_is_declined_with_the_reason(
+    family: str, options: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["generate", "--model", f"tiny:{family}", "--prompt", "a fox", *FAST, *options]
+    report = tmp_path / "report.json"
+    more = ["--parallel", "cfg", "--parallel-devices", "2", "--report", str(report)]
+    assert cli.main([*common, "--output", str(tmp_path / "two.safetensors"), *more]) == 0
+    record = json.loads(report.read_text())["optimizations"][-1]
+    assert (record["name"], record["requested"], record["applied"], record["reason"]) == ("parallel", "cfg", "off", why)
+    assert f"not had: parallel cfg, off instead: {why}" in capsys.readouterr().out
+
+
+def test_guidance_has_two_branches(cards: Callable[[int], None]) -> None:
+    with pytest.raises(InputError, match=r"guidance has two branches, one for each of two cards\. Use 2, or leave"):
+        parallel_settings("cfg", 3)
+    cards(4)
+    sized, why = placed(parallel_settings("cfg", None), key("sdxl", "auto"))
+    assert (sized.workers, why) == (2, "")
+    # A model with a plan has branches, too.
+    assert placed(parallel_settings("cfg", 2), key("wan22-t2v", "auto"))[1] == ""
+
+
+def test_auto_takes_the_branches_where_there_is_no_plan(cards: Callable[[int], None]) -> None:
+    cards(4)
+    auto = parallel_settings("auto", None)
+    _, why = placed(auto, key("flux", "auto"), "flux takes its guidance as an input")
+    assert "attention heads of FluxTransformer2DModel cannot be shared equally by 4" in why
+    sized, why = placed(auto, key("sdxl", "auto"))
+    assert (sized.workers, sized.parallel, why) == (2, "auto", "")
+    _, why = placed(auto, key("sdxl", "auto"), "with guidance = 1 there is no second branch")
+    assert "has no context-parallel plan for UNet2DConditionModel" in why
+    sdxl, flux = (denoiser_of_key(key(family)) for family in ("sdxl", "flux"))
+    assert sdxl is not None
+    assert flux is not None
+    assert way_for("auto", *sdxl, 2) == ("cfg", "")
+    assert way_for("auto", *flux, 2) == ("ulysses", "")
+    assert way_for("auto", *sdxl, 4)[1].startswith("diffusers")
+    assert way_for("cfg", *flux, 2) == ("cfg", "")
+
+
+@pytest.mark.parametrize("verdict", ["slower", "noise", "faster"])
+def test_what_auto_has_found_here_not_to_pay_starts_nothing(verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sized = ClusterSettings("local", 2, 1, parallel="auto")
+    monkeypatch.setattr(together, "placed", lambda *_: (sized, ""))
+    handle, request = PipelineHandle(key("sdxl")), SampleRequest("a fox", steps=1, width=64, height=64)
+    plain = OptimizationSettings.plain()
+    how = how_split("cfg", 2, cards=False, guided=True)
+    probation = Probation()
+    probation.whole, probation.split, probation.verdict = [1.0] * 3, [1.5] * 3, verdict
+    Remembered(handle, replace(request), plain, how).keep(probation)
+    alone = lambda: SampleResult(None, None, None, (), [], {}, OptimizationReport())
+    made = lambda request: together.generate_together(sized, handle, request, plain, SILENT, Path(), alone)
+    if verdict == "faster":
+        with pytest.raises(AssertionError, match="would have been started"):
+            made(request)
+        return
+    record = made(request).report["parallel"]
+    day = default_store().rows()[-1].when[:10]
+    said = {"slower": "slower", "noise": "no difference beyond the noise"}[verdict]
+    assert (record.applied, record.failed) == ("off", False)
+    assert record.reason == f"{said} on {day}: 1 s a step on one card, 1.5 s on all"
+    with pytest.raises(AssertionError, match="would have been started"):
+        made(replace(request, width=512, height=512))  # it is not known of this size
 
 
 def test_heads_that_cannot_be_shared_are_a_reason() -> None:

@@ -160,3 +160,14 @@ def test_a_step_with_a_trial_in_it_does_not_count() -> None:
     assert probation.whole == [1.0]
     probation.failed()
     assert not probation.wants_split
+
+
+def test_auto_does_what_was_found_before_it_began_until_calls_cannot_be_split() -> None:
+    for verdict, split in (("faster", True), ("slower", False), ("noise", False)):
+        probation = Probation()
+        probation.recall(verdict, "as on another day")
+        assert set(steps(probation, 4, 1.0, 2.0)) == {split}
+        assert (probation.verdict, probation.reason, probation.kept) == (verdict, "as on another day", True)
+    probation.failed()
+    assert probation.reason == "it cannot be had"
+    assert not probation.wants_split

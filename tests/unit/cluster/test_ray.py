@@ -14,6 +14,9 @@ from types import SimpleNamespace
 
 import prompt_runs
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
 from processes import MARK, commands, marked, wait_for
 from prompt_runs import entries, generate
 
@@ -130,6 +133,23 @@ def test_two_workers_make_what_one_process_makes(tmp_path: Path, spread: Callabl
         facts = json.loads((tmp_path / "many" / f"{entry['name']}.json").read_text())["facts"]
         assert facts["worker"] == entry["worker"]
         assert facts["threads"] == 1
+    assert hidden(tmp_path / "many") == []
+
+
+def test_clips_are_decoded_where_they_are_made(tmp_path: Path, spread: Callable[..., int]) -> None:
+    lines = [
+        {"prompt": f"clip {n}", "model": "tiny:wan21-t2v", "seed": n, "steps": 2, "num_frames": 5} for n in range(4)
+    ]
+    prompts = prompt_runs.written(tmp_path / "p.jsonl", lines)
+    assert spread(prompts, tmp_path / "many") == 0
+    assert run(prompts, tmp_path / "one") == 0
+    clips = lambda folder: {path.name: path.read_bytes() for path in folder.glob("*.mp4")}
+    assert len(clips(tmp_path / "one")) == 4
+    assert clips(tmp_path / "many") == clips(tmp_path / "one")
+    for entry in entries(tmp_path / "many"):
+        assert entry["seconds"]["decode"] > 0, "the worker has decoded"
+        facts = json.loads((tmp_path / "many" / f"{entry['name']}.json").read_text())["facts"]
+        assert facts["worker"] == entry["worker"]
     assert hidden(tmp_path / "many") == []
 
 
