@@ -22,6 +22,8 @@ WIDTHS = {
     3584: "Qwen2.5-VL, as Qwen-Image has",
     4096: "T5-XXL or UMT5-XXL, as FLUX.1, SD 3 and Wan have",
     7680: "Qwen3-4B's layers for FLUX.2-klein",
+    12288: "Qwen3-8B's layers for FLUX.2-klein",
+    30720: "Qwen3-VL-4B's layers for Krea 2",
 }
 """Width of published text encoders' tokens -> which they are."""
 
@@ -143,6 +145,8 @@ def _unused(family: Family, request: SampleRequest, encoding: Encoding, guided: 
         notes.append(f"negative ignored: {why}.")
     if request.max_sequence_length is not None:
         notes.append("max_sequence_length ignored: the text is encoded already.")
+    if encoding.unlike:
+        notes.append(f"{encoding.unlike}.")
     for name in ("positive", "negative") if guided else ("positive",):
         text = getattr(request, name)
         hidden = text is not None and text.mask is not None and not bool((text.mask > 0).all())

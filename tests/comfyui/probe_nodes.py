@@ -97,9 +97,11 @@ class KeepImages:
 
 def _classes(family: str) -> tuple[Any, Any]:
     from comfy import sd1_clip, sdxl_clip
-    from comfy.text_encoders import flux, qwen_image, sd3_clip, wan, z_image
+    from comfy.text_encoders import flux, pixart_t5, qwen_image, sd3_clip, wan, z_image
 
     return {
+        "chroma": lambda: (pixart_t5.pixart_te(), pixart_t5.PixArtTokenizer),
+        "krea2": _krea2_classes,
         "flux": lambda: (flux.flux_clip(), flux.FluxTokenizer),
         "flux2-klein": lambda: (flux.klein_te(), flux.KleinTokenizer),
         "sdxl": lambda: (sdxl_clip.SDXLClipModel, sdxl_clip.SDXLTokenizer),
@@ -109,6 +111,16 @@ def _classes(family: str) -> tuple[Any, Any]:
         "zimage": lambda: (z_image.te(), z_image.ZImageTokenizer),
         "wan": lambda: (wan.te(), wan.WanT5Tokenizer),
     }[family]()
+
+
+def _krea2_classes() -> tuple[Any, Any]:
+    from comfy.text_encoders import krea2, qwen3vl  # not in every version
+
+    qwen3vl.QWEN3VL_VISION["qwen3vl_4b"] = {
+        **{"hidden_size": 16, "intermediate_size": 16, "depth": 1},
+        **{"num_heads": 1, "deepstack_visual_indexes": [0]},
+    }
+    return krea2.te(), krea2.Krea2Tokenizer
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import further_parts
 import pytest
 import torch
 from original_families import build, write
@@ -14,6 +15,7 @@ from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.conditions.kinds import MaskCondition
 from fastdiffusers.pipelines.embeddings.given import Embeddings
 from fastdiffusers.pipelines.generate import decode, generate
 from fastdiffusers.pipelines.loading import loader
@@ -22,6 +24,7 @@ from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest, SampleR
 PLAIN = OptimizationSettings(attention="sdpa", torch_compile="off")
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 3, "guidance": 3.0}
 POSITIVE, NEGATIVE = "a fox", "blue ice, and birds"
+TEXTS = {"positive": POSITIVE, "negative": NEGATIVE}
 VIDEO = {"wan22-t2v": 5, "wan22-i2v": 5}
 
 
@@ -39,6 +42,9 @@ def encode(pipeline: Any, text: str) -> Embeddings:
     if kind.startswith("QwenImage"):
         tokens, mask = pipeline.encode_prompt(text)
         return Embeddings(tokens, mask=mask)
+    if kind.startswith("Krea2"):
+        tokens, mask = pipeline.encode_prompt(text)
+        return Embeddings(tokens.flatten(2), mask=mask)
     if kind == "ZImagePipeline":
         return Embeddings(pipeline.encode_prompt(text, do_classifier_free_guidance=False)[0][0][None])
     options = {"do_classifier_free_guidance": False, "max_sequence_length": 512}
@@ -71,6 +77,94 @@ def test_the_result_is_that_of_the_text(family: str) -> None:
     assert "prompt ignored: positive is connected and goes before it." in made.report.notes
     if family.startswith("flux"):
         assert f"negative ignored: {family} has none." in made.report.notes
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str]]:
+    """Pipelines of classes outside the table, and their folders."""
+    made = {}
+    for family in ("chroma", "krea2", "flux-fill"):
+        pipeline = further_parts.BUILDERS[family]()
+        pipeline.save_pretrained(place := tmp_path_factory.mktemp(family))
+        made[family] = (pipeline, str(place))
+    return made
+
+
+def run_folder(folder: str, **changes: Any) -> SampleResult:
+    given = {"prompt": "", **SMALL, **changes}
+    return generate(
+        PipelineHandle(loader.resolve(folder, dtype="float32", device="cpu")), SampleRequest(**given), PLAIN
+    )
+
+
+def test_the_picture_of_krea_2_is_that_of_the_text(folders: dict[str, tuple[Any, str]]) -> None:
+    pipeline, folder = folders["krea2"]
+    own = run_folder(folder, prompt=POSITIVE, negative_prompt=NEGATIVE, batch=2).frames
+    texts = {"positive": encode(pipeline, POSITIVE), "negative": encode(pipeline, NEGATIVE)}
+    assert torch.equal(run_folder(folder, **texts, batch=2).frames, own)
+    short = {name: replace(text, tokens=text.tokens[:, kept], mask=None) for name, text, kept in _unpadded(texts)}
+    assert torch.allclose(run_folder(folder, **short, batch=2).frames, own, atol=1e-4)
+    assert not torch.allclose(
+        run_folder(folder, **texts | {"positive": encode(pipeline, "ice")}).frames, own, atol=1e-3
+    )
+    with pytest.raises(InputError, match="768 wide, and Krea2Pipeline takes 384: CLIP-L"):
+        run_folder(folder, positive=Embeddings(torch.zeros(1, 77, 768)), guidance=0.0)
+
+
+def _unpadded(texts: dict[str, Embeddings]) -> list[tuple[str, Embeddings, torch.Tensor]]:
+    return [(name, text, text.mask[0].bool()) for name, text in texts.items() if text.mask is not None]
+
+
+def test_chroma_reads_a_text_as_it_is_encoded(folders: dict[str, tuple[Any, str]]) -> None:
+    pipeline, folder = folders["chroma"]
+    lengths = {name: len(pipeline.tokenizer(text).input_ids) for name, text in TEXTS.items()}
+    states = {
+        name: pipeline._get_t5_prompt_embeds(text, max_sequence_length=lengths[name])[0] for name, text in TEXTS.items()
+    }
+    made = run_folder(folder, **{name: Embeddings(tokens) for name, tokens in states.items()})
+    assert "reads padding after its own prompts too" in " ".join(made.report.notes)
+    pipeline.set_progress_bar_config(disable=True)
+    masks = {name: torch.ones(1, length, dtype=torch.bool) for name, length in lengths.items()}
+    expected = pipeline(
+        prompt_embeds=states["positive"],
+        prompt_attention_mask=masks["positive"],
+        negative_prompt_embeds=states["negative"],
+        negative_prompt_attention_mask=masks["negative"],
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        width=64,
+        height=64,
+        generator=torch.Generator().manual_seed(SMALL["seed"]),
+        output_type="pt",
+    ).images
+    assert torch.equal(made.frames[:, 0], expected.permute(0, 2, 3, 1))
+
+
+def test_chroma_does_not_read_what_a_mask_hides(folders: dict[str, tuple[Any, str]]) -> None:
+    """In numbers, the mask of its own encoding lets its model read all padding."""
+    pipeline, folder = folders["chroma"]
+    text = encode_chroma(pipeline, POSITIVE)
+    hidden = torch.cat([text.tokens, torch.randn(1, 5, text.tokens.shape[2])], dim=1)
+    mask = torch.tensor([[1] * text.tokens.shape[1] + [0] * 5])
+    shown = run_folder(folder, positive=text, guidance=1.0).frames
+    assert torch.allclose(
+        run_folder(folder, positive=Embeddings(hidden, mask=mask), guidance=1.0).frames, shown, atol=1e-4
+    )
+    assert not torch.allclose(run_folder(folder, positive=Embeddings(hidden), guidance=1.0).frames, shown, atol=1e-3)
+
+
+def encode_chroma(pipeline: Any, text: str) -> Embeddings:
+    length = len(pipeline.tokenizer(text).input_ids)
+    return Embeddings(pipeline._get_t5_prompt_embeds(text, max_sequence_length=length)[0])
+
+
+def test_the_picture_of_flux_fill_is_that_of_the_text(folders: dict[str, tuple[Any, str]]) -> None:
+    pipeline, folder = folders["flux-fill"]
+    picture = torch.linspace(0, 1, 64 * 64 * 3).view(64, 64, 3)
+    given = {"images": (picture,), "conditions": (MaskCondition(torch.eye(64)[None]),)}
+    own = run_folder(folder, prompt=POSITIVE, **given).frames
+    assert torch.equal(run_folder(folder, positive=encode(pipeline, POSITIVE), **given).frames, own)
+    assert not torch.equal(run_folder(folder, positive=encode(pipeline, "ice"), **given).frames, own)
 
 
 def test_items_of_a_batch_take_the_items_of_the_text_in_turn() -> None:
