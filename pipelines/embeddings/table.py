@@ -13,6 +13,7 @@ Read side by side in diffusers' `encode_prompt` and ComfyUI's `comfy/text_encode
 | FLUX.2-klein | three layers' states of Qwen3, side by side | none | filled up to 512; its own negative is "" |
 | Wan | UMT5's last states, 0 where nothing is | none | filled up to 512 with 0 |
 | Chroma | T5-XXL's last states | none | none there; filled up to 512 in diffusers, which reads some of it |
+| LTX-2 | all of Gemma's layers, projected to one, as its connectors do first | none | none there; filled up to 1024 |
 | Krea 2 | twelve layers' states of Qwen3-VL, side by side | none | none for one text; a mask |
 """
 
@@ -49,8 +50,10 @@ class Encoding:
         repeated: whether the shorter of two texts may be repeated to the other's length: it changes nothing where
             each place of the picture looks at tokens alone.
         alike: whether two texts must have the same length.
-        filled: whether the shorter of two texts is filled up to the other's length, and its mask hides that: for a call
-            that counts the places of both by the first.
+        filled: whether both texts are filled up to one length, and their masks hide that: for a call that counts the
+            places of both by the first.
+        least, multiple: tokens that they are filled up to at least, and a number that their length is a multiple of.
+        projected: whether the tokens are what the connectors' projection gives, see `projected`.
         longest: most tokens, 0 for any number.
         sizes: whether the call takes the sizes of `Embeddings`.
         empty_negative: whether guidance takes a negative text though the call takes no negative prompt: by itself the
@@ -69,6 +72,9 @@ class Encoding:
     repeated: bool = False
     alike: bool = False
     filled: bool = False
+    least: int = 0
+    multiple: int = 1
+    projected: bool = False
     longest: int = 0
     sizes: bool = False
     empty_negative: bool = False
@@ -89,6 +95,15 @@ _CHROMA = Encoding(
     lambda config: config["joint_attention_dim"],
     mask="prompt_attention_mask",
     unlike="Chroma's pipeline reads padding after its own prompts too, and encoded texts without any",
+)
+_LTX2 = Encoding(
+    "Gemma 3 12B with LTX-2's projection",
+    lambda config: config["caption_channels"],
+    mask="prompt_attention_mask",
+    filled=True,
+    least=1024,
+    multiple=128,
+    projected=True,
 )
 _WAN = Encoding("UMT5-XXL", lambda config: config["text_dim"])
 ENCODINGS: dict[str, Encoding] = {
@@ -124,6 +139,8 @@ ENCODINGS: dict[str, Encoding] = {
         layers=lambda config: config["num_text_layers"],
         filled=True,
     ),
+    "ltx2-t2v": _LTX2,
+    "ltx2-i2v": _LTX2,
     "wan-t2v": _WAN,
     "wan-i2v": _WAN,
     "StableDiffusionPipeline": Encoding(
@@ -131,12 +148,6 @@ ENCODINGS: dict[str, Encoding] = {
     ),
 }
 """Name of a family -> how it takes embeddings."""
-_LTX2 = "its pipeline reads the states of all of Gemma's layers, and ComfyUI's encoder projects them to one"
-NOT_TAKEN = {
-    "LTX2Pipeline": _LTX2,
-    "LTX2ImageToVideoPipeline": _LTX2,
-}
-"""Class -> why it takes none of ComfyUI's embeddings."""
 
 
 def call_arguments(
@@ -165,7 +176,8 @@ def call_arguments(
     if encoding.repeated:
         length = math.lcm(*(text.tokens.shape[1] for text in texts.values()))
     if encoding.filled:
-        most = max(text.tokens.shape[1] for text in texts.values())
+        most = max(encoding.least, *(text.tokens.shape[1] for text in texts.values()))
+        most = -(-most // encoding.multiple) * encoding.multiple
         texts = {side: text.filled(most) for side, text in texts.items()}
     arguments: dict[str, Any] = {"num_images_per_prompt": 1, "num_videos_per_prompt": 1}
     for side, text in texts.items():

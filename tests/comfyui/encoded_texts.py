@@ -220,7 +220,15 @@ def krea2(comfyui: Path) -> Made:
     return pipeline, {"qwen3vl_4b": (model, sizes)}
 
 
+def ltx2(comfyui: Path) -> Made:
+    """Its Gemma is the pipeline's own on both sides."""
+    from fastdiffusers.pipelines import tiny
+
+    return tiny.build("ltx2-t2v"), {}
+
+
 FAMILIES = {
+    "ltx2": ltx2,
     "chroma": chroma,
     "krea2": krea2,
     "flux": flux,
@@ -264,6 +272,11 @@ def write(family: str, comfyui: Path, models: Path, place: Path) -> None:
         save_file(tensors, place / f"{name}.safetensors")
     sizes = {name: changed for name, (_, changed) in encoders.items()}
     (place / "encoder.json").write_text(json.dumps({"family": family, "encoders": sizes}))
+    if family == "ltx2":
+        pipeline.text_encoder.save_pretrained(place / "gemma")
+        pipeline.tokenizer.save_pretrained(place / "gemma")
+        projection = {"weight": pipeline.connectors.text_proj_in.weight.detach().clone()}
+        save_file(projection, place / "text_embedding_projection.safetensors")
     if family == "wan":
         (place / "spiece.model").write_bytes(bytes(encoders["umt5xxl"][0].spiece_model.tolist()))
         tokenizer = T5TokenizerFast.from_pretrained(place, local_files_only=True, extra_ids=0, model_max_length=512)

@@ -19,8 +19,11 @@ LENGTHS = {"flux": 256, "sd3": 77, "wan": 512, "chroma": 7}
 """How far ComfyUI fills a text up: the pipeline's own encoding is told the same."""
 NEGATIVES = {"flux2-klein": "", "chroma": "the blue car on the hill"}
 """What a pipeline encodes for itself that takes no negative prompt; for Chroma, as many tokens as the prompt has."""
-NEWER = {"krea2": "krea2.py"}
-"""Families that not every version of ComfyUI has, and the file of their text encoder."""
+NEWER = {"krea2": "class Krea2TEModel", "ltx2": "text_encoder_model=Gemma3_12BModel"}
+"""Families whose text encoder not every version of ComfyUI has, or has at one size only; and what newer ones have."""
+FRAMES = {"ltx2": 9}
+SAID = {"ltx2": 3e-4}
+"""How much another text changes the picture at least, where that is little."""
 WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 2.0}
 
 
@@ -42,13 +45,15 @@ def encoders(
 
 
 def has_encoder(comfyui: Path, family: str) -> bool:
-    return family not in NEWER or (comfyui / "comfy/text_encoders" / NEWER[family]).exists()
+    files = (comfyui / "comfy/text_encoders").glob("*.py")
+    return family not in NEWER or any(NEWER[family] in file.read_text(encoding="utf-8") for file in files)
 
 
 def encoded(server: Client, family: str, folder: Path, **widgets: Any) -> dict[str, Any]:
     """A graph that encodes with ComfyUI's nodes, and samples with a model that has no text encoder."""
     texts = {"positive": ["positive", 0], "negative": ["negative", 0]}
-    prompt = server.sampling(f"encoded-{family}-bare", **{**WIDGETS, "prompt": "", **texts, **widgets})
+    frames = {"num_frames": FRAMES.get(family, WIDGETS["num_frames"])}
+    prompt = server.sampling(f"encoded-{family}-bare", **{**WIDGETS, **frames, "prompt": "", **texts, **widgets})
     prompt["load"]["inputs"]["dtype"] = "float32"
     prompt["clip"] = server.node("TestTinyTextEncoder", folder=str(folder))
     for name, text in (("positive", PROMPT), ("negative", NEGATIVES.get(family, NEGATIVE))):
@@ -60,7 +65,8 @@ def own(server: Client, family: str, **widgets: Any) -> dict[str, Any]:
     """A graph in which the pipeline encodes its prompts."""
     negative = NEGATIVES.get(family) or NEGATIVE
     texts = {"prompt": PROMPT, "negative_prompt": negative, "max_sequence_length": LENGTHS.get(family, 0)}
-    prompt = server.sampling(f"encoded-{family}-whole", **{**WIDGETS, **texts, **widgets})
+    frames = {"num_frames": FRAMES.get(family, WIDGETS["num_frames"])}
+    prompt = server.sampling(f"encoded-{family}-whole", **{**WIDGETS, **frames, **texts, **widgets})
     prompt["load"]["inputs"]["dtype"] = "float32"
     return prompt
 
@@ -83,7 +89,7 @@ def test_the_picture_is_that_of_the_pipelines_own_encoding(
     assert expected.std() > 0.01
     assert float((made - expected).abs().max()) < 1e-4
     other, _ = pictures(server, own(server, family, prompt="the man"), tmp_path / "other")
-    assert float((other - expected).abs().max()) > 1e-3, "the text changes the picture"
+    assert float((other - expected).abs().max()) > SAID.get(family, 1e-3), "the text changes the picture"
     weights = server.report(entry)["facts"]["weights_mib"]
     assert not [name for name in weights if name.startswith("text_encoder")]
     assert [name for name in server.report(whole)["facts"]["weights_mib"] if name.startswith("text_encoder")]
@@ -143,12 +149,6 @@ def test_a_text_of_another_family_is_refused_before_anything_loads(server: Clien
     assert "64 wide, and flux takes 32" in failed(server, prompt)
     prompt = encoded(server, "zimage", encoders["flux"], seed=77)
     assert "it has one of 32, and zimage takes none" in failed(server, prompt)
-
-
-def test_ltx_2_takes_no_texts_of_comfyuis_and_says_why(server: Client, encoders: dict[str, Path]) -> None:
-    prompt = encoded(server, "flux", encoders["flux"])
-    prompt["load"]["inputs"]["model"] = "embedded tiny: ltx2-t2v"
-    assert "the states of all of Gemma's layers" in failed(server, prompt)
 
 
 def test_guidance_of_klein_asks_for_a_negative_text(server: Client, encoders: dict[str, Path]) -> None:

@@ -25,7 +25,7 @@ PLAIN = OptimizationSettings(attention="sdpa", torch_compile="off")
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 3, "guidance": 3.0}
 POSITIVE, NEGATIVE = "a fox", "blue ice, and birds"
 TEXTS = {"positive": POSITIVE, "negative": NEGATIVE}
-VIDEO = {"wan22-t2v": 5, "wan22-i2v": 5}
+VIDEO = {"wan22-t2v": 5, "wan22-i2v": 5, "ltx2-t2v": 9, "ltx2-i2v": 9}
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def handle(family: str) -> PipelineHandle:
 
 def run(family: str, **changes: Any) -> SampleResult:
     given = {"prompt": "", **SMALL, "num_frames": VIDEO.get(family), "decode": False, **changes}
-    if family in ("flux-kontext", "wan22-i2v"):
+    if family in ("flux-kontext", "wan22-i2v", "ltx2-i2v"):
         given.setdefault("images", (torch.linspace(0, 1, 64 * 64 * 3).view(64, 64, 3),))
     return generate(handle(family), SampleRequest(**given), PLAIN)
 
@@ -167,6 +167,60 @@ def test_the_picture_of_flux_fill_is_that_of_the_text(folders: dict[str, tuple[A
     assert not torch.equal(run_folder(folder, positive=encode(pipeline, "ice"), **given).frames, own)
 
 
+@torch.no_grad()
+def projected(pipeline: Any, text: str) -> Embeddings:
+    """What ComfyUI's encoder gives of LTX-2: each layer as wide as it is, all of them projected to one."""
+    states, mask = pipeline._get_gemma_prompt_embeds(text)
+    states = states[:, -int(mask.sum()) :].unflatten(2, (pipeline.connectors.config.caption_channels, -1))
+    low, high = states.amin((1, 2), keepdim=True), states.amax((1, 2), keepdim=True)
+    states = 8 * (states - states.mean((1, 2), keepdim=True)) / (high - low + 1e-6)
+    return Embeddings(pipeline.connectors.text_proj_in(states.flatten(2)))
+
+
+@pytest.mark.parametrize(("family", "guidance"), [("ltx2-t2v", 3.0), ("ltx2-t2v", 1.0), ("ltx2-i2v", 3.0)])
+def test_the_clip_of_ltx_2_is_that_of_the_text(family: str, guidance: float) -> None:
+    pipeline = tiny.build(family)
+    given = {"guidance": guidance, "decode": True}
+    own = run(family, prompt=POSITIVE, negative_prompt=NEGATIVE, **given)
+    texts = {"positive": projected(pipeline, POSITIVE), "negative": projected(pipeline, NEGATIVE)}
+    made = run(family, **texts, **given)
+    assert texts["positive"].tokens.shape[1] != texts["negative"].tokens.shape[1]
+    torch.testing.assert_close(made.latent, own.latent, atol=2e-5, rtol=0)
+    torch.testing.assert_close(made.frames, own.frames, atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.audio["waveform"], own.audio["waveform"], atol=1e-4, rtol=0)
+    other = run(family, **texts | {"positive": projected(pipeline, "ice")}, **given)
+    assert float((other.latent - own.latent).abs().max()) > 2e-4
+    again = run(family, prompt=POSITIVE, negative_prompt=NEGATIVE, **given)
+    assert torch.equal(again.latent, own.latent), "nothing of it is left in the model"
+
+
+def test_a_longer_text_of_ltx_2_takes_as_many_registers_as_fit() -> None:
+    pipeline = tiny.build("ltx2-t2v")
+    text = projected(pipeline, POSITIVE)
+    long = Embeddings(text.tokens.repeat(1, 1100 // text.tokens.shape[1] + 1, 1))
+    lengths: list[int] = []
+    with CACHE.use(handle("ltx2-t2v").key) as loaded:
+        hook = loaded.pipeline.connectors.register_forward_pre_hook(
+            lambda module, args: lengths.append(args[0].shape[1])
+        )
+    run("ltx2-t2v", positive=long, guidance=1.0)
+    run("ltx2-t2v", positive=text, guidance=1.0)
+    hook.remove()
+    assert lengths == [-(-long.tokens.shape[1] // 128) * 128, 1024]
+
+
+def test_ltx_2_with_two_projections_takes_none(tmp_path: Path) -> None:
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+
+    pipeline: Any = tiny.build("ltx2-t2v")
+    apart = {"per_modality_projections": True, "video_hidden_dim": 32, "audio_hidden_dim": 32}
+    sizes = further_parts.changed(pipeline.connectors.config, **apart)
+    pipeline.register_modules(connectors=LTX2TextConnectors.from_config(sizes))
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="picture and sound apart"):
+        run_folder(str(tmp_path / "model"), positive=projected(tiny.build("ltx2-t2v"), "ice"), guidance=1.0)
+
+
 def test_items_of_a_batch_take_the_items_of_the_text_in_turn() -> None:
     pipeline = tiny.build("flux")
     texts = [encode(pipeline, text) for text in ("a fox", "a bird", "snow")]
@@ -234,7 +288,8 @@ def test_what_does_not_fit_is_refused_before_anything_loads() -> None:
         ("qwenimage", {"negative": wide["qwenimage"]}, "one call takes both"),
         ("flux", {"positive": Embeddings(torch.zeros(77, 32))}, r"\[batch, tokens, width\]"),
         ("flux2-klein", {"positive": wide["flux"], "guidance": 1.0}, r"32 wide, and flux2-klein takes (?!32)\d+"),
-        ("ltx2-t2v", {"positive": wide["flux"]}, "positive = 'connected'"),
+        ("ltx2-t2v", {"positive": wide["flux"], "guidance": 1.0}, "it has one of 32, and ltx2-t2v takes none"),
+        ("ltx2-t2v", {"positive": clip_l, "guidance": 1.0}, "768 wide, and ltx2-t2v takes 32.*LTX-2's projection"),
         ("flux3", {"positive": wide["flux"]}, "a modular pipeline encodes its own prompt"),
     ]
     for family, changes, said in cases:
