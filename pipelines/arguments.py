@@ -181,7 +181,8 @@ def _encoded(
     acts = negative_text_acts(family, request.guidance, negative_acts(family, request.guidance))
     negative = request.negative if acts else None
     size = (request.height or 0, request.width or 0)
-    return embeddings.call_arguments(encoding, request.positive, negative, request.batch, size, device, dtype)
+    config = denoiser.config
+    return embeddings.call_arguments(encoding, config, request.positive, negative, request.batch, size, device, dtype)
 
 
 def stand_in_note(family: Family, request: SampleRequest) -> str:

@@ -21,6 +21,8 @@ from .conditions.image_prompts.running import image_prompted
 from .conditions.kept import blend_for, with_kept_latent
 from .conditions.masks import repaints
 from .decoding import pipeline_vae
+from .embeddings.check import is_projected
+from .embeddings.projected import projected
 from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
@@ -170,7 +172,8 @@ def _denoise(
             guidance = fresh_parts(pipeline, family, request, controlnets)
         else:
             guidance = guided(pipeline, family.guidance_argument, request.guidance)
-        with guidance, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
+        texts = projected(pipeline, request.positive is not None and is_projected(family))
+        with guidance, texts, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
             try:
                 outputs, last = [call(request)], watch.latent
             except _OneByOne as why:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...pipelines.types import SampleRequest
 
 USED = {
-    *("pooled_output", "attention_mask", "guidance"),
+    *("pooled_output", "attention_mask", "guidance", "unprocessed_ltxav_embeds"),
     *("width", "height", "crop_w", "crop_h", "target_width", "target_height"),
 }
 NEUTRAL = {
@@ -58,6 +58,10 @@ REFUSED = {
     "vace_frames": ("frames of VACE", "leave WanVaceToVideo out"),
     "camera_conditions": ("a camera's path", "leave it out"),
     "audio_embed": ("sound", "leave it out"),
+    "ref_audio": ("sound", "leave it out"),
+    "keyframe_idxs": ("keyframes", "leave them out; Keyframe Condition has keyframes"),
+    "generated_keyframes": ("keyframes", "leave them out; Keyframe Condition has keyframes"),
+    "guide_attention_entries": ("guides", "leave them out; Keyframe Condition has keyframes"),
     "prompt_type": ("a type of prompt", "leave it out"),
 }
 """Keys of which the picture depends: what they are, and what to do instead."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from .table import ENCODINGS, NOT_TAKEN, NOT_USED, Encoding
+from .table import ENCODINGS, NOT_USED, Encoding
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -19,9 +19,12 @@ WIDTHS = {
     1024: "OpenCLIP-H, as SD 2 has",
     2048: "CLIP-L and CLIP-G, as SDXL has",
     2560: "Qwen3-4B, as Z-Image has",
+    3840: "Gemma 3 12B's with LTX-2's projection",
     3584: "Qwen2.5-VL, as Qwen-Image has",
     4096: "T5-XXL or UMT5-XXL, as FLUX.1, SD 3 and Wan have",
     7680: "Qwen3-4B's layers for FLUX.2-klein",
+    12288: "Qwen3-8B's layers for FLUX.2-klein",
+    30720: "Qwen3-VL-4B's layers for Krea 2",
 }
 """Width of published text encoders' tokens -> which they are."""
 
@@ -30,6 +33,12 @@ def encoding_of(family: Family) -> Encoding | None:
     """How a family takes embeddings; None where that is not known, as for modular pipelines."""
     modular = any("Modular" in name for name in family.classes)
     return None if modular else ENCODINGS.get(family.name)
+
+
+def is_projected(family: Family) -> bool:
+    """Whether a family's embeddings are what a projection of its own would give."""
+    encoding = encoding_of(family)
+    return encoding is not None and encoding.projected
 
 
 def negative_text_acts(family: Family, guidance: float | None, acts: bool) -> bool:
@@ -64,10 +73,9 @@ def check_texts(family: Family, request: SampleRequest, guidance: float | None, 
         return []
     encoding = encoding_of(family)
     if encoding is None:
-        reason = next((NOT_TAKEN[name] for name in family.classes if name in NOT_TAKEN), "")
-        if not reason and any("Modular" in name for name in family.classes):
+        reason = f"which embeddings {family.name} takes is not known here; it is of {_known()}"
+        if any("Modular" in name for name in family.classes):
             reason = "a modular pipeline encodes its own prompt"
-        reason = reason or f"which embeddings {family.name} takes is not known here; it is of {_known()}"
         raise InputError("positive", "connected", reason, "disconnect it, and write the prompt")
     guided = negative_text_acts(family, guidance, acts)
     if guided and request.negative is None:
@@ -143,6 +151,8 @@ def _unused(family: Family, request: SampleRequest, encoding: Encoding, guided: 
         notes.append(f"negative ignored: {why}.")
     if request.max_sequence_length is not None:
         notes.append("max_sequence_length ignored: the text is encoded already.")
+    if encoding.unlike:
+        notes.append(f"{encoding.unlike}.")
     for name in ("positive", "negative") if guided else ("positive",):
         text = getattr(request, name)
         hidden = text is not None and text.mask is not None and not bool((text.mask > 0).all())

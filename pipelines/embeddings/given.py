@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,3 +45,14 @@ class Embeddings:
         return Embeddings(
             tokens, chosen(self.pooled), chosen(self.mask), self.original_size, self.crop, self.target_size
         )
+
+    def filled(self, length: int) -> Embeddings:
+        """The same text with so many tokens, which its mask hides where they are added."""
+        from torch.nn.functional import pad
+
+        added = length - self.tokens.shape[1]
+        if added <= 0:
+            return self
+        mask = self.tokens.new_ones(self.tokens.shape[:2]) if self.mask is None else self.mask
+        tokens = pad(self.tokens, (0, 0, 0, added))
+        return replace(self, tokens=tokens, mask=pad(mask, (0, added)))

@@ -12,6 +12,9 @@ Read side by side in diffusers' `encode_prompt` and ComfyUI's `comfy/text_encode
 | Z-Image | Qwen3's last but one states | none | none: one list of tokens a text |
 | FLUX.2-klein | three layers' states of Qwen3, side by side | none | filled up to 512; its own negative is "" |
 | Wan | UMT5's last states, 0 where nothing is | none | filled up to 512 with 0 |
+| Chroma | T5-XXL's last states | none | none there; filled up to 512 in diffusers, which reads some of it |
+| LTX-2 | all of Gemma's layers, projected to one, as its connectors do first | none | none there; filled up to 1024 |
+| Krea 2 | twelve layers' states of Qwen3-VL, side by side | none | none for one text; a mask |
 """
 
 from __future__ import annotations
@@ -40,30 +43,43 @@ class Encoding:
         width: of the tokens, from the denoiser's configuration.
         pooled: width of the pooled output likewise; 0 for a family whose encoders give none, or `NOT_USED`.
         pooled_argument: whether the call takes it.
-        mask: whether the call takes which tokens are padding.
+        mask: the call argument that takes which tokens are padding, without the side it is of; "" for none.
+        layers: how many layers' states stand side by side in a token, from the denoiser's configuration, where the call
+            takes them apart, [B, T, layers, C].
         listed: whether the call takes a list with the tokens of each item, without padding.
         repeated: whether the shorter of two texts may be repeated to the other's length: it changes nothing where
             each place of the picture looks at tokens alone.
         alike: whether two texts must have the same length.
+        filled: whether both texts are filled up to one length, and their masks hide that: for a call that counts the
+            places of both by the first.
+        least, multiple: tokens that they are filled up to at least, and a number that their length is a multiple of.
+        projected: whether the tokens are what the connectors' projection gives, see `projected`.
         longest: most tokens, 0 for any number.
         sizes: whether the call takes the sizes of `Embeddings`.
         empty_negative: whether guidance takes a negative text though the call takes no negative prompt: by itself the
             pipeline encodes an empty one.
         guidance: whether guidance is one of the model's inputs, so that ComfyUI hands it on with a text.
+        unlike: what sets these texts apart from the pipeline's own encoding, for the report; "" where nothing does.
     """
 
     encoders: str
     width: Callable[[Config], Any]
     pooled: Callable[[Config], Any] = lambda config: 0
     pooled_argument: bool = False
-    mask: bool = False
+    mask: str = ""
+    layers: Callable[[Config], Any] | None = None
     listed: bool = False
     repeated: bool = False
     alike: bool = False
+    filled: bool = False
+    least: int = 0
+    multiple: int = 1
+    projected: bool = False
     longest: int = 0
     sizes: bool = False
     empty_negative: bool = False
     guidance: bool = False
+    unlike: str = ""
 
 
 _FLUX = Encoding(
@@ -73,11 +89,29 @@ _FLUX = Encoding(
     pooled_argument=True,
     guidance=True,
 )
-_QWEN = Encoding("Qwen2.5-VL", lambda config: config["joint_attention_dim"], mask=True, longest=1024)
+_QWEN = Encoding("Qwen2.5-VL", lambda config: config["joint_attention_dim"], mask="prompt_embeds_mask", longest=1024)
+_CHROMA = Encoding(
+    "T5-XXL, loaded as chroma",
+    lambda config: config["joint_attention_dim"],
+    mask="prompt_attention_mask",
+    unlike="Chroma's pipeline reads padding after its own prompts too, and encoded texts without any",
+)
+_LTX2 = Encoding(
+    "Gemma 3 12B with LTX-2's projection",
+    lambda config: config["caption_channels"],
+    mask="prompt_attention_mask",
+    filled=True,
+    least=1024,
+    multiple=128,
+    projected=True,
+)
 _WAN = Encoding("UMT5-XXL", lambda config: config["text_dim"])
 ENCODINGS: dict[str, Encoding] = {
     "flux": _FLUX,
     "flux-kontext": _FLUX,
+    "FluxFillPipeline": _FLUX,
+    "ChromaPipeline": _CHROMA,
+    "ChromaImg2ImgPipeline": _CHROMA,
     "sdxl": Encoding(
         "CLIP-L and CLIP-G",
         lambda config: config["cross_attention_dim"],
@@ -98,6 +132,15 @@ ENCODINGS: dict[str, Encoding] = {
     "qwenimage-edit-plus": _QWEN,
     "flux2-klein": Encoding("Qwen3", lambda config: config["joint_attention_dim"], empty_negative=True),
     "zimage": Encoding("Qwen3-4B", lambda config: config["cap_feat_dim"], listed=True),
+    "Krea2Pipeline": Encoding(
+        "Qwen3-VL-4B, loaded as krea2",
+        lambda config: config["num_text_layers"] * config["text_hidden_dim"],
+        mask="prompt_embeds_mask",
+        layers=lambda config: config["num_text_layers"],
+        filled=True,
+    ),
+    "ltx2-t2v": _LTX2,
+    "ltx2-i2v": _LTX2,
     "wan-t2v": _WAN,
     "wan-i2v": _WAN,
     "StableDiffusionPipeline": Encoding(
@@ -105,19 +148,11 @@ ENCODINGS: dict[str, Encoding] = {
     ),
 }
 """Name of a family -> how it takes embeddings."""
-_CHROMA = "its pipeline reads one token of padding after the text, encoded with it, and ComfyUI's encoder gives none"
-_LTX2 = "its pipeline reads the states of all of Gemma's layers, and ComfyUI's encoder projects them to one"
-NOT_TAKEN = {
-    "ChromaPipeline": _CHROMA,
-    "ChromaImg2ImgPipeline": _CHROMA,
-    "LTX2Pipeline": _LTX2,
-    "LTX2ImageToVideoPipeline": _LTX2,
-}
-"""Class -> why it takes none of ComfyUI's embeddings."""
 
 
 def call_arguments(
     encoding: Encoding,
+    config: Config,
     positive: Embeddings,
     negative: Embeddings | None,
     batch: int,
@@ -128,6 +163,7 @@ def call_arguments(
     """The arguments of a call that take the place of its prompts.
 
     Args:
+        config: of the denoiser.
         negative: None where no negative prompt acts.
         batch: items of the run.
         size: of the run.
@@ -139,17 +175,24 @@ def call_arguments(
     length = 0
     if encoding.repeated:
         length = math.lcm(*(text.tokens.shape[1] for text in texts.values()))
+    if encoding.filled:
+        most = max(encoding.least, *(text.tokens.shape[1] for text in texts.values()))
+        most = -(-most // encoding.multiple) * encoding.multiple
+        texts = {side: text.filled(most) for side, text in texts.items()}
     arguments: dict[str, Any] = {"num_images_per_prompt": 1, "num_videos_per_prompt": 1}
     for side, text in texts.items():
         tokens = text.tokens.to(device=device, dtype=dtype)
         if length:
             tokens = tokens.repeat(1, length // tokens.shape[1], 1)
+        if encoding.layers is not None:
+            tokens = tokens.unflatten(2, (encoding.layers(config), -1))
         arguments[f"{side}prompt_embeds"] = _without_padding(tokens, text.mask) if encoding.listed else tokens
         if encoding.pooled_argument and text.pooled is not None:
             arguments[f"{side}pooled_prompt_embeds"] = text.pooled.to(device=device, dtype=dtype)
         if encoding.mask:
             mask = tokens.new_ones(tokens.shape[:2]) if text.mask is None else text.mask
-            arguments[f"{side}prompt_embeds_mask"] = mask.to(tokens.device).long()
+            # In numbers, attention would add it to what it hides.
+            arguments[f"{side}{encoding.mask}"] = mask.to(tokens.device) > 0
         if encoding.sizes:
             # All of them, as the pipeline would take those of the one text for the other.
             original = text.original_size or size

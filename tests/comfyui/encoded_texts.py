@@ -196,7 +196,41 @@ def flux2_klein(comfyui: Path) -> Made:
     return pipeline, {"qwen3_4b": (model, sizes)}
 
 
+def chroma(comfyui: Path) -> Made:
+    from further_parts import chroma as build
+
+    pipeline, t5 = build(), _t5()
+    pipeline.register_modules(text_encoder=t5[0], **_tokenizers(comfyui, "t5"))
+    return pipeline, {"t5xxl": t5}
+
+
+def krea2(comfyui: Path) -> Made:
+    from further_parts import krea2 as build
+    from transformers import Qwen3VLModel
+
+    pipeline = build()
+    sizes: dict[str, Any] = {"vocab_size": QWEN_VOCABULARY, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 36, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = pipeline.text_encoder.config
+    rope = {**config.text_config.rope_parameters, "mrope_section": [24, 20, 20]}
+    for name, value in {**sizes, "head_dim": HEAD, "rope_parameters": rope}.items():
+        setattr(config.text_config, name, value)
+    model = Qwen3VLModel(config).eval()
+    pipeline.register_modules(text_encoder=model, tokenizer=_qwen_tokenizer(comfyui))
+    return pipeline, {"qwen3vl_4b": (model, sizes)}
+
+
+def ltx2(comfyui: Path) -> Made:
+    """Its Gemma is the pipeline's own on both sides."""
+    from fastdiffusers.pipelines import tiny
+
+    return tiny.build("ltx2-t2v"), {}
+
+
 FAMILIES = {
+    "ltx2": ltx2,
+    "chroma": chroma,
+    "krea2": krea2,
     "flux": flux,
     "flux2-klein": flux2_klein,
     "sdxl": sdxl,
@@ -219,8 +253,8 @@ def in_comfyuis_names(name: str, model: Any) -> dict[str, torch.Tensor]:
     if name == "qwen3_4b":
         inner = {key.removeprefix("model."): value for key, value in state.items() if key != "lm_head.weight"}
         return {f"model.{key}": value for key, value in inner.items()}
-    if name == "qwen25_7b":
-        beginning = "model.language_model."
+    if name in ("qwen25_7b", "qwen3vl_4b"):
+        beginning = "model.language_model." if name == "qwen25_7b" else "language_model."
         return {"model." + key.removeprefix(beginning): value for key, value in state.items() if beginning in key}
     held = {"spiece_model": model.spiece_model} if hasattr(model, "spiece_model") else {}
     return {key: value for key, value in state.items() if key != "encoder.embed_tokens.weight"} | held
@@ -238,6 +272,11 @@ def write(family: str, comfyui: Path, models: Path, place: Path) -> None:
         save_file(tensors, place / f"{name}.safetensors")
     sizes = {name: changed for name, (_, changed) in encoders.items()}
     (place / "encoder.json").write_text(json.dumps({"family": family, "encoders": sizes}))
+    if family == "ltx2":
+        pipeline.text_encoder.save_pretrained(place / "gemma")
+        pipeline.tokenizer.save_pretrained(place / "gemma")
+        projection = {"weight": pipeline.connectors.text_proj_in.weight.detach().clone()}
+        save_file(projection, place / "text_embedding_projection.safetensors")
     if family == "wan":
         (place / "spiece.model").write_bytes(bytes(encoders["umt5xxl"][0].spiece_model.tolist()))
         tokenizer = T5TokenizerFast.from_pretrained(place, local_files_only=True, extra_ids=0, model_max_length=512)

@@ -60,6 +60,8 @@ class TinyTextEncoder:
     def make(self, folder: str) -> tuple[Any]:
         place = Path(folder)
         described = json.loads((place / "encoder.json").read_text())
+        if described["family"] == "ltx2":
+            return (_ltx2(place),)
         target = SimpleNamespace(params={})
         target.clip, target.tokenizer = _classes(described["family"])
         states = {
@@ -97,9 +99,11 @@ class KeepImages:
 
 def _classes(family: str) -> tuple[Any, Any]:
     from comfy import sd1_clip, sdxl_clip
-    from comfy.text_encoders import flux, qwen_image, sd3_clip, wan, z_image
+    from comfy.text_encoders import flux, pixart_t5, qwen_image, sd3_clip, wan, z_image
 
     return {
+        "chroma": lambda: (pixart_t5.pixart_te(), pixart_t5.PixArtTokenizer),
+        "krea2": _krea2_classes,
         "flux": lambda: (flux.flux_clip(), flux.FluxTokenizer),
         "flux2-klein": lambda: (flux.klein_te(), flux.KleinTokenizer),
         "sdxl": lambda: (sdxl_clip.SDXLClipModel, sdxl_clip.SDXLTokenizer),
@@ -109,6 +113,57 @@ def _classes(family: str) -> tuple[Any, Any]:
         "zimage": lambda: (z_image.te(), z_image.ZImageTokenizer),
         "wan": lambda: (wan.te(), wan.WanT5Tokenizer),
     }[family]()
+
+
+def _ltx2(place: Path) -> Any:
+    """ComfyUI's own encoder of LTX-2 around the Gemma of transformers: what is its own is all that comes after it."""
+    import comfy.ops
+    from comfy.text_encoders import lt
+    from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
+
+    class Tokenizer:
+        def __init__(self, **options: Any) -> None:
+            self.inner = AutoTokenizer.from_pretrained(place / "gemma", padding_side="left")
+
+        def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> dict[str, Any]:
+            found = self.inner(text, padding="max_length", max_length=1024).input_ids
+            return {"gemma3_12b": [[(token, 1.0) for token in found]]}
+
+    class Gemma(torch.nn.Module):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            self.operations = comfy.ops.manual_cast
+            self.inner = Gemma3ForConditionalGeneration.from_pretrained(place / "gemma", dtype=torch.float32).eval()
+            self.transformer = SimpleNamespace(model=SimpleNamespace(config=self.inner.config.text_config))
+
+        def set_clip_options(self, options: Any) -> None:
+            pass
+
+        def reset_clip_options(self) -> None:
+            pass
+
+        def encode_token_weights(self, rows: Any) -> Any:
+            tokens = torch.tensor([[token for token, _ in row] for row in rows])
+            mask = (tokens != Tokenizer().inner.pad_token_id).long()
+            made = self.inner(input_ids=tokens, attention_mask=mask, output_hidden_states=True).hidden_states
+            return torch.stack(made, dim=1), None, {"attention_mask": mask}
+
+    projection = comfy.utils.load_torch_file(str(place / "text_embedding_projection.safetensors"))
+    target = SimpleNamespace(params={}, tokenizer=Tokenizer)
+    target.clip = lt.ltxav_te(text_encoder_model=Gemma, video_projection_dim=projection["weight"].shape[0])
+    clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
+    clip.cond_stage_model.text_embedding_projection.load_state_dict(projection)
+    return clip
+
+
+def _krea2_classes() -> tuple[Any, Any]:
+    from comfy.text_encoders import krea2, qwen3vl  # not in every version
+
+    qwen3vl.QWEN3VL_VISION["qwen3vl_4b"] = {
+        **{"hidden_size": 16, "intermediate_size": 16, "depth": 1},
+        **{"num_heads": 1, "deepstack_visual_indexes": [0]},
+    }
+    return krea2.te(), krea2.Krea2Tokenizer
 
 
 @contextmanager

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from comfy_client import Client
 
 PROMPT, NEGATIVE = "the red house on the water", "a car"
-LENGTHS = {"flux": 256, "sd3": 77, "wan": 512}
+LENGTHS = {"flux": 256, "sd3": 77, "wan": 512, "chroma": 7}
 """How far ComfyUI fills a text up: the pipeline's own encoding is told the same."""
-NEGATIVES = {"flux2-klein": ""}
-"""What a pipeline encodes for itself that takes no negative prompt."""
+NEGATIVES = {"flux2-klein": "", "chroma": "the blue car on the hill"}
+"""What a pipeline encodes for itself that takes no negative prompt; for Chroma, as many tokens as the prompt has."""
+NEWER = {"krea2": "class Krea2TEModel", "ltx2": "text_encoder_model=Gemma3_12BModel"}
+"""Families whose text encoder not every version of ComfyUI has, or has at one size only; and what newer ones have."""
+FRAMES = {"ltx2": 9}
+SAID = {"ltx2": 3e-4}
+"""How much another text changes the picture at least, where that is little."""
 WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 2.0}
 
 
@@ -31,17 +36,24 @@ def encoders(
 
     declare_torchvision_ops()
     place = tmp_path_factory.mktemp("encoders")
-    for family in encoded_texts.FAMILIES:
+    held = [family for family in encoded_texts.FAMILIES if has_encoder(comfyui, family)]
+    for family in held:
         encoded_texts.write(family, comfyui, models, place / family)
-    yield {family: place / family for family in encoded_texts.FAMILIES}
+    yield {family: place / family for family in held}
     for folder in (models / "diffusers").glob("encoded-*"):
         shutil.rmtree(folder)
+
+
+def has_encoder(comfyui: Path, family: str) -> bool:
+    files = (comfyui / "comfy/text_encoders").glob("*.py")
+    return family not in NEWER or any(NEWER[family] in file.read_text(encoding="utf-8") for file in files)
 
 
 def encoded(server: Client, family: str, folder: Path, **widgets: Any) -> dict[str, Any]:
     """A graph that encodes with ComfyUI's nodes, and samples with a model that has no text encoder."""
     texts = {"positive": ["positive", 0], "negative": ["negative", 0]}
-    prompt = server.sampling(f"encoded-{family}-bare", **{**WIDGETS, "prompt": "", **texts, **widgets})
+    frames = {"num_frames": FRAMES.get(family, WIDGETS["num_frames"])}
+    prompt = server.sampling(f"encoded-{family}-bare", **{**WIDGETS, **frames, "prompt": "", **texts, **widgets})
     prompt["load"]["inputs"]["dtype"] = "float32"
     prompt["clip"] = server.node("TestTinyTextEncoder", folder=str(folder))
     for name, text in (("positive", PROMPT), ("negative", NEGATIVES.get(family, NEGATIVE))):
@@ -51,8 +63,10 @@ def encoded(server: Client, family: str, folder: Path, **widgets: Any) -> dict[s
 
 def own(server: Client, family: str, **widgets: Any) -> dict[str, Any]:
     """A graph in which the pipeline encodes its prompts."""
-    texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "max_sequence_length": LENGTHS.get(family, 0)}
-    prompt = server.sampling(f"encoded-{family}-whole", **{**WIDGETS, **texts, **widgets})
+    negative = NEGATIVES.get(family) or NEGATIVE
+    texts = {"prompt": PROMPT, "negative_prompt": negative, "max_sequence_length": LENGTHS.get(family, 0)}
+    frames = {"num_frames": FRAMES.get(family, WIDGETS["num_frames"])}
+    prompt = server.sampling(f"encoded-{family}-whole", **{**WIDGETS, **frames, **texts, **widgets})
     prompt["load"]["inputs"]["dtype"] = "float32"
     return prompt
 
@@ -68,12 +82,14 @@ def pictures(server: Client, prompt: dict[str, Any], place: Path) -> tuple[Any, 
 def test_the_picture_is_that_of_the_pipelines_own_encoding(
     server: Client, encoders: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
+    if family not in encoders:
+        pytest.skip(f"this ComfyUI has no text encoder for {family}")
     expected, whole = pictures(server, own(server, family), tmp_path / "own")
     made, entry = pictures(server, encoded(server, family, encoders[family]), tmp_path / "encoded")
     assert expected.std() > 0.01
     assert float((made - expected).abs().max()) < 1e-4
     other, _ = pictures(server, own(server, family, prompt="the man"), tmp_path / "other")
-    assert float((other - expected).abs().max()) > 1e-3, "the text changes the picture"
+    assert float((other - expected).abs().max()) > SAID.get(family, 1e-3), "the text changes the picture"
     weights = server.report(entry)["facts"]["weights_mib"]
     assert not [name for name in weights if name.startswith("text_encoder")]
     assert [name for name in server.report(whole)["facts"]["weights_mib"] if name.startswith("text_encoder")]
@@ -133,25 +149,6 @@ def test_a_text_of_another_family_is_refused_before_anything_loads(server: Clien
     assert "64 wide, and flux takes 32" in failed(server, prompt)
     prompt = encoded(server, "zimage", encoders["flux"], seed=77)
     assert "it has one of 32, and zimage takes none" in failed(server, prompt)
-
-
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        ("embedded tiny: ltx2-t2v", "the states of all of Gemma's layers"),
-        ("encoded-chroma", "one token of padding after the text"),
-    ],
-)
-def test_what_takes_no_texts_of_comfyuis_says_why(
-    server: Client, encoders: dict[str, Path], models: Path, model: str, said: str
-) -> None:
-    if model == "encoded-chroma":
-        from further_parts import chroma
-
-        chroma().save_pretrained(models / "diffusers" / model)
-    prompt = encoded(server, "flux", encoders["flux"])
-    prompt["load"]["inputs"]["model"] = model
-    assert said in failed(server, prompt)
 
 
 def test_guidance_of_klein_asks_for_a_negative_text(server: Client, encoders: dict[str, Path]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_checkpoints_offline import SIZES
 from test_parts_node import FLUX, write_header
 from test_parts_sizes import Shapes, flux_vae, how, shapes_of, wan, wan_vae
@@ -216,6 +218,30 @@ def test_the_latents_are_those_of_comfyui(core: Any) -> None:
     numbers = (vaes.SD3_VAE["scaling_factor"], vaes.SD3_VAE["shift_factor"])
     assert numbers == (sd3_latents.scale_factor, sd3_latents.shift_factor)
     assert vaes.SDXL_COMPONENT.config({})["scaling_factor"] == comfy.latent_formats.SDXL().scale_factor
+
+
+def test_chroma_is_sampled_as_in_comfyuis_own_workflow(core: Any) -> None:
+    """Its node goes before the default that ComfyUI has for the model."""
+    import comfy.model_sampling
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from fastdiffusers.pipelines.loading.parts.models import chroma as parts
+
+    found = [*Path(comfy.__path__[0]).parents, *map(Path, sys.path)]
+    places = [file for place in found for file in place.glob("comfyui_workflow_templates_*/templates/image_chroma_t*")]
+    if not places:
+        pytest.skip("this ComfyUI came without its workflows")
+    nodes = json.loads(next(file for file in places if file.suffix == ".json").read_text(encoding="utf-8"))["nodes"]
+    (shift,) = next(node["widgets_values"] for node in nodes if node["type"] == "ModelSamplingAuraFlow")
+    theirs = comfy.model_sampling.ModelSamplingDiscreteFlow()
+    theirs.set_parameters(shift=shift, multiplier=1.0)
+    kind, config = parts.FAMILIES[0].scheduler
+    assert kind == "FlowMatchEulerDiscreteScheduler"
+    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    given = np.linspace(1.0, 1 / 8, 8)
+    scheduler.set_timesteps(sigmas=given, mu=1.15)
+    expected = theirs.sigma(torch.tensor(given))
+    torch.testing.assert_close(scheduler.sigmas[:-1].double(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ QWEN25_VL_ENCODER = Component(
 QWEN3_VL_4B_ENCODER = Component(
     "transformers",
     "Qwen3VLModel",
-    "Qwen3-VL-4B",
+    "Qwen3-VL-4B, usually qwen3vl_4b_fp8_scaled.safetensors or qwen3vl_4b_bf16.safetensors",
     _is_qwen3_vl,
     published(QWEN3_VL_4B),
     _rename_qwen3_vl,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError, first_line
 from ....safetensors_header import DOWNLOAD_AGAIN, SUFFIX, file_size, parse_json, read_header
+from ...adapters import keys as adapter_keys
 from . import gguf, layouts
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ _NOT_SCALED = ("shared.weight", "embed_tokens.weight", "_embedding.weight", "rel
 """Ends of the names of embeddings, which are looked up and not multiplied: they have no scale."""
 
 
+_OF_ADAPTERS = {"down", "up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "oft", "boft", "dora_scale"}
+"""Parts of an adapter, as `adapters.keys` calls them, that no model has a tensor like."""
+
+
 class QuantizationNotReadError(ModelFileError):
     """A whole and healthy file, quantized in a way that is not read."""
 
@@ -45,7 +50,7 @@ class Part:
     """One file.
 
     Attributes:
-        shapes: tensor name, without the prefix of ComfyUI's own files -> shape; weights only.
+        shapes: tensor name, without the prefix of ComfyUI's own files -> shape; weights only, or those of a LoRA.
         scales: name of a weight -> name of the tensor that it is multiplied by, in files of scaled fp8.
         precision: as found: "bfloat16", "fp8 e4m3", "scaled fp8 e4m3", with "mixed with" where there are several.
         prefix: what was taken off.
@@ -81,6 +86,8 @@ def read_part(path: Path, name: str) -> Part:
         kind = path.suffix or "a file without a suffix"
         raise ModelFileError(name, str(path), f"{kind} is not read as parts", f"choose a {SUFFIX} file")
     entries = read_header(path, name)
+    if is_lora(entries):
+        return Part(path, {key: tuple(entry["shape"]) for key, entry in entries.items()}, {}, "", "")
     if any(key.startswith(_OF_CHECKPOINTS) for key in entries):
         cure = "load it whole: with Load Diffusers Pipeline, or --model"
         raise ModelFileError(name, str(path), "it is a whole checkpoint, not a part", cure)
@@ -132,6 +139,12 @@ def read_part(path: Path, name: str) -> Part:
         sizes[kind] = sizes.get(kind, 0) + end - begin
     names = sorted(sizes, key=lambda kind: -sizes[kind])
     return Part(path, shapes, scales, " mixed with ".join(names), prefix, in_blocks)
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether tensors of such names are a LoRA or another adapter, as none of a model's is called."""
+    split = (adapter_keys.split(name) for name in names)
+    return any(found[1] in _OF_ADAPTERS for found in split if found)
 
 
 def _read_gguf(path: Path, name: str) -> Part:

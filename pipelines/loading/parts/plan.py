@@ -17,7 +17,7 @@ from .. import checkpoints
 from ..small_files import plain_path, read_json
 from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFamily
 from .gguf import is_gguf
-from .header import Part, QuantizationNotReadError, read_part
+from .header import Part, QuantizationNotReadError, is_lora, read_part
 from .models import FAMILIES, TITLES, family_of_file, kind_of_shapes, why_not_read
 
 NONE = "none"
@@ -162,6 +162,9 @@ def family_of_part(diffusion_model: Path) -> PartsFamily:
 
 
 def _family(part: Part) -> PartsFamily:
+    if is_lora(part.shapes):
+        cure = "give the diffusion model that it changes, and this file to Load LoRA (Diffusers) or --lora"
+        raise ModelFileError("diffusion_model", str(part.path), "it is a LoRA, which changes a model and is none", cure)
     family = family_of_file(part.shapes, part.path.stem)
     if family is None:
         others = f"it is not the diffusion model of a family that is read in parts: {TITLES}"
@@ -202,6 +205,8 @@ def _problem(family: int, slot: str, path: str, stamp: str, diffusion_model: str
     import torch
 
     part = read_part(Path(path), name)
+    if is_lora(part.shapes):
+        return "it is a LoRA"
     component = FAMILIES[family].components[slot]
     try:
         config = configuration(slot, component, part, Path(diffusion_model))
@@ -242,7 +247,8 @@ def _encoder_slot(family: PartsFamily, file: Path, chosen: Path, found: dict[str
     slots = [slot for slot in family.encoders if family.components[slot].told(shapes)]
     if not slots:
         titles = ", ".join(family.components[slot].title for slot in family.encoders)
-        reason = f"it is no text encoder of {family.title} ({titles})"
+        what = "a LoRA, and no" if is_lora(shapes) else "no"
+        reason = f"it is {what} text encoder of {family.title} ({titles})"
         raise ModelFileError("text_encoder", str(file), reason, f"give {_lacking(family, found)}")
     slot = slots[0]
     _require(family, slot, file, chosen, "text_encoder")

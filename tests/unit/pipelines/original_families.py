@@ -268,7 +268,8 @@ FAMILIES |= {
 }
 FAMILIES["qwenimage-edit"] = FAMILIES["qwenimage"]
 FAMILIES["wan22-i2v"] = FAMILIES["wan22-t2v"]
-MODEL_NAMES = {"qwenimage-edit": "model_edit", "flux2-klein": "model_base"}
+FAMILIES["flux"] = FAMILIES["flux-kontext"] = FAMILIES["flux-fill"]
+MODEL_NAMES = {"qwenimage-edit": "model_edit", "flux2-klein": "model_base", "flux-kontext": "model_kontext"}
 
 
 def build(family: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import further_parts
 import pytest
 import torch
 from original_families import build, write
@@ -14,6 +15,7 @@ from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.cache import CACHE
+from fastdiffusers.pipelines.conditions.kinds import MaskCondition
 from fastdiffusers.pipelines.embeddings.given import Embeddings
 from fastdiffusers.pipelines.generate import decode, generate
 from fastdiffusers.pipelines.loading import loader
@@ -22,7 +24,8 @@ from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest, SampleR
 PLAIN = OptimizationSettings(attention="sdpa", torch_compile="off")
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 3, "guidance": 3.0}
 POSITIVE, NEGATIVE = "a fox", "blue ice, and birds"
-VIDEO = {"wan22-t2v": 5, "wan22-i2v": 5}
+TEXTS = {"positive": POSITIVE, "negative": NEGATIVE}
+VIDEO = {"wan22-t2v": 5, "wan22-i2v": 5, "ltx2-t2v": 9, "ltx2-i2v": 9}
 
 
 @torch.no_grad()
@@ -39,6 +42,9 @@ def encode(pipeline: Any, text: str) -> Embeddings:
     if kind.startswith("QwenImage"):
         tokens, mask = pipeline.encode_prompt(text)
         return Embeddings(tokens, mask=mask)
+    if kind.startswith("Krea2"):
+        tokens, mask = pipeline.encode_prompt(text)
+        return Embeddings(tokens.flatten(2), mask=mask)
     if kind == "ZImagePipeline":
         return Embeddings(pipeline.encode_prompt(text, do_classifier_free_guidance=False)[0][0][None])
     options = {"do_classifier_free_guidance": False, "max_sequence_length": 512}
@@ -51,7 +57,7 @@ def handle(family: str) -> PipelineHandle:
 
 def run(family: str, **changes: Any) -> SampleResult:
     given = {"prompt": "", **SMALL, "num_frames": VIDEO.get(family), "decode": False, **changes}
-    if family in ("flux-kontext", "wan22-i2v"):
+    if family in ("flux-kontext", "wan22-i2v", "ltx2-i2v"):
         given.setdefault("images", (torch.linspace(0, 1, 64 * 64 * 3).view(64, 64, 3),))
     return generate(handle(family), SampleRequest(**given), PLAIN)
 
@@ -71,6 +77,148 @@ def test_the_result_is_that_of_the_text(family: str) -> None:
     assert "prompt ignored: positive is connected and goes before it." in made.report.notes
     if family.startswith("flux"):
         assert f"negative ignored: {family} has none." in made.report.notes
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str]]:
+    """Pipelines of classes outside the table, and their folders."""
+    made = {}
+    for family in ("chroma", "krea2", "flux-fill"):
+        pipeline = further_parts.BUILDERS[family]()
+        pipeline.save_pretrained(place := tmp_path_factory.mktemp(family))
+        made[family] = (pipeline, str(place))
+    return made
+
+
+def run_folder(folder: str, **changes: Any) -> SampleResult:
+    given = {"prompt": "", **SMALL, **changes}
+    return generate(
+        PipelineHandle(loader.resolve(folder, dtype="float32", device="cpu")), SampleRequest(**given), PLAIN
+    )
+
+
+def test_the_picture_of_krea_2_is_that_of_the_text(folders: dict[str, tuple[Any, str]]) -> None:
+    pipeline, folder = folders["krea2"]
+    own = run_folder(folder, prompt=POSITIVE, negative_prompt=NEGATIVE, batch=2).frames
+    texts = {"positive": encode(pipeline, POSITIVE), "negative": encode(pipeline, NEGATIVE)}
+    assert torch.equal(run_folder(folder, **texts, batch=2).frames, own)
+    short = {name: replace(text, tokens=text.tokens[:, kept], mask=None) for name, text, kept in _unpadded(texts)}
+    assert torch.allclose(run_folder(folder, **short, batch=2).frames, own, atol=1e-4)
+    assert not torch.allclose(
+        run_folder(folder, **texts | {"positive": encode(pipeline, "ice")}).frames, own, atol=1e-3
+    )
+    with pytest.raises(InputError, match="768 wide, and Krea2Pipeline takes 384: CLIP-L"):
+        run_folder(folder, positive=Embeddings(torch.zeros(1, 77, 768)), guidance=0.0)
+
+
+def _unpadded(texts: dict[str, Embeddings]) -> list[tuple[str, Embeddings, torch.Tensor]]:
+    return [(name, text, text.mask[0].bool()) for name, text in texts.items() if text.mask is not None]
+
+
+def test_chroma_reads_a_text_as_it_is_encoded(folders: dict[str, tuple[Any, str]]) -> None:
+    pipeline, folder = folders["chroma"]
+    lengths = {name: len(pipeline.tokenizer(text).input_ids) for name, text in TEXTS.items()}
+    states = {
+        name: pipeline._get_t5_prompt_embeds(text, max_sequence_length=lengths[name])[0] for name, text in TEXTS.items()
+    }
+    made = run_folder(folder, **{name: Embeddings(tokens) for name, tokens in states.items()})
+    assert "reads padding after its own prompts too" in " ".join(made.report.notes)
+    pipeline.set_progress_bar_config(disable=True)
+    masks = {name: torch.ones(1, length, dtype=torch.bool) for name, length in lengths.items()}
+    expected = pipeline(
+        prompt_embeds=states["positive"],
+        prompt_attention_mask=masks["positive"],
+        negative_prompt_embeds=states["negative"],
+        negative_prompt_attention_mask=masks["negative"],
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        width=64,
+        height=64,
+        generator=torch.Generator().manual_seed(SMALL["seed"]),
+        output_type="pt",
+    ).images
+    assert torch.equal(made.frames[:, 0], expected.permute(0, 2, 3, 1))
+
+
+def test_chroma_does_not_read_what_a_mask_hides(folders: dict[str, tuple[Any, str]]) -> None:
+    """In numbers, the mask of its own encoding lets its model read all padding."""
+    pipeline, folder = folders["chroma"]
+    text = encode_chroma(pipeline, POSITIVE)
+    hidden = torch.cat([text.tokens, torch.randn(1, 5, text.tokens.shape[2])], dim=1)
+    mask = torch.tensor([[1] * text.tokens.shape[1] + [0] * 5])
+    shown = run_folder(folder, positive=text, guidance=1.0).frames
+    assert torch.allclose(
+        run_folder(folder, positive=Embeddings(hidden, mask=mask), guidance=1.0).frames, shown, atol=1e-4
+    )
+    assert not torch.allclose(run_folder(folder, positive=Embeddings(hidden), guidance=1.0).frames, shown, atol=1e-3)
+
+
+def encode_chroma(pipeline: Any, text: str) -> Embeddings:
+    length = len(pipeline.tokenizer(text).input_ids)
+    return Embeddings(pipeline._get_t5_prompt_embeds(text, max_sequence_length=length)[0])
+
+
+def test_the_picture_of_flux_fill_is_that_of_the_text(folders: dict[str, tuple[Any, str]]) -> None:
+    pipeline, folder = folders["flux-fill"]
+    picture = torch.linspace(0, 1, 64 * 64 * 3).view(64, 64, 3)
+    given = {"images": (picture,), "conditions": (MaskCondition(torch.eye(64)[None]),)}
+    own = run_folder(folder, prompt=POSITIVE, **given).frames
+    assert torch.equal(run_folder(folder, positive=encode(pipeline, POSITIVE), **given).frames, own)
+    assert not torch.equal(run_folder(folder, positive=encode(pipeline, "ice"), **given).frames, own)
+
+
+@torch.no_grad()
+def projected(pipeline: Any, text: str) -> Embeddings:
+    """What ComfyUI's encoder gives of LTX-2: each layer as wide as it is, all of them projected to one."""
+    states, mask = pipeline._get_gemma_prompt_embeds(text)
+    states = states[:, -int(mask.sum()) :].unflatten(2, (pipeline.connectors.config.caption_channels, -1))
+    low, high = states.amin((1, 2), keepdim=True), states.amax((1, 2), keepdim=True)
+    states = 8 * (states - states.mean((1, 2), keepdim=True)) / (high - low + 1e-6)
+    return Embeddings(pipeline.connectors.text_proj_in(states.flatten(2)))
+
+
+@pytest.mark.parametrize(("family", "guidance"), [("ltx2-t2v", 3.0), ("ltx2-t2v", 1.0), ("ltx2-i2v", 3.0)])
+def test_the_clip_of_ltx_2_is_that_of_the_text(family: str, guidance: float) -> None:
+    pipeline = tiny.build(family)
+    given = {"guidance": guidance, "decode": True}
+    own = run(family, prompt=POSITIVE, negative_prompt=NEGATIVE, **given)
+    texts = {"positive": projected(pipeline, POSITIVE), "negative": projected(pipeline, NEGATIVE)}
+    made = run(family, **texts, **given)
+    assert texts["positive"].tokens.shape[1] != texts["negative"].tokens.shape[1]
+    torch.testing.assert_close(made.latent, own.latent, atol=2e-5, rtol=0)
+    torch.testing.assert_close(made.frames, own.frames, atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.audio["waveform"], own.audio["waveform"], atol=1e-4, rtol=0)
+    other = run(family, **texts | {"positive": projected(pipeline, "ice")}, **given)
+    assert float((other.latent - own.latent).abs().max()) > 2e-4
+    again = run(family, prompt=POSITIVE, negative_prompt=NEGATIVE, **given)
+    assert torch.equal(again.latent, own.latent), "nothing of it is left in the model"
+
+
+def test_a_longer_text_of_ltx_2_takes_as_many_registers_as_fit() -> None:
+    pipeline = tiny.build("ltx2-t2v")
+    text = projected(pipeline, POSITIVE)
+    long = Embeddings(text.tokens.repeat(1, 1100 // text.tokens.shape[1] + 1, 1))
+    lengths: list[int] = []
+    with CACHE.use(handle("ltx2-t2v").key) as loaded:
+        hook = loaded.pipeline.connectors.register_forward_pre_hook(
+            lambda module, args: lengths.append(args[0].shape[1])
+        )
+    run("ltx2-t2v", positive=long, guidance=1.0)
+    run("ltx2-t2v", positive=text, guidance=1.0)
+    hook.remove()
+    assert lengths == [-(-long.tokens.shape[1] // 128) * 128, 1024]
+
+
+def test_ltx_2_with_two_projections_takes_none(tmp_path: Path) -> None:
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+
+    pipeline: Any = tiny.build("ltx2-t2v")
+    apart = {"per_modality_projections": True, "video_hidden_dim": 32, "audio_hidden_dim": 32}
+    sizes = further_parts.changed(pipeline.connectors.config, **apart)
+    pipeline.register_modules(connectors=LTX2TextConnectors.from_config(sizes))
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="picture and sound apart"):
+        run_folder(str(tmp_path / "model"), positive=projected(tiny.build("ltx2-t2v"), "ice"), guidance=1.0)
 
 
 def test_items_of_a_batch_take_the_items_of_the_text_in_turn() -> None:
@@ -140,7 +288,8 @@ def test_what_does_not_fit_is_refused_before_anything_loads() -> None:
         ("qwenimage", {"negative": wide["qwenimage"]}, "one call takes both"),
         ("flux", {"positive": Embeddings(torch.zeros(77, 32))}, r"\[batch, tokens, width\]"),
         ("flux2-klein", {"positive": wide["flux"], "guidance": 1.0}, r"32 wide, and flux2-klein takes (?!32)\d+"),
-        ("ltx2-t2v", {"positive": wide["flux"]}, "positive = 'connected'"),
+        ("ltx2-t2v", {"positive": wide["flux"], "guidance": 1.0}, "it has one of 32, and ltx2-t2v takes none"),
+        ("ltx2-t2v", {"positive": clip_l, "guidance": 1.0}, "768 wide, and ltx2-t2v takes 32.*LTX-2's projection"),
         ("flux3", {"positive": wide["flux"]}, "a modular pipeline encodes its own prompt"),
     ]
     for family, changes, said in cases:

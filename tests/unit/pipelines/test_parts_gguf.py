@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from further_parts import BUILDERS
-from original_families import FAMILIES, build, original_zimage, restored, write
+from further_parts import BUILDERS, changed
+from original_families import FAMILIES, MODEL_NAMES, build, original_zimage, restored, write
 from test_parts_families import picture, resolve
 
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
@@ -47,10 +48,11 @@ def write_gguf(path: Path, state: dict[str, torch.Tensor]) -> tuple[dict[str, to
 
     writer, meant, used = gguf.GGUFWriter(path, "lumina2"), {}, []
     generator = np.random.default_rng(0)
-    for number, (key, value) in enumerate(state.items()):
+    next_quant = itertools.cycle(HALVES)
+    for key, value in state.items():
         plain = value.float().numpy()
         if value.ndim == 2 and key.endswith(".weight") and value.shape[1] % 256 == 0:
-            kind = Kind[list(HALVES)[number % len(HALVES)]]
+            kind = Kind[next(next_quant)]
             data = blocks(kind.name, tuple(value.shape), generator)
         elif value.ndim == 2 and value.shape[1] % 32 == 0:
             kind = Kind.BF16 if key.endswith("pad_token") else Kind.Q8_0
@@ -121,33 +123,63 @@ def test_the_weights_are_those_that_gguf_reads(model: dict[str, Any]) -> None:
     assert "Q4_K" in parts
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+WIDE: dict[str, dict[str, Any]] = {
+    "flux": {"attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)},
+    "flux-kontext": {"attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)},
+    "flux2-klein": {"attention_head_dim": 128, "axes_dims_rope": (32, 32, 32, 32)},
+    "qwenimage": {"attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)},
+    "qwenimage-edit": {"attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)},
+    "wan22-t2v": {"ffn_dim": 256, "attention_head_dim": 16},
+    "wan22-i2v": {"ffn_dim": 256, "attention_head_dim": 16},
+}
+"""Embedded families -> sizes with which blocks of 256, as K-quants have them, fit their layers."""
+
+
+def wide(family: str) -> Any:
+    pipeline = build(family)
+    torch.manual_seed(4)
+    for name, _ in models_of(family).values() if family in WIDE else ():
+        network = getattr(pipeline, name)
+        config = changed(network.config, **WIDE[family])
+        pipeline.register_modules(**{name: type(network).from_config(config).eval()})
+    return pipeline
+
+
+def models_of(family: str) -> dict[str, Any]:
+    """File -> component and renaming, of a family's one or two diffusion models."""
+    return {file: model for file, model in FAMILIES[family].items() if file.startswith("model")}
+
+
+@pytest.mark.parametrize("family", [*BUILDERS, *WIDE])
 def test_the_weights_of_every_family_are_those_that_gguf_reads(family: str, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     from diffusers import DiffusionPipeline
     from diffusers.quantizers.gguf.utils import GGUFLinear, dequantize_gguf_tensor
 
-    pipeline = build(family)
-    name, original = FAMILIES[family]["model"]
-    network = getattr(pipeline, name)
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    path = tmp_path / "model.gguf"
-    meant, used = write_gguf(path, original(before))
-    assert "Q8_0" in used
-    assert used & {*HALVES}, "a K-quant"
-    network.load_state_dict(restored(before, original, meant))
+    pipeline = wide(family)
+    written = {}
+    for file, (name, original) in models_of(family).items():
+        network = getattr(pipeline, name)
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        written[file] = tmp_path / f"{file.replace('model', MODEL_NAMES.get(family, 'model'))}.gguf"
+        meant, used = write_gguf(written[file], original(before))
+        assert used >= {"Q8_0", "Q4_K"}
+        network.load_state_dict(restored(before, original, meant))
     files, twin = write(family, pipeline, tmp_path)
-    files["model"].unlink()
-    loaded = loader.load(resolve({**files, "model": path}))
-    made = getattr(loaded.pipeline, name)
-    assert sum(isinstance(part, GGUFLinear) for part in made.modules()) >= 12
-    held = {key: dequantize_gguf_tensor(value).float() for key, value in made.state_dict().items()}
-    expected = network.state_dict()
-    assert held.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(held[key], value, rtol=2**-10, atol=2**-10 * LARGEST, msg=lambda text: text)
+    for file in written:
+        files[file].unlink()
+    loaded = loader.load(resolve({**files, **written}))
     reference = DiffusionPipeline.from_pretrained(twin)
-    getattr(reference, name).load_state_dict(held)
+    assert type(loaded.pipeline) is type(reference)
+    for name, _ in models_of(family).values():
+        made = getattr(loaded.pipeline, name)
+        assert sum(isinstance(part, GGUFLinear) for part in made.modules()) >= 12
+        held = {key: dequantize_gguf_tensor(value).float() for key, value in made.state_dict().items()}
+        expected = getattr(pipeline, name).state_dict()
+        assert held.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(held[key], value, rtol=2**-10, atol=2**-10 * LARGEST, msg=lambda text: text)
+        getattr(reference, name).load_state_dict(held)
     ours, theirs = picture(loaded.pipeline), picture(reference)
     assert theirs.std() > 0
     np.testing.assert_allclose(ours, theirs, atol=1e-4)

@@ -2,7 +2,9 @@
 
 Sources of the configurations, all in agreement with what is here:
 - diffusers, `ChromaTransformer2DModel`: its defaults; ComfyUI, `comfy/model_detection.py`: the same sizes.
-- ostris/ai-toolkit on GitHub, its Chroma model: T5-XXL, FLUX.1's VAE and FLUX.1-dev's scheduler.
+- ostris/ai-toolkit on GitHub, its Chroma model: T5-XXL and FLUX.1's VAE.
+- ComfyUI's own workflow for Chroma: steps that are not shifted, as its author meant them; huggingface/diffusers#12112:
+  so has the scheduler of lodestones/Chroma1-HD. (ComfyUI's default for the model and ai-toolkit shift, as FLUX.1-dev.)
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ FAMILIES = (
             "vae": vaes.FLUX_COMPONENT,
         },
         tokenizers={"tokenizer": encoders.T5_TOKENIZER},
-        scheduler=("FlowMatchEulerDiscreteScheduler", flux.scheduler(guidance=True)),
-        note="its steps are shifted as FLUX.1-dev's: the models of Chroma have the same tensors",
+        scheduler=("FlowMatchEulerDiscreteScheduler", flux.scheduler(guidance=False)),
+        note="its steps are not shifted, as in ComfyUI's own workflow for it and in Chroma1-HD's scheduler",
     ),
 )

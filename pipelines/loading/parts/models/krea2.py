@@ -72,10 +72,9 @@ def _family(distilled: bool) -> PartsFamily:
         return _is_krea2(shapes) and any(mark in name.lower() for mark in _DISTILLED) == distilled
 
     title = f"Krea 2{' turbo' if distilled else ''}"
+    usual = f"{title}'s diffusion model{', usually krea2_turbo_fp8_scaled.safetensors' if distilled else ''}"
     components: dict[str, Any] = {
-        "transformer": Component(
-            "diffusers", "Krea2Transformer2DModel", f"{title}'s diffusion model", _is_krea2, _config, _rename
-        ),
+        "transformer": Component("diffusers", "Krea2Transformer2DModel", usual, _is_krea2, _config, _rename),
         "text_encoder": encoders.QWEN3_VL_4B_ENCODER,
         "vae": vaes.QWEN_COMPONENT,
     }
