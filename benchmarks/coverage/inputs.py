@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...pipelines.arguments import to_pil
-from ...pipelines.conditions.further import objection
+from ...pipelines.conditions.arguments.names import objection
 from ...pipelines.conditions.kinds import ArgumentCondition, Condition
 from ...pipelines.families import Family
 from ...pipelines.types import SampleRequest

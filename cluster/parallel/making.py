@@ -24,13 +24,15 @@ from ...report import OptimizationRecord
 from .. import parcel
 from ..batch import BATCH
 from ..worker import Stopped
-from .choice import NAME
+from .choice import NAME, uneven
 from .gate import Gates, Verdicts
 from .group import Group
 from .probation import Probation
 
 WHOLE, SPLIT, STOP = 0.0, 1.0, 2.0
 """What the first process tells the others at each step."""
+UNEVEN = "must be divisible"
+"""In diffusers' error about a tensor that cannot be shared equally."""
 HOLDS = "each process has the whole model and encodes the texts; the first one decodes"
 WITHOUT = "a denoiser that is split over several processes goes without it"
 
@@ -108,14 +110,23 @@ class Maker:
         steps = _Steps(self._group, gates, probation, show, cancelled)
         with gates.held():
             result = run_loaded(loaded, handle, request, without(settings), steps.callbacks(previews))
-        self._report(result, gates, probation, settings)
+        made = ready(loaded.family, request)
+        pixels = (made.width or 0, made.height or 0, made.num_frames or 1)
+        self._report(result, gates, probation, settings, uneven(loaded.family, *pixels, self._group.size))
         return result
 
     def _report(
-        self, result: SampleResult, gates: Gates, probation: Probation | None, asked: OptimizationSettings
+        self,
+        result: SampleResult,
+        gates: Gates,
+        probation: Probation | None,
+        asked: OptimizationSettings,
+        uneven: str,
     ) -> None:
         report, count = result.report, self._group.size
         reasons, worst = gates.reasons(), gates.worst()
+        if uneven:
+            reasons = list(dict.fromkeys(uneven if UNEVEN in reason else reason for reason in reasons))
         applied = "off"
         if gates.split:
             kind = "cards" if self._group.device.type == "cuda" else "processes"
