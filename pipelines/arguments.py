@@ -17,10 +17,11 @@ from .conditions.forms import form_of
 from .conditions.further import argument_values, refuse_twice, takes_negative
 from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments
 from .conditions.masks import mask_arguments, repaints
-from .conditions.rates import check_sound_length, sounds_per_second
+from .conditions.rates import check_sound_length
 from .embeddings import table as embeddings
 from .embeddings.check import check_widths, encoding_of, negative_text_acts
 from .families import Family
+from .loading.described import sounds_per_second
 from .modular.run import accepted as accepted_by_blocks
 from .requested.absent import no_encoder
 from .requests import ReadyRequest, negative_acts, seeds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ..classes.forms import class_of
@@ -42,23 +42,12 @@ def check_frame_rate(family: Family, request: SampleRequest) -> list[str]:
     raise InputError("frame_rate", rate, reason, f"leave it out, or use {family.frame_rate:g}")
 
 
-def sounds_per_second(parts: Any) -> float | None:
-    """Latents of sound that a model makes a second; None of one that makes none with its frames, or does not say.
-
-    Args:
-        parts: a pipeline that has an `audio_vae`, as LTX-2.
-    """
-    if getattr(parts, "audio_vae", None) is None or not hasattr(parts, "audio_vae_temporal_compression_ratio"):
-        return None
-    return float(parts.audio_sampling_rate / parts.audio_hop_length / parts.audio_vae_temporal_compression_ratio)
-
-
 def check_sound_length(family: Family, request: SampleRequest, per_second: float | None) -> None:
     """Raise InputError for a clip that is over so soon that no sound goes with it, where a model always makes one.
 
     Args:
         request: completed.
-        per_second: from `sounds_per_second`.
+        per_second: latents of sound that the model makes a second, None of one that makes none.
     """
     rate, frames = request.frame_rate, request.num_frames
     if not per_second or not rate or not frames or round(frames / rate * per_second) > 0:

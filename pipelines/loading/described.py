@@ -11,7 +11,6 @@ from typing import Any
 
 from ...errors import ModelFileError
 from .. import tiny
-from ..conditions.rates import sounds_per_second
 from ..families import NETS, Family
 from ..modular.blocks import PRETRAINED, all_components, default_blocks
 from ..modular.index import BLOCKS, component_folder, is_modular
@@ -53,6 +52,17 @@ def denoiser_of_key(key: LoadKey) -> tuple[type, Mapping[str, Any]] | None:
     if key.parts:
         return denoiser_of_parts(path)
     return _denoiser_of_folder(path) if path.is_dir() else None
+
+
+def sounds_per_second(parts: Any) -> float | None:
+    """Latents of sound that a model makes a second; None of one that makes none with its frames, or does not say.
+
+    Args:
+        parts: a pipeline that has an `audio_vae`, as LTX-2.
+    """
+    if getattr(parts, "audio_vae", None) is None or not hasattr(parts, "audio_vae_temporal_compression_ratio"):
+        return None
+    return float(parts.audio_sampling_rate / parts.audio_hop_length / parts.audio_vae_temporal_compression_ratio)
 
 
 @lru_cache(maxsize=64)

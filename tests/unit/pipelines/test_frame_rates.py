@@ -13,10 +13,10 @@ from fastdiffusers import cli
 from fastdiffusers.commands.latent_file import write_latent
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.pipelines.conditions.rates import check_frame_rate, keeps_its_rate, sounds_per_second
+from fastdiffusers.pipelines.conditions.rates import check_frame_rate, keeps_its_rate
 from fastdiffusers.pipelines.conditions.taking import call_takes
 from fastdiffusers.pipelines.generate import generate
-from fastdiffusers.pipelines.loading.described import sounds_of_key
+from fastdiffusers.pipelines.loading.described import sounds_of_key, sounds_per_second
 from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
 from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.requested.before_load import check_before_load
