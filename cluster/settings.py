@@ -41,6 +41,13 @@ class ClusterSettings:
         name = self.address if self.workers is None else f"{self.address}:{self.workers}"
         return name if self.parallel == "off" else f"{name}, {self.parallel}"
 
+    @property
+    def called(self) -> str:
+        """What it is, with its name, as the user asked for it."""
+        if self.parallel == "off":
+            return f"cluster {self.name}"
+        return f"parallel {self.parallel}" + (f" over {self.workers} processes" if self.workers else "")
+
 
 def parse_cluster(text: str, cpus: int | None = None, patience: float = PATIENCE) -> ClusterSettings:
     """Read "local", "local:2" or "HOST:PORT".

@@ -47,8 +47,16 @@ def check_writable(name: str, path: Path) -> None:
         raise InputError(name, str(path), reason, "choose a folder you may write to") from None
 
 
+def check_named(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise InputError for a path that is a suffix alone: it would be the name of a hidden file or folder."""
+    if path.name.lower() in suffixes and not path.is_dir():
+        reason = f"{path.name} alone would be the name of something hidden"
+        raise InputError(name, str(path), reason, f"put a name before it, e.g. {path.with_name('result' + path.name)}")
+
+
 def check_file_target(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Like `check_writable`, for a file that must end in one of `suffixes` (lower case, with the dot)."""
+    check_named(name, path, suffixes)
     if path.suffix.lower() not in suffixes or path.is_dir():
         wanted = " or ".join(suffixes)
         raise InputError(name, str(path), f"it must be a file name ending in {wanted}", f"use e.g. result{suffixes[0]}")

@@ -15,7 +15,7 @@ from .options import lora_specs, optimization_settings, pipeline_handle
 from .prompts import arguments
 from .prompts.engine_options import engine_of
 from .prompts.parallel import add_parallel_options, check_parallel_options, generate_for
-from .prompts.queue import work_through
+from .prompts.queue import SomeFailedError, work_through
 from .prompts.request import (
     check_latent_target,
     leave_vae_out,
@@ -57,6 +57,9 @@ def run(args: argparse.Namespace) -> None:
     if not args.quiet:
         print(result.report.as_table())
         print_written([*written, args.report])
+    if result.missing:
+        kept = ", ".join(map(str, written))
+        raise SomeFailedError(f"{result.missing.rstrip('.')}. What was made before is there: {kept}")
 
 
 def _make_here(args: argparse.Namespace) -> SampleResult:

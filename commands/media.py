@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .files import check_file_target, check_writable, filling_folder, numbered, replacing
+from .files import check_file_target, check_named, check_writable, filling_folder, numbered, replacing
 from .keeping import Form
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def check_output(path: Path, video: bool) -> None:
     Raises:
         InputError: wrong suffix for what comes out, nothing can be written there, or the folder holds frames already.
     """
+    check_named("output", path, (".png", ".mp4", ".safetensors"))
     if path.suffix == "" or path.is_dir():
         if path.is_file():
             raise InputError("output", str(path), "it is a file, not a folder", "add .png or .mp4 to the name")

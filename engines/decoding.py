@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import struct
+import zlib
 from typing import TYPE_CHECKING, Any
 
-from ..errors import first_line
+from ..report import logger
 from .answers import EngineError
 
 if TYPE_CHECKING:
@@ -22,6 +24,13 @@ MOST_CLIP_PIXELS = 1 << 30
 MOST_SOUND_SECONDS = 3600
 
 
+_BROKEN: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError, EOFError),
+    *(struct.error, zlib.error),
+)
+"""What Pillow, PyAV and numpy raise for a file that is none, or is cut off or damaged."""
+
+
 def picture(data: object, where: str) -> Image:
     """A picture from the base64 text of an answer, complete, as RGB or RGBA.
 
@@ -31,7 +40,7 @@ def picture(data: object, where: str) -> Image:
     Raises:
         EngineError: it is no picture, is cut off, or is too large.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if not isinstance(data, str):
         raise EngineError(f"{where}: the answer has no b64_json, so there is no picture in it")
@@ -46,8 +55,14 @@ def picture(data: object, where: str) -> Image:
         with Image.open(io.BytesIO(content), formats=FORMATS) as whole:
             has_alpha = whole.mode in ("RGBA", "LA", "PA") or "transparency" in whole.info
             return whole.convert("RGBA" if has_alpha else "RGB")
-    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise EngineError(f"{where}: the picture cannot be read ({first_line(error, 100)}). Run it again.") from None
+    except binascii.Error:
+        raise EngineError(f"{where}: the picture cannot be read: what came is no base64 text. Run it again.") from None
+    except Image.DecompressionBombError:
+        raise EngineError(f"{where}: the picture has more than {MOST_PIXELS} pixels, more than is read") from None
+    except _BROKEN as error:
+        logger.debug("%s: %s", where, error)
+        what = f"the {len(content)} bytes that came are no whole PNG, JPEG or WebP file"
+        raise EngineError(f"{where}: the picture cannot be read: {what}. Run it again.") from None
 
 
 def clip(data: bytes, where: str) -> tuple[numpy.ndarray[Any, Any], float | None, tuple[Any, int] | None]:
@@ -63,6 +78,7 @@ def clip(data: bytes, where: str) -> tuple[numpy.ndarray[Any, Any], float | None
     import av
     import numpy
 
+    unreadable: tuple[type[Exception], ...] = (av.FFmpegError, *_BROKEN)
     try:
         with av.open(io.BytesIO(data), format="mp4") as container:
             if not container.streams.video:
@@ -79,8 +95,10 @@ def clip(data: bytes, where: str) -> tuple[numpy.ndarray[Any, Any], float | None
             if len({frame.shape for frame in frames}) != 1 or len(frames) < (stream.frames or 1):
                 raise EngineError(f"{where}: the video is not whole. Run it again.")
         return numpy.stack(frames), rate, _sound(data)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise EngineError(f"{where}: the video cannot be read ({first_line(error, 100)}). Run it again.") from None
+    except unreadable as error:
+        logger.debug("%s: %s", where, error)
+        what = f"the {len(data)} bytes that came are no whole mp4 file"
+        raise EngineError(f"{where}: the video cannot be read: {what}. Run it again.") from None
 
 
 def _sound(data: bytes) -> tuple[Any, int] | None:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
+from ..errors import FastDiffusersError, first_line
 from ..pipelines.arguments import to_pil
 from ..pipelines.requests import seeds
 from ..pipelines.results import frames_of
@@ -48,7 +49,8 @@ def generate(
         served: what `look` found, where it was looked already.
 
     Returns:
-        Frames, and the sound where a clip has one; never a latent.
+        Frames, and the sound where a clip has one; never a latent. Where the server fails after it has made some of a
+        batch, these, and what is missing.
 
     Raises:
         InputError: what no field of the servers can say, or nothing answers, before anything is made.
@@ -70,6 +72,7 @@ def generate(
     rates: list[float | None] = []
     seconds = {STAGE: 0.0, "decode": 0.0}
     said: dict[str, Any] = {}
+    missing = ""
     for index, seed in enumerate(all_seeds):
         said = requests.fields(request, seed, video)
         if engine.model:
@@ -81,16 +84,23 @@ def generate(
 
         waiting("asked for")
         started = time.perf_counter()
-        if video:
-            data = videos.make(engine, served.server, said, pictures, callbacks, waiting)
-            arrived = time.perf_counter()
-            frames, rate, sound = clip(data, f"engine {engine.url}")
-            outputs.append({"frames": [frames]})
-            rates.append(rate)
-            sounds.append(sound)
-        else:
-            outputs.append({"images": [images.make(engine, said, pictures, callbacks, waiting)]})
-            arrived = time.perf_counter()
+        try:
+            if video:
+                data = videos.make(engine, served.server, said, pictures, callbacks, waiting)
+                arrived = time.perf_counter()
+                frames, rate, sound = clip(data, f"engine {engine.url}")
+                outputs.append({"frames": [frames]})
+                rates.append(rate)
+                sounds.append(sound)
+            else:
+                outputs.append({"images": [images.make(engine, said, pictures, callbacks, waiting)]})
+                arrived = time.perf_counter()
+        except FastDiffusersError as error:
+            if not outputs:
+                raise
+            missing = _missing("clip" if video else "picture", index, len(all_seeds), error)
+            report.note(missing)
+            break
         seconds[STAGE] += arrived - started
         seconds["decode"] += time.perf_counter() - arrived
         callbacks.tick(STAGE, (index + 1) * 100, len(all_seeds) * 100, one)
@@ -98,14 +108,22 @@ def generate(
         frames=frames_of(outputs, report),
         latent=None,
         frame_rate=next(filter(None, rates), None) if video else None,
-        seeds=all_seeds,
+        seeds=all_seeds[: len(outputs)],
         step_seconds=[],
         stage_seconds=seconds,
         report=report,
         audio=_sound(sounds, report),
+        missing=missing,
     )
     _report(result, engine, served, request, said)
     return result
+
+
+def _missing(what: str, index: int, count: int, error: FastDiffusersError) -> str:
+    """What of a batch did not come, and why."""
+    last = index + 1 == count
+    which = f"{what} {count} of {count} is" if last else f"{what}s {index + 1} to {count} of {count} are"
+    return f"{which} missing: {first_line(error)}"
 
 
 def _png(image: Any) -> bytes:

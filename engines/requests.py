@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
+from ..pipelines.conditions.arguments.names import arguments_of
 from ..pipelines.families import Family
 from ..pipelines.requests import SCHEDULER_DEFAULT, check_request
 from ..report import OptimizationRecord
@@ -61,6 +62,7 @@ def _refused(request: SampleRequest, video: bool) -> Iterator[tuple[str, object,
         "positive": None if request.positive is None else "encoded text",
         "negative": None if request.negative is None else "encoded text",
         "latent": None if request.latent is None else "a latent",
+        "argument": ", ".join(arguments_of(request)) or None,
         "conditions": ", ".join(type(each).__name__ for each in request.conditions) or None,
     }
     yield from ((name, value, _NO_FIELD) for name, value in given.items() if value is not None)

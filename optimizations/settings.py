@@ -104,7 +104,7 @@ class TilingSettings:
         check_choice("vae_tiling", self.mode, TRISTATE)
         check_choice("slicing", self.slicing, TRISTATE)
         if self.tile_size < 0 or 0 < self.tile_size < 64:
-            reason, cure = "tiles are at least 64 pixels", "use 0 for the model's default, or 256 and up"
+            reason, cure = "tiles are at least 64 pixels", "use 64 or more, or 0 for the model's default"
             raise InputError("tile_size", self.tile_size, reason, cure)
         if self.overlap < 0:
             raise InputError("overlap", self.overlap, "it cannot be negative", "use 0 for the model's default")

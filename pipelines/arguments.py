@@ -14,12 +14,14 @@ from .classes.guidance import OWN_SCHEDULES
 from .conditions.clips import clip_arguments, clip_form
 from .conditions.control import control_arguments
 from .conditions.forms import form_of
-from .conditions.further import argument_values
+from .conditions.further import argument_values, refuse_twice, takes_negative
 from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments
 from .conditions.masks import mask_arguments, repaints
+from .conditions.rates import check_sound_length
 from .embeddings import table as embeddings
 from .embeddings.check import check_widths, encoding_of, negative_text_acts
 from .families import Family
+from .loading.described import sounds_per_second
 from .modular.run import accepted as accepted_by_blocks
 from .requested.absent import no_encoder
 from .requests import ReadyRequest, negative_acts, seeds
@@ -96,23 +98,45 @@ def call_arguments(
     check_keyframe_scheduler(name, request, lambda: getattr(pipeline, "scheduler", None))
     arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, family, request, to_pil)
     arguments |= clip_arguments(name, family, request, lambda frame: _in_size(to_pil(frame), request))
-    arguments |= argument_values(request, lambda picture: to_pil(picture, alpha=picture.shape[-1] == 4), device)
+    given = argument_values(name, request, lambda picture: to_pil(picture, alpha=picture.shape[-1] == 4), device)
+    arguments = _with_arguments(family, request, arguments, given)
     _check_text_length(pipeline, request)
+    check_sound_length(family, request, sounds_per_second(pipeline))
     accepted = _accepted(pipeline)
-    call = {name: value for name, value in arguments.items() if name in accepted and value is not None}
+    call = {
+        name: value for name, value in arguments.items() if name in accepted and (value is not None or name in given)
+    }
     schedule = OWN_SCHEDULES.get(family.name)
     if request.guidance is not None and schedule is not None:
         alone = family.guidance_argument == schedule.argument  # the class takes a guidance in no other form
-        call[schedule.argument] = (request.guidance,) * (request.steps or 1) if alone else None
+        call.setdefault(schedule.argument, (request.guidance,) * (request.steps or 1) if alone else None)
     asked: SampleRequest = getattr(request, "asked", request)
     if modular and asked.steps is None and accepted.get("num_inference_steps", 0) is None:
         call.pop("num_inference_steps", None)  # a distilled model has its own
-    if family.images_as_list and "adapter_conditioning_scale" in accepted:
-        call["adapter_conditioning_scale"] = [1.0] * family.min_images  # several adapters cannot share its default
+    if family.images_as_list and "adapter_conditioning_scale" in accepted:  # several adapters cannot share its default
+        call.setdefault("adapter_conditioning_scale", [1.0] * family.min_images)
     if "intermediate_timesteps" in accepted and request.steps != 2:
         # Sana Sprint takes one between two steps, and fails with any other number.
-        call["intermediate_timesteps"] = None
+        call.setdefault("intermediate_timesteps", None)
     return call
+
+
+def _with_arguments(
+    family: Family, request: SampleRequest, others: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Those of a call's arguments that inputs of the request give, with those that are given by name.
+
+    Raises:
+        InputError: both give one.
+    """
+    own = dict((*family.extra, *family.unguided))
+    if takes_negative(family, request):
+        others["negative_prompt"] = request.negative_prompt
+    for text in ("prompt", "negative_prompt"):  # an empty one, or what stands in for none
+        if f"{text}_embeds" in given:
+            others.pop(text, None)
+    refuse_twice(given, others, (*own, "max_area", *(family.required)))
+    return others | given
 
 
 def _accepted(pipeline: Any) -> Mapping[str, Any]:

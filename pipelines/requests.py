@@ -12,6 +12,7 @@ from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.check import check_conditions, scaled_notes, still_missing
 from .conditions.clips import clip_form, clips_of, with_clip_length
+from .conditions.further import takes_negative
 from .conditions.keyframes import keyframes_of
 from .conditions.masks import blends, mask_of, repaints
 from .conditions.rates import check_frame_rate
@@ -245,9 +246,9 @@ def _ignored(family: Family, request: SampleRequest) -> list[str]:
         notes.append(f"prompt ignored: {family.name} takes none.")
     guidance = complete_guidance(family, request)
     negative = request.negative_prompt if request.positive is None else ""  # else it has been said
-    if negative and not family.negative_prompt:
+    if negative and not (family.negative_prompt or takes_negative(family, request)):
         notes.append(f"negative_prompt ignored: {family.name} has none.")
-    elif negative and guidance is not None and guidance <= family.negative_above:
+    elif negative and family.negative_prompt and guidance is not None and guidance <= family.negative_above:
         notes.append(f"negative_prompt ignored: guidance = {guidance:g} switches it off.")
     if request.guidance is not None and not family.guidance_argument:
         notes.append(f"guidance ignored: {family.name} has no guidance scale.")

@@ -17,6 +17,7 @@ from .arguments import call_arguments, form_for, stand_in_note, to_pil
 from .classes.guidance import guided
 from .conditions.check import condition_facts, deciding_inputs
 from .conditions.controlnets import controlled
+from .conditions.further import refused_by_call
 from .conditions.image_prompts.running import image_prompted
 from .conditions.kept import blend_for, with_kept_latent
 from .conditions.masks import repaints
@@ -135,9 +136,13 @@ def _denoise(
         preview = _preview(estimate, loaded, request)
         known = watch.known_seconds
         total += calls_to_come * (total - begun)
-        callbacks.tick(
-            "denoise", done, total, preview_latent=preview, preview_format=family.comfy_format, step_seconds=known
-        )
+        try:
+            callbacks.tick(
+                "denoise", done, total, preview_latent=preview, preview_format=family.comfy_format, step_seconds=known
+            )
+        except BaseException as error:
+            stopped.append(error)
+            raise
 
     def call(request: SampleRequest) -> Any:
         request = replace(request, latent=kept if request.latent is None else request.latent)
@@ -159,6 +164,16 @@ def _denoise(
                 raise _OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error
             raise
 
+    def tried(request: SampleRequest) -> Any:
+        try:
+            return call(request)
+        except Exception as error:
+            refused = None if error in stopped else refused_by_call(type(pipeline).__name__, request, error)
+            if refused is None:
+                raise
+            raise refused from error
+
+    stopped: list[BaseException] = []
     calls_to_come = begun = 0
     steps, given = request.steps or TRIAL_STEPS, deciding_inputs(family, request)
     with (
@@ -175,13 +190,13 @@ def _denoise(
         texts = projected(pipeline, request.positive is not None and is_projected(family))
         with guidance, texts, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
             try:
-                outputs, last = [call(request)], watch.latent
+                outputs, last = [tried(request)], watch.latent
             except _OneByOne as why:
                 report.note(f"{why}: the batch was made one by one, each with its own seed.")
                 outputs, each_last = [], []
                 for index in range(request.batch):
                     calls_to_come, begun = request.batch - 1 - index, watch.done
-                    outputs.append(call(ready(family, item_of_batch(family, request.asked, index))))
+                    outputs.append(tried(ready(family, item_of_batch(family, request.asked, index))))
                     each_last.append(watch.latent)
                 last = _joined(each_last)
         return outputs, last, watch, step_experts(pipeline)

@@ -181,6 +181,7 @@ class SampleResult:
         step_experts: which expert did each step, "high noise" or "low noise"; () for a model with one denoiser.
         stage_seconds: "text encode", "encode" (reference images), "denoise", "decode", ... in seconds.
         report: what was active.
+        missing: what of a batch could not be made, and why, as a sentence without its end; "" where all was.
     """
 
     frames: torch.Tensor | None
@@ -192,6 +193,7 @@ class SampleResult:
     report: OptimizationReport
     audio: dict[str, Any] | None = None
     step_experts: tuple[str, ...] = ()
+    missing: str = ""
 
     @property
     def outcome(self) -> torch.Tensor:

@@ -90,7 +90,7 @@ class VaeSettings:
         for tile, overlap in zip(pair(self.tile_size), pair(self.tile_overlap), strict=True):
             if tile < MINIMUM_TILE:
                 reason = f"a tile is at least {MINIMUM_TILE} pixels"
-                raise InputError("tile_size", self.tile_size, reason, "use 512, or 256 when memory is short")
+                raise InputError("tile_size", self.tile_size, reason, f"use {MINIMUM_TILE} or more; 512 is the default")
             if overlap < 0:
                 raise InputError("tile_overlap", self.tile_overlap, "it cannot be negative", "use 64")
             if overlap >= tile:

@@ -14,7 +14,7 @@ import torch
 from ...optimizations.components import is_modular_class
 from ...pipelines.arguments import to_pil
 from ...pipelines.classes.guidance import GUIDER
-from ...pipelines.conditions.further import objection
+from ...pipelines.conditions.arguments.names import objection
 from ...pipelines.conditions.kinds import ArgumentCondition, Condition
 from ...pipelines.families import Family
 from ...pipelines.modular.models import SCALE

@@ -69,10 +69,10 @@ def generate_on(
             try:
                 return take(driver, cluster, callbacks).make(batch, request.batch)
             except GoneError:
-                log.info("Ray has ended, or was not there in time: cluster %s is started anew", cluster.name)
+                log.info("Ray has ended, or was not there in time: %s is started anew", cluster.called)
                 end()
                 if not left:
-                    raise ClusterError(f"cluster {cluster.name} was not there after {MOST_STARTS} starts") from None
+                    raise ClusterError(f"{cluster.called} was not there after {MOST_STARTS} starts") from None
             except DriverEndedError:
                 end()
                 raise

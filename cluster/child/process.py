@@ -117,7 +117,7 @@ class DriverProcess:
             return "it does not answer any more"
         said = self.last_words()
         if said:
-            log.warning("the driver of cluster %s wrote last:\n%s", self.settings.name, said)
+            log.warning("the driver of %s wrote last:\n%s", self.settings.called, said)
         return f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
 
     def leave(self, wait: bool = False) -> None:
@@ -135,7 +135,7 @@ class DriverProcess:
         try:
             self.process.wait(LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
-            log.warning("the driver of cluster %s had to be killed", self.settings.name)
+            log.warning("the driver of %s had to be killed", self.settings.called)
             self.process.kill()
             self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)

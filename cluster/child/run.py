@@ -68,7 +68,7 @@ class Run:
             told = {"run": self._run, "folder": str(folder), "count": count, "model": repr(batch[0].key)}
             if not self._driver.say(do="make", **told):
                 raise self._ended()
-            self._show(Progress("start", 0, 1, f"cluster {self._cluster.name}, on the first run only"))
+            self._show(Progress("start", 0, 1, f"{self._cluster.called}, on the first run only"))
             while not self._is_over(self._driver.next(LISTEN_SECONDS)):
                 try:
                     self._callbacks.check_cancel()
@@ -154,7 +154,7 @@ class Run:
         if self._warm and not self._accepted:
             return GoneError()
         why = self._driver.why_ended()
-        told = f"the driver of cluster {self._cluster.name} has ended: {why}"
+        told = f"the driver of {self._cluster.called} has ended: {why}"
         return DriverEndedError(f"{told}. Run again: it is started anew")
 
     def _result(self) -> SampleResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,28 @@ def without_branches(family: Family, guidance: float | None) -> str:
     if not family.negative_prompt:
         return f"{family.name} takes its guidance as an input: there is no second branch"
     return f"with guidance = {guidance:g} there is no second branch"
+
+
+def uneven(family: Family, width: int, height: int, frames: int, count: int) -> str:
+    """Why so many processes cannot share the tokens of a result of some size, and the next larger size whose they can;
+    "" where they can, or where it is not known what a token is.
+
+    Args:
+        width, height: in pixels, multiples of `family.size_multiple`, which is the edge of a token.
+        frames: 1 for a picture.
+    """
+    edge = family.size_multiple
+    columns, rows = width // edge, height // edge
+    layers = 1 + (frames - 1) // family.temporal_stride if family.video else 1
+    tokens = columns * rows * layers
+    if not family.known or not tokens or not tokens % count:
+        return ""
+    larger = [(a, b) for a in range(columns, columns + count + 1) for b in range(rows, rows + count + 1)]
+    even = [(a, b) for a, b in larger if not a * b * layers % count]
+    a, b = min(even, key=lambda pair: (math.prod(pair), abs(pair[0] / pair[1] - columns / rows)))
+    held = f"the {tokens} token{'s' if tokens > 1 else ''} of {width}x{height}"
+    reason = f"{held} cannot be shared equally by {count} processes"
+    return f"{reason}; {a * edge}x{b * edge} is the next larger size that can"
 
 
 def why_not(kind: Any, config: Any, count: int) -> str:

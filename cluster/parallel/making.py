@@ -23,7 +23,7 @@ from ...report import OptimizationRecord
 from .. import parcel
 from ..batch import BATCH
 from ..worker import Stopped
-from .choice import AUTO, NAME, without_branches
+from .choice import AUTO, NAME, uneven, without_branches
 from .gate import Gates, Verdicts
 from .group import Group
 from .probation import Probation
@@ -31,6 +31,8 @@ from .remembered import Remembered, because, how_split, on_device
 
 WHOLE, SPLIT, STOP = 0.0, 1.0, 2.0
 """What the first process tells the others at each step."""
+UNEVEN = "must be divisible"
+"""In diffusers' error about a tensor that cannot be shared equally."""
 HOLDS = "each process has the whole model and encodes the texts; the first one decodes"
 WITHOUT = "a denoiser that is split over several processes goes without it"
 
@@ -116,7 +118,8 @@ class Maker:
         if probation is not None and remembered is not None and probation.verdict and not probation.kept:
             remembered.keep(probation)
             probation.kept = True
-        self._report(result, gates, probation, settings)
+        pixels = (completed.width or 0, completed.height or 0, completed.num_frames or 1)
+        self._report(result, gates, probation, settings, uneven(loaded.family, *pixels, self._group.size))
         return result
 
     def _remembered(
@@ -129,10 +132,17 @@ class Maker:
         return Remembered(handle, request, without(settings), how)
 
     def _report(
-        self, result: SampleResult, gates: Gates, probation: Probation | None, asked: OptimizationSettings
+        self,
+        result: SampleResult,
+        gates: Gates,
+        probation: Probation | None,
+        asked: OptimizationSettings,
+        uneven: str,
     ) -> None:
         report, count = result.report, self._group.size
         reasons, worst = gates.reasons(), gates.worst()
+        if uneven:
+            reasons = list(dict.fromkeys(uneven if UNEVEN in reason else reason for reason in reasons))
         applied = "off"
         if gates.split:
             kind = "cards" if self._group.device.type == "cuda" else "processes"

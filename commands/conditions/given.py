@@ -25,7 +25,7 @@ def argument(text: str, read: Callable[..., torch.Tensor] = read_picture) -> Arg
     Raises:
         InputError: it has no name, or its file cannot be read.
     """
-    from ...pipelines.conditions.further import json_or_text
+    from ...pipelines.conditions.arguments.names import json_or_text
     from ...pipelines.conditions.kinds import ArgumentCondition
 
     name, equals, value = text.partition("=")

@@ -33,6 +33,22 @@ LOADING = (
     "device",
 )
 """Options whose change loads another pipeline."""
+SENT = (
+    "model",
+    "prompt",
+    "negative_prompt",
+    "steps",
+    "guidance",
+    "width",
+    "height",
+    "num_frames",
+    "frame_rate",
+    "flow_shift",
+    "batch",
+    "seed",
+    "image",
+)
+"""Options that a server is told; the others it is not, or they are refused."""
 SUFFIXES = (".png", ".mp4", ".safetensors")
 MOST_BYTES_OF_A_NAME = 200
 
@@ -180,6 +196,7 @@ def _fingerprint(name: str, args: argparse.Namespace, stamps: Stamps) -> str:
         option: value for option, value in vars(args).items() if option not in (*FOR_ALL_LINES, "output", "command")
     }
     if args.engine is not None:
-        options["engine"] = True  # which server is the same, as which machine of a cluster is
+        # Which server it is does not count, as which machine of a cluster; and it chooses how its model runs.
+        options = {option: options[option] for option in SENT} | {"engine": True}
     text = json.dumps({"name": name, "inputs": stamps.of(args), **options}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -30,12 +30,14 @@ class Made:
         summary: the report in one line.
         seeds: of each result.
         seconds: by stage; "load" is among them where the model had to be loaded.
+        missing: what of a batch could not be made, and why; "" where all was.
     """
 
     files: list[str]
     summary: str
     seeds: list[int]
     seconds: dict[str, float] = field(default_factory=dict)
+    missing: str = ""
 
 
 class Maker:
@@ -111,7 +113,7 @@ def written(item: Item, result: SampleResult, target: Path, folder: Path, facts:
     write_text(target.with_suffix(".json"), report.as_json())
     files = [*(there if isinstance(there, list) else [target]), target.with_suffix(".json")]
     names = [path.relative_to(folder).as_posix() for path in files]
-    return Made(names, report.in_one_line(), list(result.seeds), dict(report.facts.get("seconds", {})))
+    return Made(names, report.in_one_line(), list(result.seeds), dict(report.facts.get("seconds", {})), result.missing)
 
 
 def stem_of(item: Item) -> Path:

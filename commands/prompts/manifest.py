@@ -38,8 +38,7 @@ class Manifest:
         self._broken = bool(data) and not data.endswith(b"\n")
         for line in data.split(b"\n"):
             entry = _entry(line)
-            if entry.get("state") == DONE:
-                self._note(entry)
+            self._note(entry)
         gone = [key for key, names in self.done.items() if not all((self.folder / name).is_file() for name in names)]
         for key in gone:
             del self.done[key]
@@ -53,11 +52,14 @@ class Manifest:
         while data:
             data = data[self._file.write(data) :]
         self._broken = False
-        if entry.get("state") == DONE:
-            self._note(entry)
+        self._note(entry)
 
     def _note(self, entry: dict[str, Any]) -> None:
-        """Take an item as done. What it has written over is no longer what an earlier one made."""
+        """Take an item as done, or as failed, though part of it was written. What it has written over is no longer what
+        an earlier one made."""
+        if entry.get("state") != DONE:
+            self.done.pop(entry.get("key", ""), None)
+            return
         written = set(entry["files"])
         for key in [key for key, names in self.done.items() if written.intersection(names)]:
             del self.done[key]

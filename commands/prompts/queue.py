@@ -96,7 +96,9 @@ def make_here(
             with disk_full(results.folder):
                 made = maker.make(item, place, Callbacks(show, stopping.check, previews=False))
             results.publish(item, made, place)
-            progress.finished(item.name, made.summary)
+            if made.missing:
+                results.fail(item, made.missing)
+            progress.finished(item.name, f"failed: {made.missing}" if made.missing else made.summary)
         except DiskFullError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and is said with it

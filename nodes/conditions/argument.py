@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ...pipelines.conditions.further import json_or_text
+from ...pipelines.conditions.arguments.names import json_or_text
 from ...pipelines.conditions.kinds import ArgumentCondition
 from .. import types
 from ..host.compat import schema

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
+from .arguments.names import arguments_of
 from .clips import check_clip_mask, check_clips, clip_input, clips_of, takes_clip_mask
 from .control import check_controls, controls_of
 from .forms import form_of
-from .further import arguments_of, check_arguments
+from .further import check_arguments
 from .image_prompts.keys import check_image_prompts, image_prompts_of
 from .keyframes import check_keyframes, keyframes_of
 from .kinds import ROLES
@@ -44,8 +45,7 @@ def check_conditions(family: Family, request: SampleRequest) -> list[str]:
     masked, repainted = mask_of(request) is not None, bool(repaints(family, request))
     notes += check_image_prompts(family, request)
     notes += check_controls(family, request, masked, repainted)
-    check_arguments(family, request, form_of(family, request))
-    return notes
+    return notes + check_arguments(family, request, form_of(family, request))
 
 
 def deciding_inputs(family: Family, request: SampleRequest) -> tuple[str, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from ...errors import InputError
+from ...errors import FastDiffusersError, InputError, first_line
+from .arguments.names import arguments_of, given_already, objection
+from .arguments.values import check_pictures, check_value
+from .forms import form_of
 from .kinds import ArgumentCondition
-from .taking import call_takes
+from .taking import call_kinds, call_takes
 
 if TYPE_CHECKING:
     import torch
@@ -16,103 +19,154 @@ if TYPE_CHECKING:
     from ..families import Family
     from ..types import SampleRequest
 
-_OWN_INPUTS = {
-    "prompt": "prompt",
-    "negative_prompt": "negative_prompt",
-    "num_inference_steps": "steps",
-    "width": "width",
-    "height": "height",
-    "generator": "seed",
-    "num_images_per_prompt": "batch",
-    "num_videos_per_prompt": "batch",
-    "max_sequence_length": "max_sequence_length",
-    "strength": "strength",
-    "last_image": "last_image",
-    "latents": "latent",
-    "mask_image": "Mask Condition",
-    "control_image": "Control Condition",
-    "video": "Video Condition",
-}
-"""Argument -> the input that gives it."""
-_NEVER = ("self", "output_type", "return_dict", "callback", "callback_steps", "kwargs", "args")
+_SCHEDULES = ("sigmas", "timesteps")
+"""Arguments with a value for every step."""
+_FALLS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AssertionError)
+"""What a call raises for a value that it cannot work with."""
 
 
-def json_or_text(name: str, text: str) -> Any:
-    """What the value of an argument that a person wrote stands for as JSON; the text itself where it is none.
+def check_arguments(family: Family, request: SampleRequest, form: str) -> list[str]:
+    """Notes on arguments that do nothing.
+
+    Args:
+        form: the class that is called for this request; "" for the family's own.
 
     Raises:
-        InputError: there is none.
+        InputError: one that the call has not, that another input gives, or whose value is of another kind.
     """
-    if not text.strip():
-        raise InputError(name, text, "it has no value", 'write "" for an empty text')
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def arguments_of(request: SampleRequest) -> dict[str, ArgumentCondition]:
-    """Name -> argument. Raises InputError where one is given twice."""
-    found: dict[str, ArgumentCondition] = {}
-    for condition in request.conditions:
-        if isinstance(condition, ArgumentCondition):
-            if condition.name in found:
-                raise InputError("argument", condition.name, "it is given twice", "leave one of them out")
-            found[condition.name] = condition
-    return found
-
-
-def objection(family: Family, form: str, name: str) -> tuple[str, str]:
-    """(why an argument cannot be given, what to do about it), both "" where it can.
-
-    Args:
-        form: the class that is called.
-    """
-    takes = [each for each in call_takes(form) if each not in _NEVER and not each.startswith("callback_on")]
-    if name not in takes:
-        close = get_close_matches(name, takes, 3, 0.5)
-        cure = f"use {' or '.join(close)}" if close else "leave it out"
-        return f"the call of {form} takes none of that name", cure
-    if name in family.required:
-        return "", ""
-    given_by = {
-        **_OWN_INPUTS,
-        family.guidance_argument: "guidance",
-        **({family.image_argument: "images"} if family.images != "none" else {}),
-        **({family.frames_argument: "num_frames", family.rate_argument: "frame_rate"} if family.video else {}),
-    }
-    if name in given_by:
-        return f"{given_by[name]} gives it", f"use {given_by[name]}"
-    return "", ""
-
-
-def check_arguments(family: Family, request: SampleRequest, form: str) -> None:
-    """Raise InputError for an argument that the call has not, or that another input gives.
-
-    Args:
-        form: the class that is called for this request.
-    """
-    for name in arguments_of(request):
-        reason, cure = objection(family, form or family.classes[-1], name)
+    arguments = arguments_of(request)
+    form = form or (family.classes[-1] if family.classes else "")
+    if arguments and not form:
+        reason = f"which arguments {family.name} takes is not known here"
+        raise InputError("argument", ", ".join(arguments), reason, "leave it out, or run the model here")
+    already = dict(given_already(family, request))
+    kinds = call_kinds(form) if arguments else {}
+    for name, argument in arguments.items():
+        reason, cure = objection(family, form, name)
+        if not reason and name in already:
+            reason, cure = f"{already[name]} gives it", "leave one of them out"
         if reason:
             raise InputError("argument", name, reason, cure)
+        if argument.image is None:
+            check_value(form, name, *kinds[name], argument.value)
+        else:
+            check_pictures(form, name, *kinds[name], len(argument.image))
+    steps_given(request)
+    return _do_nothing(family, request, form)
 
 
-def argument_values(request: SampleRequest, to_picture: Any, device: torch.device | None) -> dict[str, Any]:
+def _do_nothing(family: Family, request: SampleRequest, form: str) -> list[str]:
+    """Notes on what is switched off. Raises InputError for a true CFG without the negative prompt that it needs."""
+    arguments, guidance = arguments_of(request), family.guidance if request.guidance is None else request.guidance
+    scale = arguments.get("true_cfg_scale")
+    beside = ("negative_prompt_embeds", "negative_prompt_2", "negative_prompt_3")
+    alone = not any(name in arguments for name in beside) and "negative_prompt" in call_takes(form)
+    if _guides(scale) and alone and not takes_negative(family, request):
+        cure = "give one in negative_prompt (--negative-prompt), or leave it out"
+        raise InputError("argument true_cfg_scale", scale.value, "it acts with a negative prompt alone", cure)
+    if not family.negative_prompt or guidance is None or guidance > family.negative_above:
+        return []
+    return [
+        f"argument {name} ignored: guidance = {guidance:g} switches it off."
+        for name in arguments
+        if name.startswith("negative_prompt")
+    ]
+
+
+def takes_negative(family: Family, request: SampleRequest) -> bool:
+    """Whether a true CFG that an argument gives makes the negative prompt of a request act, as of a Flux."""
+    guided = not family.negative_prompt and _guides(arguments_of(request).get("true_cfg_scale"))
+    written = bool(request.negative_prompt.strip()) and request.positive is None
+    return guided and written and "negative_prompt" in call_takes(form_of(family, request) or family.classes[-1])
+
+
+def _guides(scale: ArgumentCondition | None) -> TypeGuard[ArgumentCondition]:
+    return scale is not None and isinstance(scale.value, int | float) and scale.value > 1
+
+
+def steps_given(request: SampleRequest) -> int | None:
+    """For how many steps an argument gives a value each; None where none does.
+
+    Raises:
+        InputError: two do, one gives none, or `steps` asks for another number.
+    """
+    found = {
+        name: value for name, each in arguments_of(request).items() if name in _SCHEDULES and (value := each.value)
+    }
+    found = {name: value for name, value in found.items() if isinstance(value, list | tuple)}
+    if len(found) > 1:
+        raise InputError("argument", ", ".join(found), "a run follows one of them", "leave one of them out")
+    for name, values in found.items():
+        # The last of the sigmas is where the last step ends, for some schedulers.
+        counts = (len(values), len(values) - 1) if name == "sigmas" else (len(values),)
+        if request.steps is not None and request.steps not in counts:
+            reason = f"argument {name} gives {len(values)} values, one for each step"
+            raise InputError(
+                "steps", request.steps, reason, f"leave steps (--steps) out, or give {request.steps} {name}"
+            )
+        return request.steps or len(values)
+    return None
+
+
+def argument_values(form: str, request: SampleRequest, to_picture: Any, device: torch.device | None) -> dict[str, Any]:
     """What the call is given for the arguments of a request.
 
     Args:
+        form: the class that is called.
         to_picture: [H, W, C] to a picture of Pillow's.
         device: where tensors go.
     """
     given: dict[str, Any] = {}
-    for name, argument in arguments_of(request).items():
-        value = argument.value
-        if argument.image is not None:
-            pictures = [to_picture(each) for each in argument.image]
-            value = pictures if len(pictures) > 1 else pictures[0]
-        given[name] = _placed(value, device)
+    arguments = arguments_of(request)
+    kinds = call_kinds(form) if arguments else {}
+    for name, argument in arguments.items():
+        hint = kinds.get(name, (None, None))
+        if argument.image is None:
+            given[name] = _placed(check_value(form, name, *hint, argument.value), device)
+            continue
+        pictures = [to_picture(each) for each in argument.image]
+        given[name] = pictures if check_pictures(form, name, *hint, len(pictures)) else pictures[0]
     return given
+
+
+def refuse_twice(values: Mapping[str, Any], others: Mapping[str, Any], free: tuple[str, ...]) -> None:
+    """Raise InputError for an argument that the request's other inputs have come to give too.
+
+    Args:
+        values: of the arguments. `others`: what the call is given for the rest.
+        free: what of the others nobody asked for.
+    """
+    for name in values:
+        if others.get(name) is not None and name not in free:
+            raise InputError("argument", name, "another input of the run gives it", "leave one of them out")
+
+
+def refused_by_call(form: str, request: SampleRequest, error: Exception) -> InputError | None:
+    """A failure of a call that was given arguments as one line that names them; None where it is of another kind."""
+    from ...fallback import is_out_of_memory
+
+    arguments = arguments_of(request)
+    if (
+        not arguments
+        or not isinstance(error, _FALLS)
+        or isinstance(error, FastDiffusersError)
+        or is_out_of_memory(error)
+    ):
+        return None
+    text = first_line(error)
+    named = [name for name in arguments if name in text] or list(arguments)
+    shown = "; ".join(f"{name}={_in_short(arguments[name])}" for name in named)
+    it = "it" if len(named) == 1 else "them"
+    return InputError(
+        "argument", shown, f"with {it}, the call of {form} fails: {text}", f"give other values, or leave {it} out"
+    )
+
+
+def _in_short(argument: ArgumentCondition) -> str:
+    if argument.image is not None:
+        return "a picture"
+    shape = getattr(argument.value, "shape", None)
+    return json.dumps(argument.value, default=str) if shape is None else f"a tensor of shape {list(shape)}"
 
 
 def _placed(value: Any, device: torch.device | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
@@ -39,6 +40,26 @@ def check_frame_rate(family: Family, request: SampleRequest) -> list[str]:
         return [f"frame_rate: {rate:g} for the frames alone; {family.name} is not told, and its sound stays as it is."]
     reason = f"{family.name} makes its sound for {family.frame_rate:g} frames per second, and they would go out of step"
     raise InputError("frame_rate", rate, reason, f"leave it out, or use {family.frame_rate:g}")
+
+
+def check_sound_length(family: Family, request: SampleRequest, per_second: float | None) -> None:
+    """Raise InputError for a clip that is over so soon that no sound goes with it, where a model always makes one.
+
+    Args:
+        request: completed.
+        per_second: latents of sound that the model makes a second, None of one that makes none.
+    """
+    rate, frames = request.frame_rate, request.num_frames
+    if not per_second or not rate or not frames or round(frames / rate * per_second) > 0:
+        return
+    # diffusers rounds frames / rate * per_second, a half to the even number: 0
+    most = math.ceil(2 * frames * per_second) - 1
+    least = math.floor(rate / per_second / 2) + 1
+    reason = (
+        f"{frames} frames are then {frames / rate:.3g} s, too short for the sound that {family.name} makes with them"
+    )
+    cure = f"use at most {most} frames per second, or at least {least} frames"
+    raise InputError("frame_rate", rate, reason, cure)
 
 
 def _makes_sound(family: Family) -> bool:

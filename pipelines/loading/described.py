@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import count
@@ -20,6 +21,8 @@ from .parts import denoiser_of_parts
 from .small_files import read_json
 from .sources import TINY, folder_of
 
+SOUND_STRIDE = 4
+"""Frames of a spectrogram to a latent of LTX-2's sound, as its class has it."""
 _READ = ("transformer", "scheduler", "unet", "vae")
 """The components whose configuration tells which variant of a family a checkpoint is, and what it can be asked for."""
 
@@ -49,6 +52,38 @@ def denoiser_of_key(key: LoadKey) -> tuple[type, Mapping[str, Any]] | None:
     if key.parts:
         return denoiser_of_parts(path)
     return _denoiser_of_folder(path) if path.is_dir() else None
+
+
+def sounds_per_second(parts: Any) -> float | None:
+    """Latents of sound that a model makes a second; None of one that makes none with its frames, or does not say.
+
+    Args:
+        parts: a pipeline that has an `audio_vae`, as LTX-2.
+    """
+    if getattr(parts, "audio_vae", None) is None or not hasattr(parts, "audio_vae_temporal_compression_ratio"):
+        return None
+    return float(parts.audio_sampling_rate / parts.audio_hop_length / parts.audio_vae_temporal_compression_ratio)
+
+
+@lru_cache(maxsize=64)
+def sounds_of_key(key: LoadKey) -> float | None:
+    """Latents of sound that a key's model makes a second; None where it makes none, or only the load tells it."""
+    path = folder_of(key)
+    if path is None:
+        return sounds_per_second(tiny.build(key.source.removeprefix(TINY)))
+    if key.parts or not path.is_dir():
+        return None
+    index = checkpoints.read_index(path)
+    _, name = checkpoints.components(index).get("audio_vae", ("", ""))
+    import diffusers
+
+    kind: Any = getattr(diffusers, name, None) if name else None
+    if kind is None:
+        return None
+    usual = {name: entry.default for name, entry in inspect.signature(kind.__init__).parameters.items()}
+    config = usual | configuration(component_folder(path, index, "audio_vae"), "audio_vae")
+    rate, hop = config.get("sample_rate"), config.get("mel_hop_length")
+    return rate / hop / SOUND_STRIDE if isinstance(rate, int) and isinstance(hop, int) and hop else None
 
 
 def _denoiser_of_folder(folder: Path) -> tuple[type, dict[str, Any]] | None:

@@ -9,9 +9,10 @@ from ..conditions.controlnets import check_controls_fit
 from ..conditions.image_prompts.files import check_image_prompt_fits
 from ..conditions.image_prompts.keys import check_form_takes, image_prompts_of
 from ..conditions.keyframes import check_keyframe_scheduler
+from ..conditions.rates import check_sound_length
 from ..embeddings.check import check_widths
 from ..loading import loader
-from ..loading.described import denoiser_of_key
+from ..loading.described import denoiser_of_key, sounds_of_key
 from ..requests import SCHEDULER_DEFAULT, ReadyRequest
 from ..schedulers import TRIAL_STEPS, fitting_scheduler
 from ..types import LoadKey
@@ -35,6 +36,8 @@ def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
         check_controls_fit(request, denoiser[1], request.family.name)
         for prompt in prompts:
             check_image_prompt_fits(prompt.model, *denoiser, request.family.name)
+    if request.family.sound and request.frame_rate != request.family.frame_rate:
+        check_sound_length(request.family, request, sounds_of_key(key))
     form = form_class(request)
     check_form_takes(request, name := form.__name__ if form else "")
     check_keyframe_scheduler(name, request, lambda: loader.scheduler_of_key(key))

@@ -1,4 +1,4 @@
-"""Sizes and frames: brought to the nearest that a family takes, and refused where none is near."""
+"""Sizes, frames and steps: brought to the nearest that a family takes, and refused where none is near."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ..conditions.further import steps_given
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 def fit(family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str]]:
     """Bring width, height and frames to the nearest that the family takes; of two as near, the larger.
+
+    Steps that nobody asks for are as many as an argument gives values.
 
     Returns:
         The request, and a note for everything that was changed or has no meaning for this family.
@@ -39,6 +42,10 @@ def fit(family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str
         rule = _rule(family)
         changed = f"num_frames: {fitted} instead of {frames}; {family.name} makes {rule}."
         notes.append(changed if family.video else f"num_frames ignored: {family.name} makes single images.")
+    given = steps_given(request)
+    if given is not None and request.steps is None:
+        changes["steps"] = given
+        notes.append(f"steps: {given}, as many as an argument gives values.")
     return (replace(request, **changes) if changes else request), notes
 
 

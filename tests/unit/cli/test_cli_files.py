@@ -13,6 +13,8 @@ from fastdiffusers.commands.files import check_file_target, check_writable, fill
 from fastdiffusers.commands.keeping import ResultMovedError, write_or_keep
 from fastdiffusers.commands.media import check_output, frame_forms
 from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.settings import TilingSettings
+from fastdiffusers.vae.settings import VaeSettings
 
 
 def test_a_writable_place_passes_and_is_left_as_it_was(tmp_path: Path) -> None:
@@ -179,3 +181,25 @@ def test_a_models_own_file_is_not_written_over(tmp_path: Path, capsys: pytest.Ca
     assert cli.main(words) == cli.BAD_INPUT
     assert "--model reads it" in capsys.readouterr().err
     assert file.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", [".png", ".mp4", ".safetensors", ".PNG"])
+def test_a_suffix_alone_makes_nothing_hidden(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / name
+    assert cli.main(["generate", "--model", "tiny:sdxl", "--prompt", "a", "--output", str(target)]) == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{name} alone would be the name of something hidden" in said
+    assert f"result{name}" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_least_tile_is_the_one_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("generate", "--model", "tiny:sdxl", "--prompt", "a", "--output", str(tmp_path / "a.png"))
+    assert cli.main([*options, "--tile-size", "7"]) == cli.BAD_INPUT
+    assert "tiles are at least 64 pixels. Use 64 or more, or 0 for the model's default." in capsys.readouterr().err
+    for edge in (64, 65, 100):
+        TilingSettings("on", edge)
+        VaeSettings(tile_size=edge, tile_overlap=8)
+    with pytest.raises(InputError, match=r"a tile is at least 16 pixels\. Use 16 or more; 512 is the default"):
+        VaeSettings(tile_size=15, tile_overlap=8)
+    VaeSettings(tile_size=16, tile_overlap=8)

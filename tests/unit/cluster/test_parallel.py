@@ -196,7 +196,8 @@ def test_an_odd_number_of_tokens_is_declined_and_made_whole(together: Callable[.
     result = together(width=80, height=80)
     record = result.report["parallel"]
     assert (record.applied, record.failed) == ("off", True)
-    assert "must be divisible" in record.reason
+    assert "cannot be shared equally by 2 processes; " in record.reason
+    assert "is the next larger size that can" in record.reason
     assert off(result, "flux-random", width=80, height=80) == 0.0
     even = together()
     assert even.report["parallel"].applied == "ulysses over 2 processes"
@@ -255,7 +256,7 @@ def test_a_killed_process_is_one_line_and_the_next_run_works(together: Callable[
         together("flux-random", AtStep(1, kill).callbacks, steps=900)
     assert time.monotonic() - killed_at < SOON
     expected = {
-        "the first": "the driver of cluster local:2, ulysses has ended: it was ended by signal 9. Run again",
+        "the first": "the driver of parallel ulysses over 2 processes has ended: it was ended by signal 9. Run again",
         "the second": f"process 2 of 2 (pid {victim}) that make one picture has ended: it was ended by signal 9. Run",
     }
     assert str(caught.value).startswith(expected[which])

@@ -19,16 +19,16 @@ from fastdiffusers import cli
 from fastdiffusers.callbacks import SILENT
 from fastdiffusers.cluster.parallel import choice
 from fastdiffusers.cluster.parallel import client as together
-from fastdiffusers.cluster.parallel.choice import parallel_settings, placed, way_for
+from fastdiffusers.cluster.parallel.choice import parallel_settings, placed, uneven, way_for
 from fastdiffusers.cluster.parallel.probation import Probation
 from fastdiffusers.cluster.parallel.remembered import Remembered, how_split
-from fastdiffusers.cluster.settings import ClusterSettings
+from fastdiffusers.cluster.settings import ClusterSettings, parse_cluster
 from fastdiffusers.commands.latent_file import read_latent
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.optimizations.tuning.store import default_store
 from fastdiffusers.pipelines.loading.described import denoiser_of_key
-from fastdiffusers.pipelines.loading.loader import resolve
+from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
 from fastdiffusers.pipelines.types import LoadKey, PipelineHandle, SampleRequest, SampleResult
 from fastdiffusers.report import OptimizationReport
 
@@ -167,6 +167,29 @@ def test_what_auto_has_found_here_not_to_pay_starts_nothing(verdict: str, monkey
 def test_heads_that_cannot_be_shared_are_a_reason() -> None:
     _, why = placed(parallel_settings("ulysses", 7), key("flux"))
     assert why.endswith("attention heads of FluxTransformer2DModel cannot be shared equally by 7 processes")
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "count", "said"),
+    [
+        ("flux", (80, 80, 1), 2, "the 25 tokens of 80x80 cannot be shared equally by 2 processes; 80x96 is the next"),
+        ("flux", (16, 16, 1), 4, "the 1 token of 16x16 cannot be shared equally by 4 processes; 32x32 is the next"),
+        ("flux", (64, 64, 1), 2, ""),
+        ("wan22-t2v", (48, 48, 9), 2, "the 27 tokens of 48x48 cannot"),
+        ("wan22-t2v", (48, 48, 5), 2, ""),
+    ],
+)
+def test_tokens_that_cannot_be_shared_name_the_next_size_that_can(
+    family: str, size: tuple[int, int, int], count: int, said: str
+) -> None:
+    found = uneven(family_of_key(key(family)), *size, count)
+    assert found.startswith(said)
+    assert bool(found) is bool(said)
+
+
+def test_what_is_made_by_several_processes_is_not_called_a_cluster() -> None:
+    assert parallel_settings("ulysses", 2).called == "parallel ulysses over 2 processes"
+    assert parse_cluster("local:2").called == "cluster local:2"
 
 
 def test_auto_takes_two_cards(cards: Callable[[int], None]) -> None:

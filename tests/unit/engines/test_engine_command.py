@@ -164,9 +164,65 @@ def test_a_file_of_prompts_is_worked_through_and_resumed(
     assert SECRET.encode() not in everything
 
 
+CANNOT = status(400, {"detail": "this one cannot be drawn"})
+
+
+def test_the_finished_pictures_of_a_batch_are_written_and_the_missing_one_is_named(
+    server: EngineServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.faults[IMAGES] = [None, None, CANNOT]
+    report = tmp_path / "run.json"
+    assert generate(server, tmp_path / "fox.png", "--seed", "5", "--batch", "3", "--report", str(report)) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "picture 3 of 3 is missing: " in said
+    assert "this one cannot be drawn" in said
+    assert str(tmp_path / "fox_1.png") in said
+    assert files(tmp_path) == ["fox_0.png", "fox_1.png", "run.json"]
+    for index in range(2):
+        assert np.array_equal(shown(tmp_path / f"fox_{index}.png"), pixels(5 + index, "a fox"))
+    assert any("picture 3 of 3 is missing" in note for note in json.loads(report.read_text())["notes"])
+
+
+def test_of_a_file_of_prompts_too_and_resume_makes_that_item_again(
+    server: EngineServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"prompt": "a fox", "batch": 3, "seed": 5}, {"prompt": "a cat"}]
+    prompts, output = written(tmp_path / "p.jsonl", lines), tmp_path / "out"
+    server.faults[IMAGES] = [None, None, CANNOT]
+    assert prompt_runs.generate(prompts, output, "--engine", server.url, "--quiet") == 1
+    assert "1 of 2 items failed 00001 (p.jsonl line 1): picture 3 of 3 is missing: " in capsys.readouterr().err
+    there = ["00001.json", "00001_0.png", "00001_1.png", "00002.json", "00002.png", "manifest.jsonl"]
+    assert files(output) == there
+    server.asked.clear()
+    assert prompt_runs.generate(prompts, output, "--engine", server.url, "--quiet", "--resume") == 0
+    assert [asked.fields["seed"] for asked in server.to(IMAGES)] == [5, 6, 7]
+    assert files(output) == sorted([*there, "00001_2.png"])
+
+
+@pytest.mark.parametrize(
+    ("more", "count"),
+    [
+        (("--attention", "sage"), 0),
+        (("--memory-mode", "gpu", "--torch-compile", "off"), 0),
+        (("--engine-wait", "900"), 0),
+        (("--steps", "9"), 1),
+        (("--negative-prompt", "blur"), 1),
+    ],
+)
+def test_an_option_that_the_server_is_not_told_makes_nothing_again(
+    more: tuple[str, ...], count: int, server: EngineServer, tmp_path: Path
+) -> None:
+    prompts, output = written(tmp_path / "p.jsonl", [{"prompt": "a fox"}]), tmp_path / "out"
+    assert prompt_runs.generate(prompts, output, "--engine", server.url, "--quiet") == 0
+    server.asked.clear()
+    assert prompt_runs.generate(prompts, output, "--engine", server.url, "--quiet", "--resume", *more) == 0
+    assert len(server.to(IMAGES)) == count
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        ({"prompt": "a", "argument": ["eta=0.5"]}, "argument = 'eta': the servers have no field for it"),
         ({"prompt": "a", "engine": "http://127.0.0.1:1"}, "it is for all lines"),
         ({"prompt": "a", "output": "a.safetensors"}, "no latent comes back"),
         ({"prompt": "a", "scheduler": "euler"}, "scheduler = 'euler'"),

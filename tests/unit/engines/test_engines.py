@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import struct
 import subprocess
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,7 @@ from fastdiffusers.engines.requests import CLIPS, PICTURES
 from fastdiffusers.engines.settings import HOSTS, KEY, Engine, check_host, parse_engine
 from fastdiffusers.errors import FastDiffusersError, InputError
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
+from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition
 from fastdiffusers.pipelines.requests import check_request
 from fastdiffusers.pipelines.types import SampleRequest, SampleResult
 
@@ -33,6 +37,16 @@ EDITS = "/v1/images/edits"
 JOBS = "/v1/videos"
 FOX = SampleRequest("a fox", seed=7)
 SECRET = "sk-never-shown-1234"  # noqa: S105 - of no server
+
+
+def _png_of(size: tuple[int, int], data: bytes) -> str:
+    """A PNG whose head is good, in base64."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in parts]
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)).decode()
+
+
+HUGE, DAMAGED = _png_of((60000, 60000), zlib.compress(b"")), _png_of((8, 8), b"no stream of zlib's")
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +206,7 @@ PICTURE = torch.zeros(8, 8, 3)
         {"decode": False},
         {"flow_shift": 3.0},
         {"conditions": (object(),)},
+        {"argument": "eta"},
         {"width": 64},
         {"steps": 0},
         {"seed": -1},
@@ -202,8 +217,10 @@ PICTURE = torch.zeros(8, 8, 3)
     ids=lambda changes: next(iter(changes)),
 )
 def test_what_no_field_says_is_refused_before_anything_is_made(changes: dict[str, Any], sglang: EngineServer) -> None:
-    message = failure(sglang, replace(FOX, **changes))
+    given = ArgumentCondition(changes["argument"], 0.5) if "argument" in changes else None
+    message = failure(sglang, replace(FOX, **(changes if given is None else {"conditions": (given,)})))
     assert message.startswith(("height" if "width" in changes else next(iter(changes))) + " = ")
+    assert "Condition" not in message
     assert all(asked.method == "GET" for asked in sglang.asked)
 
 
@@ -227,6 +244,24 @@ def test_another_size_than_asked_for_is_named(sglang: EngineServer) -> None:
     sglang.faults[IMAGES] = [lambda handler: handler.images([engine_server.png(pixels(7, "a fox", "64x64"))])]
     report = generate(engine(sglang), replace(FOX, width=60, height=64)).report
     assert "size: 64x64 came instead of 60x64: the server's model makes that." in report.notes
+
+
+@pytest.mark.parametrize("task", ["T2I", "T2V"])
+def test_what_is_finished_of_a_batch_is_kept_when_the_server_fails(task: str, sglang: EngineServer) -> None:
+    sglang.task = task
+    sglang.faults[IMAGES if task == "T2I" else JOBS] = [None, None, status(400, {"detail": "this one cannot be drawn"})]
+    result = generate(engine(sglang), replace(FOX, batch=4))
+    what = "pictures" if task == "T2I" else "clips"
+    assert result.missing.startswith(f"{what} 3 to 4 of 4 are missing: engine {sglang.url}")
+    assert "this one cannot be drawn" in result.missing
+    assert result.missing in result.report.notes
+    assert result.frames is not None
+    assert len(result.frames) == 2
+    assert result.seeds == (7, 8)
+    assert result.report.facts["seeds"] == [7, 8]
+    sglang.faults[IMAGES if task == "T2I" else JOBS] = [status(400, {"detail": "none of them"})]
+    assert "none of them" in failure(sglang, replace(FOX, batch=2))
+    assert generate(engine(sglang), replace(FOX, batch=2)).missing == ""
 
 
 def test_a_busy_server_is_asked_again(server: EngineServer) -> None:
@@ -269,9 +304,19 @@ ANSWERS = [
     ("none", status(200, {"data": []}), "0 came"),
     ("null", status(200, {"data": None}), "no came"),
     ("url", status(200, {"data": [{"url": "/v1/images/x/content"}]}), "no b64_json"),
-    ("base64", status(200, {"data": [{"b64_json": "%%%"}]}), "cannot be read"),
-    ("no-picture", status(200, {"data": [{"b64_json": "AAAA"}]}), "cannot be read"),
-    ("truncated", engine_server.truncated_png, "cannot be read"),
+    ("base64", status(200, {"data": [{"b64_json": "%%%"}]}), "cannot be read: what came is no base64 text. Run"),
+    (
+        "no-picture",
+        status(200, {"data": [{"b64_json": "AAAA"}]}),
+        "the 3 bytes that came are no whole PNG, JPEG or WebP",
+    ),
+    ("huge", status(200, {"data": [{"b64_json": HUGE}]}), "more than is read"),
+    (
+        "damaged",
+        status(200, {"data": [{"b64_json": DAMAGED}]}),
+        "that came are no whole PNG, JPEG or WebP file. Run it",
+    ),
+    ("truncated", engine_server.truncated_png, "that came are no whole PNG, JPEG or WebP file. Run it again."),
     ("hang-up", engine_server.hang_up, "the connection broke"),
     ("compressed", status(200, {}, Content_Encoding="gzip"), "compressed"),
     ("redirect", status(307, {}, Location="http://example.com/v1/images/generations"), "not followed"),
@@ -392,7 +437,7 @@ FAILED = {"id": "video_gen_0", "status": "failed", "error": {"code": 503, "messa
         (JOBS, [status(200, {"id": "..", "status": "queued"})], "gave no job"),
         (JOBS, [as_type("text/html", HTML)], "gave no job"),
         (CONTENT, [as_type("text/html", HTML)], "is text/html, not video/mp4"),
-        (CONTENT, [as_type("video/mp4", b"not a video at all")], "the video cannot be read"),
+        (CONTENT, [as_type("video/mp4", b"not a video at all")], "the 18 bytes that came are no whole mp4 file. Run"),
         (CONTENT, [status(404, {"detail": "Generation is still in-progress"})] * 9, "still in-progress"),
         (CONTENT, [status(302, {}, Location="http://example.com/clip.mp4")], "not followed"),
     ],

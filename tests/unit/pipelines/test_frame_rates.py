@@ -12,12 +12,17 @@ import torch
 from fastdiffusers import cli
 from fastdiffusers.commands.latent_file import write_latent
 from fastdiffusers.errors import InputError
+from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines.conditions.rates import check_frame_rate, keeps_its_rate
 from fastdiffusers.pipelines.conditions.taking import call_takes
+from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.pipelines.loading.described import sounds_of_key, sounds_per_second
+from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
 from fastdiffusers.pipelines.recognize import family_of
+from fastdiffusers.pipelines.requested.before_load import check_before_load
 from fastdiffusers.pipelines.requests import ready
-from fastdiffusers.pipelines.tiny import PIPELINE_CLASSES
-from fastdiffusers.pipelines.types import SampleRequest
+from fastdiffusers.pipelines.tiny import PIPELINE_CLASSES, build
+from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 REQUEST = SampleRequest("a cat")
 H3 = pytest.mark.skipif(not hasattr(diffusers, "MiniMaxH3ModularPipeline"), reason="this diffusers has no MiniMax-H3")
@@ -89,3 +94,25 @@ def test_a_latents_rate_that_is_no_number_is_the_usual_one(tmp_path: Path, capsy
     words = ["decode", "--latents", str(latent), "--model", str(tmp_path / "gone"), "--output", str(tmp_path / "a.mp4")]
     assert cli.main(words) == cli.BAD_INPUT
     assert "gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ltx2-t2v", "ltx2-i2v"])
+def test_a_clip_too_short_for_its_sound_names_the_rates_that_work(name: str) -> None:
+    key = resolve(f"tiny:{name}")
+    family = family_of_key(key)
+    pictures = (torch.zeros(64, 64, 3),) if family.images == "required" else ()
+    asked = SampleRequest("a cat", steps=2, width=64, height=64, num_frames=9, frame_rate=500.0, images=pictures)
+    said = "frame_rate = 500.0: 9 frames are then 0.018 s, too short for the sound that .* makes with them. "
+    with pytest.raises(InputError, match=said + "Use at most 449 frames per second, or at least 11 frames"):
+        check_before_load(key, ready(family, asked))
+    for fits in (replace(asked, frame_rate=449.0), replace(asked, num_frames=17), replace(asked, frame_rate=None)):
+        check_before_load(key, ready(family, fits))
+    result = generate(PipelineHandle(key), replace(asked, frame_rate=449.0), OptimizationSettings.plain())
+    assert result.audio is not None
+
+
+def test_the_rate_of_the_sound_is_read_of_a_folder(tmp_path: Path) -> None:
+    pipeline = build("ltx2-t2v")
+    pipeline.save_pretrained(tmp_path / "ltx2")
+    assert sounds_of_key(resolve(str(tmp_path / "ltx2"))) == sounds_per_second(pipeline)
+    assert sounds_of_key(resolve("tiny:sdxl")) is None

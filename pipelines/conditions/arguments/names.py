@@ -1,0 +1,148 @@
+"""Which arguments of a call may be given by name, and which of them another input gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from ....errors import InputError
+from ..kinds import (
+    ROLES,
+    ArgumentCondition,
+    ControlCondition,
+    ImagePromptCondition,
+    KeyframeCondition,
+    MaskCondition,
+    VideoCondition,
+)
+from ..taking import call_takes
+
+if TYPE_CHECKING:
+    from ...families import Family
+    from ...types import SampleRequest
+
+_OWN_INPUTS = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "num_inference_steps": "steps",
+    "width": "width",
+    "height": "height",
+    "generator": "seed",
+    "num_images_per_prompt": "batch",
+    "num_videos_per_prompt": "batch",
+    "max_sequence_length": "max_sequence_length",
+    "strength": "strength",
+    "last_image": "last_image",
+    "latents": "latent",
+    "mask_image": "Mask Condition",
+    "control_image": "Control Condition",
+    "video": "Video Condition",
+}
+"""Argument -> the input that gives it."""
+_NEVER = ("self", "output_type", "return_dict", "callback", "callback_steps", "kwargs", "args")
+_MOST_NAMES = 12
+
+
+def json_or_text(name: str, text: str) -> Any:
+    """What the value of an argument that a person wrote stands for as JSON; the text itself where it is none.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not text.strip():
+        raise InputError(name, text, "it has no value", 'write "" for an empty text')
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def arguments_of(request: SampleRequest) -> dict[str, ArgumentCondition]:
+    """Name -> argument. Raises InputError where one is given twice."""
+    found: dict[str, ArgumentCondition] = {}
+    for condition in request.conditions:
+        if isinstance(condition, ArgumentCondition):
+            if condition.name in found:
+                raise InputError("argument", condition.name, "it is given twice", "leave one of them out")
+            found[condition.name] = condition
+    return found
+
+
+def objection(family: Family, form: str, name: str) -> tuple[str, str]:
+    """(why an argument cannot be given, what to do about it), both "" where it can.
+
+    Args:
+        form: the class that is called.
+    """
+    takes = [each for each in call_takes(form) if each not in _NEVER and not each.startswith("callback_on")]
+    given_by = _given_by(family)
+    if name not in takes:
+        close = get_close_matches(name, takes, 3, 0.5)
+        meant = dict.fromkeys(each if each in family.required else given_by.get(each, each) for each in close)
+        free = [each for each in takes if each not in given_by]
+        others = "among others " if len(free) > _MOST_NAMES else ""
+        taken = f"it takes {others}{', '.join(free[:_MOST_NAMES])}" if free else "leave it out"
+        cure = f"use {' or '.join(meant)}" if meant else taken
+        return f"the call of {form} takes none of that name", cure
+    if name not in family.required and name in given_by:
+        return f"{given_by[name]} gives it", f"use {given_by[name]}"
+    return "", ""
+
+
+def _given_by(family: Family) -> dict[str, str]:
+    """Argument of the call -> the input that gives it."""
+    scale = {"guidance_scale": "guidance"} if not family.guidance_argument else {}
+    return {
+        **_OWN_INPUTS,
+        **scale,
+        family.guidance_argument: "guidance",
+        **({"guidance_scale_2": "guidance_2"} if family.second_guidance else {}),
+        **({family.image_argument: "images"} if family.images != "none" else {}),
+        **({family.frames_argument: "num_frames", family.rate_argument: "frame_rate"} if family.video else {}),
+    }
+
+
+def given_already(family: Family, request: SampleRequest) -> Iterator[tuple[str, str]]:
+    """(argument, the input of this request that gives it) for what no argument may give beside it."""
+    texts = ("prompt", "prompt_2", "prompt_3", "prompt_embeds", "pooled_prompt_embeds", "prompt_embeds_mask")
+    if request.positive is not None:
+        yield from ((name, "positive") for text in texts for name in (text, f"negative_{text}"))
+    elif request.prompt.strip():
+        yield "prompt_embeds", "prompt"
+    if request.negative_prompt.strip():
+        yield "negative_prompt_embeds", "negative_prompt"
+    if request.images or request.latent is not None:
+        yield from ((name, "images") for name in ("image", "image_latents") if request.strength < 1.0)
+    for condition in request.conditions:
+        yield from ((name, _CALLED[type(condition)]) for name in _names_of(condition))
+
+
+_CALLED = {
+    ControlCondition: "Control Condition (--control-image)",
+    ImagePromptCondition: "Image Prompt Condition (--image-prompt)",
+    KeyframeCondition: "Keyframe Condition (--keyframe)",
+    MaskCondition: "Mask Condition (--mask)",
+    VideoCondition: "Video Condition",
+}
+_GIVES: dict[type, tuple[str, ...]] = {
+    ControlCondition: (
+        "control_image",
+        "controlnet_conditioning_scale",
+        "control_guidance_start",
+        "control_guidance_end",
+    ),
+    KeyframeCondition: ("conditions",),
+    MaskCondition: ("mask_image", "control_mask", "mask_video", "mask"),
+}
+
+
+def _names_of(condition: Any) -> tuple[str, ...]:
+    """The arguments that a condition gives."""
+    if isinstance(condition, VideoCondition):
+        return ROLES[condition.role]
+    if isinstance(condition, ImagePromptCondition):
+        embeddings = ("prompt_2", "prompt_embeds", "pooled_prompt_embeds")
+        return embeddings if condition.model.redux else ("ip_adapter_image", "ip_adapter_image_embeds")
+    return _GIVES.get(type(condition), ())
