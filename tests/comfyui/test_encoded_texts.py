@@ -11,6 +11,8 @@ import encoded_texts
 import pytest
 from safetensors.torch import load_file
 
+from fastdiffusers.commands.paths import find_comfyui
+
 if TYPE_CHECKING:
     from comfy_client import Client
 
@@ -27,6 +29,15 @@ SAID = {"ltx2": 3e-4}
 WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 2.0}
 
 
+def has_encoder(comfyui: Path | None, family: str) -> bool:
+    files = () if comfyui is None else (comfyui / "comfy/text_encoders").glob("*.py")
+    return family not in NEWER or any(NEWER[family] in file.read_text(encoding="utf-8") for file in files)
+
+
+HERE = [family for family in encoded_texts.FAMILIES if has_encoder(find_comfyui(), family)]
+"""The families whose text encoder the ComfyUI that is tested has."""
+
+
 @pytest.fixture(scope="module")
 def encoders(
     comfyui: Path, models: Path, server: Client, tmp_path_factory: pytest.TempPathFactory
@@ -36,17 +47,11 @@ def encoders(
 
     declare_torchvision_ops()
     place = tmp_path_factory.mktemp("encoders")
-    held = [family for family in encoded_texts.FAMILIES if has_encoder(comfyui, family)]
-    for family in held:
+    for family in HERE:
         encoded_texts.write(family, comfyui, models, place / family)
-    yield {family: place / family for family in held}
+    yield {family: place / family for family in HERE}
     for folder in (models / "diffusers").glob("encoded-*"):
         shutil.rmtree(folder)
-
-
-def has_encoder(comfyui: Path, family: str) -> bool:
-    files = (comfyui / "comfy/text_encoders").glob("*.py")
-    return family not in NEWER or any(NEWER[family] in file.read_text(encoding="utf-8") for file in files)
 
 
 def encoded(server: Client, family: str, folder: Path, **widgets: Any) -> dict[str, Any]:
@@ -78,12 +83,10 @@ def pictures(server: Client, prompt: dict[str, Any], place: Path) -> tuple[Any, 
     return load_file(place)["images"], entry
 
 
-@pytest.mark.parametrize("family", encoded_texts.FAMILIES)
+@pytest.mark.parametrize("family", HERE)
 def test_the_picture_is_that_of_the_pipelines_own_encoding(
     server: Client, encoders: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
-    if family not in encoders:
-        pytest.skip(f"this ComfyUI has no text encoder for {family}")
     expected, whole = pictures(server, own(server, family), tmp_path / "own")
     made, entry = pictures(server, encoded(server, family, encoders[family]), tmp_path / "encoded")
     assert expected.std() > 0.01
