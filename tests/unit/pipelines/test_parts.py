@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from original_layout import make_files
@@ -36,13 +37,18 @@ def options(files: dict[str, Path]) -> list[str]:
     return ["--diffusion-model", str(files["model"]), *encoders, "--vae", str(files["ae"])]
 
 
-def picture(model: list[str], output: Path, dtype: str) -> bytes:
+def picture(model: list[str], output: Path, dtype: str) -> np.ndarray:
     size = ["--steps", "2", "--width", "64", "--height", "64", "--device", "cpu", "--quiet"]
     report = output.with_suffix(".json")
     rest = ["--prompt", "a fox", "--output", str(output), "--report", str(report), "--dtype", dtype]
     assert cli.main(["generate", *model, *rest, *size]) == 0
     with Image.open(output) as image:
-        return image.tobytes()
+        return np.asarray(image).astype(int)
+
+
+def nearly_equal(made: np.ndarray, whole: np.ndarray, dtype: str = "float32") -> bool:
+    """But for rounding: weights of two files lie otherwise in memory, where a processor may round otherwise."""
+    return bool(np.abs(made - whole).max() <= (1 if dtype == "float32" else 3))
 
 
 def report_of(output: Path) -> str:
@@ -64,7 +70,7 @@ def test_the_picture_is_that_of_the_folder(
 ) -> None:
     parts, twin = make_files(folder, tmp_path, precision, encoder)
     made = picture(options(parts), tmp_path / "parts.png", dtype)
-    assert made == picture(["--model", str(twin)], tmp_path / "folder.png", dtype)
+    assert nearly_equal(made, picture(["--model", str(twin)], tmp_path / "folder.png", dtype), dtype)
     report = report_of(tmp_path / "parts.png")
     assert f"model.safetensors ({precision}" in report
     assert re.search(rf"t5xxl\.safetensors \([^)]*{encoder}", report)
@@ -104,8 +110,8 @@ def test_a_lora_gives_what_it_gives_on_the_folder(folder: Path, tmp_path: Path) 
     lora = ["--lora", str(tmp_path / "lora.safetensors")]
     plain = picture(options(parts), tmp_path / "plain.png", "float32")
     made = picture(options(parts) + lora, tmp_path / "parts.png", "float32")
-    assert made == picture(["--model", str(twin), *lora], tmp_path / "folder.png", "float32")
-    assert made != plain
+    assert nearly_equal(made, picture(["--model", str(twin), *lora], tmp_path / "folder.png", "float32"))
+    assert not nearly_equal(made, plain)
 
 
 def test_files_that_comfyui_saved_name_the_norms_otherwise(folder: Path, tmp_path: Path) -> None:
@@ -114,7 +120,7 @@ def test_files_that_comfyui_saved_name_the_norms_otherwise(folder: Path, tmp_pat
     assert any(key.endswith("_norm.weight") for key in renamed)
     save_file(renamed, files["model"])
     made = picture(options(files), tmp_path / "parts.png", "float32")
-    assert made == picture(["--model", str(twin)], tmp_path / "folder.png", "float32")
+    assert nearly_equal(made, picture(["--model", str(twin)], tmp_path / "folder.png", "float32"))
 
 
 def test_what_a_file_may_be_is_told_from_its_header(files: dict[str, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from further_parts import BUILDERS, changed
 from original_families import FAMILIES, MODEL_NAMES, build, original_zimage, restored, write
-from test_parts_families import picture, resolve
+from test_parts_families import in_own_memory, picture, resolve
 
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
 from fastdiffusers.pipelines import tiny
@@ -231,4 +231,4 @@ def test_saved_as_a_folder_its_weights_are_what_it_computes_with(model: dict[str
     parts = loader.load(key).pipeline
     folder = loader.load(loader.resolve(str(saved.folder), dtype="float32", device="cpu")).pipeline
     assert {value.dtype for value in folder.transformer.state_dict().values()} == {torch.float32}
-    assert np.array_equal(picture(folder), picture(parts))
+    assert np.array_equal(picture(in_own_memory(folder)), picture(in_own_memory(parts)))
