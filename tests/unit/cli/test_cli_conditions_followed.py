@@ -60,6 +60,9 @@ CASES = (
     ("wan21-t2v", (), ("--pose-video", "clip"), "no pose clip"),
     ("wan21-t2v", (), ("--face-video", "clip"), "no face clip"),
     ("wan21-t2v", (), ("--background-video", "clip"), "no background clip"),
+    ("wan21-t2v", (), ("--reference-video", "clip"), "no reference clip"),
+    ("ltx2-t2v", LTX2, ("--reference-video", "clip"), "the first 1 of its 5 frames are used"),
+    ("ltx2-i2v", (*LTX2, "--keyframe", "picture.png@0"), ("--reference-video", "long_clip"), CHANGES),
     ("ltx2-t2v", LTX2, ("--keyframe", "picture.png@0"), CHANGES),
     ("ltx2-t2v", (*LTX2, "--keyframe", "picture.png@0:1"), ("--keyframe", "picture.png@-1:0.5"), CHANGES),
     ("ltx2-t2v", LTX2, ("--keyframe", "picture.png@4"), "at frame 1 instead of 4"),
@@ -81,6 +84,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask[16:48, 16:] = 1.0
     write_picture(mask, root / "mask.png")
     write_picture_folder(picture.expand(5, -1, -1, -1), root / "clip")
+    write_picture_folder(picture.flip(0).expand(9, -1, -1, -1), root / "long_clip")
     ip_adapter_file(tiny.build("sdxl"), root)
     vision(seed=7).save_pretrained(root / "other_encoder")
     redux_folder(root / "redux")
