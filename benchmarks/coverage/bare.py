@@ -19,7 +19,8 @@ def accepted(pipeline: Any) -> Mapping[str, Any]:
     """What a call takes, by name: the arguments of a classical pipeline, the inputs of a modular one's blocks."""
     if is_modular_class(type(pipeline)):
         return accepted_by_blocks(pipeline)
-    return inspect.signature(pipeline.__call__).parameters
+    call = getattr(pipeline, "__call__", None)  # noqa: B004 - whether it has one of its own
+    return {} if call is None else inspect.signature(call).parameters
 
 
 def call(pipeline: Any, arguments: dict[str, Any]) -> tuple[Any, str]:

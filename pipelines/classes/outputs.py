@@ -25,6 +25,8 @@ def makes(pipeline_class: type) -> str:
     """What a class makes instead of pictures, clips or sound, in words; "" for one that makes those."""
     name = pipeline_class.__name__
     told = next((what for beginning, what in _MAKES.items() if name.startswith(beginning)), "")
+    if not any("__call__" in vars(each) for each in pipeline_class.__mro__):
+        return "nothing by itself: it has no call, but parts that are called one by one"
     names = returned_fields(pipeline_class)
     if told or not names or set(names) & {*CLIPS, *PICTURES, *SOUNDS}:
         return told

@@ -266,6 +266,7 @@ def test_classes_that_make_no_pictures_are_refused() -> None:
         ("KandinskyPriorPipeline", "embeddings"),
         ("RFD4ProteinaPipeline", "proteins"),
         ("VisualClozePipeline", "grid"),
+        ("VersatileDiffusionPipeline", "nothing by itself"),
     ):
         with pytest.raises(InputError, match=what):
             check_request(family_of(name), SampleRequest("a fox"))
