@@ -189,17 +189,22 @@ def not_finite(what: str, loaded: LoadedPipeline) -> str:
 
 
 def _size(result: SampleResult, request: SampleRequest, family: Family) -> str:
-    """Pixels as asked for, or as they came where that was left to the pipeline."""
+    """Pixels as they came, or as asked for where nothing was decoded."""
     width, height, count = request.width, request.height, request.num_frames
     if result.frames is not None:
-        frames, rows, columns = result.frames.shape[1:4]
-        width, height, count = width or columns, height or rows, count or frames
+        frames, height, width = result.frames.shape[1:4]
+        count = count or frames
     return f"{width}x{height}" + (f"x{count}" if family.video else "")
 
 
 def check_and_report(result: SampleResult, loaded: LoadedPipeline, request: SampleRequest) -> None:
     """Clear a result of NaN, saying so, and put the facts of its run into its report."""
     report = result.report
+    if result.frames is not None and request.width and request.height:
+        rows, columns = result.frames.shape[2:4]
+        if (columns, rows) != (request.width, request.height):
+            asked = f"{request.width}x{request.height}"
+            report.note(f"size: {columns}x{rows} instead of {asked}, as {loaded.family.name} itself makes of it.")
     if result.frames is not None and not bool(result.frames.isfinite().all()):
         report.note(not_finite("picture", loaded))
         result.frames = result.frames.nan_to_num(0.0, 1.0, 0.0)

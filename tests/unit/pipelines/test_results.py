@@ -10,10 +10,12 @@ import diffusers
 import pytest
 import torch
 from diffusers.utils import BaseOutput
+from other_pipelines import build, loaded
 from PIL import Image
 
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
+from fastdiffusers.pipelines import sampling
 from fastdiffusers.pipelines.classes.outputs import CLIPS, PICTURES, SOUNDS, returned_fields
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
@@ -169,3 +171,15 @@ def test_two_channels_without_a_batch_are_one_sound() -> None:
 def test_the_fields_are_read_from_the_call_itself() -> None:
     assert returned_fields(diffusers.StableDiffusionPipeline) == ("images", "nsfw_content_detected")
     assert "return_dict" in inspect.signature(diffusers.StableDiffusionPipeline.__call__).parameters
+
+
+def test_a_size_that_a_pipeline_makes_something_else_of_is_said() -> None:
+    """Chroma's makes multiples of 16, without a word."""
+    held = loaded(build("chroma"))
+    result = sampling.run(held, SampleRequest("a fox", steps=1, width=72, height=64))
+    rows, columns = result.frames.shape[2:4]
+    assert (columns, rows) != (72, 64)
+    assert f"size: {columns}x{rows} instead of 72x64, as ChromaPipeline itself makes of it." in result.report.notes
+    assert result.report.facts["size"] == f"{columns}x{rows}"
+    result = sampling.run(held, SampleRequest("a fox", steps=1, width=64, height=64))
+    assert not any(note.startswith("size") for note in result.report.notes)
