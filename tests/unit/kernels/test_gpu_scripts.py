@@ -57,7 +57,10 @@ def test_an_interrupted_benchmark_can_store_what_it_has(environment: dict[str, s
     kept = tmp_path / "kept"
     begin = f"import time; from pathlib import Path; kept = Path({str(kept)!r})"
     code = f"{begin}\ntry:\n    kept.touch(); time.sleep(600)\nexcept KeyboardInterrupt:\n    kept.write_text('half')"
-    assert gpu_all.run("part", python(code), 2, tmp_path / "log", environment).state == "out of time"
+    for limit in (2, 10, 60):  # on a busy machine, until it has begun at all
+        assert gpu_all.run("part", python(code), limit, tmp_path / "log", environment).state == "out of time"
+        if kept.exists():
+            break
     assert kept.read_text() == "half"
 
 
