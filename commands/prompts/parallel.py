@@ -45,7 +45,8 @@ def check_parallel_options(args: argparse.Namespace) -> None:
             cure = "leave it out, or add --parallel ulysses"
             raise InputError("--parallel-devices", args.parallel_devices, "it goes with --parallel", cure)
     elif args.prompts is not None:
-        raise InputError("--parallel", args.parallel, "it makes one picture, not a file of prompts", "use --cluster")
+        cure = "use --cluster" if args.engine is None else "leave it out"
+        raise InputError("--parallel", args.parallel, "it makes one picture, not a file of prompts", cure)
     elif args.engine is not None:
         raise InputError("--parallel", args.parallel, "a server's cards are its own to use", "leave it or --engine out")
 

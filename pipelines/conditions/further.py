@@ -90,10 +90,11 @@ def steps_given(request: SampleRequest) -> int | None:
     Raises:
         InputError: two do, one gives none, or `steps` asks for another number.
     """
-    found = {
-        name: value for name, each in arguments_of(request).items() if name in _SCHEDULES and (value := each.value)
-    }
+    found = {name: _listed(each.value) for name, each in arguments_of(request).items() if name in _SCHEDULES}
     found = {name: value for name, value in found.items() if isinstance(value, list | tuple)}
+    for name, values in found.items():
+        if not values:
+            raise InputError(f"argument {name}", "[]", "it gives no step a value", "leave it out")
     if len(found) > 1:
         raise InputError("argument", ", ".join(found), "a run follows one of them", "leave one of them out")
     for name, values in found.items():
@@ -106,6 +107,11 @@ def steps_given(request: SampleRequest) -> int | None:
             )
         return request.steps or len(values)
     return None
+
+
+def _listed(value: Any) -> Any:
+    """A row of numbers as a list; anything else as it is."""
+    return value.tolist() if getattr(value, "ndim", None) == 1 else value
 
 
 def argument_values(form: str, request: SampleRequest, to_picture: Any, device: torch.device | None) -> dict[str, Any]:

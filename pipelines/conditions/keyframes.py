@@ -83,7 +83,9 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
         at = place if exact else first_frame(place, stride)
         if place in taken:
             reason = f"both come to lie at frame {at} of {family.name}, which takes one there"
-            cure = f"leave one of them out, or put them {1 if exact else stride} frames apart"
+            cure = "leave one of them out"
+            if not exact:
+                cure += f", or put them nearer to two of frames 0, 1, {1 + stride}, {1 + 2 * stride} and so on"
             raise InputError("keyframe frame", f"{taken[place]} and {keyframe.frame}", reason, cure)
         taken[place] = keyframe.frame
         asked = keyframe.frame % count

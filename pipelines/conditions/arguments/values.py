@@ -128,8 +128,11 @@ def _plain(kind: type, value: Any) -> Any:
 
 
 def _as_list(origin: Any, inner: tuple[Any, ...], value: Any, default: Any) -> Any:
-    if _is_tensor(type(value)):  # of one item
-        return [value] if any(_is_tensor(kind) for each in inner for kind in _joined(each)) else _NO
+    if _is_tensor(type(value)):
+        kinds = [kind for each in inner for kind in _joined(each)]
+        if any(_is_tensor(kind) for kind in kinds):  # of one item
+            return [value]
+        value = value.tolist() if value.ndim == 1 and {int, float} & set(kinds) else None
     if not isinstance(value, list | tuple):
         return _NO
     lengths = {len(inner), len(default)} if isinstance(default, tuple) else {len(inner)}

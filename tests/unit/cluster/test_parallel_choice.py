@@ -253,8 +253,12 @@ def test_bad_options_are_one_line(
 def test_a_file_of_prompts_is_for_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("a fox\n")
     words = ["generate", "--model", "tiny:flux", "--prompts", str(tmp_path / "prompts.txt")]
-    assert cli.main([*words, "--output", str(tmp_path / "all"), "--parallel", "ulysses"]) == 2
+    rest = ["--output", str(tmp_path / "all"), "--parallel", "ulysses"]
+    assert cli.main([*words, *rest]) == 2
     assert "it makes one picture, not a file of prompts. Use --cluster." in capsys.readouterr().err
+    at_a_server = ["generate", "--engine", "http://127.0.0.1:9", *words[3:]]
+    assert cli.main([*at_a_server, *rest]) == 2
+    assert "not a file of prompts. Leave it out." in capsys.readouterr().err
 
 
 def test_a_servers_cards_are_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

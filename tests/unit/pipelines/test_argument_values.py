@@ -143,6 +143,7 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     ("ZImagePipeline", "cfg_normalization", 1, "takes true or false. Write cfg_normalization=true."),
     ("FluxPipeline", "sigmas", "hello", "takes a list of numbers or null. Write sigmas=[0.5, 0.5]."),
     ("FluxPipeline", "sigmas", [[1.0]], "takes a list of numbers or null."),
+    ("FluxPipeline", "sigmas", torch.ones(2, 2), "takes a list of numbers or null."),
     ("FluxPipeline", "joint_attention_kwargs", [1], "takes an object of names and values or null."),
     ("FluxModularPipeline", "sigmas", "hello", "takes a list of numbers or null."),
     ("QwenImageModularPipeline", "attention_kwargs", 3, "takes an object of names and values or null."),
@@ -173,6 +174,17 @@ def test_a_picture_is_refused_where_none_is_taken_and_several_where_one_is() -> 
         check_pictures("X", "image", Image, EMPTY, 2)
     assert not check_pictures("X", "image", Image, EMPTY, 1)
     assert check_pictures("X", "image", list[Image], EMPTY, 1)
+
+
+def test_a_row_of_numbers_from_a_file_is_a_list_and_an_empty_one_is_refused() -> None:
+    family = family_of("FluxPipeline")
+    row = ready(family, asked(sigmas=torch.tensor([1.0, 0.5])))
+    assert row.steps == 2
+    hint = call_kinds("FluxPipeline")["sigmas"]
+    assert check_value("FluxPipeline", "sigmas", *hint, torch.tensor([1.0, 0.5])) == [1.0, 0.5]
+    for name in ("sigmas", "timesteps"):
+        with pytest.raises(InputError, match="gives no step a value"):
+            check_request(family_of("StableDiffusionXLPipeline"), asked(**{name: []}))
 
 
 def test_every_default_of_every_pipeline_is_of_a_kind_that_is_taken() -> None:
