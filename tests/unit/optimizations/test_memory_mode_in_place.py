@@ -74,7 +74,9 @@ def test_every_mode_twice_on_one_pipeline(
         record = result.report["memory_mode"]
         assert record.requested == mode
         applied.add(record.applied)
-        assert torch.equal(result.frames, frames), mode  # type: ignore[arg-type]
+        assert result.frames is not None
+        # But for rounding: weights that have been moved lie otherwise in memory.
+        assert float((result.frames - frames).abs().max()) <= 1e-5, mode
         del result
     assert applied >= {"group_offload_block", "group_offload_leaf"}
     assert ("model_offload" in applied) == (place == "as on a card")
