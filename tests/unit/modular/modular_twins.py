@@ -23,6 +23,9 @@ MODULAR_CLASSES = {
     "wan22-i2v": "Wan22Image2VideoModularPipeline",
 }
 """Embedded tiny pipeline -> the modular class that takes its components."""
+ROUNDING = 1e-4
+"""Of latents: weights of two files, or of a file and of none, lie otherwise in memory, where a processor may round
+otherwise."""
 
 
 def save_twin(name: str, folder: Path) -> Path:
