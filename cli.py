@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -24,6 +25,9 @@ from .commands.copies import convert, quantize
 from .commands.files import check_not_inputs
 from .errors import DISK_FULL, FastDiffusersError, InputError
 from .report import logger as run_logger
+
+_AGAIN_SECONDS = 0.1
+"""After which a signal is sent again that came at a place where nothing can be raised."""
 
 
 class Command(Protocol):
@@ -147,6 +151,14 @@ def _complain(name: str, text: str, status: int, verbose: bool = False) -> int:
     return status
 
 
+class _SignalledError(KeyboardInterrupt):
+    """A signal that ends a command as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 @contextmanager
 def stopped_like_ctrl_c() -> Iterator[None]:
     """Let SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does: what is half written is removed.
@@ -157,7 +169,18 @@ def stopped_like_ctrl_c() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         for each in changed:
             signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        raise _SignalledError(number)
+
+    def again(unraisable: sys.UnraisableHookArgs) -> None:
+        """What is raised while a destructor or a weak reference's callback runs goes no further: once more, outside."""
+        if not isinstance(unraisable.exc_value, _SignalledError):
+            before(unraisable)
+            return
+        for each in changed:
+            signal.signal(each, stop)
+        repeated = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), unraisable.exc_value.number))
+        repeated.daemon = True
+        repeated.start()
 
     changed: list[int] = []
     if threading.current_thread() is threading.main_thread():  # signals can be handled nowhere else
@@ -165,8 +188,12 @@ def stopped_like_ctrl_c() -> Iterator[None]:
         changed += [number for number in wanted if number is not None and signal.getsignal(number) is signal.SIG_DFL]
     for number in changed:
         signal.signal(number, stop)
+    before = sys.unraisablehook
+    if changed:
+        sys.unraisablehook = again
     try:
         yield
     finally:
+        sys.unraisablehook = before
         for number in changed:
             signal.signal(number, signal.SIG_DFL)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,32 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
     assert process.poll() is None
     process.terminate()
     assert process.wait(timeout=60) == cli.CANCELLED
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals as Windows has them")
+def test_a_signal_that_comes_where_nothing_can_be_raised_stops_all_the_same() -> None:
+    class Held: ...
+
+    kept, seen = [Held()], []
+
+    def gone(_: object) -> None:  # what is raised in here is dropped by Python
+        seen.append(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+    def command() -> None:
+        with cli.stopped_like_ctrl_c():
+            kept.clear()
+            for _ in range(6000):
+                time.sleep(0.01)
+
+    watching = weakref.ref(kept[0], gone)
+    hook = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt):
+        command()
+    assert seen == [True]
+    assert watching() is None
+    assert sys.unraisablehook is hook
 
 
 def test_signals_are_as_they_were_after_a_command(capsys: pytest.CaptureFixture[str]) -> None:
