@@ -201,8 +201,20 @@ def convolved(
         torch.mm(sums, results, out=rows.flatten(1))
 
 
+@lru_cache(maxsize=8)
+def _called_directly(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes that precision on this processor: half of it not on every one, and then raises."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
 def _conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if x.device.type == "cpu" and _called_directly(x.dtype):
         return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
     return F.conv2d(x, weight, bias)
 
