@@ -79,9 +79,9 @@ def with_clip_length(family: Family, request: Request) -> Request:
     if family.video and rate is not None and request.frame_rate is None and not keeps_its_rate(family):
         request = replace(request, frame_rate=rate)
     clip = clips_of(request).get("video")
-    if family.classes[-1:] == _CONTINUES:
-        return request
     if clip is None or request.num_frames or not family.video or getattr(clip.frames, "ndim", 0) != 4:
+        return request
+    if clip_form(family, request) in _CONTINUES:
         return request
     return replace(request, num_frames=_fitting(family, int(clip.frames.shape[0])))
 

@@ -333,6 +333,8 @@ def test_a_clip_that_is_gone_on_from_may_be_shorter_than_the_result() -> None:
     asked = ready(family, request(VideoCondition(CLIP), num_frames=17))
     assert asked.num_frames == 17
     assert ready(family, request(VideoCondition(CLIP))).num_frames != len(CLIP), "as long as the class makes it"
+    around_it = ready(family_of("SkyReelsV2DiffusionForcingPipeline"), request(VideoCondition(CLIP)))
+    assert around_it.num_frames != len(CLIP), "in the form around the same models too"
     given = clip_arguments(family.name, family, asked, to_pil)
     assert len(given["video"]) == len(CLIP)
     with pytest.raises(InputError, match="the clip has 5 frames"):
