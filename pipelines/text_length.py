@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .types import SampleRequest
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 SHOWN = 160
 """Characters of the part that is cut, from its beginning, in a note."""
 
@@ -58,11 +58,22 @@ def cut_notes(pipeline: Any, seen: list[Reading], request: SampleRequest) -> lis
         pipeline: what was called.
         seen: of the call.
     """
-    try:
+    with _left_unsaid("what was read of the prompts"):
         return _cut_notes(pipeline, seen, request)
-    except Exception:  # noqa: BLE001 - a note is not worth the picture
-        _LOG.debug("what was read of the prompts is not known", exc_info=True)
-        return []
+    return []
+
+
+@contextmanager
+def _left_unsaid(what: str) -> Iterator[None]:
+    """A note is not worth the picture: what fails while it is made is logged. Out of memory is not the note's."""
+    try:
+        yield
+    except Exception as error:
+        from ..fallback import is_out_of_memory
+
+        if is_out_of_memory(error):
+            raise
+        log.debug("%s is not known", what, exc_info=True)
 
 
 def _cut_notes(pipeline: Any, seen: list[Reading], request: SampleRequest) -> list[str]:
@@ -99,15 +110,13 @@ def _tokenizers(pipeline: Any) -> dict[str, Any]:
 def _watching(tokenizer_class: type, name: str, seen: list[Reading]) -> type:
     def call(self: Any, text: Any = None, *args: Any, **options: Any) -> Any:
         encoded = tokenizer_class.__call__(self, text, *args, **options)
-        try:
+        with _left_unsaid(f"what {name} reads of a text"):
             if options.get("truncation") and not args:
                 for index, item in enumerate([text] if isinstance(text, str) else text or ()):
                     if isinstance(item, str):
                         seen.append(_read(self, tokenizer_class, name, item, encoded, index, options))
             elif isinstance(text, str) or (isinstance(text, list) and all(isinstance(item, str) for item in text)):
                 seen.extend(Reading(name, item, 0, "") for item in ([text] if isinstance(text, str) else text))
-        except Exception:  # noqa: BLE001 - a note is not worth the picture
-            _LOG.debug("what %s reads of a text is not known", name, exc_info=True)
         return encoded
 
     attributes = {
