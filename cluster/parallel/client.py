@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...callbacks import Callbacks
 from ...optimizations.settings import OptimizationSettings
@@ -14,6 +15,9 @@ from ..child import client
 from ..settings import ClusterSettings
 from .choice import AUTO, NAME, placed, way_for, without_branches
 from .run import WholeRun
+
+if TYPE_CHECKING:
+    from ...pipelines.families import Family
 
 
 def generate_together(
@@ -53,7 +57,7 @@ def generate_together(
     family = family_of_key(handle.key)
     one_branch = without_branches(family, complete_guidance(family, request))
     sized, why = placed(cluster, handle.key, one_branch)
-    why = why or _known_not_to_pay(sized, handle, request, settings, guided=not one_branch)
+    why = why or _known_not_to_pay(sized, handle, family, request, settings, guided=not one_branch)
     if why:
         result = alone()
         failed = cluster.parallel != AUTO
@@ -69,6 +73,7 @@ def generate_together(
 def _known_not_to_pay(
     cluster: ClusterSettings,
     handle: PipelineHandle,
+    family: Family,
     request: SampleRequest,
     settings: OptimizationSettings,
     guided: bool,
@@ -76,7 +81,6 @@ def _known_not_to_pay(
     """What "auto" has found here before, where it is that one card is as fast: nothing has to be started to know it."""
     from ...pipelines.loading.described import denoiser_of_key
     from ...pipelines.loading.devices import resolve_device
-    from ...pipelines.loading.loader import family_of_key
     from ...pipelines.requests import ready
     from .making import without
     from .remembered import NOT_FASTER, Remembered, because, how_split, on_device
@@ -88,7 +92,7 @@ def _known_not_to_pay(
     way, why = way_for(AUTO, *denoiser, count)
     if why:
         return ""
-    completed = ready(family_of_key(handle.key), request)
+    completed = ready(family, request)
     here = on_device(handle, resolve_device(handle.key.device))
     how = how_split(way, count, cluster.cpus is None, guided)
     row = Remembered(here, completed, without(settings), how).row()

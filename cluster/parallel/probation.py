@@ -10,6 +10,9 @@ from statistics import median
 from ...optimizations.tuning.compile_trial import AT_MOST, ENOUGH
 from ...optimizations.tuning.statistics import separated
 
+SAID = {"faster": "faster", "slower": "slower", "noise": "no difference beyond the noise"}
+"""Final verdict -> what it is for a person."""
+
 
 class Probation:
     """Steps of one kind of run, on one card and split.
@@ -73,8 +76,7 @@ class Probation:
             return self.known
         if not self.whole or not self.split:
             return f"watching steps of one card first ({len(self.whole)} of {ENOUGH})"
-        said = {"faster": "faster", "slower": "slower", "noise": "no difference beyond the noise"}
-        return f"{said.get(self.verdict, 'on trial')}: {self.figures}"
+        return f"{SAID.get(self.verdict, 'on trial')}: {self.figures}"
 
     @property
     def figures(self) -> str:

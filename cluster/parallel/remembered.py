@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING
 
 from ...optimizations.settings import OptimizationSettings, Workload
 from ...optimizations.tuning.decide import settings_label
@@ -14,9 +13,7 @@ from ...pipelines.loading.devices import resolve_dtype
 from ...pipelines.tuning_key import tuning_key
 from ...pipelines.types import PipelineHandle, SampleRequest
 from .choice import NAME
-
-if TYPE_CHECKING:
-    from .probation import Probation
+from .probation import SAID, Probation
 
 NOT_FASTER = ("slower", "noise")
 """Verdicts after which it is made on one card. A failure may be another one's next time, and is not kept."""
@@ -83,5 +80,4 @@ def how_split(way: str, count: int, cards: bool, guided: bool) -> str:
 
 def because(row: Row) -> str:
     """Why a row leads to what it leads to, in one line."""
-    said = {"faster": "faster", "slower": "slower", "noise": "no difference beyond the noise"}
-    return f"{said.get(row.verdict, row.verdict)} on {row.when[:10]}: {row.reason}"
+    return f"{SAID.get(row.verdict, row.verdict)} on {row.when[:10]}: {row.reason}"

@@ -27,12 +27,13 @@ _LTX2 = ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition
 _LTX2_CLASSES = ("LTX2ConditionPipeline", "LTX2InContextPipeline", "LTX2ModularPipeline", "LTX25ModularPipeline")
 _EXACT = ("LTXConditionPipeline",)
 """Classes whose keyframes lie at any frame."""
-_STRIDE = 8
 _ITEMS = {
     **dict.fromkeys(_LTX2_CLASSES, _LTX2),
     "LTXConditionPipeline": ("diffusers.pipelines.ltx.pipeline_ltx_condition", "LTXVideoCondition"),
 }
 """Class -> where the class of one of its keyframes is."""
+_STRIDE = 8
+"""Frames of LTX-2 in one latent frame after the first."""
 
 
 def keyframes_of(request: SampleRequest) -> list[KeyframeCondition]:

@@ -70,10 +70,9 @@ def _made_by_itself(index: dict[str, Any]) -> list[str]:
     if pipeline_class is None or is_modular(index):
         return []
     parameters = inspect.signature(pipeline_class.__init__).parameters
-    defaults = {name for name, each in parameters.items() if each.default is not each.empty}
-    return [
-        name for name in _listed(index) if name in defaults - {*getattr(pipeline_class, "_optional_components", ())}
-    ]
+    made = {name for name, each in parameters.items() if each.default is not each.empty}
+    made -= {*getattr(pipeline_class, "_optional_components", ())}
+    return [name for name in _listed(index) if name in made]
 
 
 def absent(index: dict[str, Any], pipeline_class: type | None) -> dict[str, None]:
