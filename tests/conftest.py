@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -123,7 +123,32 @@ def tiny_pipeline() -> Callable[[str], DiffusionPipeline]:
 @pytest.fixture
 def small_edit_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Qwen-Image-Edit work on small pictures: it enlarges every input to a megapixel, seconds on one core."""
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as module
+    from diffusers.modular_pipelines.qwenimage import encoders
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
-    original = module.calculate_dimensions
-    monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio: original(min(area, 128 * 128), ratio))
+    original = pipeline_qwenimage_edit.calculate_dimensions
+    for module in (pipeline_qwenimage_edit, encoders):
+        monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio: original(min(area, 128 * 128), ratio))
+
+
+@pytest.fixture
+def widened_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolve half precision in float32 and round, as the video VAE does, where a processor lacks half precision.
+
+    There PyTorch's own loops take a hundred times as long, in diffusers as in this pack.
+    """
+    from torch.nn import functional
+
+    from fastdiffusers.vae.network.convolution import is_widened
+
+    def widening(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def convolve(x: torch.Tensor, weight: torch.Tensor, bias: Any = None, *rest: Any, **named: Any) -> torch.Tensor:
+            if not is_widened(x):
+                return original(x, weight, bias, *rest, **named)
+            widened = None if bias is None else bias.float()
+            return original(x.float(), weight.float(), widened, *rest, **named).to(x.dtype)
+
+        return convolve
+
+    for name in ("conv2d", "conv3d"):
+        monkeypatch.setattr(functional, name, widening(getattr(functional, name)))

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .convolution import is_widened, onednn_takes
+
 CHUNK = 32 << 20
 """Bytes of transformed frames at a time: near a processor's caches, and memory that the allocator keeps at hand."""
 POINTS = (Fraction(1), Fraction(0), Fraction(-1), Fraction(1, 2), Fraction(-2))
@@ -201,20 +203,10 @@ def convolved(
         torch.mm(sums, results, out=rows.flatten(1))
 
 
-@lru_cache(maxsize=8)
-def _called_directly(dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes that precision on this processor: half of it not on every one, and then raises."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32
-
-
 def _conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if x.device.type == "cpu" and _called_directly(x.dtype):
+    if is_widened(x):
+        return _conv2d(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    if x.device.type == "cpu" and onednn_takes(x.dtype):
         return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
     return F.conv2d(x, weight, bias)
 

@@ -27,6 +27,11 @@ def modular_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 
 @pytest.fixture(autouse=True)
+def _small_edit_pictures(small_edit_pictures: None) -> None:
+    """In every test here."""
+
+
+@pytest.fixture(autouse=True)
 def _empty_cache() -> Iterator[None]:
     yield
     from fastdiffusers.pipelines.cache import CACHE

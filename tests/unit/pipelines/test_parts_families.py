@@ -18,6 +18,8 @@ from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER, UNREADABLE, VAE, kind_of_part
 
+pytestmark = pytest.mark.usefixtures("small_edit_pictures", "widened_convolutions")
+
 
 def resolve(files: dict[str, Path], dtype: str = "float32", **changes: Any) -> Any:
     models = [path for name, path in files.items() if name.startswith("model")]

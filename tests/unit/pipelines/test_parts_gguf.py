@@ -19,6 +19,8 @@ from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, UNREADABLE, kind_of_part
 
+pytestmark = pytest.mark.usefixtures("small_edit_pictures", "widened_convolutions")
+
 HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (-2,), "Q3_K": (-2,), "Q2_K": (-4, -2)}
 """Where the float16 factors of a block lie: any other byte may be anything."""
 

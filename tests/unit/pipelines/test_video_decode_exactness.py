@@ -265,6 +265,7 @@ def test_why_fast_is_not_had(build_vae: Any, latents_for: Any, plain_decode: Any
     assert "ReLU, not SiLU" in reason()
 
 
+@pytest.mark.usefixtures("widened_convolutions")
 def test_sixteen_bits_stay_within_their_tolerance(build_vae: Any, latents_for: Any) -> None:
     for name in ("wan21", "hunyuan15", "ltx2"):
         vae = build_vae(name).to(torch.bfloat16)
