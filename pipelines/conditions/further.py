@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ...errors import FastDiffusersError, InputError, first_line
 from .arguments.names import arguments_of, given_already, objection
+from .arguments.ranges import SCHEDULES, as_list, check_range
 from .arguments.values import check_pictures, check_value
 from .forms import form_of
 from .kinds import ArgumentCondition
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from ..families import Family
     from ..types import SampleRequest
 
-_SCHEDULES = ("sigmas", "timesteps")
-"""Arguments with a value for every step."""
 _FALLS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AssertionError)
 """What a call raises for a value that it cannot work with."""
 
@@ -32,7 +31,7 @@ def check_arguments(family: Family, request: SampleRequest, form: str) -> list[s
         form: the class that is called for this request; "" for the family's own.
 
     Raises:
-        InputError: one that the call has not, that another input gives, or whose value is of another kind.
+        InputError: one that the call has not, that another input gives, or whose value is of another kind or range.
     """
     arguments = arguments_of(request)
     form = form or (family.classes[-1] if family.classes else "")
@@ -48,7 +47,7 @@ def check_arguments(family: Family, request: SampleRequest, form: str) -> list[s
         if reason:
             raise InputError("argument", name, reason, cure)
         if argument.image is None:
-            check_value(form, name, *kinds[name], argument.value)
+            check_range(name, check_value(form, name, *kinds[name], argument.value))
         else:
             check_pictures(form, name, *kinds[name], len(argument.image))
     steps_given(request)
@@ -90,7 +89,7 @@ def steps_given(request: SampleRequest) -> int | None:
     Raises:
         InputError: two do, one gives none, or `steps` asks for another number.
     """
-    found = {name: _listed(each.value) for name, each in arguments_of(request).items() if name in _SCHEDULES}
+    found = {name: as_list(each.value) for name, each in arguments_of(request).items() if name in SCHEDULES}
     found = {name: value for name, value in found.items() if isinstance(value, list | tuple)}
     for name, values in found.items():
         if not values:
@@ -107,11 +106,6 @@ def steps_given(request: SampleRequest) -> int | None:
             )
         return request.steps or len(values)
     return None
-
-
-def _listed(value: Any) -> Any:
-    """A row of numbers as a list; anything else as it is."""
-    return value.tolist() if getattr(value, "ndim", None) == 1 else value
 
 
 def argument_values(form: str, request: SampleRequest, to_picture: Any, device: torch.device | None) -> dict[str, Any]:

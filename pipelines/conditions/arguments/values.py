@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin
 
 from ....errors import InputError
+from .ranges import SCHEDULES
 
 ANYTHING = object()
 """The kind of an argument that says nothing of itself."""
@@ -255,7 +256,7 @@ def _cure(name: str, kinds: list[Any], value: Any) -> str:
     if str in kinds and isinstance(value, int | float) and not isinstance(value, bool):
         return f'write it in quotation marks: {name}="{value}"'
     for kind in kinds:
-        if example := _example(kind):
+        if example := (_is_list(kind) and SCHEDULES.get(name)) or _example(kind):
             return f"write {name}={example}"
     if "picture" in " ".join(map(_words, kinds)):
         return f"give a picture: the node's image, or {name}=@FILE on the command line"

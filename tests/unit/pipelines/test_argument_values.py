@@ -122,7 +122,12 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     ("StableDiffusionPipeline", "eta", None, "takes a number. Write eta=0.5."),
     ("StableDiffusionPipeline", "eta", float("nan"), "it is no number that anything can be made with."),
     ("StableDiffusionPipeline", "sigmas", [1.0, float("inf")], "it is no number that anything can be made with."),
-    ("StableDiffusionPipeline", "timesteps", [9.5], "takes a list of whole numbers or null. Write timesteps=[2, 2]."),
+    (
+        "StableDiffusionPipeline",
+        "timesteps",
+        [9.5],
+        "takes a list of whole numbers or null. Write timesteps=[999, 500].",
+    ),
     ("StableDiffusionPipeline", "cross_attention_kwargs", "scale", 'Write cross_attention_kwargs={"NAME": VALUE}.'),
     ("StableDiffusionPipeline", "prompt_embeds", [[1.0]], "takes a tensor or null. Give a tensor: prompt_embeds=@FILE"),
     (
@@ -141,7 +146,7 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     ("StableDiffusionXLPipeline", "prompt_2", 5, 'Write it in quotation marks: prompt_2="5".'),
     ("ZImagePipeline", "cfg_normalization", "yes", "takes true or false. Write cfg_normalization=true."),
     ("ZImagePipeline", "cfg_normalization", 1, "takes true or false. Write cfg_normalization=true."),
-    ("FluxPipeline", "sigmas", "hello", "takes a list of numbers or null. Write sigmas=[0.5, 0.5]."),
+    ("FluxPipeline", "sigmas", "hello", "takes a list of numbers or null. Write sigmas=[1.0, 0.5]."),
     ("FluxPipeline", "sigmas", [[1.0]], "takes a list of numbers or null."),
     ("FluxPipeline", "sigmas", torch.ones(2, 2), "takes a list of numbers or null."),
     ("FluxPipeline", "joint_attention_kwargs", [1], "takes an object of names and values or null."),
