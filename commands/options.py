@@ -29,6 +29,7 @@ from ..pipelines.loading.devices import dtype_name
 from ..pipelines.loading.small_files import plain_path
 from ..pipelines.tiny import TINY_LORAS
 from .paths import find_comfyui
+from .switches import check_switched_off
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoraSpec, PipelineHandle
@@ -168,7 +169,8 @@ def _add_compiler_options(group: argparse._ArgumentGroup) -> None:
 
 
 def vae_compile_settings(args: argparse.Namespace) -> CompileSettings | None:
-    """How the VAE is compiled, or None for plain code."""
+    """How the VAE is compiled, or None for plain code. Raises InputError for a way that nothing is compiled in."""
+    check_switched_off(args)
     if args.torch_compile == "off":
         return None
     return replace(_compile_settings(args), compile_vae=True)
@@ -194,7 +196,8 @@ def tiling_settings(args: argparse.Namespace) -> TilingSettings:
 
 
 def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
-    """The settings that the options describe. Raises InputError for values out of range."""
+    """The settings that the options describe. Raises InputError for values out of range, or of what is off."""
+    check_switched_off(args)
     if args.recommended is not None:
         from ..comparison.result import recommended_settings
 

@@ -212,6 +212,22 @@ def test_a_bad_model_is_one_clear_line(kind: str, tmp_path: Path, capsys: pytest
         ("tiny:flux", ["--device", "toaster"], "device = 'toaster'"),
         ("tiny:flux", ["--quantization", "uint1"], "quantization = 'uint1'"),
         ("tiny:flux", ["--tile-size", "8"], "tile_size = 8"),
+        (
+            "tiny:flux",
+            ["--vae-tiling", "off", "--tile-size", "64"],
+            "--tile-size = 64: --vae-tiling is off, so it would",
+        ),
+        ("tiny:flux", ["--vae-tiling", "off", "--tile-overlap", "8"], "Leave it out, or add --vae-tiling on."),
+        (
+            "tiny:flux",
+            ["--torch-compile", "off", "--compile-scope", "model"],
+            "--compile-scope = 'model': --torch-comp",
+        ),
+        (
+            "tiny:flux",
+            ["--torch-compile", "off", "--no-memory-check"],
+            "--no-memory-check = True: --torch-compile is off",
+        ),
         ("tiny:flux", ["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
         ("tiny:flux", ["--lora", "a.safetensors", "strong"], "lora strength = 'strong'"),
         ("tiny:flux", ["--lora", "a.safetensors", "1", "both", "b.safetensors"], "lora = "),

@@ -84,6 +84,7 @@ def test_exact_modes_give_what_the_whole_gives(options: list[str], vae: Path, tm
         (["--temporal-slice", "-1"], "temporal_slice = -1"),
         (["--memory-budget-gib", "-1"], "memory_budget_gib = -1"),
         (["--mode", "exact", "--memory-budget-gib", "1e-6"], "memory_budget_gib"),
+        (["--compile-mode", "max-autotune"], "--compile-mode = 'max-autotune': --torch-compile is off"),
         (["--device", "toaster"], "device = 'toaster'"),
         (["--frame-rate", "-3"], "frame_rate = -3"),
     ],
