@@ -6,7 +6,7 @@ import argparse
 
 from ..errors import InputError
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, dict[str, object]] = {
     "torch_compile": {
         "compile_scope": "blocks",
         "compile_mode": "default",

@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-frames", type=int, metavar="N")
     group.add_argument("--frame-rate", type=float, metavar="FPS")
     group.add_argument("--flow-shift", type=float, metavar="SHIFT", help=FLOW_SHIFT_HELP)
+    group.add_argument("--max-sequence-length", type=int, metavar="TOKENS", help="of the prompt, at most")
     group.add_argument("--seed", type=int, default=0, metavar="N")
     group.add_argument(
         "--batch",

@@ -52,6 +52,7 @@ def sample_request(
         **work_options(args),
         negative_prompt=written_text("negative_prompt", args.negative_prompt),
         frame_rate=args.frame_rate,
+        max_sequence_length=args.max_sequence_length,
         scheduler=args.scheduler,
         images=tuple(read(path, alpha=True) for path in args.image),
         last_image=None if args.last_image is None else read(args.last_image, "last_image", alpha=True),

@@ -35,13 +35,17 @@ _OWN_INPUTS = {
     "max_sequence_length": "max_sequence_length",
     "strength": "strength",
     "last_image": "last_image",
-    "latents": "latent",
+    "latents": "the sampler node's latent",
     "mask_image": "Mask Condition",
     "control_image": "Control Condition",
     "video": "Video Condition",
 }
 """Argument -> the input that gives it."""
-_NEVER = ("self", "output_type", "return_dict", "callback", "callback_steps", "kwargs", "args")
+_WITH_IMAGES = {"image": "images", "strength": "strength", "mask_image": "Mask Condition"}
+"""Argument that the class for texts lacks, where the form for images of the same models has it -> the input."""
+_NEVER = ("self", "kwargs", "args")
+_DECIDED = ("output_type", "return_dict", "callback", "callback_steps")
+"""What this pack gives the call itself, beside `callback_on_...`."""
 _MOST_NAMES = 12
 
 
@@ -76,8 +80,12 @@ def objection(family: Family, form: str, name: str) -> tuple[str, str]:
     Args:
         form: the class that is called.
     """
-    takes = [each for each in call_takes(form) if each not in _NEVER and not each.startswith("callback_on")]
+    if name in _DECIDED or name.startswith("callback_on"):
+        return "this pack gives it, so that it gets the result", "leave it out"
+    takes = [each for each in call_takes(form) if each not in (*_NEVER, *_DECIDED) and "callback_on" not in each]
     given_by = _given_by(family)
+    if name not in takes and name in _WITH_IMAGES and (family.images != "none" or family.image_to_image):
+        return f"the call of {form} takes none of that name", f"use {_WITH_IMAGES[name]}"
     if name not in takes:
         close = get_close_matches(name, takes, 3, 0.5)
         meant = dict.fromkeys(each if each in family.required else given_by.get(each, each) for each in close)

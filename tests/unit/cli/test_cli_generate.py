@@ -54,6 +54,17 @@ def test_every_family_generates(family: str, tmp_path: Path, picture: Path) -> N
     assert {record["name"] for record in written["optimizations"]} >= {"attention", "torch_compile", "vae_tiling"}
 
 
+def test_the_prompt_is_read_to_so_many_tokens(tmp_path: Path) -> None:
+    made = []
+    for name, options in {"all": [], "cut": ["--max-sequence-length", "4"]}.items():
+        text, report, output = "a fox in the snow at night", tmp_path / f"{name}.json", tmp_path / f"{name}.png"
+        assert generate("tiny:zimage", output, "--prompt", text, "--report", str(report), *options) == 0
+        made.append((output.read_bytes(), report.read_text()))
+    (whole, _), (cut, said) = made
+    assert cut != whole
+    assert "reads 4 tokens, not the end" in said
+
+
 def test_a_saved_folder_generates_what_the_embedded_one_does(tmp_path: Path) -> None:
     folder = tiny.save("flux", tmp_path / "modèle")
     (tmp_path / "x").mkdir()

@@ -73,7 +73,7 @@ def test_a_class_that_needs_an_argument_names_it_and_runs_with_it() -> None:
     ("arguments", "said"),
     [
         ([ArgumentCondition("guidancerescale", 1)], "takes none of that name. Use guidance_rescale"),
-        ([ArgumentCondition("output_type", "pt")], "takes none of that name"),
+        ([ArgumentCondition("output_type", "pt")], "this pack gives it, so that it gets the result"),
         ([ArgumentCondition("eta", 1), ArgumentCondition("eta", 0)], "it is given twice"),
         ([ArgumentCondition("width", 64)], "width gives it. Use width"),
         ([ArgumentCondition("guidance_scale", 2)], "guidance gives it. Use guidance"),
