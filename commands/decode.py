@@ -25,6 +25,7 @@ from .options import (
     tiling_settings,
     vae_compile_settings,
 )
+from .switches import refuse_given
 from .terminal import TerminalProgress, print_written
 from .video_vae import add_video_vae_options, compiling, load, vae_settings
 
@@ -79,9 +80,7 @@ _OF_VIDEO_VAES = {
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse what the chosen kind of VAE would not follow."""
     wanted, ignored = ("--vae", _OF_VIDEO_VAES) if args.vae is None else ("--model", _OF_PIPELINES)
-    for name, default in ignored.items():
-        if (value := getattr(args, name)) != default:
-            raise InputError(f"--{name.replace('_', '-')}", value, f"it goes with {wanted}", "leave it out")
+    refuse_given(args, ignored, f"it goes with {wanted}", "leave it out")
 
 
 def _rate_in(metadata: dict[str, str]) -> float | None:

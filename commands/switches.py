@@ -1,12 +1,13 @@
-"""Options that describe what another option of the command line switches off are refused: they would do nothing."""
+"""Options that do nothing beside another option of the command line are refused."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from ..errors import InputError
 
-_DEFAULTS: dict[str, dict[str, object]] = {
+_SWITCHES: dict[str, dict[str, object]] = {
     "torch_compile": {
         "compile_scope": "blocks",
         "compile_mode": "default",
@@ -24,13 +25,23 @@ def check_switched_off(args: argparse.Namespace) -> None:
     Raises:
         InputError: names the option, and the switch.
     """
-    for switch, options in _DEFAULTS.items():
-        if getattr(args, switch, "") != "off":
-            continue
-        for name, default in options.items():
-            value = getattr(args, name, default)
-            if value != default:
-                option = "--no-memory-check" if name == "memory_check" else f"--{name.replace('_', '-')}"
-                reason = f"--{switch.replace('_', '-')} is off, so it would do nothing"
-                cure = f"leave it out, or add --{switch.replace('_', '-')} on"
-                raise InputError(option, name == "memory_check" or value, reason, cure)
+    for switch, options in _SWITCHES.items():
+        if getattr(args, switch, "") == "off":
+            option = f"--{switch.replace('_', '-')}"
+            refuse_given(args, options, f"{option} is off, so it would do nothing", f"leave it out, or add {option} on")
+
+
+def refuse_given(args: argparse.Namespace, options: Mapping[str, object], reason: str, cure: str) -> None:
+    """Refuse options that a command line gives another value than their default.
+
+    Args:
+        options: option -> its default. One that the subcommand has not is passed over.
+
+    Raises:
+        InputError: names the first, with `reason` and `cure`.
+    """
+    for name, default in options.items():
+        value = getattr(args, name, default)
+        if value != default:
+            option = "--no-memory-check" if name == "memory_check" else f"--{name.replace('_', '-')}"
+            raise InputError(option, name == "memory_check" or value, reason, cure)

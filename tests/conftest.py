@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,14 +140,12 @@ def widened_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     from torch.nn import functional
 
-    from fastdiffusers.vae.network.convolution import is_widened
+    from fastdiffusers.vae.network.convolution import in_float32, is_widened
 
     def widening(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def convolve(x: torch.Tensor, weight: torch.Tensor, bias: Any = None, *rest: Any, **named: Any) -> torch.Tensor:
-            if not is_widened(x):
-                return original(x, weight, bias, *rest, **named)
-            widened = None if bias is None else bias.float()
-            return original(x.float(), weight.float(), widened, *rest, **named).to(x.dtype)
+            called = partial(original, **named)
+            return in_float32(called, x, weight, bias, *rest) if is_widened(x) else called(x, weight, bias, *rest)
 
         return convolve
 

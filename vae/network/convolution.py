@@ -4,7 +4,9 @@ and around bad choices of libraries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +39,7 @@ def torch_conv3d(
 ) -> torch.Tensor:
     """PyTorch's own convolution, called so that a card takes no more memory, a processor no more time than needed."""
     if is_widened(x):
-        widened = None if bias is None else bias.float()
-        return torch_conv3d(x.float(), weight.float(), widened, stride).to(x.dtype)
+        return in_float32(torch_conv3d, x, weight, bias, stride)
     if x.is_cuda and x.dtype != torch.float32 and conv3d_memory_defect():
         y = torch.cudnn_convolution(x, weight, (0, 0, 0), stride, (1, 1, 1), 1, False, False, True)
         return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
@@ -65,6 +66,13 @@ def is_widened(x: torch.Tensor) -> bool:
     PyTorch's own loops for half precision take twenty to a hundred times as long on a processor without it.
     """
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) and not onednn_takes(x.dtype)
+
+
+def in_float32(
+    convolve: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any
+) -> torch.Tensor:
+    """Return what `convolve` makes of an input, weight and bias in float32, in the precision of x."""
+    return convolve(x.float(), weight.float(), None if bias is None else bias.float(), *rest).to(x.dtype)
 
 
 CHOICE = ConvChoice(torch_conv3d, saved=SAVED)

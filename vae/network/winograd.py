@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .convolution import is_widened, onednn_takes
+from .convolution import in_float32, is_widened, onednn_takes
 
 CHUNK = 32 << 20
 """Bytes of transformed frames at a time: near a processor's caches, and memory that the allocator keeps at hand."""
@@ -205,7 +205,7 @@ def convolved(
 
 def _conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if is_widened(x):
-        return _conv2d(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+        return in_float32(_conv2d, x, weight, bias)
     if x.device.type == "cpu" and onednn_takes(x.dtype):
         return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
     return F.conv2d(x, weight, bias)

@@ -80,9 +80,9 @@ def objection(family: Family, form: str, name: str) -> tuple[str, str]:
     Args:
         form: the class that is called.
     """
-    if name in _DECIDED or name.startswith("callback_on"):
+    if _is_decided(name):
         return "this pack gives it, so that it gets the result", "leave it out"
-    takes = [each for each in call_takes(form) if each not in (*_NEVER, *_DECIDED) and "callback_on" not in each]
+    takes = [each for each in call_takes(form) if each not in _NEVER and not _is_decided(each)]
     given_by = _given_by(family)
     if name not in takes and name in _WITH_IMAGES and (family.images != "none" or family.image_to_image):
         return f"the call of {form} takes none of that name", f"use {_WITH_IMAGES[name]}"
@@ -97,6 +97,11 @@ def objection(family: Family, form: str, name: str) -> tuple[str, str]:
     if name not in family.required and name in given_by:
         return f"{given_by[name]} gives it", f"use {given_by[name]}"
     return "", ""
+
+
+def _is_decided(name: str) -> bool:
+    """Whether this pack gives the call an argument itself."""
+    return name in _DECIDED or name.startswith("callback_on")
 
 
 def _given_by(family: Family) -> dict[str, str]:

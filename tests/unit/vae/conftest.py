@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from golden_models import golden_vae
 
-from fastdiffusers.vae import VideoVAE
+from fastdiffusers.vae import VideoVAE, dry_run
+from fastdiffusers.vae.network import temporal
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,22 @@ def latents() -> Callable[..., torch.Tensor]:
         return torch.randn(batch, 16, frames, height, width, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+class Always:
+    """A choice without measuring: the largest blocks allowed."""
+
+    refusals: dict[str, str] = {}  # noqa: RUF012
+
+    def most(self, x: torch.Tensor, weight: torch.Tensor, allowed: int) -> int:
+        return allowed
+
+
+@pytest.fixture
+def in_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Blocks wherever they can be, also for the few channels of small models."""
+    monkeypatch.setattr(temporal, "FEWEST_CHANNELS", 16)
+    monkeypatch.setattr(temporal, "CHOICE", Always())
+    dry_run._count.cache_clear()
+    yield
+    dry_run._count.cache_clear()

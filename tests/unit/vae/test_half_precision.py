@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from golden_models import golden_config, golden_vae, golden_weights
-from test_temporal_winograd import in_blocks  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiffusers.vae import VaeSettings, decode_raw, from_state_dict

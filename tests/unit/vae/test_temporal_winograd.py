@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,33 +21,14 @@ from test_vae_exactness import (
 )
 
 from fastdiffusers.memory import LiveBytes
-from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, dry_run, encode_raw, from_state_dict
+from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict
 from fastdiffusers.vae.kernels.saved_choices import SavedChoices
 from fastdiffusers.vae.kernels.temporal_choice import TemporalChoice
-from fastdiffusers.vae.network import temporal, winograd
+from fastdiffusers.vae.network import winograd
 from fastdiffusers.vae.processor_layouts import SLICES, WORKSPACES, WorkspaceChoice, cuts
 
 Latents = Callable[..., torch.Tensor]
 LAST = torch.channels_last_3d
-
-
-class Always:
-    """A choice without measuring: the largest blocks allowed."""
-
-    refusals: dict[str, str] = {}  # noqa: RUF012
-
-    def most(self, x: torch.Tensor, weight: torch.Tensor, allowed: int) -> int:
-        return allowed
-
-
-@pytest.fixture
-def in_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Blocks wherever they can be, also for the few channels of small models."""
-    monkeypatch.setattr(temporal, "FEWEST_CHANNELS", 16)
-    monkeypatch.setattr(temporal, "CHOICE", Always())
-    dry_run._count.cache_clear()
-    yield
-    dry_run._count.cache_clear()
 
 
 @settings(max_examples=60, deadline=None)
