@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -31,9 +31,16 @@ class Signals:
 
     def tick(self, stage: str, done: int, total: int, message: str = "") -> None:
         """Report progress, then give the caller the chance to stop the run."""
+        self._remembered(lambda: self._callbacks.on_progress(Progress(stage, done, total, message)))
+        self.check_cancel()
+
+    def check_cancel(self) -> None:
+        """Give the caller the chance to stop the run."""
+        self._remembered(self._callbacks.check_cancel)
+
+    def _remembered(self, call: Callable[[], None]) -> None:
         try:
-            self._callbacks.on_progress(Progress(stage, done, total, message))
-            self._callbacks.check_cancel()
+            call()
         except BaseException as error:
             self._raised = error
             raise

@@ -156,7 +156,7 @@ Watched = Callable[[torch.Tensor, Execution, CompileWatch], torch.Tensor]
 
 def _whole(step: Network, options: Mapping[str, Any]) -> Watched:
     compiled = torch.compile(step, **{"fullgraph": True, **options})
-    return lambda x, run, watch: watch.run(lambda: compiled(x, run))
+    return lambda x, run, watch: watch.run(lambda: compiled(x, replace(run, check_cancel=None)))
 
 
 def _by_units(step: Network, options: Mapping[str, Any]) -> Watched:

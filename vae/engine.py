@@ -63,7 +63,7 @@ class Job:
     Attributes:
         vae, task, settings, plan: what runs, in which direction, and how.
         read: the caller's values to the network's (scaling), on a slice in float32.
-        callbacks: told and asked between slices.
+        callbacks: told between slices; asked there, and within slices on a processor, which can take minutes for one.
         kernels: the operations with more than one implementation.
         temporal: how convolutions over time are computed.
         compile_time: what compiling took before, where it compiles.
@@ -169,10 +169,16 @@ class Job:
             piece = self.read(clip[None, :, start:stop].to(self.vae.device, torch.float32)).to(self.vae.dtype)
             piece = piece.contiguous()  # the strides of a view would tell compiled code how long the clip is
             carry = index < len(parts) - 1
-            run = Execution(state, carry, self.plan.layout, self.kernels, self.temporal)
+            run = Execution(state, carry, self.plan.layout, self.kernels, self.temporal, self._check_cancel())
             made = self.network(piece, run)[0]
             yield frame, made
             frame += made.shape[1]
+
+    def _check_cancel(self) -> Callable[[], None] | None:
+        """What is asked within a slice. A card is given all of a slice's work long before it has done it."""
+        if self.vae.device.type != "cpu":
+            return None
+        return self.callbacks.check_cancel if self.watch is None else self.watch.signals.check_cancel
 
     def _slices(self, x: torch.Tensor) -> list[tuple[int, int]]:
         return slices(x.shape[2], self.plan.temporal_slice, self.task.frames)

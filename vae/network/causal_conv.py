@@ -90,6 +90,7 @@ class CausalConv3d(nn.Conv3d):
         kernels = None if temporal is not None else self._kernels(source, front)
         kept = run.state.keep(self.name, self.carried, source.shape, source.x) if carry else None
         if out is None and kernels is not None and len(kernels) == 1 and blocks[0].covers(rows, columns):
+            run.may_stop()
             buffer = gather(source, memory, front, blocks[0])
             if kept is not None:
                 carry_frames(buffer, kept, blocks[0])
@@ -100,6 +101,7 @@ class CausalConv3d(nn.Conv3d):
             shape = (source.shape[0], self.out_channels, frames, rows.outputs, columns.outputs)
             out = empty(shape, source.x)
         for block in blocks:
+            run.may_stop()
             buffer = gather(source, memory, front, block)
             target = out[..., slice(*block.rows[:2]), slice(*block.columns[:2])]
             if temporal is None or not temporal.convolve(

@@ -82,6 +82,8 @@ class Execution:
         layout: how planes are cut.
         kernels: the operations with more than one implementation.
         temporal: how convolutions over time are computed; None for conv3d alone.
+        check_cancel: called before every block of every convolution; it stops the call by raising. None where it would
+            be a part of compiled code, or come long before what a card still has to do.
     """
 
     state: CarriedFrames = field(default_factory=CarriedFrames)
@@ -89,6 +91,12 @@ class Execution:
     layout: Layout = Layout()
     kernels: Kernels = field(default_factory=Kernels)
     temporal: Temporal | None = None
+    check_cancel: Callable[[], None] | None = None
+
+    def may_stop(self) -> None:
+        """Give the caller the chance to stop the call."""
+        if self.check_cancel is not None:
+            self.check_cancel()
 
     def blocks(self, rows: Axis, columns: Axis, cell_bytes: int) -> list[Block]:
         """The blocks a convolution is computed in, row strip by row strip.

@@ -83,6 +83,7 @@ class PolyphaseConv(nn.Module):
         if temporal is not None:
             cell_bytes += temporal.cell_bytes(x, self.weight_0, front + frames, head=not continued)
         for block in run.blocks(rows, columns, cell_bytes):
+            run.may_stop()
             buffer = gather(source, memory, front, block)
             for phase in range(len(PHASES)):
                 if temporal is not None and self._in_blocks(temporal, phase, buffer, block, out, head=not continued):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from golden_models import golden_config, golden_vae, golden_weights
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdiffusers.callbacks import Callbacks
+from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.memory import LiveBytes
 from fastdiffusers.vae import (
@@ -59,6 +60,47 @@ def test_a_cancel_leaves_no_state(small: VideoVAE, latents: Latents, mode: str, 
         decode_raw(small, z, chosen, stop_after(ticks))
     again, _ = decode_raw(small, z, chosen)
     assert torch.equal(again, fresh)
+
+
+WITHIN = {
+    "whole": VaeSettings(mode="whole", temporal_slice=2),
+    "strips": VaeSettings(mode="exact", temporal_slice=2, strips=(3, 2)),
+    "compiled units": VaeSettings(mode="whole", temporal_slice=2, compile={"backend": "eager"}, compile_trial=False),
+}
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("chosen", WITHIN.values(), ids=list(WITHIN))
+def test_a_cancel_arrives_within_a_slice(small: VideoVAE, latents: Latents, chosen: VaeSettings) -> None:
+    """A slice can take minutes on a processor."""
+    z, done = latents(2, 8, 6), 0
+    fresh, _ = decode_raw(small, z, chosen)
+
+    def decode_until(looks: int) -> int:
+        """How often was asked whether to stop."""
+        asked = 0
+
+        def ask() -> None:
+            nonlocal asked
+            asked += 1
+            if asked > looks:
+                raise StopHere
+
+        def see(told: Progress) -> None:
+            nonlocal done
+            done = told.done
+
+        with contextlib.suppress(StopHere):
+            decode_raw(small, z, chosen, Callbacks(on_progress=see, check_cancel=ask))
+        return asked
+
+    asked = decode_until(10**9)
+    assert (done, asked > 20) == (1, True)
+    for looks in (2, asked // 2):
+        assert decode_until(looks) == looks + 1
+        assert done == 0
+        again, _ = decode_raw(small, z, chosen)
+        assert torch.equal(again, fresh)
 
 
 def test_an_error_in_the_middle_of_a_strip_leaves_no_state(
