@@ -139,7 +139,7 @@ def _with_arguments(
     return others | given
 
 
-def _accepted(pipeline: Any, encoded: bool) -> Mapping[str, Any]:
+def _accepted(pipeline: Any, encoded: bool = False) -> Mapping[str, Any]:
     """What a call takes: of a modular pipeline, the inputs of its blocks."""
     if is_modular_class(type(pipeline)):
         return accepted_by_blocks(pipeline, encoded)

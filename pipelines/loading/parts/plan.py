@@ -19,6 +19,7 @@ from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFami
 from .gguf import is_gguf
 from .header import Part, QuantizationNotReadError, is_lora, read_part
 from .models import FAMILIES, TITLES, family_of_file, kind_of_shapes, why_not_read
+from .nunchaku import is_nunchaku
 
 NONE = "none"
 """Instead of a file: the component is left out."""
@@ -113,7 +114,7 @@ def _kind(path: str, stamp: str) -> str:
     except QuantizationNotReadError:
         return UNREADABLE
     except (ModelFileError, MissingDependencyError):
-        return UNREADABLE if is_gguf(file) or _is_damaged(file) else ""
+        return UNREADABLE if is_gguf(file) or _is_damaged(file) or is_nunchaku(read_header(file)) else ""
     kind = kind_of_shapes(part.shapes, file.stem)
     return kind if kind in (DIFFUSION_MODEL, UNREADABLE) or not part.is_gguf else ""
 
@@ -208,6 +209,8 @@ def _problem(family: int, slot: str, path: str, stamp: str, diffusion_model: str
     if is_lora(part.shapes):
         return "it is a LoRA"
     component = FAMILIES[family].components[slot]
+    if part.svdq is not None:
+        return part.svdq.problem(component, configuration(slot, component, part, Path(diffusion_model)))
     try:
         config = configuration(slot, component, part, Path(diffusion_model))
         weights = {key: torch.empty(shape, device="meta") for key, shape in part.shapes.items()}
