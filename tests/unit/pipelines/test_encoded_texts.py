@@ -111,6 +111,13 @@ def test_the_picture_of_krea_2_is_that_of_the_text(folders: dict[str, tuple[Any,
         run_folder(folder, positive=Embeddings(torch.zeros(1, 77, 768)), guidance=0.0)
 
 
+def test_a_size_that_krea_2_does_not_make_is_said(folders: dict[str, tuple[Any, str]]) -> None:
+    """Its pipeline rounds up to a multiple of 16, in a log."""
+    made = run_folder(folders["krea2"][1], prompt=POSITIVE, width=72, steps=1, guidance=0.0)
+    assert made.frames.shape[2:4] == (64, 80)
+    assert "size: 80x64 instead of 72x64, as Krea2Pipeline itself makes of it." in made.report.notes
+
+
 def _unpadded(texts: dict[str, Embeddings]) -> list[tuple[str, Embeddings, torch.Tensor]]:
     return [(name, text, text.mask[0].bool()) for name, text in texts.items() if text.mask is not None]
 

@@ -226,7 +226,7 @@ def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
     """Family -> its files."""
     places = {
         family: tmp_path_factory.mktemp(family)
-        for family in ("flux-fill", "sdxl", "sd3", "wan21-i2v", "wan22-5b", "chroma", "krea2", "zimage")
+        for family in ("flux-fill", "sdxl", "sd3", "wan21-i2v", "wan22-5b", "chroma", "krea2", "zimage", "qwenimage")
     }
     loras = tmp_path_factory.mktemp("loras")
     names = {
@@ -237,7 +237,23 @@ def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
     for kind, name in names.items():
         save_file({name: torch.zeros(4, 4)}, loras / f"{kind}.safetensors")
     written = {family: write(family, build(family), place)[0] for family, place in places.items()}
-    return {**written, "lora": {kind: loras / f"{kind}.safetensors" for kind in names}}
+    # As llama.cpp calls the tensors of a text encoder.
+    write_gguf(
+        loras / "t5.gguf", {"token_embd.weight": torch.zeros(4, 32), "enc.blk.0.attn_q.weight": torch.ones(4, 32)}
+    )
+    encoders = {"t5": loras / "t5.gguf"}
+    return {**written, "lora": {kind: loras / f"{kind}.safetensors" for kind in names}, "gguf": encoders}
+
+
+def write_gguf(path: Path, state: dict[str, torch.Tensor]) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "t5")
+    for key, value in state.items():
+        writer.add_tensor(key, value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 @pytest.mark.parametrize(
@@ -269,7 +285,10 @@ def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
         ("chroma", {"text_encoders": [("lora", "comfyui")]}, r"a LoRA, and no text encoder of Chroma.*t5xxl_fp16"),
         ("chroma", {"model": ("lora", "kohya")}, "it is a LoRA.*the diffusion model that it changes.*--lora"),
         ("chroma", {"model": ("lora", "comfyui")}, "it is a LoRA"),
-        ("chroma", {"model": ("chroma", "text")}, r"not the diffusion model of a family.*Chroma"),
+        ("chroma", {"model": ("chroma", "text")}, r"it is T5-XXL, and not .*--text-encoder, and here .*Chroma's"),
+        ("chroma", {"model": ("gguf", "t5")}, r"it is a text encoder, as llama\.cpp.*--text-encoder its \.safetensors"),
+        ("chroma", {"text_encoders": [("gguf", "t5")]}, r"GGUF is read for diffusion.*T5-XXL, usually t5xxl_fp16"),
+        ("chroma", {"vae": ("gguf", "t5")}, r"GGUF is read for diffusion models only.*ae\.safetensors"),
         ("chroma", {"second_expert": ("chroma", "model")}, "one diffusion model"),
         ("krea2", {"text_encoders": []}, r"Krea 2 needs Qwen3-VL-4B, usually"),
         ("krea2", {"text_encoders": [("chroma", "text")]}, r"no text encoder of Krea 2.*Qwen3-VL-4B, usually"),
@@ -279,7 +298,14 @@ def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
         ("krea2", {"vae": ("wan22-5b", "vae")}, r"does not fit.*qwen_image_vae"),
         ("krea2", {"vae": ("lora", "peft")}, r"it is a LoRA.*qwen_image_vae"),
         ("krea2", {"model": ("lora", "peft")}, "it is a LoRA.*the diffusion model that it changes.*--lora"),
-        ("krea2", {"model": ("krea2", "vae")}, r"not the diffusion model of a family.*Krea 2"),
+        ("krea2", {"model": ("krea2", "vae")}, r"Qwen-Image's VAE.*, and not .*--vae, and here .*Krea 2's"),
+        ("krea2", {"model": ("krea2", "text")}, r"it is .*Qwen3-VL-4B.*--text-encoder, and here .*Krea 2's"),
+        ("krea2", {"model": ("gguf", "t5")}, r"it is a text encoder, as llama\.cpp"),
+        ("krea2", {"text_encoders": [("gguf", "t5")]}, r"GGUF is read for diffusion.*Qwen3-VL-4B, usually qwen3vl"),
+        ("krea2", {"vae": ("gguf", "t5")}, r"GGUF is read for diffusion models only.*qwen_image_vae"),
+        ("krea2", {"model": ("sdxl", "text_2")}, r"it is CLIP-G.*--text-encoder, and here .*SDXL's"),
+        ("qwenimage", {"text_encoders": [("chroma", "text")]}, r"no text encoder of Qwen-Image.*qwen_2\.5_vl_7b"),
+        ("qwenimage", {"text_encoders": [("gguf", "t5")]}, r"GGUF is read for diffusion.*qwen_2\.5_vl_7b"),
         ("krea2", {"second_expert": ("krea2", "model")}, "one diffusion model"),
         ("zimage", {"text_encoders": [("krea2", "text")]}, r"Qwen3-4B, usually"),
     ],
