@@ -65,11 +65,15 @@ def random_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     }
 
 
-def write_model(place: Path) -> None:
-    """The diffusion model in each precision, its text encoder and its VAE."""
+def write_model(place: Path, heads: int = 30, layers: int = LAYERS) -> None:
+    """The diffusion model in each precision.
+
+    Args:
+        heads: of its attention, 128 channels each.
+    """
     from diffusers import ZImageTransformer2DModel
 
-    sizes = {"dim": 3840, "n_heads": 30, "n_kv_heads": 30, "n_layers": LAYERS, "n_refiner_layers": 1}
+    sizes = {"dim": 128 * heads, "n_heads": heads, "n_kv_heads": heads, "n_layers": layers, "n_refiner_layers": 1}
     with torch.device("meta"):
         model: Any = ZImageTransformer2DModel(**sizes, axes_dims=[32, 48, 48])
     shapes: dict[str, list[int]] = {}
@@ -88,8 +92,6 @@ def write_model(place: Path) -> None:
     save_file(fp8, place / "fp8.safetensors")
     scales = {key.removesuffix("weight") + "scale_weight": torch.ones(()) for key in matrices}
     save_file({**fp8, **scales, "scaled_fp8": torch.zeros(0, dtype=FP8)}, place / "scaled.safetensors")
-    del state, fp8
-    write_companions(place)
 
 
 def write_companions(place: Path) -> None:
@@ -166,16 +168,18 @@ def load_pipeline(case: str, place: Path) -> Callable[[], list[Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=(*CASES, *PIPELINES), help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=(*CASES, *PIPELINES), action="append", help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     declare_torchvision_ops()
+    for case in args.case or ():
+        print(json.dumps(measure(case, args.place)))
     if args.case:
-        print(json.dumps(measure(args.case, args.place)))
         return
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_model(place)
+        write_companions(place)
         rows = []
         for case in (*CASES, *PIPELINES):
             command = [sys.executable, str(ROOT), "benchmarks.parts_memory", "--case", case, "--place", str(place)]

@@ -102,7 +102,7 @@ def call_arguments(
     arguments = _with_arguments(family, request, arguments, given)
     _check_text_length(pipeline, request)
     check_sound_length(family, request, sounds_per_second(pipeline))
-    accepted = _accepted(pipeline)
+    accepted = _accepted(pipeline, encoded=request.positive is not None)
     call = {
         name: value for name, value in arguments.items() if name in accepted and (value is not None or name in given)
     }
@@ -139,10 +139,10 @@ def _with_arguments(
     return others | given
 
 
-def _accepted(pipeline: Any) -> Mapping[str, Any]:
+def _accepted(pipeline: Any, encoded: bool = False) -> Mapping[str, Any]:
     """What a call takes: of a modular pipeline, the inputs of its blocks."""
     if is_modular_class(type(pipeline)):
-        return accepted_by_blocks(pipeline)
+        return accepted_by_blocks(pipeline, encoded)
     return inspect.signature(pipeline.__call__).parameters
 
 
@@ -194,7 +194,9 @@ def _encoded(
         InputError: the model takes other embeddings, or has no text encoder for its prompt.
     """
     if request.positive is None:
-        encoders = [name for name in inspect.signature(type(pipeline).__init__).parameters if "text_encoder" in name]
+        modular = is_modular_class(type(pipeline))
+        parts = pipeline.component_names if modular else inspect.signature(type(pipeline).__init__).parameters
+        encoders = [name for name in parts if "text_encoder" in name]
         if encoders and all(getattr(pipeline, name, None) is None for name in encoders) and family.prompt:
             no_encoder()
         return {}

@@ -22,8 +22,7 @@ from .conditions.image_prompts.running import image_prompted
 from .conditions.kept import blend_for, with_kept_latent
 from .conditions.masks import repaints
 from .decoding import pipeline_vae
-from .embeddings.check import is_projected
-from .embeddings.projected import projected
+from .embeddings.hooks import handed_over
 from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
@@ -158,7 +157,8 @@ def _denoise(
         if request.batch > 1 and not _makes_batches(arguments):
             raise _OneByOne(f"{family.name} makes one at a time")
         try:
-            return call_blocks(pipeline, arguments) if modular else pipeline(**arguments)
+            encoded = request.positive is not None
+            return call_blocks(pipeline, arguments, encoded) if modular else pipeline(**arguments)
         except (AttributeError, TypeError, ValueError) as error:
             if isinstance(arguments.get("generator"), list) and not watch.done and "list" in str(error):
                 raise _OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error
@@ -187,7 +187,7 @@ def _denoise(
             guidance = fresh_parts(pipeline, family, request, controlnets)
         else:
             guidance = guided(pipeline, family.guidance_argument, request.guidance)
-        texts = projected(pipeline, request.positive is not None and is_projected(family))
+        texts = handed_over(pipeline, family, request)
         with guidance, texts, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
             try:
                 outputs, last = [tried(request)], watch.latent

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 USED = {
     *("pooled_output", "attention_mask", "guidance", "unprocessed_ltxav_embeds"),
+    *("t5xxl_ids", "t5xxl_weights", "minimax_token_tags"),
     *("width", "height", "crop_w", "crop_h", "target_width", "target_height"),
 }
 NEUTRAL = {
@@ -61,6 +62,8 @@ REFUSED = {
     "ref_audio": ("sound", "leave it out"),
     "keyframe_idxs": ("keyframes", "leave them out; Keyframe Condition has keyframes"),
     "generated_keyframes": ("keyframes", "leave them out; Keyframe Condition has keyframes"),
+    "minimax_keyframes": ("keyframes", PICTURES),
+    "minimax_refs": ("references", "leave MiniMax's reference node out"),
     "guide_attention_entries": ("guides", "leave them out; Keyframe Condition has keyframes"),
     "prompt_type": ("a type of prompt", "leave it out"),
 }
@@ -118,7 +121,15 @@ def _embeddings(text: Any, values: Mapping[str, Any]) -> Embeddings:
         original_size=original,
         crop=_size(values, "crop_h", "crop_w"),
         target_size=_size(values, "target_height", "target_width"),
+        ids=_row(values.get("t5xxl_ids")),
+        weights=_row(values.get("t5xxl_weights")),
+        tags=values.get("minimax_token_tags"),
     )
+
+
+def _row(found: Any) -> Any:
+    """One text's tokens, [T], as a batch of one."""
+    return found if found is None or found.ndim > 1 else found[None]
 
 
 def _size(values: Mapping[str, Any], rows: str, columns: str) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from .table import ENCODINGS, NOT_USED, Encoding
+from .table import ENCODINGS, NOT_TAKEN, NOT_USED, Encoding
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 WIDTHS = {
     768: "CLIP-L, as SD 1.5 has",
-    1024: "OpenCLIP-H, as SD 2 has",
+    1024: "OpenCLIP-H, as SD 2 has, or Qwen3-0.6B, as Anima has",
     2048: "CLIP-L and CLIP-G, as SDXL has",
     2560: "Qwen3-4B, as Z-Image has",
     3840: "Gemma 3 12B's with LTX-2's projection",
     3584: "Qwen2.5-VL, as Qwen-Image has",
     4096: "T5-XXL or UMT5-XXL, as FLUX.1, SD 3 and Wan have",
+    5120: "Qwen3-VL-32B, as MiniMax-H3 has",
+    6144: "Gemma 3 12B's with LTX-2.3's two projections",
     7680: "Qwen3-4B's layers for FLUX.2-klein",
     12288: "Qwen3-8B's layers for FLUX.2-klein",
     30720: "Qwen3-VL-4B's layers for Krea 2",
@@ -30,15 +32,8 @@ WIDTHS = {
 
 
 def encoding_of(family: Family) -> Encoding | None:
-    """How a family takes embeddings; None where that is not known, as for modular pipelines."""
-    modular = any("Modular" in name for name in family.classes)
-    return None if modular else ENCODINGS.get(family.name)
-
-
-def is_projected(family: Family) -> bool:
-    """Whether a family's embeddings are what a projection of its own would give."""
-    encoding = encoding_of(family)
-    return encoding is not None and encoding.projected
+    """How a family takes embeddings; None where that is not known."""
+    return ENCODINGS.get(family.name)
 
 
 def negative_text_acts(family: Family, guidance: float | None, acts: bool) -> bool:
@@ -48,7 +43,7 @@ def negative_text_acts(family: Family, guidance: float | None, acts: bool) -> bo
         acts: whether a negative prompt would.
     """
     encoding = encoding_of(family)
-    if encoding is None or not encoding.empty_negative:
+    if encoding is None or not encoding.empty_negative or not family.guidance_argument:
         return acts
     return guidance is None or guidance > family.negative_above
 
@@ -74,8 +69,8 @@ def check_texts(family: Family, request: SampleRequest, guidance: float | None, 
     encoding = encoding_of(family)
     if encoding is None:
         reason = f"which embeddings {family.name} takes is not known here; it is of {_known()}"
-        if any("Modular" in name for name in family.classes):
-            reason = "a modular pipeline encodes its own prompt"
+        if family.name in NOT_TAKEN:
+            reason = f"{family.name} encodes its own prompt: {NOT_TAKEN[family.name]}"
         raise InputError("positive", "connected", reason, "disconnect it, and write the prompt")
     guided = negative_text_acts(family, guidance, acts)
     if guided and request.negative is None:
@@ -86,12 +81,24 @@ def check_texts(family: Family, request: SampleRequest, guidance: float | None, 
     for name, text in used.items():
         if text is not None:
             _check_shape(name, text)
+            _check_second_tokens(name, family, encoding, text)
     if guided and encoding.alike and request.negative is not None:
         lengths = [text.tokens.shape[1] for text in (request.positive, request.negative)]
         if lengths[0] != lengths[1]:
             reason = f"{family.name} takes texts of one length, and positive has {lengths[0]} tokens"
             raise InputError("negative", f"{lengths[1]} tokens", reason, "shorten the longer text")
     return _unused(family, request, encoding, guided)
+
+
+def _check_second_tokens(name: str, family: Family, encoding: Encoding, text: Embeddings) -> None:
+    """Refuse a text without the tokens of a second tokenizer where the model reads them, and with them where not."""
+    cure = f"connect this model's own text encoders: {encoding.encoders}"
+    if encoding.ids and text.ids is None:
+        reason = f"{family.name} reads the text in T5's tokens too, and it holds none"
+        raise InputError(name, "connected", reason, cure)
+    if text.ids is not None and not encoding.ids:
+        reason = f"it holds T5's tokens for Anima's own network, and {family.name} has none that reads them"
+        raise InputError(name, "connected", reason, cure)
 
 
 def _check_shape(name: str, text: Embeddings) -> None:
@@ -158,6 +165,8 @@ def _unused(family: Family, request: SampleRequest, encoding: Encoding, guided: 
         hidden = text is not None and text.mask is not None and not bool((text.mask > 0).all())
         if hidden and not (encoding.mask or encoding.listed):
             notes.append(f"the attention mask of {name} is ignored: {family.name} reads its padding too.")
+        if text is not None and request.images and encoding.tags and (text.tags is None or bool((text.tags > 0).all())):
+            notes.append(f"{name} says nothing of the pictures: {family.name}'s own encoding would show them to it.")
         if text is not None and not encoding.sizes and (text.original_size or text.crop or text.target_size):
             notes.append(f"the sizes of {name} are ignored: {family.name} takes none.")
         if text is not None and text.tokens.shape[0] > request.batch:

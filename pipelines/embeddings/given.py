@@ -22,6 +22,9 @@ class Embeddings:
         mask: [B, T], 0 for tokens that are padding; None where all count.
         original_size, crop, target_size: of the pictures that SDXL shall think of: size before they were scaled,
             upper left corner of what was cut out, and size after it. None is what the run makes, uncut.
+        ids, weights: int and float [B, T2], the text in the tokens of a second tokenizer, which a network of the model
+            itself reads beside `tokens` (Anima), and what each of its states counts.
+        tags: int [T], 1 for tokens of text and 0 for those of pictures, where the encoder tells (MiniMax-H3).
     """
 
     tokens: torch.Tensor
@@ -30,6 +33,9 @@ class Embeddings:
     original_size: Size | None = None
     crop: Size | None = None
     target_size: Size | None = None
+    ids: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    tags: torch.Tensor | None = None
 
     def of_batch(self, first: int, count: int) -> Embeddings:
         """The items `first`, `first + 1`, ... of a batch, as ComfyUI's samplers count: from the beginning again after
@@ -42,8 +48,13 @@ class Embeddings:
 
         tokens = chosen(self.tokens)
         assert tokens is not None  # noqa: S101 - there are tokens
-        return Embeddings(
-            tokens, chosen(self.pooled), chosen(self.mask), self.original_size, self.crop, self.target_size
+        return replace(
+            self,
+            tokens=tokens,
+            pooled=chosen(self.pooled),
+            mask=chosen(self.mask),
+            ids=chosen(self.ids),
+            weights=chosen(self.weights),
         )
 
     def filled(self, length: int) -> Embeddings:

@@ -14,7 +14,13 @@ Read side by side in diffusers' `encode_prompt` and ComfyUI's `comfy/text_encode
 | Wan | UMT5's last states, 0 where nothing is | none | filled up to 512 with 0 |
 | Chroma | T5-XXL's last states | none | none there; filled up to 512 in diffusers, which reads some of it |
 | LTX-2 | all of Gemma's layers, projected to one, as its connectors do first | none | none there; filled up to 1024 |
+| LTX-2.3 | the same, projected once for the picture and once for the sound, side by side | none | as LTX-2 |
 | Krea 2 | twelve layers' states of Qwen3-VL, side by side | none | none for one text; a mask |
+| Anima | Qwen3-0.6B's last states, and the text in T5's tokens for its own network | none | none for one text |
+| MiniMax-H3 | states of Qwen3-VL-32B after its layer 50, not normalized; which tokens are of pictures | none | none |
+
+Modular pipelines take what their blocks for the text would give; those of a model that has a classical pipeline too
+take the same.
 """
 
 from __future__ import annotations
@@ -56,6 +62,10 @@ class Encoding:
         projected: whether the tokens are what the connectors' projection gives, see `projected`.
         longest: most tokens, 0 for any number.
         sizes: whether the call takes the sizes of `Embeddings`.
+        arguments: the arguments of a call for a text, of another form than the others: (side, tokens, text) -> name ->
+            value, with the side "" or "negative_".
+        ids: whether the text is taken in the tokens of a second tokenizer too.
+        tags: whether the call tells tokens of pictures from those of text.
         empty_negative: whether guidance takes a negative text though the call takes no negative prompt: by itself the
             pipeline encodes an empty one.
         guidance: whether guidance is one of the model's inputs, so that ComfyUI hands it on with a text.
@@ -77,9 +87,38 @@ class Encoding:
     projected: bool = False
     longest: int = 0
     sizes: bool = False
+    arguments: Callable[[str, torch.Tensor, Embeddings], dict[str, Any]] | None = None
+    ids: bool = False
+    tags: bool = False
     empty_negative: bool = False
     guidance: bool = False
     unlike: str = ""
+
+
+def _ltx2_width(config: Config) -> Any:
+    """LTX-2.3's denoiser projects nothing itself: its text is as wide as both its streams."""
+    if config.get("use_prompt_embeddings", True):
+        return config["caption_channels"]
+    return config["cross_attention_dim"] + config["audio_cross_attention_dim"]
+
+
+def _anima_arguments(side: str, tokens: torch.Tensor, text: Embeddings) -> dict[str, Any]:
+    """ComfyUI's sampler reads all tokens that its encoder gives, so none is masked."""
+    assert text.ids is not None  # noqa: S101 - checked
+    ids = text.ids.to(tokens.device).long()
+    return {
+        f"{side}qwen_prompt_embeds": tokens,
+        f"{side}qwen_attention_mask": tokens.new_ones(tokens.shape[:2]).long(),
+        f"{side}t5_input_ids": ids,
+        f"{side}t5_attention_mask": ids.new_ones(ids.shape),
+    }
+
+
+def _minimax_arguments(side: str, tokens: torch.Tensor, text: Embeddings) -> dict[str, Any]:
+    import torch
+
+    tags = torch.ones(tokens.shape[1]) if text.tags is None else text.tags
+    return {f"{side}prompt_embeds": tokens, f"{side}text_token_tags": tags.cpu().long()}
 
 
 _FLUX = Encoding(
@@ -98,7 +137,7 @@ _CHROMA = Encoding(
 )
 _LTX2 = Encoding(
     "Gemma 3 12B with LTX-2's projection",
-    lambda config: config["caption_channels"],
+    _ltx2_width,
     mask="prompt_attention_mask",
     filled=True,
     least=1024,
@@ -106,6 +145,13 @@ _LTX2 = Encoding(
     projected=True,
 )
 _WAN = Encoding("UMT5-XXL", lambda config: config["text_dim"])
+_KREA2 = Encoding(
+    "Qwen3-VL-4B, loaded as krea2",
+    lambda config: config["num_text_layers"] * config["text_hidden_dim"],
+    mask="prompt_embeds_mask",
+    layers=lambda config: config["num_text_layers"],
+    filled=True,
+)
 ENCODINGS: dict[str, Encoding] = {
     "flux": _FLUX,
     "flux-kontext": _FLUX,
@@ -132,15 +178,24 @@ ENCODINGS: dict[str, Encoding] = {
     "qwenimage-edit-plus": _QWEN,
     "flux2-klein": Encoding("Qwen3", lambda config: config["joint_attention_dim"], empty_negative=True),
     "zimage": Encoding("Qwen3-4B", lambda config: config["cap_feat_dim"], listed=True),
-    "Krea2Pipeline": Encoding(
-        "Qwen3-VL-4B, loaded as krea2",
-        lambda config: config["num_text_layers"] * config["text_hidden_dim"],
-        mask="prompt_embeds_mask",
-        layers=lambda config: config["num_text_layers"],
-        filled=True,
+    "Krea2Pipeline": _KREA2,
+    "krea2": _KREA2,
+    "krea2-turbo": _KREA2,
+    "anima": Encoding(
+        "Qwen3-0.6B, loaded as anima",
+        lambda config: config["text_embed_dim"],
+        arguments=_anima_arguments,
+        ids=True,
+    ),
+    "minimax-h3": Encoding(
+        "Qwen3-VL-32B, loaded as minimax",
+        lambda config: config["text_dim"],
+        arguments=_minimax_arguments,
+        tags=True,
     ),
     "ltx2-t2v": _LTX2,
     "ltx2-i2v": _LTX2,
+    "LTX2ModularPipeline": _LTX2,
     "wan-t2v": _WAN,
     "wan-i2v": _WAN,
     "StableDiffusionPipeline": Encoding(
@@ -148,6 +203,14 @@ ENCODINGS: dict[str, Encoding] = {
     ),
 }
 """Name of a family -> how it takes embeddings."""
+_UNKNOWN_THERE = "no ComfyUI up to 0.33 has its text encoder, so nothing there encodes a text for it"
+NOT_TAKEN = {
+    "flux3": _UNKNOWN_THERE,
+    "flux3-distilled": _UNKNOWN_THERE,
+    "qwenimage21": _UNKNOWN_THERE,
+    "qwenimage21-turbo": _UNKNOWN_THERE,
+}
+"""Name of a family that takes no embeddings of ComfyUI's -> why."""
 
 
 def call_arguments(
@@ -186,6 +249,9 @@ def call_arguments(
             tokens = tokens.repeat(1, length // tokens.shape[1], 1)
         if encoding.layers is not None:
             tokens = tokens.unflatten(2, (encoding.layers(config), -1))
+        if encoding.arguments is not None:
+            arguments |= encoding.arguments(side, tokens, text)
+            continue
         arguments[f"{side}prompt_embeds"] = _without_padding(tokens, text.mask) if encoding.listed else tokens
         if encoding.pooled_argument and text.pooled is not None:
             arguments[f"{side}pooled_prompt_embeds"] = text.pooled.to(device=device, dtype=dtype)

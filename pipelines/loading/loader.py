@@ -28,7 +28,7 @@ from .completeness import check_complete, check_read
 from .components import absent, components, find_class, made_around_any_unet, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .mapped_files import mapped_files
-from .parts import absent_vae, family_of_parts, is_gguf, locate_parts, read_parts
+from .parts import absent_vae, check_quantized, family_of_parts, locate_parts, read_parts
 from .progress import component_progress, reading_errors
 from .sources import TINY, files_stamp, folder_of, locate
 
@@ -94,7 +94,7 @@ def resolve(
     parts: tuple[tuple[str, str], ...] = ()
     if in_parts:
         parts, identity = locate_parts(source, text_encoders, vae, second_expert)
-        quantized = next((file for _, file in parts if is_gguf(Path(file))), "")
+        quantized = check_quantized(parts, chosen_device, resolve_dtype(dtype, chosen_device))
         if quantized and quantization != "none":
             raise InputError("quantization", quantization, f"{quantized} is quantized already", "leave it at none")
         location, commit = parts[0][1], ""
@@ -156,7 +156,7 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     if key.parts:
         signals, keep = Signals(callbacks), key.quantization == schemes.LAYERWISE
         with reading_errors(Path(key.source), signals):
-            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals, keep)
+            pipeline, precisions = read_parts(key.parts, key.comfyui, dtype, signals, keep, key.device)
         quantize_loaded(pipeline, key.quantization, dtype=dtype, device=key.device)
     else:
         pipeline = _read(key, dtype, callbacks)

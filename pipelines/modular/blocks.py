@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+TEXT = "text_encoder"
+"""The block that makes embeddings of the prompts."""
 DECODE = "decode"
 """The block, of those that follow each other, that makes pictures of latents."""
 ENHANCERS = ("prompt_upsampler", "prompt_enhancer", "prompt_upsample")
@@ -99,6 +101,26 @@ def running_blocks(blocks: Any, given: Mapping[str, Any]) -> Any:
         return blocks.get_execution_blocks(**given)
     except (NotImplementedError, ValueError):
         return blocks
+
+
+def text_blocks(blocks: Any) -> list[Any]:
+    """The blocks of those for the text that read it, at any depth of those that run others in a row."""
+    found = blocks.sub_blocks.get(TEXT)
+    row = [] if found is None else [block for _, block in one_by_one([(TEXT, found)])]
+    return [block for block in row if any(name.startswith(TEXT) for name in expected_components(block))]
+
+
+def text_outputs(blocks: Any) -> dict[str, Any]:
+    """Name -> kind of everything that the blocks for the text give."""
+    return {item.name: item.kwargs_type for block in text_blocks(blocks) for item in block.intermediate_outputs}
+
+
+def text_components(blocks: Any) -> set[str]:
+    """Names of the components that are loaded for the text alone: encoded texts take the place of what they do."""
+    others = [block for name, block in blocks.sub_blocks.items() if name != TEXT and not name.startswith(ENHANCERS)]
+    elsewhere = {name for block in others for name in expected_components(block) if not name.startswith(TEXT)}
+    own = {name for block in text_blocks(blocks) for name in expected_components(block)}
+    return own - elsewhere
 
 
 def needed_components(blocks: Any, given: Mapping[str, Any]) -> list[str]:

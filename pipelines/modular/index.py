@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import ModelFileError
 from ...optimizations.components import is_modular_class
 from ...safetensors_header import DOWNLOAD_AGAIN
-from .blocks import LEAST, default_blocks, needed_components
+from .blocks import LEAST, TEXT, default_blocks, needed_components, text_components
 
 MODULAR_INDEX = "modular_model_index.json"
 PLACES = "_places"
@@ -167,6 +167,9 @@ def _check_needed(folder: Path, index: Mapping[str, Any]) -> None:
     missing = [
         name for name in needed_components(blocks, LEAST) if name not in index[PLACES] and name not in _MAY_BE_ABSENT
     ]
+    if missing and not any(name.startswith(TEXT) for name in index[PLACES]):
+        # Encoded texts may take the place of them.
+        missing = [name for name in missing if name not in text_components(blocks)]
     if missing:
         reason = f"its {MODULAR_INDEX} gives no place for {', '.join(missing)}, which {index['_class_name']} needs"
         raise ModelFileError("model", str(folder), reason, "use a model that has them, or name their repositories")

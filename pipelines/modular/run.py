@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..classes.guidance import GUIDER
 from ..classes.outputs import CLIPS, PICTURES, SOUNDS
-from .blocks import blocks_of, inputs, one_by_one, outputs, stages
+from .blocks import ENHANCERS, TEXT, blocks_of, inputs, one_by_one, outputs, stages, text_blocks, text_outputs
 from .models import SCALE
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LOGGER = "diffusers.modular_pipelines.modular_pipeline"
 _LATENTS = "latents"
+NEGATIVE = "negative_prompt_embeds"
 _ASKED = {
     "steps": "num_inference_steps",
     "width": "width",
@@ -78,9 +79,14 @@ class Ran(Mapping[str, Any]):
         self._state.set(_LATENTS, latent)  # some decode in place of it
 
 
-def accepted(pipeline: Any) -> dict[str, Any]:
-    """Name -> default of what a call takes."""
-    return inputs(blocks_of(pipeline))
+def accepted(pipeline: Any, encoded: bool = False) -> dict[str, Any]:
+    """Name -> default of what a call takes.
+
+    Args:
+        encoded: whether what the blocks for the text would give is given instead.
+    """
+    taken = inputs(blocks_of(pipeline))
+    return taken | dict.fromkeys(text_outputs(blocks_of(pipeline))) if encoded else taken
 
 
 def ignored(pipeline: Any, family: Family, asked: SampleRequest) -> list[str]:
@@ -93,11 +99,12 @@ def ignored(pipeline: Any, family: Family, asked: SampleRequest) -> list[str]:
     ]
 
 
-def call_blocks(pipeline: Any, arguments: Mapping[str, Any]) -> Ran:
+def call_blocks(pipeline: Any, arguments: Mapping[str, Any], encoded: bool = False) -> Ran:
     """Run a modular pipeline up to the latent, as its own call does.
 
     Args:
         arguments: by name; others have their defaults.
+        encoded: whether they hold what the blocks for the text would give: these are left out then.
 
     Raises:
         Exception: whatever a block raises, unchanged, and not logged again by every block around it.
@@ -109,9 +116,34 @@ def call_blocks(pipeline: Any, arguments: Mapping[str, Any]) -> Ran:
         if item.name is not None:
             state.set(item.name, arguments.get(item.name, item.default), item.kwargs_type)
     front, _ = stages(blocks_of(pipeline))
+    if encoded:
+        front = _without_text(pipeline, front, arguments, state)
     with _quiet():
         _run(pipeline, front, state)
     return Ran(pipeline, state)
+
+
+def _without_text(
+    pipeline: Any, front: list[tuple[str, Any]], arguments: Mapping[str, Any], state: Any
+) -> list[tuple[str, Any]]:
+    """The blocks that are left where the texts are encoded, with all that those for the text would give in `state`."""
+    blocks = blocks_of(pipeline)
+    given = dict(arguments)
+    tokens = given.get("prompt_embeds")
+    if tokens is not None:
+        given |= {"batch_size": len(tokens), "dtype": tokens[0].dtype}
+    if NEGATIVE in blocks.required_inputs and given.get(NEGATIVE) is None:
+        given[NEGATIVE] = tokens  # the blocks of Wan ask for them in any case; no step reads them without guidance
+    for name, kind in text_outputs(blocks).items():
+        state.set(name, given.get(name), kind)
+    reading = text_blocks(blocks)
+    row = [part for part in front if not part[0].startswith(ENHANCERS)]
+    return [
+        part
+        for each in row
+        for part in (one_by_one([each]) if each[0] == TEXT else [each])
+        if not any(part[1] is block for block in reading)
+    ]
 
 
 def _run(pipeline: Any, blocks: list[tuple[str, Any]], state: Any) -> None:
@@ -130,7 +162,7 @@ def _negative_too(pipeline: Any, name: str) -> Iterator[None]:
     They ask for its embeddings in any case, of which then no step reads anything; Wan's fail where there are none.
     """
     guider = getattr(pipeline, GUIDER, None)
-    asked = name == "text_encoder" and "negative_prompt_embeds" in blocks_of(pipeline).required_inputs
+    asked = name == TEXT and NEGATIVE in blocks_of(pipeline).required_inputs
     if not asked or guider is None or guider.num_conditions > 1 or SCALE not in guider.config:
         yield
         return

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from sentencepiece_model import TOKENS, sentencepiece_model
 
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "pipelines"))
+sys.path += [str(Path(__file__).parents[1] / "unit" / place) for place in ("pipelines", "modular")]
 
 CLIP_VOCABULARY, T5_VOCABULARY, QWEN_VOCABULARY = 49408, 32128, 151936
 SMALL_T5 = 2000
@@ -20,7 +20,8 @@ SMALL_T5 = 2000
 HEAD = 128
 """Size of Qwen's heads in ComfyUI's classes."""
 Made = tuple[Any, dict[str, tuple[Any, dict[str, Any]]]]
-"""A pipeline, and of each encoder in ComfyUI's class its network and the sizes that differ from the published."""
+"""A pipeline, or the class and the components of a modular one; and of each encoder in ComfyUI's class its network and
+the sizes that differ from the published."""
 
 
 def _clip(projection: bool = False, act: str = "quick_gelu") -> tuple[Any, dict[str, Any]]:
@@ -220,6 +221,44 @@ def krea2(comfyui: Path) -> Made:
     return pipeline, {"qwen3vl_4b": (model, sizes)}
 
 
+def anima(comfyui: Path) -> Made:
+    """The network that reads T5's tokens has as many of them as are published."""
+    from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
+    from transformers import Qwen3Config, Qwen3Model
+
+    from fastdiffusers.benchmarks.coverage.sources.modular_parts import prepared
+
+    name, parts = prepared("anima")
+    sizes = {"vocab_size": QWEN_VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = Qwen3Model(Qwen3Config(**sizes, head_dim=HEAD, rope_theta=1e6, initializer_range=0.1)).eval()
+    config = {**parts["text_conditioner"].config, "target_vocab_size": T5_VOCABULARY, "min_sequence_length": 512}
+    conditioner = AnimaTextConditioner.from_config(config).eval()
+    own = {"text_encoder": model, "tokenizer": _qwen_tokenizer(comfyui), "text_conditioner": conditioner}
+    own["t5_tokenizer"] = _tokenizers(comfyui, "t5")["tokenizer"]
+    return (name, parts | own), {"qwen3_06b": (model, sizes)}
+
+
+def minimax_h3(comfyui: Path) -> Made:
+    """ComfyUI's file ends with the layer that is read; transformers' model has more."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    from fastdiffusers.pipelines import tiny
+    from fastdiffusers.pipelines.tiny.components import qwen3_vl_processor
+
+    pipeline: Any = tiny.build("minimax-h3")
+    sizes: dict[str, Any] = {"vocab_size": QWEN_VOCABULARY, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = pipeline.text_encoder.config
+    rope = {**config.text_config.rope_parameters, "mrope_section": [24, 20, 20], "rope_theta": 5e6}
+    for name, value in {**sizes, "head_dim": HEAD, "rope_parameters": rope, "num_hidden_layers": 51}.items():
+        setattr(config.text_config, name, value)
+    model = Qwen3VLForConditionalGeneration(config).eval()
+    tokenizer = _qwen_tokenizer(comfyui)
+    own = {"text_encoder": model, "tokenizer": tokenizer, "processor": qwen3_vl_processor(tokenizer)}
+    return ("MiniMaxH3ModularPipeline", pipeline.components | own), {"qwen3vl_32b": (model, sizes)}
+
+
 def ltx2(comfyui: Path) -> Made:
     """Its Gemma is the pipeline's own on both sides."""
     from fastdiffusers.pipelines import tiny
@@ -227,8 +266,17 @@ def ltx2(comfyui: Path) -> Made:
     return tiny.build("ltx2-t2v"), {}
 
 
+def ltx23(comfyui: Path) -> Made:
+    from further_parts import ltx23 as build
+
+    return build(), {}
+
+
 FAMILIES = {
     "ltx2": ltx2,
+    "ltx23": ltx23,
+    "anima": anima,
+    "minimax-h3": minimax_h3,
     "chroma": chroma,
     "krea2": krea2,
     "flux": flux,
@@ -253,8 +301,12 @@ def in_comfyuis_names(name: str, model: Any) -> dict[str, torch.Tensor]:
     if name == "qwen3_4b":
         inner = {key.removeprefix("model."): value for key, value in state.items() if key != "lm_head.weight"}
         return {f"model.{key}": value for key, value in inner.items()}
-    if name in ("qwen25_7b", "qwen3vl_4b"):
-        beginning = "model.language_model." if name == "qwen25_7b" else "language_model."
+    if name == "qwen3_06b":
+        return {f"model.{key}": value for key, value in state.items()}
+    if name == "qwen3vl_32b":
+        state = {key: value for key, value in state.items() if ".layers.50." not in key and "_model.norm" not in key}
+    if name in ("qwen25_7b", "qwen3vl_4b", "qwen3vl_32b"):
+        beginning = "language_model." if name == "qwen3vl_4b" else "model.language_model."
         return {"model." + key.removeprefix(beginning): value for key, value in state.items() if beginning in key}
     held = {"spiece_model": model.spiece_model} if hasattr(model, "spiece_model") else {}
     return {key: value for key, value in state.items() if key != "encoder.embed_tokens.weight"} | held
@@ -272,17 +324,37 @@ def write(family: str, comfyui: Path, models: Path, place: Path) -> None:
         save_file(tensors, place / f"{name}.safetensors")
     sizes = {name: changed for name, (_, changed) in encoders.items()}
     (place / "encoder.json").write_text(json.dumps({"family": family, "encoders": sizes}))
-    if family == "ltx2":
+    if family in ("ltx2", "ltx23"):
         pipeline.text_encoder.save_pretrained(place / "gemma")
         pipeline.tokenizer.save_pretrained(place / "gemma")
-        projection = {"weight": pipeline.connectors.text_proj_in.weight.detach().clone()}
-        save_file(projection, place / "text_embedding_projection.safetensors")
+        state = pipeline.connectors.state_dict()
+        named = {
+            key.removeprefix("text_proj_in.").replace("_text_proj_in", "_aggregate_embed"): value.clone()
+            for key, value in state.items()
+            if "text_proj_in" in key
+        }
+        save_file(named, place / "text_embedding_projection.safetensors")
     if family == "wan":
         (place / "spiece.model").write_bytes(bytes(encoders["umt5xxl"][0].spiece_model.tolist()))
         tokenizer = T5TokenizerFast.from_pretrained(place, local_files_only=True, extra_ids=0, model_max_length=512)
         pipeline.register_modules(tokenizer=tokenizer)
     whole = models / "diffusers" / f"encoded-{family}-whole"
+    if isinstance(pipeline, tuple):
+        _write_modular(*pipeline, whole, models / "diffusers" / f"encoded-{family}-bare")
+        return
     pipeline.save_pretrained(whole)
     absent = [name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer"))]
     pipeline.register_modules(**dict.fromkeys(absent))
     pipeline.save_pretrained(models / "diffusers" / f"encoded-{family}-bare")
+
+
+def _write_modular(class_name: str, parts: dict[str, Any], whole: Path, bare: Path) -> None:
+    import diffusers
+    from modular_twins import save
+
+    from fastdiffusers.pipelines.modular.blocks import blocks_of, text_components
+
+    own: Any = getattr(diffusers, class_name)
+    save(own(), parts, whole)
+    absent = text_components(blocks_of(own))
+    save(own(), {name: part for name, part in parts.items() if name not in absent}, bare)

@@ -60,7 +60,7 @@ class TinyTextEncoder:
     def make(self, folder: str) -> tuple[Any]:
         place = Path(folder)
         described = json.loads((place / "encoder.json").read_text())
-        if described["family"] == "ltx2":
+        if described["family"] in ("ltx2", "ltx23"):
             return (_ltx2(place),)
         target = SimpleNamespace(params={})
         target.clip, target.tokenizer = _classes(described["family"])
@@ -104,6 +104,8 @@ def _classes(family: str) -> tuple[Any, Any]:
     return {
         "chroma": lambda: (pixart_t5.pixart_te(), pixart_t5.PixArtTokenizer),
         "krea2": _krea2_classes,
+        "anima": _anima_classes,
+        "minimax-h3": _minimax_classes,
         "flux": lambda: (flux.flux_clip(), flux.FluxTokenizer),
         "flux2-klein": lambda: (flux.klein_te(), flux.KleinTokenizer),
         "sdxl": lambda: (sdxl_clip.SDXLClipModel, sdxl_clip.SDXLTokenizer),
@@ -150,20 +152,40 @@ def _ltx2(place: Path) -> Any:
 
     projection = comfy.utils.load_torch_file(str(place / "text_embedding_projection.safetensors"))
     target = SimpleNamespace(params={}, tokenizer=Tokenizer)
-    target.clip = lt.ltxav_te(text_encoder_model=Gemma, video_projection_dim=projection["weight"].shape[0])
+    found = {f"text_embedding_projection.{name}": weight for name, weight in projection.items()}
+    target.clip = lt.ltxav_te(text_encoder_model=Gemma, **lt.sd_detect([found]))
     clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
     clip.cond_stage_model.text_embedding_projection.load_state_dict(projection)
     return clip
 
 
 def _krea2_classes() -> tuple[Any, Any]:
-    from comfy.text_encoders import krea2, qwen3vl  # not in every version
+    from comfy.text_encoders import krea2
 
-    qwen3vl.QWEN3VL_VISION["qwen3vl_4b"] = {
+    _small_qwen3_vision("qwen3vl_4b")
+    return krea2.te(), krea2.Krea2Tokenizer
+
+
+def _anima_classes() -> tuple[Any, Any]:
+    from comfy.text_encoders import anima
+
+    return anima.te(), anima.AnimaTokenizer
+
+
+def _minimax_classes() -> tuple[Any, Any]:
+    from comfy.text_encoders import minimax
+
+    _small_qwen3_vision("qwen3vl_32b")
+    return minimax.te(), minimax.MiniMaxH3Tokenizer
+
+
+def _small_qwen3_vision(name: str) -> None:
+    from comfy.text_encoders import qwen3vl  # not in every version
+
+    qwen3vl.QWEN3VL_VISION[name] = {
         **{"hidden_size": 16, "intermediate_size": 16, "depth": 1},
         **{"num_heads": 1, "deepstack_visual_indexes": [0]},
     }
-    return krea2.te(), krea2.Krea2Tokenizer
 
 
 @contextmanager

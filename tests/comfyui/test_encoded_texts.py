@@ -21,10 +21,19 @@ LENGTHS = {"flux": 256, "sd3": 77, "wan": 512, "chroma": 7}
 """How far ComfyUI fills a text up: the pipeline's own encoding is told the same."""
 NEGATIVES = {"flux2-klein": "", "chroma": "the blue car on the hill"}
 """What a pipeline encodes for itself that takes no negative prompt; for Chroma, as many tokens as the prompt has."""
-NEWER = {"krea2": "class Krea2TEModel", "ltx2": "text_encoder_model=Gemma3_12BModel"}
+NEWER = {
+    "krea2": "class Krea2TEModel",
+    **dict.fromkeys(("ltx2", "ltx23"), "text_encoder_model=Gemma3_12BModel"),
+    "anima": "class AnimaTEModel",
+    "minimax-h3": "class MiniMaxH3TEModel",
+}
 """Families whose text encoder not every version of ComfyUI has, or has at one size only; and what newer ones have."""
-FRAMES = {"ltx2": 9}
-SAID = {"ltx2": 3e-4}
+SIZES = {
+    "ltx2": {"num_frames": 9},
+    "ltx23": {"num_frames": 9},
+    "minimax-h3": {"num_frames": 124, "width": 32, "height": 32},
+}
+SAID = {"ltx2": 3e-4, "ltx23": 3e-4}
 """How much another text changes the picture at least, where that is little."""
 WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 2.0}
 
@@ -57,8 +66,8 @@ def encoders(
 def encoded(server: Client, family: str, folder: Path, **widgets: Any) -> dict[str, Any]:
     """A graph that encodes with ComfyUI's nodes, and samples with a model that has no text encoder."""
     texts = {"positive": ["positive", 0], "negative": ["negative", 0]}
-    frames = {"num_frames": FRAMES.get(family, WIDGETS["num_frames"])}
-    prompt = server.sampling(f"encoded-{family}-bare", **{**WIDGETS, **frames, "prompt": "", **texts, **widgets})
+    sizes = SIZES.get(family, {})
+    prompt = server.sampling(f"encoded-{family}-bare", **{**WIDGETS, **sizes, "prompt": "", **texts, **widgets})
     prompt["load"]["inputs"]["dtype"] = "float32"
     prompt["clip"] = server.node("TestTinyTextEncoder", folder=str(folder))
     for name, text in (("positive", PROMPT), ("negative", NEGATIVES.get(family, NEGATIVE))):
@@ -70,8 +79,8 @@ def own(server: Client, family: str, **widgets: Any) -> dict[str, Any]:
     """A graph in which the pipeline encodes its prompts."""
     negative = NEGATIVES.get(family) or NEGATIVE
     texts = {"prompt": PROMPT, "negative_prompt": negative, "max_sequence_length": LENGTHS.get(family, 0)}
-    frames = {"num_frames": FRAMES.get(family, WIDGETS["num_frames"])}
-    prompt = server.sampling(f"encoded-{family}-whole", **{**WIDGETS, **frames, **texts, **widgets})
+    sizes = SIZES.get(family, {})
+    prompt = server.sampling(f"encoded-{family}-whole", **{**WIDGETS, **sizes, **texts, **widgets})
     prompt["load"]["inputs"]["dtype"] = "float32"
     return prompt
 

@@ -7,7 +7,7 @@ from .embedded import NAME as EMBEDDED_NAME
 from .embedded import embedded_parts
 from .gguf import is_gguf
 from .plan import NONE, absent_vae, denoiser_of_parts, family_of_parts, kind_of_part, locate_parts
-from .read import read_parts
+from .read import check_quantized, read_parts
 from .save import bytes_of_parts, write_parts
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "VAE",
     "absent_vae",
     "bytes_of_parts",
+    "check_quantized",
     "choose_second_expert",
     "choose_text_encoders",
     "choose_vae",

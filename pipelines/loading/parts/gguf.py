@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,11 @@ _SHAPE = "comfy.gguf.orig_shape."
 def is_gguf(path: Path) -> bool:
     """Whether a file says by its name that it is one."""
     return path.suffix.lower() == SUFFIX
+
+
+def is_language_model(names: Container[str]) -> bool:
+    """Whether tensors of such names are a text encoder or another language model, as llama.cpp calls them."""
+    return "token_embd.weight" in names
 
 
 def read_gguf_header(path: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ....errors import ModelFileError, first_line
 from ....safetensors_header import DOWNLOAD_AGAIN, SUFFIX, file_size, parse_json, read_header
 from ...adapters import keys as adapter_keys
-from . import gguf, layouts
+from . import gguf, layouts, nunchaku
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,7 @@ _COUNT = "num_batches_tracked"
 _COMFY_QUANT = ".comfy_quant"
 _COMFY_FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 """Formats of ComfyUI's quantized layers that are read -> type of their weights."""
-_NUNCHAKU = (".wscales", ".wtscale", ".qweight")
-"""Ends of names in Nunchaku's files."""
-_OTHER_COPY = "use a copy in bf16, fp16, fp8, scaled fp8 or GGUF"
+_OTHER_COPY = nunchaku.OTHER_COPY
 _NOT_SCALED = ("shared.weight", "embed_tokens.weight", "_embedding.weight", "relative_attention_bias.weight")
 """Ends of the names of embeddings, which are looked up and not multiplied: they have no scale."""
 
@@ -55,6 +53,7 @@ class Part:
         precision: as found: "bfloat16", "fp8 e4m3", "scaled fp8 e4m3", with "mixed with" where there are several.
         prefix: what was taken off.
         layouts: name of a weight -> what the file says of its layer, where it is in one of `layouts.LAYOUTS`.
+        svdq: what a file of Nunchaku's says of itself; its shapes are those of the model before it was quantized.
     """
 
     path: Path
@@ -63,6 +62,7 @@ class Part:
     precision: str
     prefix: str
     layouts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    svdq: nunchaku.Quantized | None = None
 
     @property
     def is_gguf(self) -> bool:
@@ -92,11 +92,8 @@ def read_part(path: Path, name: str) -> Part:
         cure = "load it whole: with Load Diffusers Pipeline, or --model"
         raise ModelFileError(name, str(path), "it is a whole checkpoint, not a part", cure)
     prefix = next((each for each in _PREFIXES if any(key.startswith(each) for key in entries)), "")
-    if any(key.endswith(_NUNCHAKU) for key in entries):
-        reason = (
-            "it is quantized by Nunchaku (svdq), whose layers only the package nunchaku runs, and this pack does not"
-        )
-        raise QuantizationNotReadError(name, str(path), reason, _OTHER_COPY)
+    if nunchaku.is_nunchaku(entries):
+        return _read_nunchaku(path, name)
     strange = [key for key in entries if not key.startswith(prefix) and not key.endswith((_MARKER, *_EXTRAS))]
     if strange:
         raise ModelFileError(name, str(path), f"it mixes models: {strange[0][:80]!r} lies beside them", DOWNLOAD_AGAIN)
@@ -158,6 +155,15 @@ def _read_gguf(path: Path, name: str) -> Part:
         sizes[kind] += math.prod(shapes[key])
     precision = "GGUF " + " mixed with ".join(sorted(sizes, key=lambda kind: -sizes[kind]))
     return Part(path, {key.removeprefix(prefix): shape for key, shape in shapes.items()}, {}, precision, prefix)
+
+
+def _read_nunchaku(path: Path, name: str) -> Part:
+    found, shapes = nunchaku.read_quantized(path, name)
+    if name not in ("diffusion_model", "file"):
+        reason = "files of Nunchaku's are read as diffusion models only"
+        raise ModelFileError(name, str(path), reason, f"choose another {SUFFIX} file")
+    nunchaku.require_class(path, name, found)
+    return Part(path, shapes, {}, found.precision, "", svdq=found)
 
 
 def read_extra(part: Part, name: str) -> torch.Tensor | None:

@@ -15,10 +15,11 @@ from ...families import Family
 from ...recognize import family_of_configuration
 from .. import checkpoints
 from ..small_files import plain_path, read_json
-from .component import DIFFUSION_MODEL, UNREADABLE, Component, Config, PartsFamily
-from .gguf import is_gguf
+from .component import DIFFUSION_MODEL, ENCODER_INPUT, UNREADABLE, Component, Config, PartsFamily
+from .gguf import is_gguf, is_language_model
 from .header import Part, QuantizationNotReadError, is_lora, read_part
-from .models import FAMILIES, TITLES, family_of_file, kind_of_shapes, why_not_read
+from .models import FAMILIES, TITLES, as_other_part, family_of_file, kind_of_shapes, why_not_read
+from .nunchaku import is_nunchaku
 
 NONE = "none"
 """Instead of a file: the component is left out."""
@@ -113,7 +114,7 @@ def _kind(path: str, stamp: str) -> str:
     except QuantizationNotReadError:
         return UNREADABLE
     except (ModelFileError, MissingDependencyError):
-        return UNREADABLE if is_gguf(file) or _is_damaged(file) else ""
+        return UNREADABLE if is_gguf(file) or _is_damaged(file) or is_nunchaku(read_header(file)) else ""
     kind = kind_of_shapes(part.shapes, file.stem)
     return kind if kind in (DIFFUSION_MODEL, UNREADABLE) or not part.is_gguf else ""
 
@@ -168,8 +169,15 @@ def _family(part: Part) -> PartsFamily:
     family = family_of_file(part.shapes, part.path.stem)
     if family is None:
         others = f"it is not the diffusion model of a family that is read in parts: {TITLES}"
-        reason = why_not_read(part.shapes) or others
-        raise ModelFileError("diffusion_model", str(part.path), reason, "use the model's folder in diffusers format")
+        cure = "use the model's folder in diffusers format"
+        if is_language_model(part.shapes):
+            others = "it is a text encoder, as llama.cpp has them, and not the diffusion model of a family"
+            cure = "give the diffusion model here, and as --text-encoder its .safetensors: GGUF is not read for them"
+        elif other := as_other_part(part.shapes):
+            title, given_as, models = other
+            others = f"it is {title}, and not the diffusion model of a family"
+            cure = f"give it as --{given_as.replace('_', '-')}, and here what it goes with: {models}"
+        raise ModelFileError("diffusion_model", str(part.path), why_not_read(part.shapes) or others, cure)
     return family
 
 
@@ -208,6 +216,8 @@ def _problem(family: int, slot: str, path: str, stamp: str, diffusion_model: str
     if is_lora(part.shapes):
         return "it is a LoRA"
     component = FAMILIES[family].components[slot]
+    if part.svdq is not None:
+        return part.svdq.problem(component, configuration(slot, component, part, Path(diffusion_model)))
     try:
         config = configuration(slot, component, part, Path(diffusion_model))
         weights = {key: torch.empty(shape, device="meta") for key, shape in part.shapes.items()}
@@ -236,13 +246,20 @@ def problem_of(family: PartsFamily, slot: str, file: Path, chosen: Path, name: s
 
 
 def _require(family: PartsFamily, slot: str, file: Path, chosen: Path, name: str) -> None:
+    _refuse_gguf(file, name, family.components[slot].usual)
     if problem := problem_of(family, slot, file, chosen, name):
         usual = family.components[slot].usual
         raise ModelFileError(name, str(file), f"it does not fit: {problem}", f"give {usual}")
 
 
+def _refuse_gguf(file: Path, name: str, usual: str) -> None:
+    if is_gguf(file) and name in (ENCODER_INPUT, "vae"):
+        raise ModelFileError(name, str(file), "GGUF is read for diffusion models only", f"give {usual}")
+
+
 def _encoder_slot(family: PartsFamily, file: Path, chosen: Path, found: dict[str, Path]) -> str:
     """The text encoder of a family that a file is: of several that have its names, the one whose sizes it has."""
+    _refuse_gguf(file, "text_encoder", _lacking(family, found))
     shapes = read_part(file, "text_encoder").shapes
     slots = [slot for slot in family.encoders if family.components[slot].told(shapes)]
     if not slots:

@@ -12,8 +12,9 @@ from ....fallback import Signals
 from ....optimizations.quantization.layers import describe_model
 from ..devices import default_dtype
 from ..small_files import read_json
+from . import nunchaku
 from .component import MODEL_INPUT, Component, Config, PartsFamily, Tokenizer, input_of
-from .gguf import fill_gguf
+from .gguf import fill_gguf, is_gguf
 from .header import Part, read_extra, read_part
 from .plan import beside, configuration, family_of_part
 from .weights import read_weights
@@ -26,13 +27,19 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.
 
 
 def read_parts(
-    parts: tuple[tuple[str, str], ...], comfyui: str, dtype: torch.dtype, callbacks: Signals, keep_fp8: bool = False
+    parts: tuple[tuple[str, str], ...],
+    comfyui: str,
+    dtype: torch.dtype,
+    callbacks: Signals,
+    keep_fp8: bool = False,
+    device: str = "cpu",
 ) -> tuple[Any, dict[str, str]]:
     """Read what `locate_parts` found, on the CPU.
 
     Args:
         comfyui: folder of a ComfyUI, whose tokenizers are used; "" for none.
         keep_fp8: a diffusion model in plain fp8 stays in it, and its layers are cast one by one when they run.
+        device: where a diffusion model of Nunchaku's is read to, which its package reads to no other.
 
     Returns:
         the pipeline, and of each component the precision that its file has, and what its tensors do not tell.
@@ -57,7 +64,10 @@ def read_parts(
         config = configuration(slot, component, part, chosen)
         found[slot] = part.precision
         keep = keep_fp8 and input_of(slot) == MODEL_INPUT
-        made[slot] = read_component(component, part, config, dtype, keep)
+        if part.svdq is not None:
+            made[slot] = nunchaku.load(path, part.svdq, device, dtype)
+        else:
+            made[slot] = read_component(component, part, config, dtype, keep)
         if keep and "fp8" in describe_model(made[slot]):
             found[slot] += ", kept"
         found[slot] += component.not_told(config)
@@ -69,6 +79,22 @@ def read_parts(
         made |= family.more(made, beside(chosen))
     settings = family.settings_with(files)
     return getattr(diffusers, family.pipeline)(**made, **settings), found
+
+
+def check_quantized(parts: tuple[tuple[str, str], ...], device: str, dtype: str) -> str:
+    """The file whose layers its own code multiplies as they are quantized, GGUF or Nunchaku's; "" where there is none.
+
+    Raises:
+        InputError, ModelFileError: the device does not run it, or not in this precision.
+    """
+    for slot, file in parts:
+        if is_gguf(Path(file)):
+            return file
+        part = read_part(Path(file), input_of(slot))
+        if part.svdq is not None:
+            nunchaku.check_card(part.path, part.svdq, device, dtype)
+            return file
+    return ""
 
 
 def read_scheduler(family: PartsFamily, chosen: Path) -> Any:

@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....errors import ModelFileError
 from ....fallback import Signals
 from .component import Component, Config, PartsFamily, input_of
 from .header import Part, read_part
+from .nunchaku import OTHER_COPY
 from .plan import beside, configuration, empty_network, family_of_part
 from .read import fill, read_component, read_scheduler, read_tokenizer
 from .weights import read_weights
@@ -83,6 +85,9 @@ def _described(family: PartsFamily, slot: str, path: Path, chosen: Path) -> tupl
 
 def _read(component: Component, part: Part, config: Config, dtype: torch.dtype) -> Any:
     """A component with plain weights: what GGUF quantized is written out, as it is where it runs."""
+    if part.svdq is not None:
+        reason = "it is quantized by Nunchaku (svdq), whose weights only its package's layers read"
+        raise ModelFileError("diffusion_model", str(part.path), reason, OTHER_COPY)
     if not part.is_gguf:
         return read_component(component, part, config, dtype)
     from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor

@@ -27,6 +27,27 @@ def clip(projection: bool, layers: int = 3) -> Any:
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
+def ltx23() -> Any:
+    """LTX-2 in the form of LTX-2.3: its connectors project the text for picture and sound apart."""
+    import diffusers
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+
+    small: Any = tiny.build("ltx2-t2v")
+    sizes = small.transformer.config
+    widths = {"video_hidden_dim": sizes.cross_attention_dim, "audio_hidden_dim": sizes.audio_cross_attention_dim}
+    apart = {"per_modality_projections": True, "proj_bias": True, "video_gated_attn": True, "audio_gated_attn": True}
+    apart |= {"audio_connector_attention_head_dim": sizes.audio_cross_attention_dim // 2}
+    torch.manual_seed(14)
+    connectors = LTX2TextConnectors.from_config(changed(small.connectors.config, **apart, **widths)).eval()
+    modulated = {"use_prompt_embeddings": False, "cross_attn_mod": True, "audio_cross_attn_mod": True}
+    transformer = diffusers.LTX2VideoTransformer3DModel.from_config(changed(sizes, **modulated)).eval()
+    with torch.no_grad():  # so that the text tells in so small a model
+        for projection in (connectors.video_text_proj_in, connectors.audio_text_proj_in):
+            projection.weight.mul_(8)
+    small.register_modules(connectors=connectors, transformer=transformer)
+    return small
+
+
 def flux_fill() -> Any:
     import diffusers
 

@@ -111,6 +111,13 @@ def test_the_picture_of_krea_2_is_that_of_the_text(folders: dict[str, tuple[Any,
         run_folder(folder, positive=Embeddings(torch.zeros(1, 77, 768)), guidance=0.0)
 
 
+def test_a_size_that_krea_2_does_not_make_is_said(folders: dict[str, tuple[Any, str]]) -> None:
+    """Its pipeline rounds up to a multiple of 16, in a log."""
+    made = run_folder(folders["krea2"][1], prompt=POSITIVE, width=72, steps=1, guidance=0.0)
+    assert made.frames.shape[2:4] == (64, 80)
+    assert "size: 80x64 instead of 72x64, as Krea2Pipeline itself makes of it." in made.report.notes
+
+
 def _unpadded(texts: dict[str, Embeddings]) -> list[tuple[str, Embeddings, torch.Tensor]]:
     return [(name, text, text.mask[0].bool()) for name, text in texts.items() if text.mask is not None]
 
@@ -209,16 +216,33 @@ def test_a_longer_text_of_ltx_2_takes_as_many_registers_as_fit() -> None:
     assert lengths == [-(-long.tokens.shape[1] // 128) * 128, 1024]
 
 
-def test_ltx_2_with_two_projections_takes_none(tmp_path: Path) -> None:
-    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+@torch.no_grad()
+def projected_apart(pipeline: Any, text: str) -> Embeddings:
+    """What ComfyUI's encoder gives of LTX-2.3: each token's layers normalized, and projected for picture and sound."""
+    connectors = pipeline.connectors
+    states, mask = pipeline._get_gemma_prompt_embeds(text)
+    states = states[:, -int(mask.sum()) :].unflatten(2, (width := connectors.config.caption_channels, -1))
+    states = (states * (states.square().mean(2, keepdim=True) + 1e-6).rsqrt()).flatten(2)
+    made = [
+        projection(states * (projection.out_features / width) ** 0.5)
+        for projection in (connectors.video_text_proj_in, connectors.audio_text_proj_in)
+    ]
+    return Embeddings(torch.cat(made, dim=2))
 
-    pipeline: Any = tiny.build("ltx2-t2v")
-    apart = {"per_modality_projections": True, "video_hidden_dim": 32, "audio_hidden_dim": 32}
-    sizes = further_parts.changed(pipeline.connectors.config, **apart)
-    pipeline.register_modules(connectors=LTX2TextConnectors.from_config(sizes))
-    pipeline.save_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match="picture and sound apart"):
-        run_folder(str(tmp_path / "model"), positive=projected(tiny.build("ltx2-t2v"), "ice"), guidance=1.0)
+
+def test_the_clip_of_ltx_2_3_is_that_of_the_text(tmp_path: Path) -> None:
+    pipeline = further_parts.ltx23()
+    pipeline.save_pretrained(folder := str(tmp_path / "model"))
+    given = {"num_frames": 9, "decode": False}
+    own = run_folder(folder, prompt=POSITIVE, negative_prompt=NEGATIVE, **given)
+    texts = {"positive": projected_apart(pipeline, POSITIVE), "negative": projected_apart(pipeline, NEGATIVE)}
+    made = run_folder(folder, **texts, **given)
+    torch.testing.assert_close(made.latent, own.latent, atol=2e-5, rtol=0)
+    torch.testing.assert_close(made.audio["waveform"], own.audio["waveform"], atol=1e-4, rtol=0)
+    other = run_folder(folder, **texts | {"positive": projected_apart(pipeline, "ice")}, **given)
+    assert float((other.latent - own.latent).abs().max()) > 2e-4
+    with pytest.raises(InputError, match="32 wide, and ltx2-t2v takes 48"):
+        run_folder(folder, positive=projected(tiny.build("ltx2-t2v"), "ice"), guidance=1.0)
 
 
 def test_items_of_a_batch_take_the_items_of_the_text_in_turn() -> None:
@@ -290,7 +314,13 @@ def test_what_does_not_fit_is_refused_before_anything_loads() -> None:
         ("flux2-klein", {"positive": wide["flux"], "guidance": 1.0}, r"32 wide, and flux2-klein takes (?!32)\d+"),
         ("ltx2-t2v", {"positive": wide["flux"], "guidance": 1.0}, "it has one of 32, and ltx2-t2v takes none"),
         ("ltx2-t2v", {"positive": clip_l, "guidance": 1.0}, "768 wide, and ltx2-t2v takes 32.*LTX-2's projection"),
-        ("flux3", {"positive": wide["flux"]}, "a modular pipeline encodes its own prompt"),
+        (
+            "flux3",
+            {"positive": wide["flux"]},
+            r"flux3 encodes its own prompt: no ComfyUI up to 0\.33 has",
+        ),
+        ("minimax-h3", {"positive": wide["sdxl"], "num_frames": 124}, "64 wide, and minimax-h3 takes 32.*Qwen3-VL-32B"),
+        ("flux", {"positive": replace(wide["flux"], ids=torch.zeros(1, 3))}, "T5's tokens for Anima's own network"),
     ]
     for family, changes, said in cases:
         with pytest.raises(InputError, match=said) as error:

@@ -33,7 +33,7 @@ TITLES = (
 )
 
 
-__all__ = ["FAMILIES", "TITLES", "family_of_file", "kind_of_shapes", "why_not_read"]
+__all__ = ["FAMILIES", "TITLES", "as_other_part", "family_of_file", "kind_of_shapes", "why_not_read"]
 
 
 def family_of_file(shapes: Shapes, name: str) -> PartsFamily | None:
@@ -52,6 +52,24 @@ def kind_of_shapes(shapes: Shapes, name: str) -> str:
         if any(component.told(shapes) for component in _components(given_as)):
             return kind
     return ""
+
+
+def as_other_part(shapes: Shapes) -> tuple[str, str, str] | None:
+    """What a file is that is a part of models and no diffusion model; None where it is none.
+
+    Returns:
+        its title, of several with the same names all; the input that it is given by; what it goes with.
+    """
+    for given_as in (ENCODER_INPUT, "vae"):
+        found = {
+            family.components[family.diffusion_model].title: component.title
+            for family in FAMILIES
+            for name, component in family.components.items()
+            if input_of(name) == given_as and component.told(shapes)
+        }
+        if found:
+            return " or ".join(dict.fromkeys(found.values())), given_as, ", ".join(found)
+    return None
 
 
 def _components(given_as: str) -> list[Component]:
