@@ -28,6 +28,7 @@ from .gate import Gates, Verdicts
 from .group import Group
 from .probation import Probation
 from .remembered import Remembered, because, how_split, on_device
+from .tiles import SharedTiles
 
 WHOLE, SPLIT, STOP = 0.0, 1.0, 2.0
 """What the first process tells the others at each step."""
@@ -72,9 +73,10 @@ class Maker:
         if measurements:
             use_folder(Path(measurements))
         handle = on_device(handle, str(self._group.device))
-        if self._group.rank:
-            request = replace(request, decode=False)
-        check_before_load(handle.key, ready(family_of_key(handle.key), request))
+        family = family_of_key(handle.key)
+        if self._group.rank and not family.known:
+            request = replace(request, decode=False)  # such a pipeline decodes by itself
+        check_before_load(handle.key, ready(family, request))
         check_loras(handle.loras)
         before = CACHE.peek(handle.key)
         loading = Callbacks(show, _stops(cancelled), previews=False)
@@ -113,13 +115,14 @@ class Maker:
                 probation.recall(row.verdict, because(row))
             probation.begin()
         steps = _Steps(self._group, gates, probation, show, cancelled)
+        tiles = SharedTiles(self._group)
         with gates.held():
-            result = run_loaded(loaded, handle, request, without(settings), steps.callbacks(previews))
+            result = run_loaded(loaded, handle, request, without(settings), steps.callbacks(previews), sharing=tiles)
         if probation is not None and remembered is not None and probation.verdict and not probation.kept:
             remembered.keep(probation)
             probation.kept = True
         pixels = (completed.width or 0, completed.height or 0, completed.num_frames or 1)
-        self._report(result, gates, probation, settings, uneven(loaded.family, *pixels, self._group.size))
+        self._report(result, gates, tiles, probation, settings, uneven(loaded.family, *pixels, self._group.size))
         return result
 
     def _remembered(
@@ -135,6 +138,7 @@ class Maker:
         self,
         result: SampleResult,
         gates: Gates,
+        tiles: SharedTiles,
         probation: Probation | None,
         asked: OptimizationSettings,
         uneven: str,
@@ -154,6 +158,8 @@ class Maker:
         told += reasons or ([] if gates.split or probation else ["the run has called no denoiser"])
         failed = not gates.split and self._parallel != AUTO
         report.set(OptimizationRecord(NAME, self._parallel, applied, "; ".join(told), failed=failed))
+        if (decoded := tiles.record(self._group.names, self._group.alike)) is not None:
+            report.set(decoded)
         report.facts[NAME] = {"devices": self._group.names, "holds": HOLDS, "trials": gates.tried}
         for name in ("attention", "torch_compile", "step_cache"):
             wanted = getattr(asked, name)
@@ -221,9 +227,8 @@ class _Steps:
         self._since = time.perf_counter()
 
     def _check(self) -> None:
-        # Decoding is the first process's alone: nobody waits for it there.
-        alone = self._stage.startswith("decode") and self._group.rank == 0
-        if self._stop or (alone and self._cancelled()):
+        # There is no step to stop at together while it decodes: each process asks, and `SharedTiles` tells the others.
+        if self._stop or (self._stage.startswith("decode") and self._cancelled()):
             raise Stopped
 
     def _measure(self, probation: Probation) -> None:
