@@ -80,7 +80,7 @@ def run_loaded(
     """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be.
 
     A run that ends in NaN or infinity while another attention backend than SDPA was active is made again with SDPA.
-    With `sharing`, processes that run the same make the tiles of the decode together; the one that leads has the frames.
+    With `sharing`, processes that run the same make the tiles of the decode together; the first has the frames.
     """
     from ..optimizations import attention
     from ..optimizations.tuning.auto import AutoRun

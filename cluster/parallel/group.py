@@ -71,6 +71,15 @@ class Group:
             distributed.broadcast(torch.frombuffer(held, dtype=torch.uint8), 0)
         return bytes(held)
 
+    def every(self, text: str) -> list[str]:
+        """What each of the members says, in their order."""
+        own = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        sizes = [int(size) for size in self.gathered(torch.tensor([len(own)]))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(own)] = own
+        said = zip(self.gathered(padded), sizes, strict=True)
+        return [bytes(each[:size].tolist()).decode() for each, size in said]
+
     def send(self, tensor: torch.Tensor) -> None:
         """Give the first member a tensor on the processor."""
         distributed.send(tensor.contiguous().reshape(-1).view(torch.uint8), 0)

@@ -1,4 +1,4 @@
-"""The tiles of a decode, made by all processes of a group: in every round each of them makes one, and the first has them.
+"""The tiles of a decode, made by all processes of a group: each makes one in every round, and the first has them all.
 
 A process in which the memory does not suffice for a tile makes none any more, and its tile is made in the next round.
 """

@@ -1,4 +1,4 @@
-"""The tiles of one decode made by several processes: what a group of them is to a decode. No process is started here."""
+"""The tiles of one decode made by several processes: what a group of them is to a decode. None is started here."""
 
 from __future__ import annotations
 

@@ -121,7 +121,10 @@ def test_two_processes_make_what_one_makes(together: Callable[..., Any], family:
     assert (record.requested, record.applied, record.failed) == ("ulysses", "ulysses over 2 processes", False)
     assert "at most 1e-05 is taken" in record.reason
     assert result.report.facts["parallel"]["devices"] == ["cpu", "cpu"]
-    assert "the first one decodes" in result.report.facts["parallel"]["holds"]
+    holds = result.report.facts["parallel"]["holds"]
+    assert len(holds) == 2
+    assert all(each.startswith("cpu: ") and "transformer " in each and "vae " in each for each in holds)
+    assert result.report.facts["parallel"]["work"] == "each process encodes the texts; the first one decodes"
     assert off(result, family, **changes) <= SAME
     assert any(progress.preview_latent is not None for progress in watch.seen)
     assert max(progress.done for progress in watch.seen if progress.stage == "denoise") == 2
@@ -286,6 +289,7 @@ def test_two_processes_make_the_tiles_that_one_makes(together: Callable[..., Any
     record = result.report["parallel_decode"]
     assert (record.applied, record.failed) == ("6 tiles over 2 processes", False)
     assert record.reason.startswith("3, 3 each, and each is the one that one process makes")
+    assert result.report.facts["parallel"]["work"].endswith("all decode")
     assert "parallel_decode 6 tiles over 2 processes" in result.report.for_speed
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of them has
@@ -310,9 +314,9 @@ def test_cancel_and_a_killed_process_while_tiles_are_made(together: Callable[...
     assert [first().process.pid, second()] == pair
     assert "load" not in result.report.facts["seconds"]
     assert result.report["parallel_decode"].applied == "6 tiles over 2 processes"
+    killing = AtStep(1, lambda message: os.kill(pair[1], signal.SIGKILL), stage="decode")
     with pytest.raises(ClusterError) as caught:
-        kill = lambda message: os.kill(pair[1], signal.SIGKILL)
-        together("wan21-t2v", AtStep(1, kill, stage="decode").callbacks, settings=settings, steps=1, **long)
+        together("wan21-t2v", killing.callbacks, settings=settings, steps=1, **long)
     assert str(caught.value).startswith(f"process 2 of 2 (pid {pair[1]}) that make one picture has ended: it was ended")
     assert "\n" not in str(caught.value)
     wait_for(lambda: all(map(has_ended, pair)), "the end of both", lambda: commands(pair))

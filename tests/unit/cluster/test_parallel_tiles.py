@@ -34,7 +34,7 @@ TILES = 6
 
 @pytest.fixture(scope="module")
 def loaded() -> list[LoadedPipeline]:
-    """A pipeline for each of three members, all with the same weights. The first is told to tile, the others are not."""
+    """A pipeline for each of three members, all of the same weights. The first is told to tile."""
     made = [load(resolve("tiny:wan21-t2v", device="cpu", dtype="float32")) for _ in range(3)]
     turn_on(made[0].pipeline.vae, possible_tiles(made[0].pipeline.vae, 64, 16))
     return made
@@ -157,9 +157,7 @@ def test_another_error_of_the_leader_is_its_own_and_lets_the_others_go(loaded: l
     assert second[0] is None
 
 
-def test_what_is_not_made_of_tiles_is_declined_with_the_reason(
-    loaded: list[LoadedPipeline], small_tiles: None
-) -> None:
+def test_what_is_not_made_of_tiles_is_declined_with_the_reason(loaded: list[LoadedPipeline], small_tiles: None) -> None:
     vae = loaded[0].pipeline.vae
     before = values_of(vae)
     try:
