@@ -15,6 +15,7 @@ logger = logging.getLogger("fastdiffusers.run")
 FOR_SPEED = (
     "engine",
     "parallel",
+    "parallel_decode",
     "attention",
     "torch_compile",
     "step_cache",

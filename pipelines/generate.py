@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..memory import MemoryProbe
+    from .decoding.sharing import TileSharing
 
 
 def generate(
@@ -74,10 +75,12 @@ def run_loaded(
     callbacks: Callbacks = SILENT,
     *,
     memory: MemoryProbe | None = None,
+    sharing: TileSharing | None = None,
 ) -> SampleResult:
     """`generate` for a pipeline that is at hand: optimize, sample, decode, and learn from it what "auto" should be.
 
     A run that ends in NaN or infinity while another attention backend than SDPA was active is made again with SDPA.
+    With `sharing`, processes that run the same make the tiles of the decode together; the first has the frames.
     """
     from ..optimizations import attention
     from ..optimizations.tuning.auto import AutoRun
@@ -97,7 +100,12 @@ def run_loaded(
 
     def sample(report: OptimizationReport, callbacks: Callbacks) -> SampleResult:
         def decode(latent: torch.Tensor) -> torch.Tensor | None:
-            return None if spoilt(latent) else _decode(loaded, latent, report, callbacks, memory)
+            if spoilt(latent):
+                return None
+            if sharing is not None and not sharing.leads:
+                pipeline_vae.help_decode(loaded, sharing, callbacks)
+                return None
+            return _decode(loaded, latent, report, callbacks, memory, sharing=sharing)
 
         return sampling.run(loaded, request, callbacks, report, decode)
 
@@ -262,10 +270,17 @@ def _decode(
     callbacks: Callbacks,
     memory: MemoryProbe | None,
     exactness: str = BIT_IDENTICAL,
+    sharing: TileSharing | None = None,
 ) -> torch.Tensor:
     """Decode; when the memory does not suffice, again in tiles, and in smaller ones."""
     from ..optimizations.vae_memory import shrink_until_it_fits
 
     edge = max(latent.shape[-2:]) * loaded.family.latent_stride
-    run = lambda: pipeline_vae.decode(loaded, latent, callbacks, exactness=exactness, memory=memory, report=report)
-    return shrink_until_it_fits(loaded.pipeline.vae, run, report, edge=edge)
+    run = lambda: pipeline_vae.decode(
+        loaded, latent, callbacks, exactness=exactness, memory=memory, report=report, sharing=sharing
+    )
+    try:
+        return shrink_until_it_fits(loaded.pipeline.vae, run, report, edge=edge)
+    finally:
+        if sharing is not None:
+            sharing.over()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ class Group:
         rank: which of them this is, from 0.
         size: how many there are, >= 2.
         cards: whether each has a card, `cuda:rank`; else they are on the processor.
+
+    Attributes:
+        alike: whether all members have the same kind of card.
     """
 
     def __init__(self, folder: Path, rank: int, size: int, cards: bool) -> None:
@@ -41,6 +46,9 @@ class Group:
             self.device.type, (1, size), mesh_dim_names=("ring", "ulysses")
         )
 
+        kind = zlib.crc32(torch.cuda.get_device_name(self.device).encode()) if cards else 0
+        self.alike = self.most(kind) == -self.most(-kind)
+
     def most(self, value: float) -> float:
         """The largest of the values that the members give, the same for all; waits for all of them."""
         found = torch.tensor([value], dtype=torch.float64)
@@ -53,6 +61,34 @@ class Group:
         every = [torch.empty_like(own) for _ in range(self.size)]
         distributed.all_gather(every, own)
         return [each.view(tensor.dtype).reshape(tensor.shape) for each in every]
+
+    def told(self, content: bytes) -> bytes:
+        """What the first member says, to all; the others' content is not read."""
+        size = torch.tensor([len(content)])
+        distributed.broadcast(size, 0)
+        held = bytearray(content if self.rank == 0 else int(size))
+        if held:
+            distributed.broadcast(torch.frombuffer(held, dtype=torch.uint8), 0)
+        return bytes(held)
+
+    def every(self, text: str) -> list[str]:
+        """What each of the members says, in their order."""
+        own = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        sizes = [int(size) for size in self.gathered(torch.tensor([len(own)]))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(own)] = own
+        said = zip(self.gathered(padded), sizes, strict=True)
+        return [bytes(each[:size].tolist()).decode() for each, size in said]
+
+    def send(self, tensor: torch.Tensor) -> None:
+        """Give the first member a tensor on the processor."""
+        distributed.send(tensor.contiguous().reshape(-1).view(torch.uint8), 0)
+
+    def received(self, member: int, like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """What a member sends to this one, the first, as a tensor of a shape and of the type of `like`."""
+        found = torch.empty(tuple(shape), dtype=like.dtype)
+        distributed.recv(found.reshape(-1).view(torch.uint8), member)
+        return found
 
     @property
     def names(self) -> list[str]:

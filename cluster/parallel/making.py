@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,14 +27,15 @@ from ..worker import Stopped
 from .choice import AUTO, NAME, uneven, without_branches
 from .gate import Gates, Verdicts
 from .group import Group
+from .holding import held
 from .probation import Probation
 from .remembered import Remembered, because, how_split, on_device
+from .tiles import SharedTiles
 
 WHOLE, SPLIT, STOP = 0.0, 1.0, 2.0
 """What the first process tells the others at each step."""
 UNEVEN = "must be divisible"
 """In diffusers' error about a tensor that cannot be shared equally."""
-HOLDS = "each process has the whole model and encodes the texts; the first one decodes"
 WITHOUT = "a denoiser that is split over several processes goes without it"
 
 
@@ -72,9 +74,10 @@ class Maker:
         if measurements:
             use_folder(Path(measurements))
         handle = on_device(handle, str(self._group.device))
-        if self._group.rank:
-            request = replace(request, decode=False)
-        check_before_load(handle.key, ready(family_of_key(handle.key), request))
+        family = family_of_key(handle.key)
+        if self._group.rank and not family.known:
+            request = replace(request, decode=False)  # such a pipeline decodes by itself
+        check_before_load(handle.key, ready(family, request))
         check_loras(handle.loras)
         before = CACHE.peek(handle.key)
         loading = Callbacks(show, _stops(cancelled), previews=False)
@@ -112,14 +115,17 @@ class Maker:
             if remembered is not None and not probation.verdict and (row := remembered.row()) is not None:
                 probation.recall(row.verdict, because(row))
             probation.begin()
-        steps = _Steps(self._group, gates, probation, show, cancelled)
+        steps = _Steps(self._group, loaded.pipeline, gates, probation, show, cancelled)
+        tiles = SharedTiles(self._group)
         with gates.held():
-            result = run_loaded(loaded, handle, request, without(settings), steps.callbacks(previews))
+            result = run_loaded(loaded, handle, request, without(settings), steps.callbacks(previews), sharing=tiles)
         if probation is not None and remembered is not None and probation.verdict and not probation.kept:
             remembered.keep(probation)
             probation.kept = True
         pixels = (completed.width or 0, completed.height or 0, completed.num_frames or 1)
-        self._report(result, gates, probation, settings, uneven(loaded.family, *pixels, self._group.size))
+        self._report(
+            result, gates, tiles, probation, settings, uneven(loaded.family, *pixels, self._group.size), steps.holds
+        )
         return result
 
     def _remembered(
@@ -135,9 +141,11 @@ class Maker:
         self,
         result: SampleResult,
         gates: Gates,
+        tiles: SharedTiles,
         probation: Probation | None,
         asked: OptimizationSettings,
         uneven: str,
+        holds: list[str],
     ) -> None:
         report, count = result.report, self._group.size
         reasons, worst = gates.reasons(), gates.worst()
@@ -154,7 +162,15 @@ class Maker:
         told += reasons or ([] if gates.split or probation else ["the run has called no denoiser"])
         failed = not gates.split and self._parallel != AUTO
         report.set(OptimizationRecord(NAME, self._parallel, applied, "; ".join(told), failed=failed))
-        report.facts[NAME] = {"devices": self._group.names, "holds": HOLDS, "trials": gates.tried}
+        if (decoded := tiles.record(self._group.names, self._group.alike)) is not None:
+            report.set(decoded)
+        decodes = "all decode" if decoded is not None and decoded.applied != "off" else "the first one decodes"
+        report.facts[NAME] = {
+            "devices": self._group.names,
+            "holds": holds,
+            "work": f"each process encodes the texts; {decodes}",
+            "trials": gates.tried,
+        }
         for name in ("attention", "torch_compile", "step_cache"):
             wanted = getattr(asked, name)
             if name in report and wanted != report[name].requested:
@@ -180,11 +196,16 @@ def _stops(cancelled: Callable[[], bool]) -> Callable[[], None]:
 
 
 class _Steps:
-    """The steps of one run, which all processes take together."""
+    """The steps of one run, which all processes take together.
+
+    Attributes:
+        holds: what each process had on its card at the first of them.
+    """
 
     def __init__(
         self,
         group: Group,
+        pipeline: Any,
         gates: Gates,
         probation: Probation | None,
         show: Callable[[Progress], None],
@@ -192,6 +213,8 @@ class _Steps:
     ) -> None:
         self._group, self._gates, self._probation = group, gates, probation
         self._show, self._cancelled = show, cancelled
+        self._pipeline = pipeline
+        self.holds: list[str] = []
         self._stop = False
         self._stage = ""
         self._tried = self._split = 0
@@ -214,6 +237,8 @@ class _Steps:
     def _on_progress(self, progress: Progress) -> None:
         self._stage = progress.stage
         if progress.stage == STEP_STAGE:
+            # Here all are at the same place; behind the last step the first one may decode for long, or be cancelled.
+            self.holds = self.holds or self._group.every(held(self._pipeline))
             if self._probation is not None:
                 self._measure(self._probation)
             self._gates.wanted = self._tell() == SPLIT
@@ -221,9 +246,8 @@ class _Steps:
         self._since = time.perf_counter()
 
     def _check(self) -> None:
-        # Decoding is the first process's alone: nobody waits for it there.
-        alone = self._stage.startswith("decode") and self._group.rank == 0
-        if self._stop or (alone and self._cancelled()):
+        # There is no step to stop at together while it decodes: each process asks, and `SharedTiles` tells the others.
+        if self._stop or (self._stage.startswith("decode") and self._cancelled()):
             raise Stopped
 
     def _measure(self, probation: Probation) -> None:

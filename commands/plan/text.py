@@ -15,6 +15,13 @@ NOTE = (
     "a quantization leaves out are not counted, so these are the least that it can be"
 )
 
+SEVERAL_CARDS = (
+    "--cluster: each worker holds all of this on a card of its own and makes whole pictures or clips",
+    "--parallel: each card holds all of this, and one picture or clip is made by all of them; tiles of a decode too",
+    "text encoders on one card and the denoiser on another: not offered; where a card is short, see memory_mode above",
+)
+"""Which components sit on which card."""
+
 
 def as_text(plan: Plan) -> str:
     """Weights, what is needed beside them, and what fits, for each way in which the weights can be stored."""
@@ -52,6 +59,9 @@ def _lines(plan: Plan) -> Iterator[str]:
         fits = "compiled code fits; whether it is faster, Benchmark Optimizations measures"
         yield f"    torch_compile: {f'off: {fit.compile}' if fit.compile else fits}"
     yield ""
+    yield "several cards"
+    yield from (f"  {line}" for line in SEVERAL_CARDS)
+    yield ""
     scores = "not known for this model" if plan.scores is None else f"at least {gib(plan.scores)} in one layer"
     yield f"attention: the scores, which only 'math' holds as a whole: {scores}; the other kernels do not keep them."
     yield "Which kernels work depends on the card: doctor without --plan tries them there."
@@ -76,5 +86,6 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "working": plan.working,
         "attention_scores": plan.scores,
         "schemes": {AS_LOADED: ["none"], **{stored: list(names) for stored, names in SCHEMES.items()}},
+        "several_cards": list(SEVERAL_CARDS),
         "fits": [{**asdict(fit), "in_short": fit.in_short} for fit in plan.fits],
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ...callbacks import SILENT, Callbacks
+from ...callbacks import SILENT, Callbacks, Progress
 from ...errors import InputError
 from ...optimizations.components import decode_dtype, execution_device, has_time_axis, weights_dtype
 from ...report import OptimizationRecord
@@ -15,13 +15,14 @@ from ..types import LoadedPipeline
 from .exactness import BIT_IDENTICAL, FAST, RECORD, decode_bit_identical, decode_fast, not_fast, whole_is_exact_and_fits
 from .mirrored_edges import decode_at_any_size
 from .streaming import refuse_streaming, temporal_factor
-from .tiles import can_stream_tiles, decode_tiles_streaming
+from .tiles import decode_tiles_streaming, refuse_tiles, tile_makers
 
 if TYPE_CHECKING:
     import torch
 
     from ...memory import MemoryProbe
     from ...report import OptimizationReport
+    from .sharing import TileSharing
 
 
 def decode(
@@ -32,6 +33,7 @@ def decode(
     exactness: str = BIT_IDENTICAL,
     memory: MemoryProbe | None = None,
     report: OptimizationReport | None = None,
+    sharing: TileSharing | None = None,
 ) -> torch.Tensor:
     """Decode a ComfyUI latent with the pipeline's VAE.
 
@@ -42,6 +44,7 @@ def decode(
         exactness: one of `EXACTNESS_CHOICES`; it matters to clips alone.
         memory: how much memory a device has; torch's own figures when None.
         report: told how exactly a clip was decoded.
+        sharing: other processes that make some of the tiles, where it is made of tiles.
 
     Returns:
         float32 [B, T, H, W, 3] in 0..1 on the CPU, T = 1 for images.
@@ -64,7 +67,7 @@ def decode(
             latent = latent.unsqueeze(2)
         if family.layout in latents.NORMALIZED_LAYOUTS:
             latent = latents.denormalize(latent, family, vae)
-        pixels, record = _decode_pixels(vae, latent, callbacks, exactness, memory)
+        pixels, record = _decode_pixels(vae, latent, callbacks, exactness, memory, sharing)
         if report is not None and record is not None:
             report.set(record)
         if hasattr(pipeline, "pixel_mean"):
@@ -72,21 +75,40 @@ def decode(
         return _to_frames(pixels)
 
 
+def help_decode(loaded: LoadedPipeline, sharing: TileSharing, callbacks: Callbacks) -> None:
+    """Make tiles of a decode whose result another process has."""
+    import torch
+
+    vae = loaded.pipeline.vae
+    callbacks.on_progress(Progress("decode", 0, 1))
+    with torch.no_grad(), _upcast(vae):
+        device, dtype = execution_device(vae, loaded.device), decode_dtype(vae)
+        sharing.help(vae, lambda latents: tile_makers(vae, latents.to(device, dtype), callbacks))
+
+
 def _decode_pixels(
-    vae: Any, latent: torch.Tensor, callbacks: Callbacks, exactness: str, memory: MemoryProbe | None
+    vae: Any,
+    latent: torch.Tensor,
+    callbacks: Callbacks,
+    exactness: str,
+    memory: MemoryProbe | None,
+    sharing: TileSharing | None,
 ) -> tuple[torch.Tensor, OptimizationRecord | None]:
     """Pixels in -1..1 by the way that suits the VAE and the latent; a record for clips, and where "fast" is not had."""
     fast = exactness == FAST
     clip = latent.ndim == 5 and latent.shape[2] > 1
     refusal = refuse_streaming(vae) if clip else "it is a single picture"
+    whole_because = refuse_tiles(vae, latent)
+    if whole_because and sharing is not None:
+        sharing.declined(whole_because)
     if not refusal:
         whole = whole_is_exact_and_fits(vae, latent, memory)
         if fast:
             return decode_fast(vae, latent, callbacks, whole=whole)
         if not whole:
             return decode_bit_identical(vae, latent, callbacks)
-    if can_stream_tiles(vae, latent):
-        pixels = decode_tiles_streaming(vae, latent, callbacks=callbacks)
+    if not whole_because:
+        pixels = decode_tiles_streaming(vae, latent, callbacks=callbacks, sharing=sharing)
     else:
         with _decoder_progress(vae, latent, callbacks):
             pixels = decode_at_any_size(vae, latent, *_decode_timestep(vae, latent))

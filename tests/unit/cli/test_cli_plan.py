@@ -141,6 +141,7 @@ def test_it_is_printed_for_a_person_and_as_json(capsys: pytest.CaptureFixture[st
     found = figures.plan(skeleton.model_of("tiny:flux"), 24 * GIB)
     assert shown.strip() == text.as_text(found).strip()
     assert "memory_mode: gpu: everything fits" in shown
+    assert "--parallel: each card holds all of this" in shown
     assert cli.main(["doctor", "--plan", "tiny:flux", "--vram", "24", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["fits"][0]["weights"] == dict(found.fits[0].weights)

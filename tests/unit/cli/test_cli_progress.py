@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from fastdiffusers.callbacks import Progress
+from fastdiffusers.commands.prompts.progress import MOST_LINES, QueueProgress
 from fastdiffusers.commands.terminal import TerminalProgress
 
 
@@ -50,3 +52,28 @@ def test_the_bar_is_closed_when_the_run_is_cancelled(monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         cancelled_run()
     assert terminal.getvalue().endswith("\n")
+
+
+def queue(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, quiet: bool = False) -> str:
+    """Two workers with an item each, of which one ends and another takes its line."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with QueueProgress(12, 4, quiet) as progress:
+        progress.working("host/1", "00005", Progress("denoise", 3, 20))
+        progress.working("host/2", "00006", Progress("load", 0, 1))
+        progress.finished("00005", "made")
+        progress.gone("host/1")
+        progress.working("host/3", "00007", None)
+        bars = len(progress._bars)
+        for number in range(4, 4 + 2 * MOST_LINES):
+            progress.working(f"host/{number}", "00008", None)
+        assert (bars, len(progress._bars)) == ((3, 1 + MOST_LINES) if stream.isatty() and not quiet else (0, 0))
+    return stream.getvalue()
+
+
+def test_a_file_of_prompts_has_one_bar_and_a_line_for_each_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = queue(Terminal(), monkeypatch)
+    assert "items:  42%" in shown, "five of twelve"
+    for line in ("host/1  00005  denoise 3/20", "host/2  00006  load 0/1", "host/3  00007"):
+        assert line in shown
+    assert queue(io.StringIO(), monkeypatch) == ""
+    assert queue(Terminal(), monkeypatch, quiet=True) == ""

@@ -13,16 +13,26 @@ class Cancelled(BaseException):
 
 
 class AtStep:
-    """Callbacks that do something once, at the given step of the batch; `cancel` raises from then on."""
+    """Callbacks that do something once, at the given step of the batch; `cancel` raises from then on.
 
-    def __init__(self, step: int, act: Callable[[str], None] = lambda message: None, cancel: bool = False) -> None:
+    With the stage "decode", at so many tiles.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        act: Callable[[str], None] = lambda message: None,
+        cancel: bool = False,
+        stage: str = "denoise",
+    ) -> None:
+        self.stage = stage
         self.seen: list[Progress] = []
         self.acted_at = 0.0
         self._step, self._act, self._cancel = step, act, cancel
 
     def __call__(self, progress: Progress) -> None:
         self.seen.append(progress)
-        if not self.acted_at and progress.stage == "denoise" and progress.done >= self._step:
+        if not self.acted_at and progress.stage == self.stage and progress.done >= self._step:
             self.acted_at = time.monotonic()
             self._act(progress.message)
 

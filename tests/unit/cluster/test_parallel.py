@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -31,8 +32,8 @@ from fastdiffusers.cluster.parallel.trial import SAME
 from fastdiffusers.cluster.settings import ClusterSettings
 from fastdiffusers.errors import InputError
 from fastdiffusers.fallback import largest_difference
-from fastdiffusers.optimizations.settings import OptimizationSettings
-from fastdiffusers.pipelines.generate import generate
+from fastdiffusers.optimizations.settings import OptimizationSettings, TilingSettings
+from fastdiffusers.pipelines.generate import decode, generate
 from fastdiffusers.pipelines.loading.loader import resolve
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest, SampleResult
 
@@ -120,7 +121,10 @@ def test_two_processes_make_what_one_makes(together: Callable[..., Any], family:
     assert (record.requested, record.applied, record.failed) == ("ulysses", "ulysses over 2 processes", False)
     assert "at most 1e-05 is taken" in record.reason
     assert result.report.facts["parallel"]["devices"] == ["cpu", "cpu"]
-    assert "the first one decodes" in result.report.facts["parallel"]["holds"]
+    holds = result.report.facts["parallel"]["holds"]
+    assert len(holds) == 2
+    assert all(each.startswith("cpu: ") and "transformer " in each and "vae " in each for each in holds)
+    assert result.report.facts["parallel"]["work"] == "each process encodes the texts; the first one decodes"
     assert off(result, family, **changes) <= SAME
     assert any(progress.preview_latent is not None for progress in watch.seen)
     assert max(progress.done for progress in watch.seen if progress.stage == "denoise") == 2
@@ -271,6 +275,51 @@ def test_a_killed_process_between_runs_is_replaced(together: Callable[..., Any])
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: not driver.running, "the end of the first process", driver.last_words)
     assert off(together(seed=51), "flux-random", seed=51) <= SAME
+
+
+def tiled(loops: int) -> tuple[OptimizationSettings, dict[str, Any]]:
+    """Settings and size of a clip with so many latent frames after the first in each of its 6 tiles."""
+    size = {"width": 128, "height": 64, "num_frames": 1 + 4 * loops}
+    return OptimizationSettings.plain(vae_tiling=TilingSettings(mode="on", tile_size=64)), size
+
+
+def test_two_processes_make_the_tiles_that_one_makes(together: Callable[..., Any]) -> None:
+    settings, size = tiled(1)
+    result = together("wan21-t2v", settings=settings, **size)
+    record = result.report["parallel_decode"]
+    assert (record.applied, record.failed) == ("6 tiles over 2 processes", False)
+    assert record.reason.startswith("3, 3 each, and each is the one that one process makes")
+    assert result.report.facts["parallel"]["work"].endswith("all decode")
+    assert "parallel_decode 6 tiles over 2 processes" in result.report.for_speed
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of them has
+    try:
+        here, _ = decode(handle("wan21-t2v"), result.latent, settings)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(here, result.frames)
+    whole = together("wan21-t2v", **size).report["parallel_decode"]
+    assert (whole.applied, whole.failed) == ("off", False)
+    assert whole.reason == "the first process decodes alone: vae_tiling is off"
+
+
+def test_cancel_and_a_killed_process_while_tiles_are_made(together: Callable[..., Any]) -> None:
+    settings, long = tiled(40)
+    watch = AtStep(1, cancel=True, stage="decode")
+    with pytest.raises(Cancelled):
+        together("wan21-t2v", watch.callbacks, settings=settings, steps=1, **long)
+    assert watch.seen[-1].done < 6
+    pair = [first().process.pid, second()]
+    result = together("wan21-t2v", settings=settings, **tiled(1)[1])
+    assert [first().process.pid, second()] == pair
+    assert "load" not in result.report.facts["seconds"]
+    assert result.report["parallel_decode"].applied == "6 tiles over 2 processes"
+    killing = AtStep(1, lambda message: os.kill(pair[1], signal.SIGKILL), stage="decode")
+    with pytest.raises(ClusterError) as caught:
+        together("wan21-t2v", killing.callbacks, settings=settings, steps=1, **long)
+    assert str(caught.value).startswith(f"process 2 of 2 (pid {pair[1]}) that make one picture has ended: it was ended")
+    assert "\n" not in str(caught.value)
+    wait_for(lambda: all(map(has_ended, pair)), "the end of both", lambda: commands(pair))
 
 
 def test_an_error_of_the_run_keeps_its_kind(together: Callable[..., Any]) -> None:

@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-import threading
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+sys.path.append(str(Path(__file__).parent))
+
+from members import Member, Members
+
 from fastdiffusers.cluster.parallel.branches import Branches, OtherFailedError
 from fastdiffusers.cluster.parallel.nested import halved, joined
-
-
-class Pair:
-    """Two members, each in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._meet = threading.Barrier(2, timeout=60)
-        self._said: list[Any] = [None, None]
-
-    def exchanged(self, rank: int, value: Any) -> list[Any]:
-        self._said[rank] = value
-        self._meet.wait()
-        said = list(self._said)
-        self._meet.wait()
-        return said
-
-    def run(self, act: Callable[[Any], Any]) -> list[Any]:
-        """What `act` gives for each member, or the error that it raises."""
-        results: list[Any] = [None, None]
-
-        def one(rank: int) -> None:
-            try:
-                results[rank] = act(Member(self, rank))
-            except Exception as error:  # noqa: BLE001 - handed over
-                results[rank] = error
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
-
-
-class Member:
-    def __init__(self, pair: Pair, rank: int) -> None:
-        self._pair, self.rank = pair, rank
-
-    def most(self, value: float) -> float:
-        return max(self._pair.exchanged(self.rank, value))
-
-    def gathered(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        return self._pair.exchanged(self.rank, tensor)
 
 
 class Denoiser(nn.Module):
@@ -107,7 +69,7 @@ def called(step: int, text: torch.Tensor, **more: Any) -> dict[str, Any]:
 def test_a_batch_of_both_is_halved() -> None:
     models = [Denoiser(), Denoiser()]
     call = {"hidden_states": torch.zeros(2, 4), "timestep": torch.tensor(1), "text": torch.cat([YES, NO])}
-    made = Pair().run(lambda member: steps(member, models[member.rank], lambda step: [call], 2))
+    made = Members().run(lambda member: steps(member, models[member.rank], lambda step: [call], 2))
     assert made == [["a batch", "a batch"]] * 2
     assert [model.texts for model in models] == [[10.0, 10.0], [20.0, 20.0]]
 
@@ -126,20 +88,20 @@ def test_lists_are_halved_by_their_items_where_the_latents_are_one() -> None:
         (result,) = branches.made(plan, model)
         return [float(each[0, 0]) for each in result[0]], model.texts
 
-    assert Pair().run(act) == [([10.0, 21.0], [10.0]), ([10.0, 21.0], [20.0])]
+    assert Members().run(act) == [([10.0, 21.0], [10.0]), ([10.0, 21.0], [20.0])]
 
 
 def test_calls_in_turn_are_seen_in_the_first_step_and_shared_from_the_second() -> None:
     models = [Denoiser(), Denoiser()]
     both = lambda step: [called(step, YES), called(step, NO)]
-    made = Pair().run(lambda member: steps(member, models[member.rank], both, 3))
+    made = Members().run(lambda member: steps(member, models[member.rank], both, 3))
     assert made == [["whole", "whole", *["in turn", "known"] * 2]] * 2
     assert [model.texts for model in models] == [[10.0, 20.0, 10.0, 10.0], [10.0, 20.0, 20.0, 20.0]]
 
 
 def test_a_third_call_of_a_step_is_made_whole() -> None:
     three = lambda step: [called(step, text) for text in (YES, NO, OTHER)]
-    made = Pair().run(lambda member: steps(member, Denoiser(), three, 3))
+    made = Members().run(lambda member: steps(member, Denoiser(), three, 3))
     assert made == [["whole"] * 3 + ["in turn", "known", "whole"] * 2] * 2
 
 
@@ -155,7 +117,7 @@ def test_another_call_than_the_one_that_was_guessed_is_made_as_it_is() -> None:
         }
         return [called(step, YES), *second.get(step, [called(step, NO)])]
 
-    for rank in Pair().run(lambda member: steps(member, Denoiser(), calls, 10)):
+    for rank in Members().run(lambda member: steps(member, Denoiser(), calls, 10)):
         assert not isinstance(rank, Exception), rank
         assert rank.count("known") < rank.count("in turn")
 
@@ -167,7 +129,7 @@ def test_one_member_that_sees_it_otherwise_is_enough_for_both() -> None:
         odd = lambda step: NO + 1e-3 * rank * (step == 1)
         return lambda step: [called(step, YES), called(step, odd(step))]
 
-    made = Pair().run(lambda member: steps(member, Denoiser(), calls(member.rank), 3))
+    made = Members().run(lambda member: steps(member, Denoiser(), calls(member.rank), 3))
     assert made[0] == made[1] == ["whole", "whole", "in turn", "whole", "in turn", "known"]
 
 
@@ -183,7 +145,7 @@ def test_latents_that_are_written_into_between_two_calls_are_seen() -> None:
         call["hidden_states"] += 1
         return [branches.known((), {**call, "text": NO})]
 
-    assert Pair().run(act) == [[None], [None]]
+    assert Members().run(act) == [[None], [None]]
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -200,11 +162,11 @@ def test_a_part_that_fails_is_an_error_in_both(failing: int) -> None:
 
         branches.made(plan, call)
 
-    errors = Pair().run(act)
+    errors = Members().run(act)
     assert isinstance(errors[failing], ValueError)
     assert isinstance(errors[1 - failing], OtherFailedError)
 
 
 def test_without_guidance_there_is_no_plan() -> None:
     single = lambda step: [called(step, YES)]
-    assert Pair().run(lambda member: steps(member, Denoiser(), single, 4)) == [["whole"] * 4] * 2
+    assert Members().run(lambda member: steps(member, Denoiser(), single, 4)) == [["whole"] * 4] * 2

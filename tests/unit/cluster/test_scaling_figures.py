@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from fastdiffusers.benchmarks import cluster_local
+
 PACK = Path(__file__).resolve().parents[3]
 TEXT = " ".join((PACK / "docs" / "scaling.md").read_text(encoding="utf-8").split())
 FOUND: dict[str, Any] = json.loads(
@@ -49,6 +51,44 @@ def test_what_follows_for_the_rest() -> None:
     assert f"of a million items is {MANIFEST['manifest_bytes_each']} MB" in TEXT
     assert f"which takes about {MANIFEST['read_ms_each'] * 100:.0f} s" in TEXT
     assert 50 < MANIFEST["read_ms_each"] * 1000 < 70, "about a minute"
+
+
+@pytest.mark.parametrize("document", cluster_local.DOCUMENTS, ids=lambda path: path.name)
+def test_two_workers_against_one_process(document: Path) -> None:
+    """A fact of the data file again, where there is one."""
+    path = PACK / "benchmarks" / "results" / "cluster_local_intel_r_xeon_r_processor.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    said = cluster_local.within(document.read_text(encoding="utf-8"))
+    assert said == cluster_local.sentence(found)
+    assert ("not measured yet" in said) is (found is None)
+    if found is not None:
+        assert (found["workers"], found["threads"]["one process"]) == (2, 2 * found["threads"]["each worker"])
+        assert found["ratio"]["least"] > 1
+
+
+def test_a_result_of_two_workers_goes_into_a_document(tmp_path: Path) -> None:
+    document = tmp_path / "scaling.md"
+    document.write_text(cluster_local.DOCUMENTS[1].read_text(encoding="utf-8"), encoding="utf-8")
+    found = {
+        "pictures": 8,
+        "steps": 20,
+        "edge": 256,
+        "workers": 2,
+        "threads": {"one process": 2, "each worker": 1},
+        "first_run_with_start_seconds": 40.2,
+        "one_process_seconds": [3.0, 2.0, 2.5],
+        "cluster_seconds": [2.0, 1.5, 1.6],
+        "ratio": {"median": 1.5, "least": 1.333, "most": 1.563},
+    }
+    cluster_local.write_sentence(document, cluster_local.sentence(found))
+    said = cluster_local.within(document.read_text(encoding="utf-8"))
+    assert "8 pictures of 256x256 in 20 steps by the embedded Flux, 3 rounds in turns" in said
+    assert (
+        "with 1 thread(s) a worker is 1.50x as fast (1.33 to 1.56) as one process with 2: 1.6 s instead of 2.5 s"
+        in said
+    )
+    cluster_local.write_sentence(document, cluster_local.sentence(None))
+    assert " ".join(document.read_text(encoding="utf-8").split()).startswith(TEXT[:2000])
 
 
 def test_the_target_is_met() -> None:

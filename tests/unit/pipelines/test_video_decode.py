@@ -13,7 +13,7 @@ from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
 from fastdiffusers.memory import LiveBytes
 from fastdiffusers.pipelines.decoding.streaming import decode_streaming, refuse_streaming, stream_frames
-from fastdiffusers.pipelines.decoding.tiles import can_stream_tiles, decode_tiles_streaming
+from fastdiffusers.pipelines.decoding.tiles import decode_tiles_streaming, refuse_tiles
 
 ALL = ["wan21", "wan22-patched", "qwenimage", "hunyuan15", "ltx2", "ltx2-causal", "ltx", "ltx-causal"]
 BIT_IDENTICAL = ALL[:3]
@@ -60,17 +60,17 @@ def test_tiles_are_bit_identical(name: str, build_vae: Any, latents_for: Any, pl
     vae = build_vae(name)
     vae.enable_tiling(64, 64, 48, 48)
     latents = latents_for(vae, 3, 11, 13)
-    assert can_stream_tiles(vae, latents)
+    assert refuse_tiles(vae, latents) == ""
     # Qwen-Image leaves its tiled result unclamped until the image processor clamps it.
     assert torch.equal(decode_tiles_streaming(vae, latents), plain_decode(vae, latents).clamp(-1, 1))
 
 
 def test_tiles_are_left_alone_when_one_tile_holds_the_frame(build_vae: Any, latents_for: Any) -> None:
     vae = build_vae("wan21")
-    assert not can_stream_tiles(vae, latents_for(vae, 2))
+    assert "vae_tiling is off" in refuse_tiles(vae, latents_for(vae, 2))
     vae.enable_tiling(64, 64, 48, 48)
-    assert not can_stream_tiles(vae, latents_for(vae, 2, 8, 8))
-    assert can_stream_tiles(vae, latents_for(vae, 2, 8, 9))
+    assert refuse_tiles(vae, latents_for(vae, 2, 8, 8)) == "one tile holds the whole picture"
+    assert refuse_tiles(vae, latents_for(vae, 2, 8, 9)) == ""
 
 
 @pytest.mark.parametrize("name", ["hunyuan15", "ltx2", "ltx2-causal", "ltx", "ltx-causal"])
