@@ -15,6 +15,8 @@ from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note, to_pil
 from .classes.guidance import guided
+from .conditions.arguments.idle import idle_notes
+from .conditions.arguments.schedules import steps_note, with_steps
 from .conditions.check import condition_facts, deciding_inputs
 from .conditions.controlnets import controlled
 from .conditions.further import refused_by_call
@@ -180,6 +182,7 @@ def _denoise(
         scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift, steps, given) as scheduler,
         image_prompted(loaded, pipeline, request, callbacks, report, to_pil) as prompted,
     ):
+        request = with_steps(request, scheduler)
         shift = None if scheduler is None else scheduler.config.get("shift_terminal")
         if request.steps == 1 and shift:  # it stretches the distance to the last one
             raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
@@ -196,9 +199,12 @@ def _denoise(
                 outputs, each_last = [], []
                 for index in range(request.batch):
                     calls_to_come, begun = request.batch - 1 - index, watch.done
-                    outputs.append(tried(ready(family, item_of_batch(family, request.asked, index))))
+                    item = ready(family, item_of_batch(family, request.asked, index))
+                    outputs.append(tried(replace(item, steps=request.steps)))
                     each_last.append(watch.latent)
                 last = _joined(each_last)
+            for note in filter(None, (steps_note(request, scheduler), *idle_notes(pipeline, scheduler, request))):
+                report.note(note)
         return outputs, last, watch, step_experts(pipeline)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputError
 from ..classes.forms import class_of, video_to_video_class
+from .arguments.ranges import reference_size
 from .keyframes import stride_of
 from .kinds import REFERENCE, ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
@@ -191,21 +192,24 @@ def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture
     """What the call of a class is given for the request's clips, with their mask.
 
     Args:
-        to_picture: [H, W, C] to a picture of Pillow's in the size of the result.
+        to_picture: [H, W, C] and (width, height) to a picture of Pillow's in that size, by default the result's.
     """
     clips = clips_of(request)
     if not clips:
         return {}
     count = request.num_frames if "video" in clips and form not in _CONTINUES else None
     given: dict[str, Any] = {
-        _argument(form, role): [to_picture(frame) for frame in clip.frames[:count]] for role, clip in clips.items()
+        _argument(form, role): [to_picture(frame) for frame in clip.frames[:count]]
+        for role, clip in clips.items()
+        if role != REFERENCE
     }
     if "driving_video_fps" in call_takes(form) and "video" in clips:
         given["driving_video_fps"] = clips["video"].frame_rate
     if REFERENCE in clips:
-        name = _argument(form, REFERENCE)
-        used = _used_of_reference(family, request, len(given[name]))
-        given[name] = [_reference(form, given[name][:used])]
+        frames = clips[REFERENCE].frames
+        used = _used_of_reference(family, request, len(frames))
+        size = reference_size(family, request, request.width or 0, request.height or 0)
+        given[_argument(form, REFERENCE)] = [_reference(form, [to_picture(frame, size) for frame in frames[:used]])]
     elif request.strength < 1.0 or form not in family.classes:
         given["strength"] = request.strength if request.strength < 1.0 else _OWN_STRENGTH
     mask, name = mask_of(request), next((name for name in CLIP_MASKS if name in call_takes(form)), "")
