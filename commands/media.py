@@ -6,6 +6,7 @@ Frames are float tensors [T, H, W, 3] in 0..1 on the CPU; T = 1 is a picture.
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,8 +223,9 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
     """
     from PIL import Image, UnidentifiedImageError
 
-    notes = []
-    for file in _pictures(path) if path.is_dir() else [path]:
+    files = pictures_of(path) if path.is_dir() else [path]
+    notes = _taken_as_frames(path, files) if path.is_dir() else []
+    for file in files:
         try:
             with Image.open(file) as picture:
                 count = getattr(picture, "n_frames", 1)
@@ -236,8 +238,20 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
     return notes
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of their names, whose numbers count as numbers: 2 is before 10."""
+    found = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES]
+    parts = lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
+    return sorted(found, key=lambda file: (parts(file), file.name))
+
+
+def _taken_as_frames(folder: Path, files: list[Path]) -> list[str]:
+    """That pictures are frames in the order of their names, where these are not those of one row of frames."""
+    rows = {re.sub(r"\d+", "0", file.name) for file in files}
+    if len(files) < 2 or (len(rows) == 1 and all(any(sign.isdecimal() for sign in file.stem) for file in files)):
+        return []
+    shown = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
+    return [f"{folder.name}: its {len(files)} pictures are taken as frames, in the order of their names ({shown})."]
 
 
 def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float | None]:
@@ -252,7 +266,7 @@ def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float |
     import torch
 
     if path.is_dir():
-        files = _pictures(path)
+        files = pictures_of(path)
         if not files:
             raise InputError(name, str(path), "the folder holds no pictures", "use a folder of png files")
         pictures = [read_picture(file, name) for file in files]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
-from ..pipelines.conditions.arguments.names import arguments_of
+from ..pipelines.conditions.arguments.names import CALLED, arguments_of
 from ..pipelines.families import Family
 from ..pipelines.requests import SCHEDULER_DEFAULT, check_request
 from ..report import OptimizationRecord
@@ -63,7 +63,7 @@ def _refused(request: SampleRequest, video: bool) -> Iterator[tuple[str, object,
         "negative": None if request.negative is None else "encoded text",
         "latent": None if request.latent is None else "a latent",
         "argument": ", ".join(arguments_of(request)) or None,
-        "conditions": ", ".join(type(each).__name__ for each in request.conditions) or None,
+        "conditions": ", ".join(CALLED.get(type(each), type(each).__name__) for each in request.conditions) or None,
     }
     yield from ((name, value, _NO_FIELD) for name, value in given.items() if value is not None)
     if not request.decode:

@@ -34,7 +34,7 @@ def ignored_notes(family: Family, request: SampleRequest, guidance: float | None
         notes.append(f"guidance_2 ignored: {family.name} has no second expert.")
     if request.frame_rate is not None and not family.video:
         notes.append(f"frame_rate ignored: {family.name} makes single images.")
-    length, form = request.max_sequence_length, form_of(family, request) or family.classes[-1]
+    length, form = request.max_sequence_length, form_of(family, request) or next(reversed(family.classes), "")
     if length is not None and request.positive is not None:
         notes.append("max_sequence_length ignored: the texts are encoded already.")
     elif length is not None and (takes := call_takes(form)) and "max_sequence_length" not in takes:

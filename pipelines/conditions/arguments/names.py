@@ -138,16 +138,18 @@ def given_already(family: Family, request: SampleRequest) -> Iterator[tuple[str,
     if request.images or request.latent is not None:
         yield from ((name, "images") for name in ("image", "image_latents") if request.strength < 1.0)
     for condition in request.conditions:
-        yield from ((name, _CALLED[type(condition)]) for name in _names_of(condition))
+        yield from ((name, CALLED[type(condition)]) for name in _names_of(condition))
 
 
-_CALLED = {
+CALLED = {
+    ArgumentCondition: "Pipeline Argument (--argument)",
     ControlCondition: "Control Condition (--control-image)",
     ImagePromptCondition: "Image Prompt Condition (--image-prompt)",
     KeyframeCondition: "Keyframe Condition (--keyframe)",
     MaskCondition: "Mask Condition (--mask)",
     VideoCondition: "Video Condition",
 }
+"""Condition -> its node, and its option."""
 _GIVES: dict[type, tuple[str, ...]] = {
     ControlCondition: (
         "control_image",

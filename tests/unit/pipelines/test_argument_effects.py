@@ -13,7 +13,7 @@ from other_pipelines import loaded
 from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines import sampling, tiny
 from fastdiffusers.pipelines.conditions.arguments.schedules import LAST_IS_THE_END, SCHEDULES, with_steps
-from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition
+from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition, MaskCondition
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.recognize import family_of
 from fastdiffusers.pipelines.requested.before_load import check_before_load
@@ -159,7 +159,13 @@ def test_every_scheduler_makes_as_many_steps_of_a_schedule_as_are_said() -> None
             scheduler = kind(**flow)
             try:
                 scheduler.set_timesteps(**call, **{argument: values[argument]})
-            except (AssertionError, AttributeError, TypeError, ValueError):  # it takes its values in a form of its own
+            except (
+                AssertionError,
+                AttributeError,
+                KeyError,
+                TypeError,
+                ValueError,
+            ):  # it takes its values in a form of its own
                 continue
             request = with_steps(asking({argument: values[argument]}), scheduler)
             # The second order's schedulers list every step twice but the last; SCM lists its end too.
@@ -171,8 +177,10 @@ def test_every_scheduler_makes_as_many_steps_of_a_schedule_as_are_said() -> None
 
 
 def test_a_crop_that_the_class_lays_back_itself_is_refused() -> None:
-    with pytest.raises(InputError, match=r"padding_mask_crop.*decoded outside. Leave it out, or cut the part"):
-        check_request(family_of("StableDiffusionXLInpaintPipeline"), asking({"padding_mask_crop": 32}))
+    family, mask = family_of("StableDiffusionXLPipeline"), MaskCondition(torch.ones(1, 64, 64))
+    conditions = (mask, ArgumentCondition("padding_mask_crop", 32))
+    with pytest.raises(InputError, match=r"padding_mask_crop.*decoded outside\. Leave it out, or cut the part"):
+        check_request(family, asking({}, conditions=conditions, images=(torch.zeros(64, 64, 3),)))
 
 
 def test_tokens_to_read_are_said_to_do_nothing_where_the_class_has_no_such_argument() -> None:
