@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from ..pipelines.types import SampleRequest
     from ..report import OptimizationReport
 
-_OF_ANY_SIZE: dict[str, Any] = {"guidance": None, "width": 0, "height": 0, "size_multiple": 1, "images": "optional"}
-PICTURES = Family("the server's model", max_images=16, **_OF_ANY_SIZE)
-CLIPS = Family("the server's model", max_images=1, video=True, num_frames=0, max_frames=100000, **_OF_ANY_SIZE)
+_UNKNOWN: dict[str, Any] = {
+    "guidance": None,
+    "width": 0,
+    "height": 0,
+    "size_multiple": 1,
+    "images": "optional",
+    "negative_above": -1.0,  # which guidance switches a negative prompt off is the model's to say
+}
+PICTURES = Family("the server's model", max_images=16, **_UNKNOWN)
+CLIPS = Family("the server's model", max_images=1, video=True, num_frames=0, max_frames=100000, **_UNKNOWN)
 """A model of which nothing is known but that it makes pictures, or clips: their ranges are checked, and no more."""
 _NO_FIELD = "the servers have no field for it"
 _LEAVE_OUT = "leave it out, or run the model here"

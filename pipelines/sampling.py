@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
-from ..errors import InputError, first_line
+from ..errors import first_line
 from ..optimizations.components import denoisers, is_modular_class, step_experts
 from ..report import OptimizationReport
 from . import latents
@@ -183,9 +183,6 @@ def _denoise(
         image_prompted(loaded, pipeline, request, callbacks, report, to_pil) as prompted,
     ):
         request = with_steps(request, scheduler)
-        shift = None if scheduler is None else scheduler.config.get("shift_terminal")
-        if request.steps == 1 and shift:  # it stretches the distance to the last one
-            raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
         if modular:
             guidance = fresh_parts(pipeline, family, request, controlnets)
         else:

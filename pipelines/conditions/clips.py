@@ -114,6 +114,9 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
         reason = f"{family.name} makes all of its frames anew beside a clip, and has no strength"
         raise InputError("strength", request.strength, reason, "use 1")
     if not itself and request.strength >= 1.0 and "strength" in call_takes(form):
+        if (steps := request.steps or family.steps) * _OWN_STRENGTH < 1:
+            reason = f"{form} takes {_OWN_STRENGTH:g} of them beside a clip, so none would be left"
+            raise InputError("steps", steps, reason, "use 2 or more")
         notes.append(f"strength: {_OWN_STRENGTH:g}, {form}'s own; a value below 1 takes its place.")
     rate = clip_rate(request)
     if rate is not None and request.frame_rate == rate:

@@ -43,7 +43,7 @@ def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
     form = form_class(request)
     check_form_takes(request, name := form.__name__ if form else "")
     check_keyframe_scheduler(name, request, lambda: loader.scheduler_of_key(key))
-    led = request.scheduler != SCHEDULER_DEFAULT or schedule_of(request) is not None
+    led = request.scheduler != SCHEDULER_DEFAULT or request.steps == 1 or schedule_of(request) is not None
     original = loader.scheduler_of_key(key) if led else None
     if original is not None:
         steps, given = request.steps or TRIAL_STEPS, deciding_inputs(request.family, request)

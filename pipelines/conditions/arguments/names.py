@@ -63,7 +63,7 @@ def json_or_text(name: str, text: str) -> Any:
         InputError: there is none.
     """
     if not text.strip():
-        raise InputError(name, text, "it has no value", 'write "" for an empty text')
+        raise InputError(f"argument {name}", text, "it has no value", 'write "" for an empty text')
     try:
         return json.loads(text)
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -79,12 +80,19 @@ def with_steps(request: Request, scheduler: Any) -> Request:
         scheduler: of the run, None where there is none of that name.
 
     Raises:
-        InputError: it is asked for another number, none is left, or a flow begins with more noise than there is.
+        InputError: the scheduler takes no schedule or no single step, another number of steps is asked for, none is
+            left, or a flow begins with more noise than there is.
     """
     schedule = schedule_of(request)
-    if schedule is None:
+    steps = request.steps if schedule is None else schedule.steps(scheduler)
+    if steps == 1 and scheduler is not None and scheduler.config.get("shift_terminal"):  # it stretches what lies before
+        raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
+    if schedule is None or steps is None:
         return request
-    steps, kind = schedule.steps(scheduler), type(scheduler).__name__
+    kind = type(scheduler).__name__
+    if scheduler is not None and schedule.name not in inspect.signature(type(scheduler).set_timesteps).parameters:
+        cure = "leave it out, or choose another scheduler"
+        raise InputError(f"argument {schedule.name}", schedule.values, f"{kind} makes its steps by number alone", cure)
     if steps < 1:
         reason = f"{kind} takes the last of the {schedule.name} for where the last step ends, so no step is left"
         raise InputError(f"argument {schedule.name}", schedule.values, reason, "give two values or more")
@@ -98,14 +106,14 @@ def with_steps(request: Request, scheduler: Any) -> Request:
 
 
 def steps_note(request: SampleRequest, scheduler: Any) -> str:
-    """How many steps a run made of its schedule, "" where it has none.
+    """How many steps a run made of its schedule, or of a number of them where the scheduler made more; else "".
 
     Args:
         scheduler: of the run, after it.
     """
     schedule = schedule_of(request)
     if schedule is None:
-        return ""
+        return _evaluations_note(request, scheduler)
     steps, name, kind = schedule.steps(scheduler), schedule.name, type(scheduler).__name__
     if steps < len(schedule.values):
         end = schedule.values[-1]
@@ -116,6 +124,15 @@ def steps_note(request: SampleRequest, scheduler: Any) -> str:
         at = f"{kind} ends at {float(levels[-1]):g} by itself, so the last of them changes nothing"
         return f"steps: {steps}, as many as argument sigmas gives values. {at}: leave its last value out."
     return f"steps: {steps}, as many as argument {name} gives values."
+
+
+def _evaluations_note(request: SampleRequest, scheduler: Any) -> str:
+    """That a scheduler, of second order say, has the model evaluated more often than there are steps."""
+    timesteps, steps = getattr(scheduler, "timesteps", None), request.steps or 0
+    made = 0 if timesteps is None else len(timesteps)
+    if made <= steps or request.strength < 1.0:
+        return ""
+    return f"steps: {made} evaluations of the model for {steps} steps, as {type(scheduler).__name__} makes them."
 
 
 def _refuse_steps(asked: int, schedule: Schedule, steps: int, scheduler: str = "") -> None:

@@ -128,16 +128,26 @@ def test_the_report_says_how_many_steps_sigmas_make(
         ("flux", [14.0, 0.5], None, "flow they are shares of noise, and 1 is noise alone. Begin with 1.0."),
         ("sdxl", [14.0, 5.0, 0.0], 3, "makes 2 of the 3 sigmas, whose last is where the last step ends. Leave steps"),
         ("sdxl", [14.0], None, "so no step is left. Give two values or more."),
+        ("ltx2-t2v", [1.0], None, "steps = 1: this model's scheduler divides by zero with a single step. Use 2 or"),
+        ("sdxl ddim", [14.0, 5.0], None, "DDIMScheduler makes its steps by number alone. Leave it out, or choose"),
     ],
 )
 def test_a_schedule_that_does_not_fit_its_scheduler_is_refused_before_the_load(
     name: str, sigmas: list[float], steps: int | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "load", lambda *_: pytest.fail("it was loaded"))
-    key = loader.resolve(f"tiny:{name}", device="cpu")
+    model, _, scheduler = name.partition(" ")
+    key = loader.resolve(f"tiny:{model}", device="cpu")
+    request = asking({"sigmas": sigmas}, steps=steps, scheduler=scheduler or "model default")
     with pytest.raises(InputError) as caught:
-        check_before_load(key, ready(loader.family_of_key(key), asking({"sigmas": sigmas}, steps=steps)))
+        check_before_load(key, ready(loader.family_of_key(key), request))
     assert said in str(caught.value)
+
+
+def test_evaluations_beyond_the_steps_are_said(held: dict[str, LoadedPipeline]) -> None:
+    result = made(held["sdxl"], {}, steps=3, scheduler="heun")
+    assert result.report.facts["steps"] == 5
+    assert "steps: 5 evaluations of the model for 3 steps, as HeunDiscreteScheduler makes them." in result.report.notes
 
 
 def test_every_scheduler_makes_as_many_steps_of_a_schedule_as_are_said() -> None:

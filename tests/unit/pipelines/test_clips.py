@@ -73,6 +73,13 @@ def test_a_clip_starts_the_run_as_in_bare_video_to_video(strength: float) -> Non
     assert any("own" in note for note in ours.report.notes) == (strength == 1.0)
 
 
+def test_steps_of_which_the_forms_own_strength_leaves_none_are_refused() -> None:
+    family = small(family_of("WanPipeline"), one_expert=True)
+    with pytest.raises(InputError, match=r"steps = 1: WanVideoToVideoPipeline takes 0.8 of them.*Use 2 or more"):
+        check_request(family, request(VideoCondition(CLIP), steps=1))
+    check_request(family, request(VideoCondition(CLIP), steps=2))
+
+
 def test_with_and_without_a_clip_on_one_cached_pipeline() -> None:
     handle = PipelineHandle(loader.resolve("tiny:wan21-t2v"))
     plain = OptimizationSettings.plain()
