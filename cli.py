@@ -22,6 +22,7 @@ from typing import NoReturn, Protocol
 from . import __version__
 from .commands import bench, decode, demo, doctor, encode, generate
 from .commands.copies import convert, quantize
+from .commands.declared import OnceParser, as_typed
 from .commands.files import check_not_inputs
 from .errors import DISK_FULL, FastDiffusersError, InputError
 from .report import logger as run_logger
@@ -56,7 +57,7 @@ COMMANDS: dict[str, Command] = {
 OK, FAILURE, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 
 
-class OneLineParser(argparse.ArgumentParser):
+class OneLineParser(OnceParser):
     """argparse, but a usage error is one line, like every other bad input."""
 
     def error(self, message: str) -> NoReturn:
@@ -126,7 +127,8 @@ def _run(args: argparse.Namespace) -> int:
         sys.stderr.close()
         return OK
     except InputError as error:
-        return _complain(name, str(error), BAD_INPUT, args.verbose)
+        typed = as_typed(error, COMMANDS[args.command].add_arguments)
+        return _complain(name, str(typed), BAD_INPUT, args.verbose)
     except FastDiffusersError as error:
         return _complain(name, str(error), FAILURE, args.verbose)
     except ModuleNotFoundError as error:

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from ..report import log_run
+from .declared import add_tiling_options, declared_by, refuse_given
 from .files import check_file_target, write_text
 from .keeping import write_or_keep
 from .latent_file import latent_shape, read_latent, read_sound
@@ -18,16 +19,16 @@ from .libraries import prepare_libraries
 from .media import check_output, frame_forms
 from .options import (
     MODEL_HELP,
+    add_device_options,
     add_model_options,
-    add_tiling_options,
     path_argument,
     pipeline_handle,
     tiling_settings,
     vae_compile_settings,
 )
-from .switches import refuse_given
+from .prompts.request import rate_left_out
 from .terminal import TerminalProgress, print_written
-from .video_vae import add_video_vae_options, compiling, load, vae_settings
+from .video_vae import add_own_options, add_video_vae_options, compiling, load, vae_settings
 
 if TYPE_CHECKING:
     import torch
@@ -51,35 +52,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", type=path_argument, metavar="FILE.json", help="write what was active, and the timings"
     )
     parser.add_argument("--frame-rate", type=float, metavar="FPS", help="default: the latent file's, else 24")
+    _add_exactness(parser)
+    add_tiling_options(parser.add_argument_group("tiling"))
+    add_video_vae_options(parser)
+    add_model_options(parser)
+
+
+def _add_exactness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exactness",
         choices=EXACTNESS_CHOICES,
         default=BIT_IDENTICAL,
         help="clips with --model: diffusers' bits, or fast where that is measured to be close and faster",
     )
-    group = parser.add_argument_group("tiling")
-    add_tiling_options(group)
-    add_video_vae_options(parser)
-    add_model_options(parser)
-
-
-_OF_PIPELINES = {"exactness": BIT_IDENTICAL, "quantization": "none", "memory_mode": "auto", "revision": ""}
-_OF_VIDEO_VAES = {
-    "mode": "auto",
-    "temporal_slice": 0,
-    "memory_budget_gib": 0.0,
-    "kernels": "auto",
-    "convolution": "auto",
-    "cuda_graphs": False,
-    "overlap_tiles": False,
-    "fp16_accumulation": False,
-}
-"""What goes with one of the two alone, and its default."""
 
 
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse what the chosen kind of VAE would not follow."""
-    wanted, ignored = ("--vae", _OF_VIDEO_VAES) if args.vae is None else ("--model", _OF_PIPELINES)
+    if args.vae is None:
+        wanted, ignored = "--vae", declared_by(add_own_options)
+    else:
+        both = declared_by(add_device_options)
+        of_pipelines = declared_by(_add_exactness) | declared_by(add_model_options)
+        wanted = "--model"
+        ignored = {name: option for name, option in of_pipelines.items() if name not in both}
     refuse_given(args, ignored, f"it goes with {wanted}", "leave it out")
 
 
@@ -111,6 +107,8 @@ def run(args: argparse.Namespace) -> None:
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)
+    for note in rate_left_out(args.frame_rate, args.output):
+        report.note(note)
     written = write_or_keep(args.output, frame_forms(frames, args.output, frame_rate if video else None, sound))
     log_run("decode", report)
     if args.report is not None:

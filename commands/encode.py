@@ -6,6 +6,7 @@ import argparse
 import math
 
 from ..report import log_run
+from .declared import add_tile_options
 from .files import check_file_target, write_text
 from .keeping import check_room, write_or_keep
 from .latent_file import latent_forms
@@ -30,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", type=path_argument, metavar="FILE.json", help="write what was active, and the timings"
     )
     add_video_vae_options(parser)
-    parser.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="tile edge, 0: the default")
-    parser.add_argument("--tile-overlap", type=int, default=0, metavar="PIXELS", help="overlap, 0: the default")
+    add_tile_options(parser)
     add_device_options(parser)
 
 

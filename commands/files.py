@@ -138,6 +138,8 @@ def _umask() -> int:
     return current
 
 
+MOST_FILES = 1000
+"""Results that are looked at by name; no run makes as many."""
 WRITTEN = ("output", "report", "export", "recommended", "launch", "log")
 """Options that name what a command writes; all others name what it reads, or are no paths."""
 TEXTS = ("prompt", "negative_prompt", "command")
@@ -151,7 +153,7 @@ def check_not_inputs(args: argparse.Namespace) -> None:
         target = getattr(args, name, None)
         if not isinstance(target, Path):
             continue
-        count = getattr(args, "batch", None) or 1
+        count = min(getattr(args, "batch", None) or 1, MOST_FILES)
         for each in dict.fromkeys((target, *(numbered(target, count) if name == "output" and count > 1 else ()))):
             if is_there(each) and not each.is_dir():
                 _check_not_input(args, name, each)

@@ -6,6 +6,7 @@ Frames are float tensors [T, H, W, 3] in 0..1 on the CPU; T = 1 is a picture.
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_PARTS = re.compile(r"(\d+)")
 FRAMES = "frame_*"
 """Files of a folder of frames."""
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
@@ -188,7 +190,8 @@ def read_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.is_file():
-        raise InputError(name, str(path), "there is no such file", "check the path")
+        reason = "it is a folder" if path.is_dir() else "there is no such file"
+        raise InputError(name, str(path), reason, "check the path")
     try:
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture)
@@ -222,8 +225,9 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
     """
     from PIL import Image, UnidentifiedImageError
 
-    notes = []
-    for file in _pictures(path) if path.is_dir() else [path]:
+    files = pictures_of(path) if path.is_dir() else [path]
+    notes = _taken_as_frames(path, files) if path.is_dir() else []
+    for file in files:
         try:
             with Image.open(file) as picture:
                 count = getattr(picture, "n_frames", 1)
@@ -236,8 +240,19 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
     return notes
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of their names, whose numbers count as numbers: 2 is before 10."""
+    found = (file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+    return sorted(found, key=lambda file: [int(each) if each.isdecimal() else each for each in _PARTS.split(file.name)])
+
+
+def _taken_as_frames(folder: Path, files: list[Path]) -> list[str]:
+    """That pictures are frames in the order of their names, where these are not those of one row of frames."""
+    rows = {_PARTS.sub("0", file.name) for file in files}
+    if len(files) < 2 or (len(rows) == 1 and all(_PARTS.search(file.stem) for file in files)):
+        return []
+    shown = ", ".join([*(file.name for file in files[:3]), *(["..."] if len(files) > 3 else [])])
+    return [f"{folder.name}: its {len(files)} pictures are taken as frames, in the order of their names ({shown})."]
 
 
 def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float | None]:
@@ -252,7 +267,7 @@ def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float |
     import torch
 
     if path.is_dir():
-        files = _pictures(path)
+        files = pictures_of(path)
         if not files:
             raise InputError(name, str(path), "the folder holds no pictures", "use a folder of png files")
         pictures = [read_picture(file, name) for file in files]
@@ -282,5 +297,4 @@ def _read_video(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
         raise InputError(name, str(path), f"it cannot be read as a video ({error})", "use an mp4") from None
     if not arrays:
         raise InputError(name, str(path), "it holds no frames", "use an mp4 with at least one frame")
-    frames = torch.stack([torch.from_numpy(array) for array in arrays])
-    return frames.float() / 255, float(rate) if rate else None
+    return torch.stack([torch.from_numpy(array) for array in arrays]).float() / 255, float(rate) if rate else None

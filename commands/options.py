@@ -14,10 +14,7 @@ from ..errors import InputError
 from ..optimizations.quantization.schemes import quantization_choices
 from ..optimizations.settings import (
     ATTENTION_CHOICES,
-    COMPILE_BACKENDS,
     COMPILE_CHOICES,
-    COMPILE_MODES,
-    COMPILE_SCOPES,
     MEMORY_MODES,
     STEP_CACHE_CHOICES,
     TRISTATE,
@@ -28,8 +25,8 @@ from ..optimizations.settings import (
 from ..pipelines.loading.devices import dtype_name
 from ..pipelines.loading.small_files import plain_path
 from ..pipelines.tiny import TINY_LORAS
+from .declared import add_compiler_options, add_tiling_options, check_switched_off, declared_by, refuse_given
 from .paths import find_comfyui
-from .switches import check_switched_off
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoraSpec, PipelineHandle
@@ -129,11 +126,15 @@ def add_optimization_options(parser: argparse.ArgumentParser) -> None:
         "--recommended",
         type=path_argument,
         metavar="FILE.json",
-        help="use what this results.json of bench recommends instead",
+        help="use what this results.json of bench recommends, in place of the other options of this group",
     )
+    _add_settings_options(group)
+
+
+def _add_settings_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--attention", choices=ATTENTION_CHOICES, default="auto", help="attention kernel")
     group.add_argument("--torch-compile", choices=COMPILE_CHOICES, default="auto", help="compile the denoiser")
-    _add_compiler_options(group)
+    add_compiler_options(group)
     group.add_argument("--step-cache", choices=STEP_CACHE_CHOICES, default="off", help="reuse work between steps")
     group.add_argument(
         "--quantized-matmul", choices=TRISTATE, default="auto", help="SDNQ models: multiply in the quantized type"
@@ -151,21 +152,7 @@ def add_vae_compile_options(parser: argparse.ArgumentParser) -> None:
     """Compiling for the subcommands that run nothing but a VAE."""
     group = parser.add_argument_group("torch.compile")
     group.add_argument("--torch-compile", choices=("off", "on"), default="off", help="compile the VAE (default: off)")
-    _add_compiler_options(group)
-
-
-def _add_compiler_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--compile-scope", choices=COMPILE_SCOPES, default="blocks", help="what repeats (default), or all as one"
-    )
-    group.add_argument("--compile-mode", choices=COMPILE_MODES, default="default", help="inductor's mode")
-    group.add_argument("--compile-backend", choices=COMPILE_BACKENDS, default="inductor", help="dynamo's backend")
-    group.add_argument(
-        "--no-memory-check",
-        dest="memory_check",
-        action="store_false",
-        help="with --torch-compile on: compile even where that may push the model out of memory",
-    )
+    add_compiler_options(group)
 
 
 def vae_compile_settings(args: argparse.Namespace) -> CompileSettings | None:
@@ -185,12 +172,6 @@ def _compile_settings(args: argparse.Namespace) -> CompileSettings:
     )
 
 
-def add_tiling_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--vae-tiling", choices=TRISTATE, default="auto", help="decode the image in tiles")
-    group.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="tile edge, 0: the model's default")
-    group.add_argument("--tile-overlap", type=int, default=0, metavar="PIXELS", help="overlap, 0: the model's default")
-
-
 def tiling_settings(args: argparse.Namespace) -> TilingSettings:
     return TilingSettings(mode=args.vae_tiling, tile_size=args.tile_size, overlap=args.tile_overlap)
 
@@ -199,6 +180,9 @@ def optimization_settings(args: argparse.Namespace) -> OptimizationSettings:
     """The settings that the options describe. Raises InputError for values out of range, or of what is off."""
     check_switched_off(args)
     if args.recommended is not None:
+        others = declared_by(_add_settings_options)
+        reason = "--recommended names a file that says it"
+        refuse_given(args, others, reason, "leave it or --recommended out")
         from ..comparison.result import recommended_settings
 
         return replace(recommended_settings(args.recommended), memory_mode=args.memory_mode)
@@ -258,6 +242,8 @@ def lora_spec(file: str, *words: str) -> LoraSpec:
     except ValueError:
         raise InputError("lora strength", strength, "it must be a number", "use 1.0") from None
     name = file if found is None else found["file"]
+    if name.startswith("tiny:") and name not in TINY_LORAS:
+        raise InputError("lora", name, "there is no such embedded LoRA", f"use {' or '.join(TINY_LORAS)}, or a file")
     path = name if name in TINY_LORAS else str(plain_path("lora", name).absolute())
     return LoraSpec(path, value, "both" if expert is None else expert)
 

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("video VAE (--vae)")
+    add_own_options(parser.add_argument_group("video VAE (--vae)"))
+    add_vae_compile_options(parser)
+
+
+def add_own_options(group: argparse._ActionsContainer) -> None:
+    """Those that no pipeline's VAE follows."""
     group.add_argument("--mode", choices=MODES, default="auto", help="how space is cut (default: auto)")
     group.add_argument("--temporal-slice", type=int, default=0, metavar="N", help="latent frames at a time, 0: chosen")
     group.add_argument("--memory-budget-gib", type=float, default=0.0, metavar="GIB", help="0: from the free memory")
@@ -33,7 +38,6 @@ def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fp16-accumulation", action="store_true", help="float16 sums where a kernel has them: less exact"
     )
-    add_vae_compile_options(parser)
 
 
 def vae_settings(args: argparse.Namespace) -> VaeSettings:

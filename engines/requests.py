@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
-from ..pipelines.conditions.arguments.names import arguments_of
+from ..pipelines.conditions.arguments.names import CALLED, arguments_of
 from ..pipelines.families import Family
 from ..pipelines.requests import SCHEDULER_DEFAULT, check_request
 from ..report import OptimizationRecord
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from ..pipelines.types import SampleRequest
     from ..report import OptimizationReport
 
-_OF_ANY_SIZE: dict[str, Any] = {"guidance": None, "width": 0, "height": 0, "size_multiple": 1, "images": "optional"}
-PICTURES = Family("the server's model", max_images=16, **_OF_ANY_SIZE)
-CLIPS = Family("the server's model", max_images=1, video=True, num_frames=0, max_frames=100000, **_OF_ANY_SIZE)
+_UNKNOWN: dict[str, Any] = {
+    "guidance": None,
+    "width": 0,
+    "height": 0,
+    "size_multiple": 1,
+    "images": "optional",
+    "negative_above": -1.0,  # which guidance switches a negative prompt off is the model's to say
+}
+PICTURES = Family("the server's model", max_images=16, **_UNKNOWN)
+CLIPS = Family("the server's model", max_images=1, video=True, num_frames=0, max_frames=100000, **_UNKNOWN)
 """A model of which nothing is known but that it makes pictures, or clips: their ranges are checked, and no more."""
 _NO_FIELD = "the servers have no field for it"
 _LEAVE_OUT = "leave it out, or run the model here"
@@ -63,7 +70,7 @@ def _refused(request: SampleRequest, video: bool) -> Iterator[tuple[str, object,
         "negative": None if request.negative is None else "encoded text",
         "latent": None if request.latent is None else "a latent",
         "argument": ", ".join(arguments_of(request)) or None,
-        "conditions": ", ".join(type(each).__name__ for each in request.conditions) or None,
+        "conditions": ", ".join(CALLED.get(type(each), type(each).__name__) for each in request.conditions) or None,
     }
     yield from ((name, value, _NO_FIELD) for name, value in given.items() if value is not None)
     if not request.decode:

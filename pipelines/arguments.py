@@ -11,10 +11,11 @@ from ..optimizations.components import is_modular_class
 from . import latents
 from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
+from .conditions.arguments.idle import takes_negative
 from .conditions.clips import clip_arguments, clip_form
 from .conditions.control import control_arguments
 from .conditions.forms import form_of
-from .conditions.further import argument_values, refuse_twice, takes_negative
+from .conditions.further import argument_values, refuse_twice
 from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments
 from .conditions.masks import mask_arguments, repaints
 from .conditions.rates import check_sound_length
@@ -97,7 +98,8 @@ def call_arguments(
     name = type(pipeline).__name__
     check_keyframe_scheduler(name, request, lambda: getattr(pipeline, "scheduler", None))
     arguments |= control_arguments(name, request, to_pil) | keyframe_arguments(name, family, request, to_pil)
-    arguments |= clip_arguments(name, family, request, lambda frame: _in_size(to_pil(frame), request))
+    size = (request.width, request.height)
+    arguments |= clip_arguments(name, family, request, lambda frame, size=size: _in_size(to_pil(frame), *size))
     given = argument_values(name, request, lambda picture: to_pil(picture, alpha=picture.shape[-1] == 4), device)
     arguments = _with_arguments(family, request, arguments, given)
     _check_text_length(pipeline, request)
@@ -265,16 +267,16 @@ def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
     return picture.convert("RGBA") if alpha else picture
 
 
-def _in_size(picture: Image, request: SampleRequest) -> Image:
-    """A picture in the size of the result, where that is known."""
-    if request.width and request.height and picture.size != (request.width, request.height):
-        return picture.resize((request.width, request.height), resample=LANCZOS)
+def _in_size(picture: Image, width: int | None, height: int | None) -> Image:
+    """A picture in that size in pixels, where it is known."""
+    if width and height and picture.size != (width, height):
+        return picture.resize((width, height), resample=LANCZOS)
     return picture
 
 
 def _repainted(pipeline: Any, family: Family, request: SampleRequest) -> dict[str, Any]:
     """What the call of an inpaint form is given beside the prompt."""
-    picture = _in_size(to_pil(request.images[0]), request)
+    picture = _in_size(to_pil(request.images[0]), request.width, request.height)
     reference = to_pil(request.images[1]) if len(request.images) > 1 else None
     modular = is_modular_class(type(pipeline))
     itself = not modular and type(pipeline).__name__ in family.classes
@@ -285,7 +287,7 @@ def _start(pipeline: Any, family: Family, request: SampleRequest, vae: Any) -> A
     """What an image-to-image call starts from, once per item of the batch: the latent where there is one, else the
     first image, scaled to the size of the result."""
     if request.latent is None:
-        picture = _in_size(to_pil(request.images[0]), request)
+        picture = _in_size(to_pil(request.images[0]), request.width, request.height)
         if is_modular_class(type(pipeline)):  # it repeats what is encoded
             return picture
         return [picture] * request.batch

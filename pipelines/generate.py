@@ -21,6 +21,7 @@ from .loading import loader
 from .requested.absent import check_absent, require_vae
 from .requested.before_load import check_before_load
 from .requests import ready
+from .slow_precision import slow_precision_note
 from .types import LoadedPipeline, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
 ENDED_NOT_FINITE = "the run ended in NaN or infinity with it, so it was made again without"
@@ -223,6 +224,8 @@ def _optimized(
     for record in lora_records:
         report.set(record)
     report.facts.update(loaded.facts)
+    if slow := slow_precision_note(pipeline, loaded.device):
+        report.note(slow)
     # A pipeline that is not known decodes by itself, inside its own call.
     guard = nullcontext() if loaded.family.known else decode_that_shrinks(pipeline, report)
     with active(pipeline, settings, report), guard:
@@ -245,6 +248,8 @@ def _optimized_vae(
         pipeline, settings, device=loaded.device, workload=workload, callbacks=callbacks, memory=memory
     )
     report.facts.update(loaded.facts)
+    if slow := slow_precision_note(pipeline, loaded.device, vae_only=True):
+        report.note(slow)
     with active(pipeline, settings, report, vae_only=True):
         yield report
 

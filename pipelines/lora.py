@@ -63,13 +63,13 @@ def check_loras(loras: Sequence[LoraSpec]) -> None:
 def _check_values(loras: Sequence[LoraSpec]) -> None:
     for spec in loras:
         if not math.isfinite(spec.strength):
-            raise InputError("strength", spec.strength, "it must be a finite number", "use 1.0")
+            raise InputError("lora strength", spec.strength, "it must be a finite number", "use 1.0")
         if abs(spec.strength) > MAX_STRENGTH:
             reason = f"it must be between {-MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
-            raise InputError("strength", spec.strength, reason, "use 1.0")
+            raise InputError("lora strength", spec.strength, reason, "use 1.0")
         if spec.expert not in EXPERTS:
             cure = f"choose one of: {', '.join(EXPERTS)}"
-            raise InputError("expert", spec.expert, "it is not one of the choices", cure)
+            raise InputError("lora expert", spec.expert, "it is not one of the choices", cure)
 
 
 def set_loras(
@@ -130,7 +130,7 @@ def _check_experts(specs: tuple[LoraSpec, ...], state: _State, pipeline: Any) ->
     for spec in specs:
         if spec.expert != "both" and "transformer_2" not in state.branches:
             reason = f"{type(pipeline).__name__} has one denoiser, no high-noise and low-noise experts"
-            raise InputError("expert", spec.expert, reason, "choose 'both'")
+            raise InputError("lora expert", spec.expert, reason, "choose 'both'")
 
 
 def _read_files(

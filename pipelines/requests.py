@@ -12,12 +12,12 @@ from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.check import check_conditions, scaled_notes, still_missing
 from .conditions.clips import clip_form, clips_of, with_clip_length
-from .conditions.further import takes_negative
 from .conditions.keyframes import keyframes_of
-from .conditions.masks import blends, mask_of, repaints
+from .conditions.masks import mask_of, repaints
 from .conditions.rates import check_frame_rate
 from .embeddings.check import check_texts
 from .families import Family
+from .requested.ignored import assumed_notes, ignored_notes
 from .requested.sizes import fit
 from .results import refuse_without_picture
 from .schedulers import SCHEDULERS, SHORT_NAMES
@@ -59,9 +59,10 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_scheduler_name(request.scheduler)
     conditioned = check_conditions(family, request)
     _check_images(family, request)
-    conditioned += scaled_notes(request, *_size(family, request))
+    conditioned += scaled_notes(family, request, *_size(family, request))
     texts = check_texts(family, request, scale := complete_guidance(family, request), negative_acts(family, scale))
-    return [*fitted, *conditioned, *texts, *_ignored(family, request), *_assumed(family, request)]
+    ignored = ignored_notes(family, request, scale)
+    return [*fitted, *conditioned, *texts, *ignored, *assumed_notes(family, request)]
 
 
 @dataclass(frozen=True)
@@ -238,46 +239,6 @@ def _check_image(name: str, image: torch.Tensor) -> None:
     shape = list(getattr(image, "shape", ()))
     if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
         raise InputError(name, f"shape {shape}", "an image is [height, width, 3 or 4]", "give a picture")
-
-
-def _ignored(family: Family, request: SampleRequest) -> list[str]:
-    notes = []
-    if request.prompt.strip() and not family.prompt:
-        notes.append(f"prompt ignored: {family.name} takes none.")
-    guidance = complete_guidance(family, request)
-    negative = request.negative_prompt if request.positive is None else ""  # else it has been said
-    if negative and not (family.negative_prompt or takes_negative(family, request)):
-        notes.append(f"negative_prompt ignored: {family.name} has none.")
-    elif negative and family.negative_prompt and guidance is not None and guidance <= family.negative_above:
-        notes.append(f"negative_prompt ignored: guidance = {guidance:g} switches it off.")
-    if request.guidance is not None and not family.guidance_argument:
-        notes.append(f"guidance ignored: {family.name} has no guidance scale.")
-    if request.guidance_2 is not None and not family.second_guidance:
-        notes.append(f"guidance_2 ignored: {family.name} has no second expert.")
-    if request.frame_rate is not None and not family.video:
-        notes.append(f"frame_rate ignored: {family.name} makes single images.")
-    given = [*((f"images[{index}]", image) for index, image in enumerate(request.images))]
-    given += [] if request.last_image is None else [("last_image", request.last_image)]
-    clear = [name for name, image in given if image.shape[-1] == 4 and bool((image[..., 3] < 1.0).any())]
-    if clear and not family.alpha:
-        notes.append(f"transparency of {', '.join(clear)} ignored: {family.name} reads the colours alone.")
-    if request.latent is not None and request.strength >= 1.0 and not blends(family, request):
-        kept = " but for its size" if family.known else ""
-        notes.append(f"latent ignored{kept}: strength = 1 starts from noise.")
-    return notes
-
-
-def _assumed(family: Family, request: SampleRequest) -> list[str]:
-    """What is done that nobody asked for: the pipeline's own, or a guess."""
-    if family.own_strength is not None and request.images and request.strength >= 1.0:
-        return [f"strength: {family.name}'s own {family.own_strength:g}; a value below 1 takes its place."]
-    if family.steps_less:
-        steps = request.steps or family.steps
-        return [f"steps: {family.name} makes {steps - family.steps_less} evaluations of {steps} steps."]
-    if family.video and family.frame_rate_assumed and request.frame_rate is None:
-        rate = f"{family.frame_rate:g}"
-        return [f"{rate} frames per second assumed: {family.name} does not say its own; set frame_rate if you know it."]
-    return []
 
 
 def _size(family: Family, request: SampleRequest) -> tuple[int | None, int | None]:

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import SILENT, Callbacks
-from ..errors import InputError, first_line
+from ..errors import first_line
 from ..optimizations.components import denoisers, is_modular_class, step_experts
 from ..report import OptimizationReport
 from . import latents
 from .arguments import call_arguments, form_for, stand_in_note, to_pil
 from .classes.guidance import guided
+from .conditions.arguments.idle import idle_notes
+from .conditions.arguments.schedules import steps_note, with_steps
 from .conditions.check import condition_facts, deciding_inputs
 from .conditions.controlnets import controlled
 from .conditions.further import refused_by_call
@@ -180,9 +182,7 @@ def _denoise(
         scheduler_for_run(pipeline, family, request.scheduler, request.flow_shift, steps, given) as scheduler,
         image_prompted(loaded, pipeline, request, callbacks, report, to_pil) as prompted,
     ):
-        shift = None if scheduler is None else scheduler.config.get("shift_terminal")
-        if request.steps == 1 and shift:  # it stretches the distance to the last one
-            raise InputError("steps", 1, "this model's scheduler divides by zero with a single step", "use 2 or more")
+        request = with_steps(request, scheduler)
         if modular:
             guidance = fresh_parts(pipeline, family, request, controlnets)
         else:
@@ -196,9 +196,12 @@ def _denoise(
                 outputs, each_last = [], []
                 for index in range(request.batch):
                     calls_to_come, begun = request.batch - 1 - index, watch.done
-                    outputs.append(tried(ready(family, item_of_batch(family, request.asked, index))))
+                    item = ready(family, item_of_batch(family, request.asked, index))
+                    outputs.append(tried(replace(item, steps=request.steps)))
                     each_last.append(watch.latent)
                 last = _joined(each_last)
+            for note in filter(None, (steps_note(request, scheduler), *idle_notes(pipeline, scheduler, request))):
+                report.note(note)
         return outputs, last, watch, step_experts(pipeline)
 
 

@@ -23,9 +23,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for copied_pipelines, prompt_runs and sentencepiece_model
+sys.path.insert(0, str(Path(__file__).parent))  # for copied_pipelines, edit_pictures, prompt_runs and others
 
 from copied_pipelines import copying
+from edit_pictures import make_edit_pictures_small
 
 from fastdiffusers.commands.libraries import declare_torchvision_ops
 
@@ -123,13 +124,8 @@ def tiny_pipeline() -> Callable[[str], DiffusionPipeline]:
 
 @pytest.fixture
 def small_edit_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Qwen-Image-Edit work on small pictures: it enlarges every input to a megapixel, seconds on one core."""
-    from diffusers.modular_pipelines.qwenimage import encoders
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
-
-    original = pipeline_qwenimage_edit.calculate_dimensions
-    for module in (pipeline_qwenimage_edit, encoders):
-        monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio: original(min(area, 128 * 128), ratio))
+    """Let Qwen-Image-Edit work on small pictures."""
+    make_edit_pictures_small(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ..settings import LOCAL, ClusterSettings
 
 if TYPE_CHECKING:
     from ...pipelines.families import Family
-    from ...pipelines.types import LoadKey
+    from ...pipelines.types import LoadKey, SampleRequest
 
 NAME = "parallel"
 """Of the record in a report."""
@@ -124,16 +124,17 @@ def way_for(parallel: str, kind: Any, config: Any, count: int) -> tuple[str, str
     return ULYSSES, why
 
 
-def without_branches(family: Family, guidance: float | None) -> str:
-    """Why guidance has no second branch with a scale, or "".
+def without_branches(family: Family, request: SampleRequest) -> str:
+    """Why guidance has no second branch in a run, or "".
 
     Args:
         family: of the model. A class outside the table may have branches that nobody knows of here.
-        guidance: as `pipelines.requests.complete` has it.
     """
-    from ...pipelines.requests import negative_acts
+    from ...pipelines.conditions.arguments.idle import takes_negative
+    from ...pipelines.requests import complete_guidance, negative_acts
 
-    if not family.known or negative_acts(family, guidance):
+    guidance = complete_guidance(family, request)
+    if not family.known or negative_acts(family, guidance) or takes_negative(family, request):
         return ""
     if not family.negative_prompt:
         return f"{family.name} takes its guidance as an input: there is no second branch"

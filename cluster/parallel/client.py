@@ -52,16 +52,18 @@ def generate_together(
     from ...pipelines.generate import check_before_load
     from ...pipelines.loading.loader import family_of_key
     from ...pipelines.lora import check_loras
-    from ...pipelines.requests import complete_guidance, ready
+    from ...pipelines.requests import ready
 
     family = family_of_key(handle.key)
-    one_branch = without_branches(family, complete_guidance(family, request))
+    one_branch = without_branches(family, request)
     sized, why = placed(cluster, handle.key, one_branch)
     why = why or _known_not_to_pay(sized, handle, family, request, settings, guided=not one_branch)
     if why:
         result = alone()
         failed = cluster.parallel != AUTO
         result.report.set(OptimizationRecord(NAME, cluster.parallel, "off", why, failed=failed))
+        if not failed:  # what "auto" declines is in the table alone, and this one is asked for
+            result.report.note(f"parallel auto is off: {why}.")
         return result
     check_before_load(handle.key, ready(family, request))
     check_loras(handle.loras)

@@ -104,7 +104,7 @@ class Maker:
         previews: bool,
     ) -> SampleResult:
         completed = ready(loaded.family, request)
-        guided = not without_branches(loaded.family, completed.guidance)
+        guided = not without_branches(loaded.family, completed)
         verdicts = self._verdicts.setdefault((handle, settings), {})
         gates = Gates(loaded.pipeline, self._group, verdicts, self._parallel, request.batch)
         probation = remembered = None

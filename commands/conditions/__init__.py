@@ -121,15 +121,27 @@ def keyframe(text: str, read: Callable[..., torch.Tensor] = read_picture) -> Key
     if found is None:
         raise InputError("keyframe", text, "it names no file", _AS)
     file = plain_path("keyframe", found["file"])
-    asked = found if file.is_file() else _ANY_KEYFRAME.fullmatch(text) or found
-    frame, strength = asked["frame"], asked["strength"]
-    if frame and not re.fullmatch(r"-?\d+", frame):
-        raise InputError("keyframe frame", frame, "it must be a whole number", _AS)
+    if not file.is_file():
+        _check_written(text)
     try:
-        held_by = float(strength or 1.0)
+        held_by = float(found["strength"] or 1.0)
     except ValueError:
-        raise InputError("keyframe strength", strength, "it must be a number", _AS) from None
-    return KeyframeCondition(read(file, "keyframe")[None], int(frame or 0), held_by)
+        raise InputError("keyframe strength", found["strength"], "it must be a number", _AS) from None
+    return KeyframeCondition(read(file, "keyframe")[None], int(found["frame"] or 0), held_by)
+
+
+def _check_written(text: str) -> None:
+    """Raise InputError for what of a keyframe that names no file may be meant as its frame or its strength."""
+    if text.startswith("@"):
+        raise InputError("keyframe", text, "it names no file", _AS)
+    if re.fullmatch(r".+:[0-9.]+@-?\d+", text, re.DOTALL):
+        raise InputError("keyframe", text, "the strength stands before the frame", _AS)
+    found = _ANY_KEYFRAME.fullmatch(text)
+    frame, strength = (None, None) if found is None else (found["frame"], found["strength"])
+    if frame is not None and not re.fullmatch(r"-?\d+", frame):
+        raise InputError("keyframe frame", frame, "it must be a whole number", _AS)
+    if strength is not None and not re.fullmatch(r"[0-9]*\.?[0-9]+", strength):
+        raise InputError("keyframe strength", strength, "it must be a number above 0", _AS)
 
 
 def absolute_keyframe(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..media import PICTURES, VIDEOS, left_out, read_frames
+from ..media import VIDEOS, left_out, pictures_of, read_frames
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def clip_shape(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
     if path.is_file() and path.suffix.lower() in VIDEOS:
         shape, rate = _shape_of_video(path)
     elif path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES]
+        files = pictures_of(path)
         try:
             sizes: set[tuple[int, int]] = set()
             for file in files:

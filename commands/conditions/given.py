@@ -36,13 +36,13 @@ def argument(text: str, read: Callable[..., torch.Tensor] = read_picture) -> Arg
         return ArgumentCondition(name, json_or_text(name, value))
     if file.suffix.lower() == TENSORS:
         return ArgumentCondition(name, read_tensor(file, name))
-    return ArgumentCondition(name, image=read(file, name, alpha=True)[None])
+    return ArgumentCondition(name, image=read(file, f"argument {name}", alpha=True)[None])
 
 
 def argument_file(text: str) -> Path | None:
     """The file that an `--argument` option names, None for a value of its own. Raises InputError for no path at all."""
     name, _, value = text.partition("=")
-    return plain_path(name, value[1:]) if value.startswith("@") else None
+    return plain_path(f"argument {name}", value[1:]) if value.startswith("@") else None
 
 
 def absolute_argument(text: str) -> str:
@@ -64,8 +64,8 @@ def read_tensor(file: Path, name: str) -> torch.Tensor:
             names = list(held.keys())
             if name not in names and len(names) != 1:
                 reason = f"it holds {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-                raise InputError(name, str(file), reason, f"save the one that is meant as {name}")
+                raise InputError(f"argument {name}", str(file), reason, f"save the one that is meant as {name}")
             found: torch.Tensor = held.get_tensor(name if name in names else names[0]).clone()
             return found
     except (OSError, SafetensorError) as error:
-        raise InputError(name, str(file), first_line(error), "check the file") from None
+        raise InputError(f"argument {name}", str(file), first_line(error), "check the file") from None

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from ...cluster.settings import PATIENCE, ClusterSettings, parse_cluster
 from ...errors import InputError
 from ..conditions import add_condition_options
+from ..declared import OnceParser
 from ..options import (
     FLOW_SHIFT_HELP,
     add_lora_option,
@@ -120,7 +121,7 @@ FOR_ALL_LINES = (*QUEUE, *ENGINE, "report", "quiet", "verbose", "help")
 """What no line can say for itself."""
 
 
-class LineParser(argparse.ArgumentParser):
+class LineParser(OnceParser):
     """The options of one line. What is wrong with them is an InputError."""
 
     def __init__(self) -> None:

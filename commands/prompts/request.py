@@ -71,8 +71,18 @@ def note_what_is_left_out(args: argparse.Namespace, result: SampleResult) -> Non
         result.report.note(note)
     # A file of prompts has videos in .mp4 alone.
     silent = args.prompts is None and args.output.suffix.lower() != ".mp4"
+    if silent and result.frame_rate is not None:
+        for note in rate_left_out(args.frame_rate, args.output):
+            result.report.note(note)
     if silent and result.audio is not None and result.frames is not None:
         result.report.note("the sound is not written: an .mp4 holds it beside the pictures.")
+
+
+def rate_left_out(rate: float | None, output: Path) -> list[str]:
+    """That a frame rate that was asked for is in no file that is written; [] where one holds it, or none was asked."""
+    if rate is None or output.suffix.lower() in (".mp4", LATENT):
+        return []
+    return [f"frame_rate: {rate:g} is in no file, since pictures have none: an .mp4 has."]
 
 
 def without_latent(result: SampleResult, output: Path) -> Path | None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ...callbacks import SILENT, Callbacks
 from ...engines.settings import IMAGES, NO_LATENT, VIDEO
 from ...errors import InputError
+from ..declared import declared_by, refuse_given
 from ..media import check_output
-from ..options import lora_specs, optimization_settings
-from .engine_options import flag
+from ..options import add_model_options, add_parts_options, lora_specs, optimization_settings
 from .make import Made, Maker, shape_of_picture, target_of, written
 from .request import LATENT, sample_request
 
@@ -24,17 +24,15 @@ if TYPE_CHECKING:
 
 ONLY_HERE = ("diffusion_model", "text_encoder", "vae", "second_expert", "revision", "quantization", "dtype", "device")
 """Options that load a model, which a server does itself."""
-_USUAL = {"quantization": "none", "dtype": "auto", "device": "auto", "memory_mode": "auto"}
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse, by name, what loads a model here. Raises InputError."""
     from ...engines.requests import refuse_loras
 
-    for name in ONLY_HERE:
-        if (value := getattr(args, name)) and value != _USUAL.get(name):
-            shown = str(value[0] if isinstance(value, list) else value)
-            raise InputError(flag(name), shown, "the server has loaded its model already", "leave it out")
+    declared = declared_by(add_parts_options) | declared_by(add_model_options)
+    ignored = {name: declared[name] for name in ONLY_HERE}
+    refuse_given(args, ignored, "the server has loaded its model already", "leave it out")
     refuse_loras(lora_specs(args))
 
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from .arguments.names import arguments_of
+from .arguments.ranges import reference_size
 from .clips import check_clip_mask, check_clips, clip_input, clips_of, takes_clip_mask
 from .control import check_controls, controls_of
 from .forms import form_of
 from .further import check_arguments
 from .image_prompts.keys import check_image_prompts, image_prompts_of
 from .keyframes import check_keyframes, keyframes_of
-from .kinds import ROLES
+from .kinds import REFERENCE, ROLES
 from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints
 
 if TYPE_CHECKING:
@@ -61,15 +62,21 @@ def deciding_inputs(family: Family, request: SampleRequest) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def scaled_notes(request: SampleRequest, width: int | None, height: int | None) -> list[str]:
-    """Notes on what is brought to the size of the result, in pixels; None where that is not known."""
+def scaled_notes(family: Family, request: SampleRequest, width: int | None, height: int | None) -> list[str]:
+    """Notes on what is brought to the size of the result, in pixels; None where that is not known.
+
+    Raises:
+        InputError: as `reference_size`.
+    """
     if not width or not height:
         return []
-    given = [("control_image", control.image[0], False) for control in controls_of(request)]
-    given += [(clip_input(role), clip.frames[0], False) for role, clip in clips_of(request).items()]
-    given += [("keyframe", keyframe.image[0], True) for keyframe in keyframes_of(request)]
+    size, clips = (width, height), clips_of(request)
+    sizes = {role: reference_size(family, request, *size) if role == REFERENCE else size for role in clips}
+    given = [("control_image", control.image[0], False, size) for control in controls_of(request)]
+    given += [(clip_input(role), clip.frames[0], False, sizes[role]) for role, clip in clips.items()]
+    given += [("keyframe", keyframe.image[0], True, size) for keyframe in keyframes_of(request)]
     notes = []
-    for name, picture, cut in given:
+    for name, picture, cut, (width, height) in given:
         rows, columns = picture.shape[:2]
         if (rows, columns) == (height, width):
             continue

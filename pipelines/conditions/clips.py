@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputError
 from ..classes.forms import class_of, video_to_video_class
+from . import ltx
+from .arguments.ranges import reference_size
 from .keyframes import stride_of
 from .kinds import REFERENCE, ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
@@ -29,11 +30,6 @@ _LEADING = ("video", "pose", "control")
 """Roles of clips whose frames those of the result follow one by one."""
 _CONTINUES = ("SkyReelsV2DiffusionForcingVideoToVideoPipeline",)
 """Classes that go on where the clip ends: the result is as long as asked for, however long the clip is."""
-_REFERENCED = dict.fromkeys(("LTX2Pipeline", "LTX2ImageToVideoPipeline"), "LTX2InContextPipeline")
-"""Class -> the class around the same models that takes a reference clip."""
-_LTX2 = "diffusers.pipelines.ltx2.pipeline_ltx2_"
-_REFERENCES = {"LTX2HDRPipeline": (f"{_LTX2}hdr_lora", "LTX2HDRReferenceCondition")}
-"""Class -> where the class of its reference clips is, if it is not that of the others."""
 MOST_FRAME_RATE = 1000.0
 
 
@@ -44,7 +40,7 @@ def clips_of(request: SampleRequest) -> dict[str, VideoCondition]:
         if isinstance(condition, VideoCondition):
             if condition.role in found:
                 reason = "a run takes one clip of each kind"
-                raise InputError("video", f"two {condition.role} clips", reason, "leave one of them out")
+                raise InputError(clip_input(condition.role), "two clips", reason, "leave one of them out")
             found[condition.role] = condition
     return found
 
@@ -58,8 +54,8 @@ def clip_form(family: Family, request: SampleRequest) -> str:
     name = pipeline_class.__name__
     if all(_argument(name, role) for role in clips):
         return name
-    if set(clips) == {REFERENCE} and _argument(_REFERENCED.get(name, ""), REFERENCE):
-        return _REFERENCED[name]
+    if set(clips) == {REFERENCE} and _argument(ltx.REFERENCE_FORMS.get(name, ""), REFERENCE):
+        return ltx.REFERENCE_FORMS[name]
     # The form of two-expert Wan and of its 5B model would leave out what these need.
     if set(clips) != {"video"} or family.second_guidance or family.latent_channels == 48:
         return ""
@@ -107,7 +103,7 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
         shape_of("video", each.frames, "a clip is [frames, height, width, 3]", "give a clip")
         if not _argument(clip_form(family, request) or family.classes[-1], role):
             what = "clip to start from" if role == "video" else f"{role} clip"
-            raise InputError("video", f"a {role} clip", f"{family.name} takes no {what}", "leave it out")
+            raise InputError(clip_input(role), "a clip", f"{family.name} takes no {what}", "leave it out")
     form = clip_form(family, request)
     itself = form in family.classes
     if request.images and not itself:
@@ -118,6 +114,9 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
         reason = f"{family.name} makes all of its frames anew beside a clip, and has no strength"
         raise InputError("strength", request.strength, reason, "use 1")
     if not itself and request.strength >= 1.0 and "strength" in call_takes(form):
+        if (steps := request.steps or family.steps) * _OWN_STRENGTH < 1:
+            reason = f"{form} takes {_OWN_STRENGTH:g} of them beside a clip, so none would be left"
+            raise InputError("steps", steps, reason, "use 2 or more")
         notes.append(f"strength: {_OWN_STRENGTH:g}, {form}'s own; a value below 1 takes its place.")
     rate = clip_rate(request)
     if rate is not None and request.frame_rate == rate:
@@ -191,21 +190,24 @@ def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture
     """What the call of a class is given for the request's clips, with their mask.
 
     Args:
-        to_picture: [H, W, C] to a picture of Pillow's in the size of the result.
+        to_picture: [H, W, C] and (width, height) to a picture of Pillow's in that size, by default the result's.
     """
     clips = clips_of(request)
     if not clips:
         return {}
     count = request.num_frames if "video" in clips and form not in _CONTINUES else None
     given: dict[str, Any] = {
-        _argument(form, role): [to_picture(frame) for frame in clip.frames[:count]] for role, clip in clips.items()
+        _argument(form, role): [to_picture(frame) for frame in clip.frames[:count]]
+        for role, clip in clips.items()
+        if role != REFERENCE
     }
     if "driving_video_fps" in call_takes(form) and "video" in clips:
         given["driving_video_fps"] = clips["video"].frame_rate
     if REFERENCE in clips:
-        name = _argument(form, REFERENCE)
-        used = _used_of_reference(family, request, len(given[name]))
-        given[name] = [_reference(form, given[name][:used])]
+        frames, made = clips[REFERENCE].frames, ltx.reference_class(form)
+        used = _used_of_reference(family, request, len(frames))
+        size = reference_size(family, request, request.width or 0, request.height or 0)
+        given[_argument(form, REFERENCE)] = [made(frames=[to_picture(frame, size) for frame in frames[:used]])]
     elif request.strength < 1.0 or form not in family.classes:
         given["strength"] = request.strength if request.strength < 1.0 else _OWN_STRENGTH
     mask, name = mask_of(request), next((name for name in CLIP_MASKS if name in call_takes(form)), "")
@@ -221,11 +223,6 @@ def _used_of_reference(family: Family, request: SampleRequest, count: int) -> in
     """How many frames of a reference are read: those that the result has, and whole latent frames of them."""
     stride = stride_of(family)
     return (min(count, request.num_frames or count) - 1) // stride * stride + 1
-
-
-def _reference(form: str, pictures: list[Any]) -> Any:
-    module, name = _REFERENCES.get(form, (f"{_LTX2}ic_lora", "LTX2ReferenceCondition"))
-    return getattr(importlib.import_module(module), name)(frames=pictures)
 
 
 def _mask_frames(mask: Any, shape: Any, to_picture: Any) -> list[Any]:

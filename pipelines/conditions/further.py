@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from ...errors import FastDiffusersError, InputError, first_line
+from .arguments.idle import check_attention, switched_off
 from .arguments.names import arguments_of, given_already, objection
-from .arguments.ranges import SCHEDULES, as_list, check_range
+from .arguments.ranges import check_range
 from .arguments.values import check_pictures, check_value
-from .forms import form_of
 from .kinds import ArgumentCondition
-from .taking import call_kinds, call_takes
+from .taking import call_kinds
 
 if TYPE_CHECKING:
     import torch
@@ -47,65 +47,11 @@ def check_arguments(family: Family, request: SampleRequest, form: str) -> list[s
         if reason:
             raise InputError("argument", name, reason, cure)
         if argument.image is None:
-            check_range(name, check_value(form, name, *kinds[name], argument.value))
+            check_range(name, value := check_value(form, name, *kinds[name], argument.value))
+            check_attention(name, value)
         else:
             check_pictures(form, name, *kinds[name], len(argument.image))
-    steps_given(request)
-    return _do_nothing(family, request, form)
-
-
-def _do_nothing(family: Family, request: SampleRequest, form: str) -> list[str]:
-    """Notes on what is switched off. Raises InputError for a true CFG without the negative prompt that it needs."""
-    arguments, guidance = arguments_of(request), family.guidance if request.guidance is None else request.guidance
-    scale = arguments.get("true_cfg_scale")
-    beside = ("negative_prompt_embeds", "negative_prompt_2", "negative_prompt_3")
-    alone = not any(name in arguments for name in beside) and "negative_prompt" in call_takes(form)
-    if _guides(scale) and alone and not takes_negative(family, request):
-        cure = "give one in negative_prompt (--negative-prompt), or leave it out"
-        raise InputError("argument true_cfg_scale", scale.value, "it acts with a negative prompt alone", cure)
-    if not family.negative_prompt or guidance is None or guidance > family.negative_above:
-        return []
-    return [
-        f"argument {name} ignored: guidance = {guidance:g} switches it off."
-        for name in arguments
-        if name.startswith("negative_prompt")
-    ]
-
-
-def takes_negative(family: Family, request: SampleRequest) -> bool:
-    """Whether a true CFG that an argument gives makes the negative prompt of a request act, as of a Flux."""
-    guided = not family.negative_prompt and _guides(arguments_of(request).get("true_cfg_scale"))
-    written = bool(request.negative_prompt.strip()) and request.positive is None
-    return guided and written and "negative_prompt" in call_takes(form_of(family, request) or family.classes[-1])
-
-
-def _guides(scale: ArgumentCondition | None) -> TypeGuard[ArgumentCondition]:
-    return scale is not None and isinstance(scale.value, int | float) and scale.value > 1
-
-
-def steps_given(request: SampleRequest) -> int | None:
-    """For how many steps an argument gives a value each; None where none does.
-
-    Raises:
-        InputError: two do, one gives none, or `steps` asks for another number.
-    """
-    found = {name: as_list(each.value) for name, each in arguments_of(request).items() if name in SCHEDULES}
-    found = {name: value for name, value in found.items() if isinstance(value, list | tuple)}
-    for name, values in found.items():
-        if not values:
-            raise InputError(f"argument {name}", "[]", "it gives no step a value", "leave it out")
-    if len(found) > 1:
-        raise InputError("argument", ", ".join(found), "a run follows one of them", "leave one of them out")
-    for name, values in found.items():
-        # The last of the sigmas is where the last step ends, for some schedulers.
-        counts = (len(values), len(values) - 1) if name == "sigmas" else (len(values),)
-        if request.steps is not None and request.steps not in counts:
-            reason = f"argument {name} gives {len(values)} values, one for each step"
-            raise InputError(
-                "steps", request.steps, reason, f"leave steps (--steps) out, or give {request.steps} {name}"
-            )
-        return request.steps or len(values)
-    return None
+    return switched_off(family, request, form) if arguments else []
 
 
 def argument_values(form: str, request: SampleRequest, to_picture: Any, device: torch.device | None) -> dict[str, Any]:

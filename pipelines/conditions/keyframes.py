@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ..classes.forms import class_of
+from . import ltx
 from .kinds import KeyframeCondition
 from .pictures import shape_of
 from .taking import call_takes
@@ -15,25 +15,6 @@ from .taking import call_takes
 if TYPE_CHECKING:
     from ..families import Family
     from ..types import SampleRequest
-
-_FORMS = {
-    "LTX2Pipeline": "LTX2ConditionPipeline",
-    "LTX2ImageToVideoPipeline": "LTX2ConditionPipeline",
-    "LTXImageToVideoPipeline": "LTXConditionPipeline",
-    "LTXPipeline": "LTXConditionPipeline",
-}
-"""Class -> the class around the same models that takes keyframes."""
-_LTX2 = ("diffusers.pipelines.ltx2.pipeline_ltx2_condition", "LTX2VideoCondition")
-_LTX2_CLASSES = ("LTX2ConditionPipeline", "LTX2InContextPipeline", "LTX2ModularPipeline", "LTX25ModularPipeline")
-_EXACT = ("LTXConditionPipeline",)
-"""Classes whose keyframes lie at any frame."""
-_ITEMS = {
-    **dict.fromkeys(_LTX2_CLASSES, _LTX2),
-    "LTXConditionPipeline": ("diffusers.pipelines.ltx.pipeline_ltx_condition", "LTXVideoCondition"),
-}
-"""Class -> where the class of one of its keyframes is."""
-_STRIDE = 8
-"""Frames of LTX-2 in one latent frame after the first."""
 
 
 def keyframes_of(request: SampleRequest) -> list[KeyframeCondition]:
@@ -46,8 +27,7 @@ def keyframe_form(family: Family) -> str:
     pipeline_class = class_of(family)
     if pipeline_class is None:
         return ""
-    name = pipeline_class.__name__
-    form = name if name in _ITEMS else _FORMS.get(name, "")
+    form = ltx.keyframe_form(pipeline_class.__name__)
     return form if "conditions" in call_takes(form) else ""
 
 
@@ -71,7 +51,7 @@ def check_keyframes(family: Family, request: SampleRequest) -> list[str]:
             "images", f"{len(request.images)} image(s)", "with keyframes there is no other first frame", cure
         )
     count = request.num_frames or family.num_frames
-    exact, stride = keyframe_form(family) in _EXACT, stride_of(family)
+    exact, stride = keyframe_form(family) in ltx.EXACT, stride_of(family)
     taken: dict[int, int] = {}
     for keyframe in keyframes:
         shape = shape_of("keyframe", keyframe.image, "a keyframe is [batch, height, width, 3 or 4]")
@@ -103,7 +83,7 @@ def check_keyframe_scheduler(form: str, request: SampleRequest, scheduler_of: Ca
     Args:
         scheduler_of: gives the model's own, or None where it is not known.
     """
-    scheduler = scheduler_of() if keyframes_of(request) and form in _EXACT else None
+    scheduler = scheduler_of() if keyframes_of(request) and form in ltx.EXACT else None
     if scheduler is not None and scheduler.config.get("use_dynamic_shifting"):
         reason = f"{form} cannot use a scheduler that shifts its steps by the size of the clip, as this model's does"
         cure = "use LTX-Video 0.9.5 or newer, or leave the keyframes out"
@@ -115,10 +95,9 @@ def keyframe_arguments(form: str, family: Family, request: SampleRequest, to_pic
     keyframes = keyframes_of(request)
     if not keyframes:
         return {}
-    module, name = _ITEMS[form]
-    made = getattr(importlib.import_module(module), name)
+    made = ltx.keyframe_class(form)
     count = request.num_frames or 0
-    if form in _EXACT:
+    if form in ltx.EXACT:
         exactly = [(to_picture(item.image[0]), item.frame % count, float(item.strength)) for item in keyframes]
         return {"conditions": [made(image=i, frame_index=frame, strength=s) for i, frame, s in exactly]}
     return {
@@ -148,7 +127,7 @@ def _latent_frame(frame: int, count: int, stride: int) -> int:
 
 def stride_of(family: Family) -> int:
     """Frames in one latent frame after the first: the model's, or LTX-2's where only its class is known."""
-    return family.temporal_stride if family.temporal_stride > 1 else _STRIDE
+    return family.temporal_stride if family.temporal_stride > 1 else ltx.STRIDE
 
 
 def first_frame(latent_frame: int, stride: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..arguments import form_class
+from ..conditions.arguments.schedules import schedule_of, with_steps
 from ..conditions.check import deciding_inputs
 from ..conditions.control import control_models
 from ..conditions.controlnets import check_controls_fit
@@ -23,8 +24,9 @@ def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
     """Refuse what only another model could do, as far as its configuration files tell.
 
     Raises:
-        InputError: a scheduler, control model or image prompt's model that does not fit, encoded texts of another
-            family, or what a component that was left out would have to do.
+        InputError: a scheduler, control model or image prompt's model that does not fit, another number of steps than
+            a scheduler makes of a schedule, encoded texts of another family, or what a component that was left out
+            would have to do.
     """
     check_absent(key, request)
     prompts = image_prompts_of(request)
@@ -41,7 +43,8 @@ def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
     form = form_class(request)
     check_form_takes(request, name := form.__name__ if form else "")
     check_keyframe_scheduler(name, request, lambda: loader.scheduler_of_key(key))
-    original = None if request.scheduler == SCHEDULER_DEFAULT else loader.scheduler_of_key(key)
+    led = request.scheduler != SCHEDULER_DEFAULT or request.steps == 1 or schedule_of(request) is not None
+    original = loader.scheduler_of_key(key) if led else None
     if original is not None:
         steps, given = request.steps or TRIAL_STEPS, deciding_inputs(request.family, request)
-        fitting_scheduler(original, request.family, request.scheduler, steps, form, given)
+        with_steps(request, fitting_scheduler(original, request.family, request.scheduler, steps, form, given))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ..conditions.further import steps_given
+from ..conditions.arguments.schedules import steps_given
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -44,8 +44,7 @@ def fit(family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str
         notes.append(changed if family.video else f"num_frames ignored: {family.name} makes single images.")
     given = steps_given(request)
     if given is not None and request.steps is None:
-        changes["steps"] = given
-        notes.append(f"steps: {given}, as many as an argument gives values.")
+        changes["steps"] = given  # the run says it, whose scheduler may make one less
     return (replace(request, **changes) if changes else request), notes
 
 

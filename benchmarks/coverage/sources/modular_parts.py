@@ -133,23 +133,43 @@ def fitted(name: str, given: dict[str, Any]) -> dict[str, Any]:
         name: of a modular class.
         given: the classical twin's components by name.
     """
-    import diffusers
+    part, make = _FITTED.get(name, ("", None))
+    return {} if make is None else {part: make(given)}
 
-    if name == "HeliosPyramidModularPipeline":
-        # With the default gamma of a third the noise of four neighbours has a covariance of rank three, whose Cholesky
-        # factor is a matter of rounding.
-        return {"scheduler": diffusers.HeliosScheduler(gamma=0.3)}
-    if name == "HeliosPyramidDistilledModularPipeline":
-        return {"scheduler": diffusers.HeliosDMDScheduler(gamma=0.3)}
-    if name == "Flux3DistilledModularPipeline":
+
+def _helios(kind: str) -> Callable[[dict[str, Any]], Any]:
+    """With the default gamma of a third the noise of four neighbours has a covariance of rank three, whose Cholesky
+    factor is a matter of rounding."""
+
+    def make(given: dict[str, Any]) -> Any:
+        import diffusers
+
+        return getattr(diffusers, kind)(gamma=0.3)
+
+    return make
+
+
+def _another_transformer(name: str = "", **changes: Any) -> Callable[[dict[str, Any]], Any]:
+    """Of the twin's class and configuration, with weights of its own."""
+
+    def make(given: dict[str, Any]) -> Any:
         transformer = given["transformer"]
-        return {"transformer": _seeded(lambda: type(transformer).from_config(transformer.config, flow_map=True))}
-    if name == "Wan22VaceModularPipeline":
-        transformer = given["transformer"]
-        return {"transformer_2": _seeded(lambda: type(transformer).from_config(transformer.config), name)}
-    if name == "LTX25ModularPipeline":
-        return {"diffusion_decoder": _seeded(partial(_diffusion_decoder, given["vae"]))}
-    return {}
+        return _seeded(lambda: type(transformer).from_config(transformer.config, **changes), name)
+
+    return make
+
+
+_FITTED: dict[str, tuple[str, Callable[[dict[str, Any]], Any] | None]] = {
+    "HeliosPyramidModularPipeline": ("scheduler", _helios("HeliosScheduler")),
+    "HeliosPyramidDistilledModularPipeline": ("scheduler", _helios("HeliosDMDScheduler")),
+    "Flux3DistilledModularPipeline": ("transformer", _another_transformer(flow_map=True)),
+    "Wan22VaceModularPipeline": ("transformer_2", _another_transformer("Wan22VaceModularPipeline")),
+    "LTX25ModularPipeline": (
+        "diffusion_decoder",
+        lambda given: _seeded(partial(_diffusion_decoder, given["vae"])),
+    ),
+}
+"""Modular class -> (component, what makes it of the classical twin's)."""
 
 
 def _diffusion_decoder(vae: Any) -> Any:

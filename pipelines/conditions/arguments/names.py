@@ -46,6 +46,13 @@ _WITH_IMAGES = {"image": "images", "strength": "strength", "mask_image": "Mask C
 _NEVER = ("self", "kwargs", "args")
 _DECIDED = ("output_type", "return_dict", "callback", "callback_steps")
 """What this pack gives the call itself, beside `callback_on_...`."""
+_UNUSABLE = {
+    "padding_mask_crop": (
+        "with it the class lays the part that it made back into the picture itself, and here it is decoded outside",
+        "leave it out, or cut the part out of image and mask",
+    )
+}
+"""Argument -> (why no run here can use it, what to do about it)."""
 _MOST_NAMES = 12
 
 
@@ -56,7 +63,7 @@ def json_or_text(name: str, text: str) -> Any:
         InputError: there is none.
     """
     if not text.strip():
-        raise InputError(name, text, "it has no value", 'write "" for an empty text')
+        raise InputError(f"argument {name}", text, "it has no value", 'write "" for an empty text')
     try:
         return json.loads(text)
     except ValueError:
@@ -82,6 +89,8 @@ def objection(family: Family, form: str, name: str) -> tuple[str, str]:
     """
     if _is_decided(name):
         return "this pack gives it, so that it gets the result", "leave it out"
+    if name in _UNUSABLE:
+        return _UNUSABLE[name]
     takes = [each for each in call_takes(form) if each not in _NEVER and not _is_decided(each)]
     given_by = _given_by(family)
     if name not in takes and name in _WITH_IMAGES and (family.images != "none" or family.image_to_image):
@@ -129,16 +138,18 @@ def given_already(family: Family, request: SampleRequest) -> Iterator[tuple[str,
     if request.images or request.latent is not None:
         yield from ((name, "images") for name in ("image", "image_latents") if request.strength < 1.0)
     for condition in request.conditions:
-        yield from ((name, _CALLED[type(condition)]) for name in _names_of(condition))
+        yield from ((name, CALLED[type(condition)]) for name in _names_of(condition))
 
 
-_CALLED = {
+CALLED = {
+    ArgumentCondition: "Pipeline Argument (--argument)",
     ControlCondition: "Control Condition (--control-image)",
     ImagePromptCondition: "Image Prompt Condition (--image-prompt)",
     KeyframeCondition: "Keyframe Condition (--keyframe)",
     MaskCondition: "Mask Condition (--mask)",
     VideoCondition: "Video Condition",
 }
+"""Condition -> its node, and its option."""
 _GIVES: dict[type, tuple[str, ...]] = {
     ControlCondition: (
         "control_image",

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin
 
 from ....errors import InputError
-from .ranges import SCHEDULES
+from .schedules import SCHEDULES
 
 ANYTHING = object()
 """The kind of an argument that says nothing of itself."""

@@ -106,7 +106,12 @@ def test_a_clip(files: Path) -> None:
         ("tiny:flux", ["--keyframe", "picture.png@1.5:1"], "keyframe frame = '1.5'"),
         ("tiny:flux", ["--keyframe", "picture.png@1:half"], "keyframe strength = 'half'"),
         ("tiny:flux", ["--keyframe", "picture.png:half"], "FILE@FRAME:STRENGTH"),
-        ("tiny:flux", ["--control-strength", "0.5"], "control_strength = 0.5: there is no control picture"),
+        ("tiny:flux", ["--keyframe", "picture.png@"], "keyframe frame = '': it must be a whole number"),
+        ("tiny:flux", ["--keyframe", "picture.png@0:inf"], "keyframe strength = 'inf': it must be a number"),
+        ("tiny:flux", ["--keyframe", "picture.png:0.5@3"], "the strength stands before the frame"),
+        ("tiny:flux", ["--keyframe", "@3"], "it names no file"),
+        ("tiny:flux", ["--keyframe", "clip@0"], "it is a folder"),
+        ("tiny:flux", ["--control-strength", "0.5"], "control-strength = 0.5: there is no control picture"),
         ("tiny:flux", ["--control-start", "0"], "leave --control-start out"),
         ("tiny:flux", ["--control-end", "1"], "leave --control-end out"),
         ("tiny:flux", ["--video", "gone"], "video = "),
@@ -178,8 +183,10 @@ def test_what_is_not_read_of_a_keyframe_and_a_folder_is_named(files: Path) -> No
     parser = argparse.ArgumentParser()
     add_condition_options(parser)
     args = parser.parse_args(["--keyframe", f"{files / 'moving.webp'}@0", "--video", str(files / "clip")])
+    frames = "its 6 pictures are taken as frames, in the order of their names"
     assert conditions_left_out(args) == [
         "moving.webp: the first of its 5 pictures is used.",
+        f"clip: {frames} (frame_00000.png, frame_00000.webp, frame_00001.png, ...).",
         "frame_00000.webp: the first of its 5 pictures is used.",
     ]
 
@@ -193,7 +200,7 @@ def test_an_image_prompt(files: Path, capsys: pytest.CaptureFixture[str]) -> Non
     condition = ImagePromptCondition(PICTURE[None], resolve_image_prompt(str(adapter)), 0.5)
     assert same(out, engine("tiny:sdxl", conditions=(condition,)))
     for more, said in (
-        (picture, "image_prompt_model = 'none': nothing says what reads the image prompt"),
+        (picture, "image-prompt-model = 'none': nothing says what reads the image prompt"),
         (("--image-prompt-strength", "2"), "there is no image prompt for it"),
         ((*picture, "--image-prompt-model", str(files / "gone.safetensors")), "there is no such file or folder"),
     ):

@@ -211,7 +211,7 @@ def test_a_bad_model_is_one_clear_line(kind: str, tmp_path: Path, capsys: pytest
         ("tiny:flux", ["--width", "0"], "width = 0"),
         ("tiny:flux", ["--width", "99999"], "width = 99999"),
         ("tiny:flux", ["--height", "-64"], "height = -64"),
-        ("tiny:wan22-t2v", ["--num-frames", "1000000"], "num_frames = 1000000"),
+        ("tiny:wan22-t2v", ["--num-frames", "1000000"], "num-frames = 1000000"),
         ("tiny:flux", ["--scheduler", "NoSuchScheduler"], "scheduler = 'NoSuchScheduler'"),
         ("tiny:flux", ["--scheduler", "DDIMScheduler"], "scheduler = 'DDIMScheduler'"),
         ("tiny:flux", ["--steps", "0"], "steps = 0"),
@@ -222,7 +222,7 @@ def test_a_bad_model_is_one_clear_line(kind: str, tmp_path: Path, capsys: pytest
         ("tiny:nothing", [], "tiny"),
         ("tiny:flux", ["--device", "toaster"], "device = 'toaster'"),
         ("tiny:flux", ["--quantization", "uint1"], "quantization = 'uint1'"),
-        ("tiny:flux", ["--tile-size", "8"], "tile_size = 8"),
+        ("tiny:flux", ["--tile-size", "8"], "tile-size = 8"),
         (
             "tiny:flux",
             ["--vae-tiling", "off", "--tile-size", "64"],

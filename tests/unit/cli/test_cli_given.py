@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastdiffusers import cli
+from fastdiffusers.commands import generate
+from fastdiffusers.commands.declared import as_typed
 from fastdiffusers.commands.latent_file import write_latent
 from fastdiffusers.commands.prompts.arguments import LineParser
 from fastdiffusers.commands.prompts.lines import read_lines
@@ -104,7 +107,7 @@ def test_doctor_refuses_what_belongs_to_another_question(
         (["--model", "tiny:flux"], ["--cuda-graphs"], "it goes with --vae"),
         (["--vae", "x.safetensors"], ["--exactness", "fast"], "--exactness = 'fast': it goes with --model"),
         (["--vae", "x.safetensors"], ["--revision", "abc"], "--revision = 'abc': it goes with --model"),
-        (["--model", "tiny:flux"], ["--frame-rate", "0"], "frame_rate = 0.0: it must be above 0"),
+        (["--model", "tiny:flux"], ["--frame-rate", "0"], "--frame-rate = 0.0: it must be above 0"),
     ],
 )
 def test_decode_refuses_what_it_would_not_follow(
@@ -114,3 +117,81 @@ def test_decode_refuses_what_it_would_not_follow(
     write_latent(torch.zeros(1, 16, 8, 8), latent, {})
     words = ["decode", *source, "--latents", str(latent), "--output", str(tmp_path / "a.png"), *more]
     assert expected in refused(words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "1", "--seed", "2"], "argument --seed: it is given twice, and takes one value: say it once"),
+        (["--reference-video", "a", "--reference-video", "b"], "argument --reference-video: it is given twice"),
+        (["--attention", "math", "--attention=sdpa"], "argument --attention: it is given twice"),
+    ],
+)
+def test_an_option_with_one_value_is_given_once(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(["generate", "--model", "m", "--prompt", "x", "--output", "o.png", *words], capsys)
+
+
+def test_an_option_is_given_once_in_a_line_too_and_again_in_the_next() -> None:
+    parser, base = LineParser(), argparse.Namespace()
+    with pytest.raises(InputError, match=r"--seed.*it is given twice"):
+        parser.parse_line(base, ["--seed", "1", "--seed", "2"])
+    assert [parser.parse_line(base, ["--seed", seed]).seed for seed in "12"] == [1, 2]
+
+
+@pytest.mark.parametrize("words", [["--attention", "math"], ["--tile-size", "64"], ["--no-memory-check"]])
+def test_what_a_file_recommends_is_not_said_again(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["generate", "--model", "tiny:flux-random", "--prompt", "x", "--output", "o.png"]
+    said = refused([*common, "--recommended", "results.json", *words], capsys)
+    assert f"{words[0]} = " in said
+    assert said.endswith("--recommended names a file that says it. Leave it or --recommended out.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--num-frames", "0"], "generate: --num-frames = 0: "),
+        (["--max-sequence-length", "0"], "generate: --max-sequence-length = 0: "),
+        (["--image", "a.png"], "generate: --image = 'a.png': there is no such file"),
+        (["--last-image", "a.png"], "generate: --last-image = 'a.png': there is no such file"),
+        (["--control-image", "a.png"], "generate: --control-image = 'a.png': there is no such file"),
+        (["--control-strength", "2"], "generate: --control-strength = 2.0: there is no control picture"),
+        (["--keyframe", "a.png@x"], "generate: --keyframe frame = 'x': it must be a whole number"),
+        (["--argument", "eta=7"], "generate: --argument = 'eta': the call of FluxPipeline takes none of that name"),
+        (["--argument", "sigmas=[0.5, 1.0]"], "generate: --argument sigmas = [0.5, 1.0]: each step has less"),
+        (["--argument", "sigmas="], "generate: --argument sigmas = '': it has no value"),
+        (["--argument", "sigmas=@a.safetensors"], "generate: --argument sigmas = 'a.safetensors': "),
+        (["--batch", "1000000000"], "generate: --batch = 1000000000: it must be between 1 and 64"),
+        (["--lora", "a.safetensors:x"], "generate: --lora strength = 'x': it must be a number"),
+        (["--lora", "tiny:nothing"], "generate: --lora = 'tiny:nothing': "),
+        (["--scheduler", "eulr"], "generate: --scheduler = 'eulr': "),
+        (["--image-prompt", "a.png"], "generate: --image-prompt-model = 'none': "),
+    ],
+)
+def test_an_error_names_the_option_that_was_typed(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["generate", "--model", "tiny:flux-random", "--prompt", "x", "--output", "o.png"]
+    assert said in refused([*common, *words], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("images", "--image"),
+        ("images[1]", "--image[1]"),
+        ("argument sigmas", "--argument sigmas"),
+        ("control strength", "--control-strength"),
+        ("image prompt model", "--image-prompt-model"),
+        ("keyframe strength", "--keyframe strength"),
+        ("positive", "--text-encoder"),
+        ("overlap", "--tile-overlap"),
+        ("p.jsonl line 1, seed", "p.jsonl line 1, seed"),
+        ("--cluster", "--cluster"),
+        ("recompile_limit", "recompile_limit"),
+    ],
+)
+def test_what_an_input_is_called_where_it_is_typed(name: str, typed: str) -> None:
+    error = as_typed(InputError(name, 1, "it is so", "leave it"), generate.add_arguments)
+    assert str(error) == f"{typed} = 1: it is so. Leave it."

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fastdiffusers.commands.latent_file import read_latent, read_sound, write_latent
-from fastdiffusers.commands.media import check_output, read_frames, read_picture, write_frames
+from fastdiffusers.commands.media import check_output, left_out, read_frames, read_picture, write_frames
 from fastdiffusers.errors import InputError
 
 
@@ -228,3 +228,18 @@ def test_alpha_is_kept_in_png_and_left_out_of_video_and_jpg(tmp_path: Path) -> N
     clip = smooth_frames(1, 3, 32, 32)
     (video,) = write_frames(torch.cat((clip, torch.rand(1, 3, 32, 32, 1)), -1), tmp_path / "out.mp4", 8.0)
     assert (read_frames(video)[0] - clip[0]).abs().mean() < 0.03
+
+
+def test_a_folders_pictures_are_frames_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in range(1, 12):
+        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(tmp_path / f"f{number}.png")
+    frames, _ = read_frames(tmp_path)
+    assert (frames[:, 0, 0, 0] * 255).round().tolist() == [number * 20 for number in range(1, 12)]
+    assert left_out(tmp_path) == []
+
+
+def test_other_pictures_of_a_folder_are_named_as_what_they_are_taken_for(tmp_path: Path) -> None:
+    for name in ("zoo", "beach", "cat", "dog"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    said = "its 4 pictures are taken as frames, in the order of their names (beach.png, cat.png, dog.png, ...)."
+    assert left_out(tmp_path) == [f"{tmp_path.name}: {said}"]

@@ -79,14 +79,14 @@ def test_exact_modes_give_what_the_whole_gives(options: list[str], vae: Path, tm
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--tile-size", "8"], "tile_size = 8"),
-        (["--tile-size", "64", "--tile-overlap", "64"], "tile_overlap = 64"),
-        (["--temporal-slice", "-1"], "temporal_slice = -1"),
-        (["--memory-budget-gib", "-1"], "memory_budget_gib = -1"),
+        (["--tile-size", "8"], "tile-size = 8"),
+        (["--tile-size", "64", "--tile-overlap", "64"], "tile-overlap = 64"),
+        (["--temporal-slice", "-1"], "temporal-slice = -1"),
+        (["--memory-budget-gib", "-1"], "memory-budget-gib = -1"),
         (["--mode", "exact", "--memory-budget-gib", "1e-6"], "memory_budget_gib"),
         (["--compile-mode", "max-autotune"], "--compile-mode = 'max-autotune': --torch-compile is off"),
         (["--device", "toaster"], "device = 'toaster'"),
-        (["--frame-rate", "-3"], "frame_rate = -3"),
+        (["--frame-rate", "-3"], "frame-rate = -3"),
     ],
 )
 def test_a_bad_option_is_one_clear_line(

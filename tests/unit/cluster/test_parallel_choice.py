@@ -19,7 +19,7 @@ from fastdiffusers import cli
 from fastdiffusers.callbacks import SILENT
 from fastdiffusers.cluster.parallel import choice
 from fastdiffusers.cluster.parallel import client as together
-from fastdiffusers.cluster.parallel.choice import parallel_settings, placed, uneven, way_for
+from fastdiffusers.cluster.parallel.choice import parallel_settings, placed, uneven, way_for, without_branches
 from fastdiffusers.cluster.parallel.probation import Probation
 from fastdiffusers.cluster.parallel.remembered import Remembered, how_split
 from fastdiffusers.cluster.settings import ClusterSettings, parse_cluster
@@ -27,6 +27,7 @@ from fastdiffusers.commands.latent_file import read_latent
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.optimizations.tuning.store import default_store
+from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition
 from fastdiffusers.pipelines.loading.described import denoiser_of_key
 from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
 from fastdiffusers.pipelines.types import LoadKey, PipelineHandle, SampleRequest, SampleResult
@@ -109,6 +110,21 @@ def test_a_run_without_guidance_is_declined_with_the_reason(
     record = json.loads(report.read_text())["optimizations"][-1]
     assert (record["name"], record["requested"], record["applied"], record["reason"]) == ("parallel", "cfg", "off", why)
     assert f"not had: parallel cfg, off instead: {why}" in capsys.readouterr().out
+
+
+def test_a_true_guidance_beside_the_models_own_has_two_branches() -> None:
+    family = family_of_key(key("flux-random"))
+    guided = SampleRequest("a fox", negative_prompt="a dog", conditions=(ArgumentCondition("true_cfg_scale", 3),))
+    assert without_branches(family, guided) == ""
+    assert without_branches(family, replace(guided, conditions=())).endswith("there is no second branch")
+
+
+def test_that_auto_cannot_be_had_is_said_beside_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["generate", "--model", "tiny:flux-random", "--prompt", "a fox", *FAST]
+    more = ["--parallel", "auto", "--parallel-devices", "2", "--output", str(tmp_path / "one.safetensors")]
+    assert cli.main([*common, *more]) == 0
+    said = "note: parallel auto is off: it takes two cards or more, and there are none to use."
+    assert said in capsys.readouterr().out.splitlines()
 
 
 def test_guidance_has_two_branches(cards: Callable[[int], None]) -> None:

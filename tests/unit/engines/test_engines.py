@@ -22,7 +22,7 @@ from engine_server import MODEL, EngineServer, as_type, clip_pixels, pixels, ser
 from PIL import Image
 
 from fastdiffusers.callbacks import Callbacks, Progress
-from fastdiffusers.engines import connection, decoding, images, videos
+from fastdiffusers.engines import connection, decoding, images, requests, videos
 from fastdiffusers.engines.generate import generate
 from fastdiffusers.engines.requests import CLIPS, PICTURES
 from fastdiffusers.engines.settings import HOSTS, KEY, Engine, check_host, parse_engine
@@ -653,3 +653,10 @@ class TestTls:
         with serving(tls=certificate) as server, pytest.raises(FastDiffusersError) as raised:
             generate(parse_engine(server.url.replace("https:", "http:")), FOX)
         assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_what_a_guidance_does_to_a_negative_prompt_is_not_claimed_of_an_unknown_model(video: bool) -> None:
+    request = SampleRequest("a fox", negative_prompt="a dog", guidance=0)
+    assert requests.check(request, video) == []
+    assert "guidance_scale, negative_prompt" in requests.unconfirmed(requests.fields(request, 0, video))

@@ -13,15 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for edit_pictures
+
 import attention_stand_in as stand_in
 import torch
+from edit_pictures import make_edit_pictures_small
 
 from fastdiffusers.commands.libraries import prepare_libraries
 
 prepare_libraries(verbose=False)
 torch.set_num_threads(1)
-
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit  # noqa: E402 - after the libraries are ready
 
 from fastdiffusers import cli  # noqa: E402 - after the libraries are ready
 from fastdiffusers.callbacks import Callbacks  # noqa: E402
@@ -31,9 +32,7 @@ from fastdiffusers.pipelines.generate import generate  # noqa: E402
 from fastdiffusers.pipelines.loading import loader  # noqa: E402
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest, SampleResult  # noqa: E402
 
-# Qwen-Image-Edit enlarges every input to a megapixel, and its text encoder attends to all of it.
-own_size = pipeline_qwenimage_edit.calculate_dimensions
-pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: own_size(min(area, 128 * 128), ratio)
+make_edit_pictures_small(setattr)
 
 CHOICES = ("xformers", "flash", "sage")
 NEGATIVE = "a dog and a fish, blurred, with far more words than the prompt has"

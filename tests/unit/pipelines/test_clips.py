@@ -18,7 +18,7 @@ from fastdiffusers.pipelines.arguments import call_arguments, form_for, to_pil
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.conditions.clips import clip_arguments
 from fastdiffusers.pipelines.conditions.keyframes import keyframe_arguments, keyframe_form
-from fastdiffusers.pipelines.conditions.kinds import KeyframeCondition, MaskCondition, VideoCondition
+from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition, KeyframeCondition, MaskCondition, VideoCondition
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.recognize import family_of, family_of_configuration, small
@@ -71,6 +71,13 @@ def test_a_clip_starts_the_run_as_in_bare_video_to_video(strength: float) -> Non
     assert torch.equal(ours.frames, frames(theirs))
     assert ours.frames.shape[1] == 5, "as many frames as the clip has"
     assert any("own" in note for note in ours.report.notes) == (strength == 1.0)
+
+
+def test_steps_of_which_the_forms_own_strength_leaves_none_are_refused() -> None:
+    family = small(family_of("WanPipeline"), one_expert=True)
+    with pytest.raises(InputError, match=r"steps = 1: WanVideoToVideoPipeline takes 0.8 of them.*Use 2 or more"):
+        check_request(family, request(VideoCondition(CLIP), steps=1))
+    check_request(family, request(VideoCondition(CLIP), steps=2))
 
 
 def test_with_and_without_a_clip_on_one_cached_pipeline() -> None:
@@ -362,17 +369,27 @@ def test_keyframes_lie_where_the_checkpoints_own_vae_has_its_frames() -> None:
 
 @LTX2
 @pytest.mark.parametrize(
-    ("name", "with_keyframe", "count", "used"),
-    [("ltx2-t2v", False, 9, 9), ("ltx2-t2v", True, 5, 1), ("ltx2-i2v", False, 20, 9), ("ltx2-i2v", True, 9, 9)],
+    ("name", "with_keyframe", "count", "used", "factor"),
+    [
+        ("ltx2-t2v", False, 9, 9, 2),
+        ("ltx2-t2v", True, 5, 1, 1),
+        ("ltx2-i2v", False, 20, 9, 1),
+        ("ltx2-i2v", True, 9, 9, 1),
+    ],
 )
-def test_a_reference_clip_is_as_in_bare_diffusers(name: str, with_keyframe: bool, count: int, used: int) -> None:
+def test_a_reference_clip_is_as_in_bare_diffusers(
+    name: str, with_keyframe: bool, count: int, used: int, factor: int
+) -> None:
     from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
     from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 
     loaded = held(name)
     keyframe = [KeyframeCondition(PICTURE)] if with_keyframe else []
-    clip = torch.rand(count, 64, 96, 3, generator=torch.Generator().manual_seed(2))
-    ours = sampling.run(loaded, request(VideoCondition(clip, "reference"), *keyframe, num_frames=9))
+    width, less = (128, {"reference_downscale_factor": factor}) if factor > 1 else (96, {})
+    clip = torch.rand(count, 64 // factor, width // factor, 3, generator=torch.Generator().manual_seed(2))
+    arguments = [ArgumentCondition(*each) for each in less.items()]
+    asked = request(VideoCondition(clip, "reference"), *keyframe, *arguments, num_frames=9, width=width)
+    ours = sampling.run(loaded, asked)
     pipeline = tiny.build(name)
     wanted = inspect.signature(diffusers.LTX2InContextPipeline.__init__).parameters
     bare = diffusers.LTX2InContextPipeline(**{k: v for k, v in pipeline.components.items() if k in wanted})
@@ -384,13 +401,15 @@ def test_a_reference_clip_is_as_in_bare_diffusers(name: str, with_keyframe: bool
         output_type="pt",
         frame_rate=24,
         **given,
-        **CALL,
+        **less,
+        **(CALL | {"width": width}),
         **dict(loaded.family.extra),
     )
     assert torch.allclose(ours.frames, frames(theirs), atol=1e-6)
     assert "clips" in ours.report.facts
     cut = [f"reference_video: the first {used} of its {count} frames are used."] if used < count else []
     assert [note for note in ours.report.notes if "are used" in note] == cut
+    assert not [note for note in ours.report.notes if "scaled" in note]
 
 
 @LTX2
@@ -400,3 +419,12 @@ def test_a_reference_is_refused_where_nothing_reads_one() -> None:
     family = small(family_of("LTX2ImageToVideoPipeline"))
     with pytest.raises(InputError, match="keyframe at frame 0"):
         check_request(family, request(VideoCondition(CLIP, "reference"), num_frames=9, images=(PICTURE[0],)))
+
+
+@LTX2
+@pytest.mark.parametrize(("factor", "cure"), [(3, "Use 1 or 2, or another size."), (0, "Use 1 or 2"), (99, "1 or 2")])
+def test_a_reference_of_a_size_that_the_model_has_not_is_refused(factor: int, cure: str) -> None:
+    family = small(family_of("LTX2Pipeline"))
+    part = ArgumentCondition("reference_downscale_factor", factor)
+    with pytest.raises(InputError, match=f"reference_downscale_factor = {factor}: of 128x64 that leaves no.*{cure}"):
+        check_request(family, request(VideoCondition(CLIP, "reference"), part, num_frames=9, width=128))
