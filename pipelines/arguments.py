@@ -13,6 +13,7 @@ from .classes.forms import around
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.clips import clip_arguments, clip_form
 from .conditions.control import control_arguments
+from .conditions.controls.modes import networks
 from .conditions.forms import form_of
 from .conditions.further import argument_values, refuse_twice, takes_negative
 from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments
@@ -160,7 +161,7 @@ def form_for(pipeline: Any, family: Family, request: SampleRequest, controlnets:
     form = form_of(family, request)
     if not form or form == type(pipeline).__name__:
         return pipeline
-    further = {"controlnet": list(controlnets) if len(controlnets) > 1 else controlnets[0]} if controlnets else {}
+    further = {"controlnet": networks(form, controlnets)} if controlnets else {}
     return around(pipeline, form, **further)
 
 
