@@ -14,6 +14,7 @@ from .classes.guidance import OWN_SCHEDULES
 from .conditions.arguments.idle import takes_negative
 from .conditions.clips import clip_arguments, clip_form
 from .conditions.control import control_arguments
+from .conditions.controls.modes import networks
 from .conditions.forms import form_of
 from .conditions.further import argument_values, refuse_twice
 from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments
@@ -162,7 +163,7 @@ def form_for(pipeline: Any, family: Family, request: SampleRequest, controlnets:
     form = form_of(family, request)
     if not form or form == type(pipeline).__name__:
         return pipeline
-    further = {"controlnet": list(controlnets) if len(controlnets) > 1 else controlnets[0]} if controlnets else {}
+    further = {"controlnet": networks(form, controlnets)} if controlnets else {}
     return around(pipeline, form, **further)
 
 

@@ -31,7 +31,7 @@ EXAMPLE = 10
 LONGEST = 1000
 """Pixels of the longer side of a thumbnail."""
 TRAINED = "embedded tiny: flux"
-NOT_ALONE = {"FastDiffusersLoadControlNet", "FastDiffusersClusterSettings"}
+NOT_ALONE = {"FastDiffusersLoadControlNet", "FastDiffusersLoadImagePromptModel", "FastDiffusersClusterSettings"}
 """Nodes with weights of their own, which are random, or that start processes."""
 PLACE = "[window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]"
 

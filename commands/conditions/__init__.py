@@ -41,14 +41,23 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         "--controlnet",
         action="append",
         default=[],
-        metavar="FOLDER",
-        help="control model for each --control-image: a diffusers folder, or tiny:FAMILY for an embedded one",
+        metavar="PATH",
+        help="control model for each --control-image: a diffusers folder or a .safetensors file, or tiny:FAMILY for an "
+        "embedded one",
     )
     group.add_argument(
         "--control-strength", type=float, metavar="X", help="1 (default): as the control model was trained"
     )
     group.add_argument("--control-start", type=float, metavar="SHARE", help="share of the steps, 0 (default) to 1")
     group.add_argument("--control-end", type=float, metavar="SHARE", help="share of the steps, 0 to 1 (default)")
+    group.add_argument(
+        "--control-mode",
+        action="append",
+        default=[],
+        type=int,
+        metavar="N",
+        help="for a ControlNet Union: which kind of picture each --control-image is, as the model's page numbers them",
+    )
     group.add_argument(
         "--image-prompt",
         action="append",
@@ -173,13 +182,18 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
         name, value = next(iter(limits.items()))
         reason = "there is no control picture for it to hold for"
         raise InputError(f"control_{name}", value, reason, f"give a --control-image, or leave --control-{name} out")
+    modes = args.control_mode
+    if modes and len(modes) not in (1, len(pictures)):
+        counts = f"{len(modes)} for {len(pictures)} of --control-image"
+        raise InputError("control_mode", counts, "each control picture has one", "give as many of both")
+    modes = (modes or [None]) * (1 if len(modes) > 1 else len(pictures))
     reads = read_clip if read is read_picture else clip_shape
     found: list[Condition] = []
     if args.mask is not None:
         found.append(MaskCondition(read(args.mask, "mask").mean(dim=-1)[None]))
-    for picture, model in zip(pictures, models or [None] * len(pictures), strict=True):
+    for picture, model, mode in zip(pictures, models or [None] * len(pictures), modes, strict=True):
         image = read(picture, "control_image")[None]
-        found.append(ControlCondition(image, model, **limits))
+        found.append(ControlCondition(image, model, **limits, mode=mode))
     found += _image_prompts(args, read)
     for role in ROLES:
         clip = getattr(args, "video" if role == "video" else f"{role}_video")

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
     from ...pipelines.conditions.kinds import Condition, ControlNetKey
 
+NO_MODE = -1
+"""Of a control model that reads one kind of picture."""
+MOST_MODES = 255
+
 
 class LoadControlNet(io.ComfyNode):
-    """A folder -> `ControlNetKey`. Its configuration is read at once, its weights when a sampler needs them."""
+    """A folder or file -> `ControlNetKey`. Its configuration is read at once, its weights when a sampler needs them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -74,6 +78,7 @@ class ControlConditionNode(io.ComfyNode):
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, **ADVANCED),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, **ADVANCED),
                 types.Conditions.Input("conditions", optional=True),
+                io.Int.Input("mode", default=NO_MODE, min=NO_MODE, max=MOST_MODES, optional=True, **ADVANCED),
             ],
             outputs=[types.Conditions.Output(display_name="conditions")],
         )
@@ -87,6 +92,7 @@ class ControlConditionNode(io.ComfyNode):
         start: float = 0.0,
         end: float = 1.0,
         conditions: tuple[Condition, ...] | None = None,
+        mode: int = NO_MODE,
     ) -> io.NodeOutput:
-        added = ControlCondition(image, control_net, strength, start, end)
+        added = ControlCondition(image, control_net, strength, start, end, None if mode == NO_MODE else mode)
         return io.NodeOutput((*(conditions or ()), added))

@@ -19,7 +19,13 @@ from ...pipelines.conditions.controlnets import find_controlnets
 from ...pipelines.conditions.image_prompts.keys import find_redux
 from ...pipelines.loading.local_models import find_local_pipelines
 from ...pipelines.loading.parts import UNREADABLE, is_gguf, kind_of_part
-from ...pipelines.tiny import CONTROLNET_CLASSES, PIPELINE_CLASSES, TINY_FAMILIES, TINY_LORAS
+from ...pipelines.tiny import (
+    CONTROLNET_CLASSES,
+    IMAGE_PROMPT_FAMILIES,
+    PIPELINE_CLASSES,
+    TINY_FAMILIES,
+    TINY_LORAS,
+)
 from ...vae import embedded_video_vae
 
 CUSTOM = "[custom]"
@@ -163,29 +169,32 @@ def lora_path(name: str) -> str:
 
 
 def controlnet_choices() -> list[str]:
-    """What Load ControlNet offers: folders under the `controlnet` and `diffusers` paths, embedded ones, `[custom]`."""
-    found = [
-        (path.relative_to(root).as_posix(), root) for root in _control_folders() for path in find_controlnets(root)
+    """What Load ControlNet offers: folders under the `controlnet` and `diffusers` paths, files under the `controlnet`
+    paths that are not in one of them, embedded ones, `[custom]`."""
+    found = [(path, root) for root in _control_folders() for path in find_controlnets(root)]
+    names = _told_apart((path.relative_to(root).as_posix(), root) for path, root in found)
+    folders = {path.resolve() for path, _ in found}
+    files = [
+        name for name in _safetensors("controlnet") if Path(_found("controlnet", name)).resolve().parent not in folders
     ]
-    names = sorted(_told_apart(found), key=str.lower)
-    return [*names, *(TINY_PREFIX + family for family in CONTROLNET_CLASSES), CUSTOM]
+    return [*sorted([*names, *files], key=str.lower), *(TINY_PREFIX + family for family in CONTROLNET_CLASSES), CUSTOM]
 
 
 def controlnet_source(name: str, custom: str) -> str:
-    """Return the folder of a chosen control model, or "tiny:<family>".
+    """Return the folder or file of a chosen control model, or "tiny:<family>".
 
     Raises:
         InputError: `[custom]` without a path.
-        ModelFileError: the folder is missing.
+        ModelFileError: it is missing.
     """
     if name == CUSTOM:
-        return _typed("custom_controlnet", custom, f"it is empty, but controlnet_name is {CUSTOM}", "a folder")
+        return _typed("custom_controlnet", custom, f"it is empty, but controlnet_name is {CUSTOM}", "a folder or file")
     if name.startswith(TINY_PREFIX):
         return "tiny:" + name.removeprefix(TINY_PREFIX)
     folders = _control_folders()
-    there = next(filter(os.path.isdir, _candidates(name, folders)), None)
+    there = next(filter(os.path.exists, _candidates(name, folders)), None)
     if there is None:
-        reason = f"no such folder under the controlnet and diffusers paths ({', '.join(map(str, folders))})"
+        reason = f"no such folder or file under the controlnet and diffusers paths ({', '.join(map(str, folders))})"
         raise ModelFileError("controlnet_name", name, reason, "put it into models/controlnet and press R in ComfyUI")
     return str(there)
 
@@ -199,13 +208,15 @@ def _typed(name: str, text: str, reason: str, what: str) -> str:
 
 
 def image_prompt_choices() -> list[str]:
-    """What Load Image Prompt Model offers: files under the `ipadapter` paths, Flux Redux folders, `[custom]`."""
+    """What Load Image Prompt Model offers: files under the `ipadapter` paths, Flux Redux folders, embedded ones,
+    `[custom]`."""
     found = [(path.relative_to(root).as_posix(), root) for root in _diffusers_folders() for path in find_redux(root)]
-    return [*sorted([*_safetensors("ipadapter"), *_told_apart(found)], key=str.lower), CUSTOM]
+    names = sorted([*_safetensors("ipadapter"), *_told_apart(found)], key=str.lower)
+    return [*names, *(TINY_PREFIX + family for family in IMAGE_PROMPT_FAMILIES), CUSTOM]
 
 
 def image_prompt_source(name: str, custom: str) -> str:
-    """Return the file or the folder of a chosen image prompt model.
+    """Return the file or the folder of a chosen image prompt model, or "tiny:<family>".
 
     Raises:
         InputError: `[custom]` without a path.
@@ -213,6 +224,8 @@ def image_prompt_source(name: str, custom: str) -> str:
     """
     if name == CUSTOM:
         return _typed("custom_model", custom, f"it is empty, but model_name is {CUSTOM}", "a file or a folder")
+    if name.startswith(TINY_PREFIX):
+        return "tiny:" + name.removeprefix(TINY_PREFIX)
     own = _folders("ipadapter") if "ipadapter" in folder_paths.folder_names_and_paths else []
     there = next((path for path in _candidates(name, [*own, *_diffusers_folders()]) if path.exists()), None)
     if there is None:

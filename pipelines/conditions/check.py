@@ -56,7 +56,9 @@ def deciding_inputs(family: Family, request: SampleRequest) -> tuple[str, ...]:
     found |= {"last_image"} if request.last_image is not None else set()
     found |= {"image", "image_latents"} if begun else set()
     found |= set(MASK_ARGUMENTS) if masked else set()
-    found |= {"control_image"} if controls_of(request) else set()
+    found |= {"control_image"} if (controls := controls_of(request)) else set()
+    found |= {"control_mode"} if any(control.mode is not None for control in controls) else set()
+    found |= {"ip_adapter_image"} if image_prompts_of(request) else set()
     found |= {name for role in clips_of(request) for name in ROLES[role]}
     found |= {"conditions"} if keyframes_of(request) else set()
     return tuple(sorted(found))

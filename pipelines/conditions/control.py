@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ..classes.forms import class_of
+from .controls.modes import check_modes, check_own_modes, is_union, with_modes
 from .kinds import ControlCondition, ControlNetKey
 from .pictures import shape_of
 from .taking import call_takes, component_classes, modular_class
@@ -46,11 +47,12 @@ def control_models(request: SampleRequest) -> list[ControlNetKey]:
     return [condition.model for condition in controls_of(request) if condition.model is not None]
 
 
-def control_form(family: Family, task: str = "") -> str:
+def control_form(family: Family, task: str = "", union: bool = False) -> str:
     """The class around the same models that takes a control model, "" where there is none.
 
     Args:
         task: "" from text, "Img2Img" from a picture with a strength, "Inpaint" with a mask.
+        union: one for the control models that have classes of their own, where this model has such classes.
     """
     import diffusers
 
@@ -62,7 +64,9 @@ def control_form(family: Family, task: str = "") -> str:
         name = pipeline_class.__name__
         itself = bool(component_classes(name, "controlnet")) and wanted | {"control_image"} <= set(call_takes(name))
         return name if itself else ""
-    name = f"{pipeline_class.__name__.removesuffix('Pipeline')}ControlNet{task}Pipeline"
+    start = pipeline_class.__name__.removesuffix("Pipeline")
+    kind = "Union" if union and hasattr(diffusers, f"{start}ControlNetUnionPipeline") else ""
+    name = f"{start}ControlNet{kind}{task}Pipeline"
     form = getattr(diffusers, name, None)
     if not isinstance(form, type):
         return ""
@@ -73,7 +77,7 @@ def control_form(family: Family, task: str = "") -> str:
 def accepted_models(form: str) -> tuple[str, ...]:
     """Names of the control model classes that a form takes, by its own signature or its blocks."""
     if own := component_classes(form, "controlnet"):
-        return tuple(name for name in own if "Union" not in name)  # they want a mode, for which there is no input
+        return own
     names = {
         word.strip("'>").rsplit(".", 1)[-1] for word in _annotation(form).replace("[", " ").replace("]", " ").split()
     }
@@ -121,10 +125,12 @@ def _check_own_control(family: Family, controls: list[ControlCondition]) -> list
         each = f"{family.own_controls}, one for each of its control models" if family.own_controls > 1 else "one"
         raise InputError("control_image", f"{len(controls)} picture(s)", f"{family.name} takes {each}", "give as many")
     takes = call_takes(family.classes[-1])
+    check_own_modes(family.classes[-1], controls)
     changed = {
         "controlnet_conditioning_scale": ("strength", controls[0].strength != 1.0),
         "control_guidance_start": ("start", controls[0].start != 0.0),
         "control_guidance_end": ("end", controls[0].end != 1.0),
+        "control_mode": ("mode", controls[0].mode is not None),
     }
     return [
         f"control {name} ignored: {family.name} has none."
@@ -136,7 +142,8 @@ def _check_own_control(family: Family, controls: list[ControlCondition]) -> list
 def _check_form(
     family: Family, request: SampleRequest, controls: list[ControlCondition], masked: bool, repainted: bool
 ) -> list[str]:
-    plain = control_form(family)
+    union = is_union(controls)
+    plain = control_form(family, union=union)
     models = control_models(request)
     name = _shown(models[0])
     if not plain:
@@ -144,10 +151,13 @@ def _check_form(
         raise InputError("controlnet", name, reason, "leave the control picture out")
     for model in models:
         if model.class_name not in accepted_models(plain):
-            wanted = " or ".join(accepted_models(plain))
+            if model.class_name in (one_kind := accepted_models(control_form(family))):
+                reason = "a run takes control models of one kind, and another one of this run is a ControlNet Union"
+                raise InputError("controlnet", _shown(model), reason, "leave one kind out")
+            wanted = " or ".join(one_kind)
             reason = f"it is a {model.class_name}, made for another kind of model: {family.name} takes a {wanted}"
             raise InputError("controlnet", _shown(model), reason, "choose one that was made for this model")
-    if request.strength < 1.0 and not repainted and not control_form(family, "Img2Img"):
+    if request.strength < 1.0 and not repainted and not control_form(family, "Img2Img", union):
         reason = f"{family.name} has no form that takes a control model and starts from a picture"
         raise InputError("strength", request.strength, reason, "use 1")
     if request.images and not masked and request.strength >= 1.0:
@@ -158,6 +168,7 @@ def _check_form(
     if len(models) > 1 and (modular_class(plain) is not None or "Multi" not in _annotation(plain)):
         raise InputError("controlnet", f"{len(models)} models", f"{plain} takes one", "leave all but one out")
     form = control_form_of(family, request, repainted)
+    check_modes(controls, form, call_takes(form), request.batch)
     if "control_guidance_start" not in call_takes(form):
         if all((control.start, control.end) == (0.0, 1.0) for control in controls):
             return []
@@ -178,7 +189,8 @@ def control_form_of(family: Family, request: SampleRequest, repainted: bool) -> 
     Args:
         repainted: an inpaint class keeps to the request's mask.
     """
-    return control_form(family, "Inpaint" if repainted else "Img2Img" if request.strength < 1.0 else "")
+    task = "Inpaint" if repainted else "Img2Img" if request.strength < 1.0 else ""
+    return control_form(family, task, is_union(controls_of(request)))
 
 
 def acting_steps(form: str, family: Family, request: SampleRequest, control: ControlCondition) -> tuple[int, int]:
@@ -219,7 +231,6 @@ def control_arguments(form: str, request: SampleRequest, to_picture: Any) -> dic
     controls = controls_of(request)
     if not controls:
         return {}
-    several = len(controls) > 1
     takes = call_takes(form)
     name = "control_image" if "control_image" in takes else "image"
     pictures = [to_picture(control.image[0]) for control in controls]
@@ -229,7 +240,7 @@ def control_arguments(form: str, request: SampleRequest, to_picture: Any) -> dic
         "control_guidance_start": [float(control.start) for control in controls],
         "control_guidance_end": [float(control.end) for control in controls],
     }
-    return {name: value if several else value[0] for name, value in values.items() if name in takes}
+    return with_modes(values, controls, form, takes, request.batch)
 
 
 def described(family: Family, request: SampleRequest, repainted: bool) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from .. import tiny
 from ..loading.progress import reading_errors
 from ..loading.small_files import identity_of, plain_path, read_json
 from .control import check_fits, control_models, described
+from .controls.configurations import modes_of
+from .controls.files import CONFIG, CURE, check_tensors, configuration, read_file, resolve_file
 from .holding import hold
 from .kinds import ControlNetKey
 from .masks import repaints
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from ..types import LoadedPipeline, SampleRequest
 
 TINY = "tiny:"
-_CURE = "choose a ControlNet's diffusers folder, with its config.json"
 _BORROWED = (
     *("t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder", "noise_refiner"),
     *("context_refiner", "x_pad_token", "cap_pad_token"),
@@ -35,7 +37,7 @@ def resolve_controlnet(source: str) -> ControlNetKey:
     """Check a control model without reading its weights.
 
     Args:
-        source: path of its diffusers folder, or "tiny:<family>" for an embedded one.
+        source: path of its diffusers folder or its .safetensors file, or "tiny:<family>" for an embedded one.
 
     Raises:
         ModelFileError, InputError: there is none, or it is none of diffusers' ControlNets with .safetensors weights.
@@ -43,17 +45,26 @@ def resolve_controlnet(source: str) -> ControlNetKey:
     if source.startswith(TINY):
         return ControlNetKey(source, "seed 0", tiny.controlnet_class(source.removeprefix(TINY)))
     folder = plain_path("controlnet", source, ModelFileError).absolute()
-    if not (folder / "config.json").is_file():
-        reason = "there is no config.json in it" if folder.is_dir() else "there is no such folder"
-        raise ModelFileError("controlnet", str(folder), reason, _CURE)
-    class_name = str(read_json(folder / "config.json").get("_class_name", ""))
-    if not is_controlnet(class_name):
-        reason = f"it holds a {class_name or 'model of no named class'}, which is no ControlNet of diffusers"
-        raise ModelFileError("controlnet", str(folder), reason, _CURE)
+    if folder.is_file():
+        return _checked(resolve_file(folder))
+    if not (folder / CONFIG).is_file():
+        reason = "there is no config.json in it" if folder.is_dir() else "there is no such folder or file"
+        raise ModelFileError("controlnet", str(folder), reason, CURE)
+    config = read_json(folder / CONFIG)
+    class_name = str(config.get("_class_name", ""))
+    key = _checked(ControlNetKey(str(folder), "", class_name, modes_of(config)))
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise ModelFileError("controlnet", str(folder), "there are no .safetensors weights in it", _CURE)
-    return ControlNetKey(str(folder), identity_of((folder / "config.json", *weights)), class_name)
+        raise ModelFileError("controlnet", str(folder), "there are no .safetensors weights in it", CURE)
+    return replace(key, identity=identity_of((folder / CONFIG, *weights)))
+
+
+def _checked(key: ControlNetKey) -> ControlNetKey:
+    """The key. Raises ModelFileError where its class is no ControlNet of diffusers."""
+    if not is_controlnet(key.class_name):
+        reason = f"it holds a {key.class_name or 'model of no named class'}, which is no ControlNet of diffusers"
+        raise ModelFileError("controlnet", key.source, reason, CURE)
+    return key
 
 
 def find_controlnets(folder: Path, depth: int = 3) -> list[Path]:
@@ -61,8 +72,11 @@ def find_controlnets(folder: Path, depth: int = 3) -> list[Path]:
     found: list[Path] = []
     try:
         for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-            if (child / "config.json").is_file():
-                found += [child] if _holds_controlnet(child) else []
+            if (child / CONFIG).is_file():
+                of_file = child.with_name(f"{child.name}.safetensors").is_file() and not any(
+                    child.glob("*.safetensors")
+                )
+                found += [child] if _holds_controlnet(child) and not of_file else []
             elif depth > 1 and not (child / "model_index.json").is_file():
                 found += find_controlnets(child, depth - 1)
     except OSError:  # unreadable or vanished: there is nothing to offer
@@ -72,7 +86,7 @@ def find_controlnets(folder: Path, depth: int = 3) -> list[Path]:
 
 def _holds_controlnet(folder: Path) -> bool:
     try:
-        return "ControlNet" in str(read_json(folder / "config.json").get("_class_name", ""))
+        return "ControlNet" in str(read_json(folder / CONFIG).get("_class_name", ""))
     except ModelFileError:
         return False
 
@@ -88,7 +102,9 @@ def check_controls_fit(request: SampleRequest, denoiser: Mapping[str, Any], name
     """Raise InputError for a control model that does not fit a denoiser, by its configuration file alone."""
     for key in control_models(request):
         if not key.source.startswith(TINY):
-            check_fits(key, read_json(Path(key.source) / "config.json"), denoiser, name)
+            config = configuration(key, denoiser)
+            check_fits(key, config, denoiser, name)
+            check_tensors(key, config)
 
 
 @contextmanager
@@ -148,6 +164,12 @@ def _read(key: ControlNetKey, loaded: LoadedPipeline) -> Any:
             if resolve_controlnet(key.source) != key:
                 reason = "its files changed since they were checked"
                 raise ModelFileError("controlnet", key.source, reason, "run again")
+            if Path(key.source).is_file():
+                denoiser: Any = next(iter(denoisers(loaded.pipeline).values()))
+                config = configuration(key, denoiser.config)
+                check_fits(key, config, denoiser.config, loaded.family.name)
+                check_tensors(key, config)
+                return read_file(key, config, loaded.dtype).requires_grad_(False)
             made = getattr(diffusers, key.class_name)
             options = {"torch_dtype": loaded.dtype, "use_safetensors": True, "local_files_only": True}
             model = made.from_pretrained(key.source, **options)

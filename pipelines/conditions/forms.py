@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .clips import clip_form, clips_of
-from .control import control_form, control_models
+from .control import control_form_of, control_models
 from .keyframes import keyframe_form, keyframes_of
 from .kinds import REFERENCE
 from .masks import repaints
@@ -24,6 +24,6 @@ def form_of(family: Family, request: SampleRequest) -> str:
     if form := clip_form(family, request):
         return form
     if control_models(request):
-        return control_form(family, "Img2Img" if request.strength < 1.0 else "")
+        return control_form_of(family, request, False)
     with_picture = family.image_to_video if request.images else ""
     return family.image_to_image if request.strength < 1.0 else with_picture

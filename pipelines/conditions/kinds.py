@@ -39,14 +39,16 @@ class ControlNetKey:
     """A control model: which, never its weights.
 
     Attributes:
-        source: absolute path of its folder, or "tiny:<family>" for an embedded one.
+        source: absolute path of its folder or its file, or "tiny:<family>" for an embedded one.
         identity: fingerprint of its files, so that an edited one is read again.
         class_name: its class in diffusers.
+        modes: how many kinds of pictures it tells apart by a number; 0 for one that reads one kind.
     """
 
     source: str
     identity: str
     class_name: str
+    modes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,7 @@ class ControlCondition:
         model: what reads it; None where the pipeline's own class does.
         strength: 0..10, 1 = as it was trained.
         start, end: share of the steps in which it acts, 0..1.
+        mode: of a control model that reads several kinds of pictures, which kind this is: 0 to its modes - 1.
     """
 
     image: torch.Tensor
@@ -65,6 +68,7 @@ class ControlCondition:
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    mode: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

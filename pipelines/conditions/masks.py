@@ -9,7 +9,7 @@ from ...errors import InputError
 from ...optimizations.components import is_modular_class
 from ..classes.forms import class_of, inpaint_class
 from ..modular.blocks import blocks_of, inputs
-from .control import control_form, control_models
+from .control import control_form_of, control_models
 from .kinds import MaskCondition, VideoCondition
 from .taking import call_takes
 
@@ -58,7 +58,7 @@ def repaints(family: Family, request: SampleRequest) -> str:
     mask = mask_of(request)
     if mask is None or mask.of_latent or not request.images or has_clip(request):
         return ""
-    form = control_form(family, "Inpaint") if control_models(request) else inpaint_form(family)
+    form = control_form_of(family, request, True) if control_models(request) else inpaint_form(family)
     return "" if form and keeps_nothing(family, request, form) else form
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...callbacks import Callbacks
 from ...errors import ModelFileError, first_line
-from ..modular.index import MODULAR_INDEX, PLACES, place_in, refuse_own_code
+from ..modular.index import MODULAR_INDEX, PLACES, cached, place_in, refuse_own_code
 from . import checkpoints
 from .components import components, has_weights
 from .hub_client import HubClient, HuggingFace, RemoteFile
@@ -55,25 +55,28 @@ def fetch(
         begun = checkpoints.downloaded_commit(kept) if kept else ""
         commit, files = client.commit_and_files(repository, begun or revision)
     except OSError as error:
-        cached = client.cached_folder(repository, revision)
-        if cached is None:
+        held = client.cached_folder(repository, revision)
+        if held is None:
             reason = f"it is not on this machine and the Hub gives no answer ({first_line(error)})"
             raise ModelFileError("model", repository, reason, cure) from error
-        return cached
+        return held
     names = {file.name for file in files}
     index_name = next((name for name in (checkpoints.INDEX, MODULAR_INDEX) if name in names), None)
     if index_name is None:
         reason = f"the repository has no {checkpoints.INDEX}: it is no diffusers pipeline"
         raise ModelFileError("model", repository, reason, "look for a repository of it in diffusers format")
-    cached = client.cached_folder(repository, commit)
-    if cached and _is_whole(cached[1]):
-        return cached
+    held = client.cached_folder(repository, commit)
+    if held and _is_whole(held[1]):
+        return held
     # Into the cache in any case: a folder of models has an index only when the rest of it is there.
     if index_name == MODULAR_INDEX:
         refuse_own_code(repository, names)
     index_path = client.download(repository, index_name, commit, None, lambda count: None)
-    wanted = _wanted(repository, files, checkpoints.read_index(index_path.parent))
+    index = checkpoints.read_index(index_path.parent)
+    wanted = _wanted(repository, files, index)
     _check_room(client, repository, commit, wanted, kept)
+    for place, names_in in elsewhere(index, names).items():
+        _fetch_components(client, repository, index, place, names_in, callbacks)
     if kept:
         try:
             checkpoints.note_commit(kept, commit)
@@ -83,6 +86,8 @@ def fetch(
             raise ModelFileError("model", repository, reason, cure) from error
         wanted += [file for file in files if file.name == index_name]
     _download_all(client, repository, commit, wanted, kept, callbacks)
+    if kept is None:
+        client.note_revision(repository, revision, commit)
     return commit, kept or index_path.parent
 
 
@@ -104,29 +109,88 @@ def fetch_cached(repository: str, commit: str, client: HubClient | None = None) 
     Raises:
         ModelFileError: it is not in the cache any more.
     """
-    cached = (client or HuggingFace()).cached_folder(repository, commit)
-    if cached is None:
+    held = (client or HuggingFace()).cached_folder(repository, commit)
+    if held is None:
         raise ModelFileError("model", repository, f"commit {commit} is not in the Hub cache any more", "load it again")
-    return cached[1]
+    return held[1]
 
 
 def _wanted(repository: str, files: Iterable[RemoteFile], index: dict[str, Any]) -> list[RemoteFile]:
     """The files that the pipeline's components need: configurations, vocabularies, and one set of .safetensors."""
+    files = list(files)
     wanted = []
     for component, (library, class_name) in components(index).items():
-        beginning = place_in(index, component) + "/"
-        own = [file for file in files if file.name.rpartition("/")[0] + "/" == beginning]
-        wanted += [file for file in own if file.name.endswith(_SMALL_FILES) and ".index." not in file.name]
-        if not has_weights(library, class_name):
+        folder = place_in(index, component)
+        if index.get(PLACES) and not _in_folder(files, folder):  # in another repository
             continue
-        weights = [file for file in own if ".safetensors" in file.name]
-        if not own and index.get(PLACES):  # in another repository
-            continue
-        if not weights:
-            checkpoints.refuse_pickle(Path(repository, component))
-        plain = [file for file in weights if checkpoints.weight_variant(file.name.split("/")[-1]) is None]
-        wanted += plain or weights
+        wanted += _of_component(repository, files, folder, has_weights(library, class_name))
     return wanted
+
+
+def _in_folder(files: Iterable[RemoteFile], folder: str) -> list[RemoteFile]:
+    """The files directly in a folder of a repository, "" for the repository itself."""
+    return [file for file in files if file.name.rpartition("/")[0] == folder]
+
+
+def _of_component(repository: str, files: Iterable[RemoteFile], folder: str, weighs: bool) -> list[RemoteFile]:
+    """Those that a component needs. Raises ModelFileError where it weighs something, and has pickles alone."""
+    own = _in_folder(files, folder)
+    small = [file for file in own if file.name.endswith(_SMALL_FILES) and ".index." not in file.name]
+    if not weighs:
+        return small
+    weights = [file for file in own if ".safetensors" in file.name]
+    if not weights:
+        checkpoints.refuse_pickle(Path(repository, folder))
+    plain = [file for file in weights if checkpoints.weight_variant(file.name.split("/")[-1]) is None]
+    return small + (plain or weights)
+
+
+def elsewhere(index: dict[str, Any], names: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """(repository, revision) -> the components of a modular index that are in it, and not among the files `names`."""
+    folders = {name.rpartition("/")[0] for name in names}
+    found: dict[tuple[str, str], list[str]] = {}
+    for component in components(index):
+        place = index.get(PLACES, {}).get(component)
+        there = place is None or place.subfolder in folders - {""} or Path(place.source).is_dir()
+        if not there and is_hub_id(place.source):
+            found.setdefault((place.source, place.revision or ""), []).append(component)
+    return found
+
+
+def _fetch_components(
+    client: HubClient,
+    model: str,
+    index: dict[str, Any],
+    place: tuple[str, str],
+    names: list[str],
+    callbacks: Callbacks,
+) -> None:
+    """Bring components that a modular repository names in another one into the Hub's cache.
+
+    Raises:
+        ModelFileError: they are not there, pickles alone, out of reach, or there is no room for them.
+    """
+    repository, revision = place
+    shown = f"its {', '.join(names)} {'is' if len(names) == 1 else 'are'} in another repository, {repository}"
+    try:
+        commit, files = client.commit_and_files(repository, revision)
+    except OSError as error:
+        if all(cached(index[PLACES][name]) is not None for name in names):
+            return
+        reason = f"{shown}, and the Hub gives no answer ({first_line(error)})"
+        cure = f"check the connection, or log in with `hf auth login` if {repository} is gated"
+        raise ModelFileError("model", model, reason, cure) from error
+    wanted: list[RemoteFile] = []
+    for name in names:
+        library, class_name = components(index)[name]
+        folder = index[PLACES][name].subfolder
+        if not _in_folder(files, folder):
+            reason = f"{shown}, where there is no {folder or 'file'}"
+            raise ModelFileError("model", model, reason, "use a model whose components are where its index says")
+        wanted += _of_component(repository, files, folder, has_weights(library, class_name))
+    _check_room(client, repository, commit, wanted, None)
+    _download_all(client, repository, commit, wanted, None, callbacks)
+    client.note_revision(repository, revision, commit)
 
 
 def _check_room(

@@ -6,7 +6,9 @@ Everything above can so be tested without a network.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from ...errors import first_line
 from ..modular.index import MODULAR_INDEX
 from . import checkpoints
 
+log = logging.getLogger(__name__)
+_REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
 _HTTP_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3")
 """What huggingface_hub may speak through, by the beginning of their modules' names: httpx2 is one of them too."""
 
@@ -43,6 +47,9 @@ class HubClient(Protocol):
 
     def arrived(self, repository: str, name: str, commit: str, folder: Path | None) -> int:
         """Bytes of this file that are there already, as far as can be told without a network."""
+
+    def note_revision(self, repository: str, revision: str, commit: str) -> None:
+        """Note in the Hub's cache which commit a revision ("" = newest) means, for a time without a network."""
 
     def download(
         self, repository: str, name: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]
@@ -105,6 +112,21 @@ class HuggingFace:
         else:
             places = [folder / name, _partial(folder / name)]
         return sum(place.stat().st_size for place in places if place.is_file())
+
+    def note_revision(self, repository: str, revision: str, commit: str) -> None:
+        from huggingface_hub.file_download import repo_folder_name
+
+        if revision == commit or not _REVISION.fullmatch(revision or "main") or ".." in revision:
+            return
+        from huggingface_hub import constants
+
+        name = revision or constants.DEFAULT_REVISION
+        file = self.cache_place() / repo_folder_name(repo_id=repository, repo_type="model") / "refs" / name
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(commit, encoding="utf-8")
+        except OSError as error:
+            log.debug("%s is not noted: %s", file, first_line(error))
 
     def download(
         self, repository: str, name: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]

@@ -101,12 +101,12 @@ def component_folder(folder: Path, index: Mapping[str, Any], name: str) -> Path:
             reason = f"its {MODULAR_INDEX} lists the component {name!r}, but {place.subfolder or elsewhere} is missing"
             raise ModelFileError("model", str(folder), reason, DOWNLOAD_AGAIN)
         return elsewhere
-    cached = _cached(place)
-    if cached is None:
+    held = cached(place)
+    if held is None:
         where = f"{place.source}/{place.subfolder}".rstrip("/")
         reason = f"its {name} is in another repository, {where}, which is not on this machine"
         raise ModelFileError("model", str(folder), reason, f"run `hf download {place.source}`")
-    return cached
+    return held
 
 
 def other_folders(folder: Path, index: Mapping[str, Any]) -> list[Path]:
@@ -205,7 +205,7 @@ def _place(folder: Path, name: str, spec: Mapping[str, Any]) -> Place | None:
     return Place(source, subfolder, revision)
 
 
-def _cached(place: Place) -> Path | None:
+def cached(place: Place) -> Path | None:
     """A component's folder in the Hub's cache, None where it is not there."""
     from huggingface_hub import try_to_load_from_cache
 

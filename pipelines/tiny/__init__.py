@@ -11,11 +11,13 @@ from .build import (
     save,
 )
 from .controlnets import CONTROLNET_CLASSES, build_controlnet, controlnet_class
+from .image_prompts import IMAGE_PROMPT_FAMILIES, image_prompt_file
 from .loras import TINY_LORAS, lora_tensors
 from .trained import trained_folder
 
 __all__ = [
     "CONTROLNET_CLASSES",
+    "IMAGE_PROMPT_FAMILIES",
     "ONE_EXPERT",
     "PIPELINE_CLASSES",
     "TINY_FAMILIES",
@@ -26,6 +28,7 @@ __all__ = [
     "build_controlnet",
     "controlnet_class",
     "identity",
+    "image_prompt_file",
     "lora_tensors",
     "save",
     "trained_folder",

@@ -64,6 +64,7 @@ def test_the_documented_workflows_are_there() -> None:
         "FLUX.3",
         "First and Last Frame",
         "Image Edit",
+        "Image Prompt",
         "Inpaint",
         "Latent to VAE Decode",
         "MiniMax-H3, Video with Sound",

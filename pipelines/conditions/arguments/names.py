@@ -38,6 +38,7 @@ _OWN_INPUTS = {
     "latents": "the sampler node's latent",
     "mask_image": "Mask Condition",
     "control_image": "Control Condition",
+    "control_mode": "Control Condition",
     "video": "Video Condition",
 }
 """Argument -> the input that gives it."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ....cache_folder import cache_folder
 from ....errors import InputError, ModelFileError
 from ....safetensors_header import read_header
+from ... import tiny
 from ...classes.forms import class_of
 from ...loading.small_files import identity_of, plain_path, read_json
 from ..kinds import ImagePromptCondition, ImagePromptKey
 from ..pictures import shape_of
-from ..taking import call_takes, modular_class
+from ..taking import call_takes, component_classes, modular_class
 from .files import CLIP, SIGLIP, check_encoder, check_redux_encoder, projection_of
 
 if TYPE_CHECKING:
     from ...families import Family
     from ...types import SampleRequest
 
+TINY = "tiny:"
 REDUX = "FluxPriorReduxPipeline"
 ENCODERS = {
     CLIP: ("CLIPVisionModelWithProjection", "CLIPImageProcessor"),
@@ -40,13 +43,15 @@ def resolve_image_prompt(source: str, encoder: str = "") -> ImagePromptKey:
     """Check what reads a picture as a prompt, without reading its weights.
 
     Args:
-        source: an IP-Adapter's .safetensors file, or the folder of Flux Redux.
+        source: an IP-Adapter's .safetensors file, the folder of Flux Redux, or "tiny:<family>" for an embedded one.
         encoder: folder of the IP-Adapter's vision model; "" for `image_encoder` beside its file or one folder up.
 
     Raises:
         ModelFileError, InputError: there is none, or it is neither, or its vision model is not the one that it was
             trained with.
     """
+    if source.startswith(TINY) and not encoder:
+        source = str(tiny.image_prompt_file(source.removeprefix(TINY), cache_folder()))
     path = plain_path("image prompt model", source, ModelFileError).absolute()
     if path.is_dir():
         if encoder:
@@ -108,14 +113,17 @@ def check_image_prompts(family: Family, request: SampleRequest) -> list[str]:
     kind = "Flux Redux" if prompts[0].model.redux else "an IP-Adapter"
     is_flux = name.startswith("Flux") and "pooled_prompt_embeds" in call_takes(name)
     takes = is_flux if prompts[0].model.redux else hasattr(pipeline_class, "load_ip_adapter")
-    if modular_class(name) is not None or not takes:
+    if modular_class(name) is not None:
+        takes = not prompts[0].model.redux and takes and "ip_adapter_image" in call_takes(name)
+    if not takes:
         raise InputError("image_prompt", kind, f"{family.name} takes none of that kind", leave)
     if prompts[0].model.redux and request.positive is not None:
         reason = "Flux Redux adds to a prompt that is text, and this one is encoded already"
         raise InputError("image_prompt", kind, reason, "give the prompt as text, or leave the image prompt out")
     if prompts[0].model.redux and request.max_sequence_length not in (None, 512):
         notes.append("max_sequence_length ignored: with Flux Redux the prompt has 512 tokens.")
-    if not prompts[0].model.redux and len(prompts) > 1 and "unet" not in _parts(pipeline_class):
+    several = "unet" in _parts(pipeline_class) or bool(component_classes(name, "unet"))
+    if not prompts[0].model.redux and len(prompts) > 1 and not several:
         raise InputError("image_prompt", f"{len(prompts)} of them", f"{family.name} takes one", "leave the others out")
     return notes
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....callbacks import Callbacks
 from ....errors import InputError, ModelFileError
-from ....optimizations.components import denoisers
+from ....optimizations.components import denoisers, is_modular_class
 from ...loading.progress import reading_errors
 from ...loading.small_files import read_json
 from ..holding import hold
@@ -95,10 +95,13 @@ def _adapted(
         undo.callback(_put_back, denoiser.config, "encoder_hid_dim_type", *_of_config(config))
         for name in ("image_encoder", "feature_extractor"):
             undo.callback(setattr, pipeline, name, getattr(pipeline, name, None))
-        undo.callback(setattr, pipeline, "_internal_dict", pipeline._internal_dict)
         _, encoder, extractor = models[0]
         encoder.to(loaded.device)
-        pipeline.register_modules(image_encoder=encoder, feature_extractor=extractor)
+        if is_modular_class(type(pipeline)):
+            pipeline.image_encoder, pipeline.feature_extractor = encoder, extractor
+        else:
+            undo.callback(setattr, pipeline, "_internal_dict", pipeline._internal_dict)
+            pipeline.register_modules(image_encoder=encoder, feature_extractor=extractor)
         try:
             _load(pipeline, keys, [state for state, _, _ in models])
         except (AttributeError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -132,11 +135,12 @@ def _put_back(owner: Any, name: str, value: Any, was_there: bool) -> None:
 def _load(pipeline: Any, keys: list[ImagePromptKey], states: list[Any]) -> None:
     names = [Path(key.source).name for key in keys]
     takes = inspect.signature(pipeline.load_ip_adapter).parameters
-    encoder = next(name for name in takes if name in _ENCODER_ARGUMENTS)
+    encoder = next((name for name in takes if name in _ENCODER_ARGUMENTS), "")  # a modular one has it already
+    own = {encoder: None} if encoder else {}
     if takes["weight_name"].default is not inspect.Parameter.empty:  # Stable Diffusion 3's takes a single one
-        pipeline.load_ip_adapter(states[0], weight_name=names[0], **{encoder: None})
+        pipeline.load_ip_adapter(states[0], weight_name=names[0], **own)
     else:
-        pipeline.load_ip_adapter(states, subfolder=[""] * len(states), weight_name=names, **{encoder: None})
+        pipeline.load_ip_adapter(states, subfolder=[""] * len(states), weight_name=names, **own)
 
 
 def _redux_embeddings(

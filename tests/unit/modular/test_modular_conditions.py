@@ -11,8 +11,11 @@ import diffusers
 import numpy
 import pytest
 import torch
+from control_unions import union_key
+from image_prompt_files import ip_adapter_file
 from modular_twins import bare, save
 from test_modular_runs import PICTURE, handle
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
@@ -20,8 +23,10 @@ from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.conditions.controlnets import resolve_controlnet
+from fastdiffusers.pipelines.conditions.image_prompts.keys import resolve_image_prompt
 from fastdiffusers.pipelines.conditions.kinds import (
     ControlCondition,
+    ImagePromptCondition,
     KeyframeCondition,
     MaskCondition,
     VideoCondition,
@@ -55,12 +60,20 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     return folder
 
 
-def theirs(folder: Path, without: str = "", parts: dict[str, Any] | None = None, **inputs: Any) -> Any:
+def theirs(
+    folder: Path,
+    without: str = "",
+    parts: dict[str, Any] | None = None,
+    prepare: Callable[[Any], None] | None = None,
+    **inputs: Any,
+) -> Any:
     """The clips or pictures of a bare call, as the result of a run has them."""
     pipeline = bare(folder)
     pipeline._blocks.sub_blocks.pop(without, None)
     if parts:
         pipeline.update_components(**parts)
+    if prepare:
+        prepare(pipeline)
     guider = getattr(pipeline, "guider", None)
     if guider is not None and "guidance_scale" in guider.config and "guidance" in inputs:
         scale = inputs["guidance"]
@@ -116,6 +129,52 @@ def test_a_control_picture_steers_a_modular_pipeline_as_it_steers_the_bare_one(
     assert result.report.facts["control"].startswith(f"tiny:{name} 0.7")
 
 
+def test_a_mode_and_an_image_prompt_reach_a_modular_sdxl(modular_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Both alone and together, equal to the bare pipeline, and out of it again afterwards."""
+    folder, on = modular_folder("sdxl"), handle(modular_folder("sdxl"))
+    adapter = ip_adapter_file(tiny.build("sdxl"), tmp_path / "adapter")
+    control = ControlCondition(PICTURE[None], union_key("sdxl", tmp_path / "union"), strength=0.7, mode=2)
+    prompt = ImagePromptCondition(CLIP[:1], resolve_image_prompt(str(adapter)), 0.6)
+    net: Any = diffusers.ControlNetUnionModel.from_pretrained(tmp_path / "union")
+    before = run(folder, guidance=2.0)
+    held: Any = CACHE.peek(on.key)
+    unet = held.pipeline.unet
+    state = (
+        dict(unet.config),
+        {name: id(each) for name, each in unet.attn_processors.items()},
+        dict(held.pipeline.components),
+    )
+    steered = {"control_image": [to_pil(PICTURE)], "control_mode": [2], "controlnet_conditioning_scale": 0.7}
+    for conditions in ((control,), (prompt,), (control, prompt)):
+        result = run(folder, *conditions, guidance=2.0)
+        parts: dict[str, Any] = {"controlnet": net} if control in conditions else {}
+        inputs: dict[str, Any] = dict(steered) if parts else {}
+        if prompt in conditions:
+            inputs["ip_adapter_image"] = to_pil(CLIP[0])
+
+        def adapted(pipeline: Any) -> None:
+            pipeline.image_encoder = CLIPVisionModelWithProjection.from_pretrained(adapter.parent / "image_encoder")
+            pipeline.feature_extractor = CLIPImageProcessor(size=32, crop_size=32)
+            pipeline.load_ip_adapter(str(adapter.parent), "", adapter.name)
+            pipeline.set_ip_adapter_scale(0.6)
+
+        prepare = adapted if prompt in conditions else None
+        assert torch.equal(result.frames, theirs(folder, parts=parts, prepare=prepare, guidance=2.0, **inputs))
+        assert not torch.equal(result.frames, before.frames)
+    assert torch.equal(run(folder, guidance=2.0).frames, before.frames)
+    assert CACHE.peek(on.key) is held
+    again = (
+        dict(unet.config),
+        {name: id(each) for name, each in unet.attn_processors.items()},
+        dict(held.pipeline.components),
+    )
+    assert again[:2] == state[:2]
+    fresh = ("guider", "control_image_processor")  # of each run its own
+    assert {n: p for n, p in again[2].items() if n not in fresh} == {
+        n: p for n, p in state[2].items() if n not in fresh
+    }
+
+
 def test_keyframes_of_a_modular_ltx2(video_folder: Callable[[str], Path]) -> None:
     from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 
@@ -142,7 +201,7 @@ def test_a_clip_with_its_mask_and_a_reference_for_modular_vace(video_folder: Cal
 
 
 def test_what_a_modular_pipeline_does_not_take_is_refused_before_loading(
-    modular_folder: Callable[[str], Path],
+    modular_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     flux = modular_folder("flux")
     for condition, said in (
@@ -154,6 +213,9 @@ def test_what_a_modular_pipeline_does_not_take_is_refused_before_loading(
             run(flux, condition)
         assert "\n" not in str(error.value)
     assert CACHE.peek(handle(flux).key) is None
+    adapter = ip_adapter_file(tiny.build("flux"), tmp_path)
+    with pytest.raises(InputError, match="takes none of that kind"):
+        run(flux, ImagePromptCondition(CLIP[:1], resolve_image_prompt(str(adapter))))
     two = [ControlCondition(PICTURE[None], resolve_controlnet("tiny:qwenimage"))] * 2
     with pytest.raises(InputError, match="QwenImageModularPipeline takes one"):
         run(modular_folder("qwenimage"), *two)

@@ -9,9 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastdiffusers.pipelines.tiny.components import WIDTH
-
-TOKENS = 4
-"""Tokens that a plain IP-Adapter makes of a picture."""
+from fastdiffusers.pipelines.tiny.image_prompts import TOKENS, adapter_tensors
 
 
 def vision(name: str = "CLIPVisionModelWithProjection", width: int = WIDTH, seed: int = 11) -> Any:
@@ -32,40 +30,14 @@ def ip_adapter_file(pipeline: Any, folder: Path) -> Path:
     sd3 = type(pipeline).__name__.startswith("StableDiffusion3")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12)
-        parts = _sd3(pipeline.transformer) if sd3 else _plain(pipeline)
+        tensors = _sd3(pipeline.transformer) if sd3 else adapter_tensors(pipeline)
     folder.mkdir(parents=True, exist_ok=True)
     vision("SiglipVisionModel" if sd3 else "CLIPVisionModelWithProjection").save_pretrained(folder / "image_encoder")
-    tensors = {f"{part}.{name}": value.contiguous() for part, held in parts.items() for name, value in held.items()}
-    save_file(tensors, folder / "ip-adapter.safetensors")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "ip-adapter.safetensors")
     return folder / "ip-adapter.safetensors"
 
 
-def _plain(pipeline: Any) -> dict[str, dict[str, torch.Tensor]]:
-    layers: dict[str, torch.Tensor] = {}
-    if hasattr(pipeline, "unet"):
-        cross = pipeline.unet.config.cross_attention_dim
-        names = [name for name in pipeline.unet.attn_processors if "attn2" in name]
-        for index, name in enumerate(names):
-            module = pipeline.unet.get_submodule(name.removesuffix(".processor"))
-            for kind in ("k", "v"):
-                layers[f"{2 * index + 1}.to_{kind}_ip.weight"] = torch.randn(module.to_k.out_features, cross) * 0.1
-    else:
-        cross = pipeline.transformer.config.joint_attention_dim
-        hidden = pipeline.transformer.config.num_attention_heads * pipeline.transformer.config.attention_head_dim
-        for index in range(pipeline.transformer.config.num_layers):
-            for kind in ("k", "v"):
-                layers[f"{index}.to_{kind}_ip.weight"] = torch.randn(hidden, cross) * 0.1
-                layers[f"{index}.to_{kind}_ip.bias"] = torch.randn(hidden) * 0.1
-    projection = {
-        "proj.weight": torch.randn(TOKENS * cross, WIDTH) * 0.1,
-        "proj.bias": torch.randn(TOKENS * cross) * 0.1,
-        "norm.weight": torch.rand(cross) + 0.5,
-        "norm.bias": torch.randn(cross) * 0.1,
-    }
-    return {"image_proj": projection, "ip_adapter": layers}
-
-
-def _sd3(transformer: Any) -> dict[str, dict[str, torch.Tensor]]:
+def _sd3(transformer: Any) -> dict[str, torch.Tensor]:
     from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
     from diffusers.models.embeddings import IPAdapterTimeImageProjection
 
@@ -78,7 +50,8 @@ def _sd3(transformer: Any) -> dict[str, dict[str, torch.Tensor]]:
     for index in range(len(transformer.attn_processors)):
         processor = SD3IPAdapterJointAttnProcessor2_0(hidden, hidden, config.attention_head_dim, timesteps_emb_dim=64)
         layers |= {f"{index}.{name}": value for name, value in processor.state_dict().items()}
-    return {"image_proj": projection.state_dict(), "ip_adapter": layers}
+    parts = {"image_proj": projection.state_dict(), "ip_adapter": layers}
+    return {f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()}
 
 
 def redux_folder(folder: Path) -> Path:

@@ -51,6 +51,9 @@ class FakeHub:
         path = (folder or self.cache / commit) / name
         return path.stat().st_size if path.is_file() else 0
 
+    def note_revision(self, repository, revision, commit):
+        pass
+
     def download(self, repository, name, commit, folder, on_bytes):
         if name == self.fail_at:
             raise self.failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from fastdiffusers.errors import ModelFileError
+from fastdiffusers.pipelines.loading import loader
 
 COMMIT = "c0ffee" + "0" * 34
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -41,6 +45,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
+        self.others: dict[str, Path] = {}
         self.cut: dict[str, int] = {}
         self.ranges: list[tuple[str, str]] = []
 
@@ -62,16 +67,19 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        if self.path.startswith("/api/models/owner/model"):
-            files = [path for path in sorted(self.server.folder.rglob("*")) if path.is_file()]
+        served = {"owner/model": self.server.folder, **self.server.others}
+        repository = next((name for name in served if self.path.startswith(f"/api/models/{name}")), "")
+        if repository:
+            folder = served[repository]
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
             siblings = [
-                {"rfilename": path.relative_to(self.server.folder).as_posix(), "size": path.stat().st_size}
-                for path in files
+                {"rfilename": path.relative_to(folder).as_posix(), "size": path.stat().st_size} for path in files
             ]
-            self.send(json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": siblings}).encode(), body)
+            self.send(json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode(), body)
             return
-        name = self.path.partition(f"/resolve/{COMMIT}/")[2].partition("?")[0]
-        path = self.server.folder / name
+        before, _, name = self.path.partition(f"/resolve/{COMMIT}/")
+        name = name.partition("?")[0]
+        path = served.get(before.strip("/"), self.server.folder) / name
         if not name or not path.is_file():
             self.send_error(404)
             return
@@ -169,3 +177,71 @@ def test_the_hubs_own_cache_gets_its_own_layout(server: Hub, tmp_path: Path) -> 
     server.ranges.clear()
     assert fetch(server, tmp_path, "") == f"{COMMIT} {folder}"
     assert server.ranges == []
+
+
+@pytest.fixture
+def modular_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A modular model whose VAE and scheduler are in another repository, on a Hub of its own, in this process."""
+    from huggingface_hub import constants
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "modular"))
+    from modular_twins import save_twin
+
+    model, parts = save_twin("zimage", tmp_path / "served" / "model"), tmp_path / "served" / "parts"
+    index = json.loads((model / "modular_model_index.json").read_text())
+    for name, folder in (("vae", "sub/vae"), ("scheduler", "scheduler")):
+        index[name][2] |= {"pretrained_model_name_or_path": "else/parts", "subfolder": folder}
+        shutil.move(model / name, parts / folder)
+    (model / "modular_model_index.json").write_text(json.dumps(index))
+    (parts / "sub" / "vae" / "other.bin").write_bytes(b"a pickle")
+    shutil.copytree(model / "transformer", parts / "transformer")
+    with Hub(model) as server:
+        server.others["else/parts"] = parts
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_components_in_another_repository_come_with_the_model(
+    kept: bool, modular_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is needed of both repositories, and nothing else; and from then on without the network."""
+    from huggingface_hub import constants
+
+    library = tmp_path / "models" if kept else None
+    key = loader.resolve("owner/model", library=library)
+    fetched = {name for name, _ in modular_server.ranges}
+    there = {path.relative_to(modular_server.folder).as_posix() for path in modular_server.folder.rglob("*.*")}
+    assert fetched == there | {
+        "sub/vae/config.json",
+        "sub/vae/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+    }
+    modular_server.ranges.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert loader.resolve("owner/model", library=library) == key
+    assert type(loader.load(key).pipeline.vae).__name__ == "AutoencoderKL"
+    assert modular_server.ranges == []
+
+
+def test_a_component_that_is_in_no_repository_is_one_line(modular_server: Hub, tmp_path: Path) -> None:
+    parts = modular_server.others["else/parts"]
+    shutil.rmtree(parts / "sub")
+    with pytest.raises(ModelFileError, match="its scheduler, vae are in another repository, else/parts") as caught:
+        loader.resolve("owner/model")
+    assert "where there is no sub/vae" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    del modular_server.others["else/parts"]
+    with pytest.raises(ModelFileError, match="else/parts, and the Hub gives no answer") as caught:
+        loader.resolve("owner/model")
+    assert "\n" not in str(caught.value)
+    assert not any("transformer" in name for name, _ in modular_server.ranges), "it is said before anything large comes"
