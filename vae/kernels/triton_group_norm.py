@@ -21,6 +21,8 @@ NAME = "triton_group_norm"
 WRITES_PADDING = True
 PART_ELEMENTS = 1 << 16
 """Numbers that one program of the statistics sums: enough programs to fill a card, few enough parts to merge."""
+SECTOR = 32
+"""Bytes that a card reads at the least: a program that merges parts takes several groups where one is narrower."""
 
 
 def group_norm_silu(
@@ -78,10 +80,11 @@ def _statistics(x: torch.Tensor, groups: int, eps: float, shape: ProgramShape | 
         block_c=used.channels, block_p=used.cells, num_warps=used.warps,
     )  # fmt: skip
     merged = torch.empty(3, batch, frames, groups, dtype=torch.float32, device=x.device)
-    together = min(power_of_two(parts), 64)
-    _merge_parts[(batch * frames * groups,)](
+    together, per_group = min(power_of_two(parts), 64), power_of_two(channels // groups)
+    wide = max(1, SECTOR // (4 * per_group))
+    _merge_parts[(batch * frames * divide_up(groups, wide),)](
         sums[0], sums[1], merged[0], merged[1], merged[2], channels, groups, route.rows, route.columns, rows, columns,
-        across, parts, eps, block_parts=together, block_c=power_of_two(channels // groups), num_warps=1,
+        across, parts, eps, block_parts=together, block_g=wide, block_c=per_group, num_warps=1,
     )  # fmt: skip
     return merged[0], merged[1], merged[2]
 
@@ -119,7 +122,7 @@ def _write(
 @triton.jit
 def _sum_parts(
     x: tl.tensor, means: tl.tensor, deviations: tl.tensor,
-    x_batch: tl.int64, x_channel: tl.int64, x_frame: tl.int64, x_row: tl.int64, x_column: tl.int64,
+    x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,
     channels: tl.tensor, frames: tl.tensor, height: tl.tensor, width: tl.tensor,
     rows: tl.tensor, columns: tl.tensor, across: tl.tensor,
     block_c: tl.constexpr, block_p: tl.constexpr,
@@ -130,8 +133,8 @@ def _sum_parts(
     exists = c < channels
     first_row, first = (part // across) * rows, (part % across) * columns
     end_row, end = tl.minimum(first_row + rows, height), tl.minimum(first + columns, width)
-    source = x + (frame // frames) * x_batch + (frame % frames) * x_frame + c * x_channel
-    pivot = tl.load(source + first_row * x_row + first * x_column, mask=exists, other=0.0).to(tl.float32)
+    source = x + (frame // frames) * x_batch + (frame % frames) * x_frame + c.to(tl.int64) * x_channel
+    pivot = tl.load(source + first_row * x_row + first.to(tl.int64) * x_column, mask=exists, other=0.0).to(tl.float32)
     total = tl.zeros((block_c, block_p), tl.float32)
     squares = tl.zeros((block_c, block_p), tl.float32)
     for row in range(first_row, end_row):
@@ -139,7 +142,7 @@ def _sum_parts(
         for start in range(first, end, block_p):
             p = start + tl.arange(0, block_p)
             mask = exists[:, None] & (p < width)[None, :]  # `columns` is the width or a multiple of the block
-            value = tl.load(line[:, None] + (p * x_column)[None, :], mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(line[:, None] + (p.to(tl.int64) * x_column)[None, :], mask=mask, other=0.0).to(tl.float32)
             away = tl.where(mask, value - pivot[:, None], 0.0)
             total += away
             squares += away * away
@@ -155,34 +158,40 @@ def _merge_parts(
     means: tl.tensor, deviations: tl.tensor, mean_out: tl.tensor, deviations_out: tl.tensor, rstd_out: tl.tensor,
     channels: tl.tensor, groups: tl.tensor, height: tl.tensor, width: tl.tensor,
     rows: tl.tensor, columns: tl.tensor, across: tl.tensor, parts: tl.tensor, eps: tl.tensor,
-    block_parts: tl.constexpr, block_c: tl.constexpr,
+    block_parts: tl.constexpr, block_g: tl.constexpr, block_c: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The parts and channels of one group of one frame, merged: first the mean, then the deviations from it."""
-    index = tl.program_id(0)
+    """The parts and channels of some groups of one frame, merged: first the mean, then the deviations from it."""
+    blocks = tl.cdiv(groups, block_g)
+    frame, first = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * block_g
     per_group = channels // groups
-    channel = tl.arange(0, block_c)
-    source = (index // groups) * parts * channels + (index % groups) * per_group + channel
-    total = tl.zeros((block_parts, block_c), tl.float32)
+    column = tl.arange(0, block_g * block_c)
+    group, channel = first + column // block_c, column % block_c
+    exists = (group < groups) & (channel < per_group)
+    source = frame * parts * channels + group * per_group + channel
+    total = tl.zeros((block_parts, block_g * block_c), tl.float32)
     for start in range(0, parts, block_parts):
         part = start + tl.arange(0, block_parts)
-        mask = (part < parts)[:, None] & (channel < per_group)[None, :]
+        mask = (part < parts)[:, None] & exists[None, :]
         weight = _cells(part, height, width, rows, columns, across)
         value = tl.load(means + part[:, None] * channels + source[None, :], mask=mask, other=0.0)
         total += value * weight[:, None]
     count = tl.full((), 1.0, tl.float32) * height * width * per_group
-    mean = tl.sum(tl.sum(total, 1), 0) / count
-    spread = tl.zeros((block_parts, block_c), tl.float32)
+    mean = tl.sum(tl.reshape(tl.sum(total, 0), (block_g, block_c)), 1) / count
+    means_of = tl.reshape(tl.broadcast_to(mean[:, None], (block_g, block_c)), (block_g * block_c,))
+    spread = tl.zeros((block_parts, block_g * block_c), tl.float32)
     for start in range(0, parts, block_parts):
         part = start + tl.arange(0, block_parts)
-        mask = (part < parts)[:, None] & (channel < per_group)[None, :]
+        mask = (part < parts)[:, None] & exists[None, :]
         weight = _cells(part, height, width, rows, columns, across)
         place = part[:, None] * channels + source[None, :]
-        away = tl.where(mask, tl.load(means + place, mask=mask, other=0.0) - mean, 0.0)
+        away = tl.where(mask, tl.load(means + place, mask=mask, other=0.0) - means_of[None, :], 0.0)
         spread += tl.load(deviations + place, mask=mask, other=0.0) + away * away * weight[:, None]
-    deviation = tl.sum(tl.sum(spread, 1), 0)
-    tl.store(mean_out + index, mean)
-    tl.store(deviations_out + index, deviation)
-    tl.store(rstd_out + index, tl.rsqrt(deviation / count + eps))
+    deviation = tl.sum(tl.reshape(tl.sum(spread, 0), (block_g, block_c)), 1)
+    index = first + tl.arange(0, block_g)
+    target, kept = frame * groups + index, index < groups
+    tl.store(mean_out + target, mean, mask=kept)
+    tl.store(deviations_out + target, deviation, mask=kept)
+    tl.store(rstd_out + target, tl.rsqrt(deviation / count + eps), mask=kept)
 
 
 @triton.jit
@@ -198,8 +207,8 @@ def _cells(
 @triton.jit
 def _normalise(
     x: tl.tensor, out: tl.tensor, weight: tl.tensor, bias: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
-    x_batch: tl.int64, x_channel: tl.int64, x_frame: tl.int64, x_row: tl.int64, x_column: tl.int64,
-    out_batch: tl.int64, out_channel: tl.int64, out_frame: tl.int64, out_row: tl.int64, out_column: tl.int64,
+    x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,
+    out_batch: tl.int64, out_channel: tl.tensor, out_frame: tl.int64, out_row: tl.int64, out_column: tl.tensor,
     channels: tl.tensor, groups: tl.tensor, frames: tl.tensor, front: tl.tensor, height: tl.tensor, width: tl.tensor,
     left: tl.tensor, right: tl.tensor, top: tl.tensor, pieces: tl.tensor,
     activation: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
@@ -214,8 +223,8 @@ def _normalise(
     p = (piece % pieces) * block_p + tl.arange(0, block_p) - left
     rows = row + tl.zeros((block_p,), tl.int32)
     inside = exists[:, None] & ((p >= 0) & (p < width) & (rows >= 0) & (rows < height))[None, :]
-    source = x + item * x_batch + frame * x_frame + row * x_row + c * x_channel
-    value = tl.load(source[:, None] + (p * x_column)[None, :], mask=inside, other=0.0).to(tl.float32)
+    source = x + item * x_batch + frame * x_frame + row * x_row + c.to(tl.int64) * x_channel
+    value = tl.load(source[:, None] + (p.to(tl.int64) * x_column)[None, :], mask=inside, other=0.0).to(tl.float32)
     place = (item * frames + frame) * groups + c // (channels // groups)
     scale = tl.load(rstd + place, mask=exists, other=0.0) * tl.load(weight + c, mask=exists, other=0.0).to(tl.float32)
     value -= tl.load(mean + place, mask=exists, other=0.0)[:, None]
@@ -223,6 +232,6 @@ def _normalise(
     if activation:
         value = value * tl.sigmoid(value)
     value = tl.where(inside, value, 0.0)
-    destination = out + item * out_batch + target * out_frame + row * out_row + c * out_channel
+    destination = out + item * out_batch + target * out_frame + row * out_row + c.to(tl.int64) * out_channel
     mask = exists[:, None] & (p < width + right)[None, :]
-    tl.store(destination[:, None] + (p * out_column)[None, :], value.to(out.dtype.element_ty), mask=mask)
+    tl.store(destination[:, None] + (p.to(tl.int64) * out_column)[None, :], value.to(out.dtype.element_ty), mask=mask)

@@ -75,9 +75,9 @@ def _program_shape(channels: int, columns: int, reads_last: bool, writes_last: b
 @triton.jit
 def _shuffle(
     x: tl.tensor, out: tl.tensor, bias: tl.tensor, added: tl.tensor,
-    x_batch: tl.int64, x_channel: tl.int64, x_frame: tl.int64, x_row: tl.int64, x_column: tl.int64,
-    out_batch: tl.int64, out_channel: tl.int64, out_frame: tl.int64, out_row: tl.int64, out_column: tl.int64,
-    add_batch: tl.int64, add_channel: tl.int64, add_frame: tl.int64, add_row: tl.int64, add_column: tl.int64,
+    x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,
+    out_batch: tl.int64, out_channel: tl.tensor, out_frame: tl.int64, out_row: tl.int64, out_column: tl.tensor,
+    add_batch: tl.int64, add_channel: tl.tensor, add_frame: tl.int64, add_row: tl.int64, add_column: tl.tensor,
     channels: tl.tensor, frames: tl.tensor, height: tl.tensor, width: tl.tensor, pieces: tl.tensor, dropped: tl.tensor,
     above: tl.tensor, before: tl.tensor, left: tl.tensor, right: tl.tensor, top: tl.tensor, bottom: tl.tensor,
     temporal: tl.constexpr, biased: tl.constexpr, residual: tl.constexpr, interleaved: tl.constexpr,
@@ -94,7 +94,7 @@ def _shuffle(
     made = frame * temporal + time_offset
     if ((made == 0) | (made > dropped)) & (fine_row >= -top) & (fine_row < 2 * height + bottom):
         target = tl.where(made == 0, 0, made - dropped)
-        c = block * block_c + tl.arange(0, block_c)
+        c = (block * block_c + tl.arange(0, block_c)).to(tl.int64)
         exists = c < channels
         p = start + tl.arange(0, block_p)
         rows = row + tl.zeros((block_p,), tl.int32)
@@ -102,7 +102,7 @@ def _shuffle(
         first = (row_offset * 2 * temporal + time_offset) * channels + c
         second = first + temporal * channels
         source = x + item * x_batch + frame * x_frame + row * x_row
-        cells = (p * x_column)[None, :]
+        cells = (p.to(tl.int64) * x_column)[None, :]
         even = tl.load(source + (first * x_channel)[:, None] + cells, mask=mask, other=0.0)
         odd = tl.load(source + (second * x_channel)[:, None] + cells, mask=mask, other=0.0)
         if biased:
@@ -114,7 +114,7 @@ def _shuffle(
         extra = added + item * add_batch + target * add_frame + fine_row * add_row + (c * add_channel)[:, None]
         if interleaved:
             pair = tl.interleave(even, odd)
-            q = 2 * start + tl.arange(0, 2 * block_p)
+            q = (2 * start + tl.arange(0, 2 * block_p)).to(tl.int64)
             if residual:
                 rows = row + tl.zeros((2 * block_p,), tl.int32)
                 pairs = exists[:, None] & ((q >= 0) & (q < 2 * width) & (rows >= 0) & (rows < height))[None, :]
@@ -123,7 +123,7 @@ def _shuffle(
             writable = exists[:, None] & ((q >= -left) & (q < 2 * width + right))[None, :]
             tl.store(destination + (q * out_column)[None, :], pair.to(out.dtype.element_ty), mask=writable)
         else:
-            q = 2 * p
+            q = (2 * p).to(tl.int64)
             if residual:
                 more = tl.load(extra + (q * add_column)[None, :], mask=mask, other=0.0).to(tl.float32)
                 even = even.to(tl.float32) + more

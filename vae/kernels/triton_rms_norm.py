@@ -67,8 +67,8 @@ def _program_shape(channels: int, columns: int, channels_last: bool) -> ProgramS
 @triton.jit
 def _normalise(
     x: tl.tensor, out: tl.tensor, weight: tl.tensor, bias: tl.tensor,
-    x_batch: tl.int64, x_channel: tl.int64, x_frame: tl.int64, x_row: tl.int64, x_column: tl.int64,
-    out_batch: tl.int64, out_channel: tl.int64, out_frame: tl.int64, out_row: tl.int64, out_column: tl.int64,
+    x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,
+    out_batch: tl.int64, out_channel: tl.tensor, out_frame: tl.int64, out_row: tl.int64, out_column: tl.tensor,
     channels: tl.tensor, frames: tl.tensor, front: tl.tensor, height: tl.tensor, width: tl.tensor,
     left: tl.tensor, right: tl.tensor, top: tl.tensor, pieces: tl.tensor, length: tl.tensor, shortest: tl.tensor,
     biased: tl.constexpr, activation: tl.constexpr, at_once: tl.constexpr,
@@ -81,8 +81,8 @@ def _normalise(
     p = (piece % pieces) * block_p + tl.arange(0, block_p) - left
     rows = row + tl.zeros((block_p,), tl.int32)
     inside = (p >= 0) & (p < width) & (rows >= 0) & (rows < height)
-    source = x + item * x_batch + tl.maximum(target, 0) * x_frame + row * x_row + p * x_column
-    destination = out + item * out_batch + target * out_frame + row * out_row + p * out_column
+    source = x + item * x_batch + tl.maximum(target, 0) * x_frame + row * x_row + p.to(tl.int64) * x_column
+    destination = out + item * out_batch + target * out_frame + row * out_row + p.to(tl.int64) * out_column
     writable = p < width + right
 
     value = tl.zeros((block_c, block_p), tl.float32)
@@ -90,7 +90,7 @@ def _normalise(
     for start in range(0, channels, block_c):
         c = start + tl.arange(0, block_c)
         mask = (c < channels)[:, None] & inside[None, :]
-        value = tl.load(source[None, :] + (c * x_channel)[:, None], mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(source[None, :] + (c.to(tl.int64) * x_channel)[:, None], mask=mask, other=0.0).to(tl.float32)
         squares += value * value
     scale = length / tl.maximum(tl.sqrt(tl.sum(squares, 0)), shortest)
 
@@ -99,7 +99,7 @@ def _normalise(
         exists = c < channels
         mask = exists[:, None] & inside[None, :]
         if not at_once:
-            value = tl.load(source[None, :] + (c * x_channel)[:, None], mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(source[None, :] + (c.to(tl.int64) * x_channel)[:, None], mask=mask, other=0.0).to(tl.float32)
         y = value * scale[None, :] * tl.load(weight + c, mask=exists, other=0.0).to(tl.float32)[:, None]
         if biased:
             y += tl.load(bias + c, mask=exists, other=0.0).to(tl.float32)[:, None]
@@ -107,4 +107,4 @@ def _normalise(
             y = y * tl.sigmoid(y)
         y = tl.where(mask, y, 0.0).to(out.dtype.element_ty)
         target_mask = exists[:, None] & writable[None, :]
-        tl.store(destination[None, :] + (c * out_channel)[:, None], y, mask=target_mask)
+        tl.store(destination[None, :] + (c.to(tl.int64) * out_channel)[:, None], y, mask=target_mask)

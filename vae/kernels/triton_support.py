@@ -2,6 +2,9 @@
 
 A program reads and writes some channels of some cells of one row of one frame. A plane without gaps is walked as a
 single long row, so that programs end at the end of the plane and not at the end of each row. Plain integers: no Triton.
+
+Of a kernel's arguments, strides of channels and columns have no type: Triton makes a constant of such a one that is 1,
+and only then knows that 16 bytes in a row may be read at once. What they are multiplied by is 64 bits long instead.
 """
 
 from __future__ import annotations
