@@ -2,6 +2,7 @@
 #
 #   make demo      the embedded tiny pipeline, plain and with everything on; through ComfyUI too where one is found
 #   make test      lint, types, unit tests, and the tests against each ComfyUI that is found
+#   make quick     lint, types, and the unit tests that are not slow: for while you work
 #   make comfyui   the ComfyUI that is found, with this pack linked in, on http://127.0.0.1:8188
 #   make bench     what the pack costs on top of a bare diffusers call
 #
@@ -36,7 +37,7 @@ export OMP_NUM_THREADS ?= 1
 # Nothing that runs here may need the network.
 TEST_ENV := HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test lint types unit-tests alone-tests comfyui-tests one-comfyui-tests comfyui bench clean
+.PHONY: demo test quick lint types unit-tests slow-list alone-tests comfyui-tests one-comfyui-tests comfyui bench clean
 .DELETE_ON_ERROR:
 
 # -- layers of .venv ----------------------------------------------------------------------------------------------
@@ -93,8 +94,8 @@ else
 endif
 
 # Two at a time, because the tests against ComfyUI wait for servers and a browser; each shows its output when it has
-# ended, and one that fails stops none of the others. Real Rays come last and by themselves: how soon processes are there
-# and end is what is tested, and Ray itself gives up where it waits for too long.
+# ended, and one that fails stops none of the others. Real Rays come last, two files of tests at a time and nothing else:
+# how soon processes are there and end is what is tested, and Ray itself gives up where it waits for too long.
 SUITES := lint types $(if $(COMFYUI),comfyui-tests) unit-tests
 
 test: $(VENV)/.stamp-test $(if $(COMFYUI),$(LAYER)/.stamp)
@@ -105,6 +106,10 @@ test: $(VENV)/.stamp-test $(if $(COMFYUI),$(LAYER)/.stamp)
 ifeq ($(COMFYUI),)
 	@echo "tests/comfyui: skipped, no ComfyUI found (COMFYUI_PATH=folder names one)"
 endif
+
+# Left out of it is what tests/unit/slow.txt names, by its time; of most functions with parameters some cases stay.
+quick: $(VENV)/.stamp-test lint types
+	$(TEST_ENV) $(PY) -m pytest tests/unit -m 'not alone and not slow' -n 2 --dist worksteal -q
 
 lint: $(VENV)/.stamp-test
 	$(PY) -m ruff check .
@@ -117,8 +122,11 @@ types: $(VENV)/lint/fastdiffusers
 unit-tests: $(VENV)/.stamp-test
 	$(TEST_ENV) $(ENGINE_TESTS)
 
+slow-list: $(VENV)/.stamp-test
+	$(TEST_ENV) $(PY) -m pytest tests/unit -m 'not alone' -q --write-slow
+
 alone-tests: $(VENV)/.stamp-test
-	$(TEST_ENV) $(PY) -m pytest tests/unit -m alone -q
+	$(TEST_ENV) $(PY) -m pytest tests/unit/cluster -m alone -n 2 --dist loadfile -q
 
 comfyui-tests: $(VENV)/.stamp-test
 	@echo '$(COMFYUIS)' | tr : '\n' | while read -r folder; do \
@@ -127,7 +135,7 @@ comfyui-tests: $(VENV)/.stamp-test
 
 one-comfyui-tests: $(VENV)/.stamp-test $(if $(COMFYUI),$(LAYER)/.stamp)
 	@echo "tests/comfyui: $(or $(COMFYUI),no ComfyUI found)"
-	$(TEST_ENV) $(COMFY_PY) -m pytest tests/comfyui -n 2 --dist loadfile -q
+	$(TEST_ENV) $(COMFY_PY) -m pytest tests/comfyui -n 2 --dist loadfile --no-loadscope-reorder -q
 
 comfyui: $(if $(COMFYUI),$(LAYER)/.stamp,$(VENV)/.stamp-pack)
 	$(COMFY_PY) -m fastdiffusers.scripts.comfyui serve --port 8188

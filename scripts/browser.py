@@ -187,10 +187,11 @@ class Browser:
         self.settle()
         return str(self.evaluate(f"document.querySelector('{HELP_TEXT}').innerText"))
 
-    def run(self) -> None:
-        """Press Run and wait until the graph has run."""
-        self.evaluate(RUN)
+    def run(self, timeout: float = HANG) -> str:
+        """Press Run and wait, at most so many seconds, until the graph has run; its prompt id."""
+        prompt_id = str(self.evaluate(RUN, timeout))
         self.settle()
+        return prompt_id
 
     def resize(self, width: int, height: int) -> None:
         """Give the page another size in pixels."""

@@ -132,6 +132,6 @@ RUN = """
     api.addEventListener('execution_error', event => fail(event.detail.exception_message), { once: true });
   });
   await window.app.queuePrompt(0);
-  await over;
+  return (await over).detail.prompt_id;
 })()
 """

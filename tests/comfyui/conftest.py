@@ -24,7 +24,19 @@ if TYPE_CHECKING:
 
     from fastdiffusers.scripts.browser import Browser
 
+LONGEST = (
+    "test_cluster.py",
+    "test_workflows.py",
+    "test_editor.py",
+    "test_encoded_texts.py",
+    "test_core_vae_changed.py",
+)
+"""Begun first, so that no worker is left with one of them at the end."""
 REQUIREMENTS = ("aiohttp", "av", "comfyui_frontend_package", "comfy_kitchen", "torchsde", "alembic")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

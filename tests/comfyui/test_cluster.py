@@ -28,10 +28,10 @@ SECONDS = 900
 """How long a run may take, the start of Ray and of its workers included, where the machine has much else to do."""
 
 
-def spread(server: Client, **widgets: Any) -> dict[str, Any]:
-    """A batch of three on two workers."""
+def spread(server: Client, workers: int = 2, **widgets: Any) -> dict[str, Any]:
+    """A batch of three on so many workers."""
     prompt = server.sampling(TINY, **{**PLAIN, "batch_size": 3, **widgets})
-    prompt["cluster"] = server.node("FastDiffusersClusterSettings", address="local:2", threads=1, wait=600.0)
+    prompt["cluster"] = server.node("FastDiffusersClusterSettings", address=f"local:{workers}", threads=1, wait=600.0)
     prompt["sample"]["inputs"]["cluster"] = ["cluster", 0]
     return prompt
 
@@ -89,8 +89,43 @@ def wait_until(condition: Callable[[], bool], what: str, server: Client) -> None
 
 
 @pytest.mark.usefixtures("said")
+def test_one_picture_is_made_by_two_processes_together(server: Client) -> None:
+    prompt = spread(server, seed=70, batch_size=1)
+    prompt["cluster"]["inputs"]["parallel"] = "ulysses"
+    entry = server.succeed(prompt, SECONDS)
+    alone = server.succeed(server.sampling(TINY, **PLAIN, seed=70), SECONDS)
+    assert float((server.latent(entry) - server.latent(alone)).abs().max()) <= 1e-5
+    (first, *_) = named(below(server), "fastdiffusers.cluster.parallel")
+    assert len(named([first, *first.children(recursive=True)], "fastdiffusers.cluster.parallel")) == 2
+
+
+@pytest.mark.usefixtures("said")
+def test_two_processes_make_a_branch_of_guidance_each(server: Client) -> None:
+    model, guided = "embedded tiny: sd3", {"guidance": 4.0, "negative_prompt": "grey", "seed": 80}
+    prompt = server.sampling(model, **PLAIN, **guided)
+    cluster = server.node("FastDiffusersClusterSettings", address="local:2", threads=1, parallel="cfg")
+    prompt["cluster"] = cluster
+    prompt["sample"]["inputs"]["cluster"] = ["cluster", 0]
+    entry = server.succeed(prompt, SECONDS)
+    record = next(each for each in server.report(entry)["optimizations"] if each["name"] == "parallel")
+    assert (record["requested"], record["applied"]) == ("cfg", "cfg over 2 processes"), record
+    alone = server.latent(server.succeed(server.sampling(model, **PLAIN, **guided), SECONDS))
+    difference = float((server.latent(entry) - alone).abs().max())
+    assert difference <= 1e-5 * max(1.0, float(alone.abs().max()))
+    prompt["sample"]["inputs"]["guidance"] = 1.0
+    record = next(
+        each for each in server.report(server.succeed(prompt, SECONDS))["optimizations"] if each["name"] == "parallel"
+    )
+    assert (record["applied"], record["reason"]) == ("off", "with guidance = 1 there is no second branch")
+    refused = {**prompt, "cluster": server.node(cluster["class_type"], address="local:3", parallel="cfg")}
+    with pytest.raises(RuntimeError, match="guidance has two branches"):
+        server.run(refused)
+
+
+@pytest.mark.usefixtures("said")
 def test_a_batch_is_spread_and_equals_single_runs(server: Client) -> None:
     entry = server.succeed(spread(server, seed=7), SECONDS)
+    assert named(below(server), "fastdiffusers.cluster.parallel") == [], "another cluster takes the place of the last"
     facts = server.report(entry)["facts"]
     assert facts["seeds"] == [7, 8, 9]
     assert facts["cluster"] == "local:2"
@@ -127,7 +162,8 @@ def test_cancel_reaches_the_workers_and_leaves_them_warm(server: Client) -> None
 @pytest.mark.usefixtures("said")
 def test_comfyui_survives_the_death_of(who: str, word: str, server: Client) -> None:
     seed = {"worker": 200, "driver": 300, "head": 400}[who]
-    server.succeed(spread(server, seed=seed), SECONDS)
+    workers = 1 if who == "head" else 2
+    server.succeed(spread(server, workers, seed=seed), SECONDS)
     before = below(server)
     victim = named(before, word)[0].pid
 
@@ -135,7 +171,7 @@ def test_comfyui_survives_the_death_of(who: str, word: str, server: Client) -> N
         os.kill(victim, signal.SIGKILL)
 
     messages = asyncio.run(
-        cancel_when(server, spread(server, seed=seed + 10, steps=60), after_steps(2), kill, seconds=SECONDS)
+        cancel_when(server, spread(server, workers, seed=seed + 10, steps=60), after_steps(2), kill, seconds=SECONDS)
     )
     last = messages[-1]
     if who == "worker":
@@ -146,7 +182,8 @@ def test_comfyui_survives_the_death_of(who: str, word: str, server: Client) -> N
         assert last["data"]["node_id"] == "sample"
         assert len(last["data"]["exception_message"].strip().splitlines()) == 1, last["data"]["exception_message"]
         assert "Run again" in last["data"]["exception_message"]
-    entry = server.succeed(spread(server, seed=seed + 20), SECONDS)
+    # Where all of it starts anew, one worker is enough: each takes long to start.
+    entry = server.succeed(spread(server, 2 if who == "worker" else 1, seed=seed + 20), SECONDS)
     equals_single_runs(server, entry, [seed + 20, seed + 21, seed + 22])
     assert len(named(below(server), "fastdiffusers.cluster.child")) >= 1
     if who != "worker":
@@ -168,40 +205,3 @@ def test_another_cluster_and_what_is_refused(server: Client) -> None:
     assert len(message.strip().splitlines()) == 1
     too_many = spread(server, steps=1, batch_size=65)
     assert "batch = 65" in server.error(server.run(too_many, SECONDS))["exception_message"]
-
-
-@pytest.mark.usefixtures("said")
-def test_one_picture_is_made_by_two_processes_together(server: Client) -> None:
-    prompt = spread(server, seed=70, batch_size=1)
-    prompt["cluster"]["inputs"]["parallel"] = "ulysses"
-    entry = server.succeed(prompt, SECONDS)
-    alone = server.succeed(server.sampling(TINY, **PLAIN, seed=70), SECONDS)
-    assert float((server.latent(entry) - server.latent(alone)).abs().max()) <= 1e-5
-    (first, *_) = named(below(server), "fastdiffusers.cluster.parallel")
-    assert len(named([first, *first.children(recursive=True)], "fastdiffusers.cluster.parallel")) == 2
-    # Another cluster takes their place.
-    server.succeed(spread(server, seed=71), SECONDS)
-    assert named(below(server), "fastdiffusers.cluster.parallel") == []
-
-
-@pytest.mark.usefixtures("said")
-def test_two_processes_make_a_branch_of_guidance_each(server: Client) -> None:
-    model, guided = "embedded tiny: sd3", {"guidance": 4.0, "negative_prompt": "grey", "seed": 80}
-    prompt = server.sampling(model, **PLAIN, **guided)
-    cluster = server.node("FastDiffusersClusterSettings", address="local:2", threads=1, parallel="cfg")
-    prompt["cluster"] = cluster
-    prompt["sample"]["inputs"]["cluster"] = ["cluster", 0]
-    entry = server.succeed(prompt, SECONDS)
-    record = next(each for each in server.report(entry)["optimizations"] if each["name"] == "parallel")
-    assert (record["requested"], record["applied"]) == ("cfg", "cfg over 2 processes"), record
-    alone = server.latent(server.succeed(server.sampling(model, **PLAIN, **guided), SECONDS))
-    difference = float((server.latent(entry) - alone).abs().max())
-    assert difference <= 1e-5 * max(1.0, float(alone.abs().max()))
-    prompt["sample"]["inputs"]["guidance"] = 1.0
-    record = next(
-        each for each in server.report(server.succeed(prompt, SECONDS))["optimizations"] if each["name"] == "parallel"
-    )
-    assert (record["applied"], record["reason"]) == ("off", "with guidance = 1 there is no second branch")
-    refused = {**prompt, "cluster": server.node(cluster["class_type"], address="local:3", parallel="cfg")}
-    with pytest.raises(RuntimeError, match="guidance has two branches"):
-        server.run(refused)

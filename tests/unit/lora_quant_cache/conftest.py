@@ -37,6 +37,7 @@ def run(small_edit_pictures: None) -> Run:
             "height": 64,
             "width": 64,
             "num_frames": 5,
+            "max_sequence_length": 64,  # instead of padding to 512, where most of the time would go
             "true_cfg_scale": 3.0,
             "max_area": 64 * 64,
             "_auto_resize": False,
