@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 from .errors import ModelFileError
 
 SUFFIX = ".safetensors"
+METADATA = "__metadata__"
 DOWNLOAD_AGAIN = "download it again"
 MAX_HEADER = 64 * 2**20
 """Bytes of a header; the format allows 100 MB, the largest real ones are below 10."""
@@ -47,6 +48,16 @@ def read_header(path: Path, name: str = "model") -> dict[str, Any]:
     Raises:
         ModelFileError: the file cannot be read, is no safetensors file, or is shorter or longer than its header says.
     """
+    return {key: entry for key, entry in _header(path, name).items() if key != METADATA}
+
+
+def read_metadata(path: Path, name: str = "model") -> dict[str, str]:
+    """What a .safetensors file says of itself beside its tensors. Raises ModelFileError as `read_header`."""
+    return _header(path, name).get(METADATA, {})
+
+
+def _header(path: Path, name: str) -> dict[str, Any]:
+    """The whole header, its metadata too, once it is known to fit the file."""
     size = file_size(path, name)
     try:
         with path.open("rb") as file:
@@ -69,7 +80,7 @@ def read_header(path: Path, name: str = "model") -> dict[str, Any]:
     reason = _fault(header, size - 8 - length) if isinstance(header, dict) else _damage(size)
     if reason:
         raise ModelFileError(name, str(path), reason, DOWNLOAD_AGAIN)
-    return {key: entry for key, entry in header.items() if key != "__metadata__"}
+    return header
 
 
 def read_shapes(path: Path, name: str = "model") -> dict[str, tuple[int, ...]]:
@@ -120,11 +131,11 @@ def _damage(size: int) -> str:
 
 def _fault(header: dict[str, Any], room: int) -> str:
     """What is wrong with a header in a file that has `room` bytes after it; "" when nothing is."""
-    tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
+    tensors = {key: entry for key, entry in header.items() if key != METADATA}
     if len(tensors) > MAX_ENTRIES:
         return f"it has {len(tensors)} tensors, and no model's file has more than {MAX_ENTRIES}"
     wrong = next((key for key, entry in tensors.items() if not _is_entry(entry)), None)
-    if wrong is not None or not _is_metadata(header.get("__metadata__", {})):
+    if wrong is not None or not _is_metadata(header.get(METADATA, {})):
         what = "its metadata is" if wrong is None else f"the entry of {wrong[:80]!r} is"
         return f"its header is damaged: {what} not of the form that the safetensors format asks for"
     end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)

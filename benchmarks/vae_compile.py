@@ -31,7 +31,7 @@ import torch
 from ..commands.paths import PACK
 from ..compile_clock import Compilations, counted
 from ..vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, remember_in
-from ..vae.embedded import CONFIG as NARROW
+from ..vae.embedded import RANDOM_CONFIG as NARROW
 from .common import store, table
 from .usual_advice.compiling import processor_seconds
 

@@ -28,7 +28,7 @@ from .options import (
 )
 from .prompts.request import rate_left_out
 from .terminal import TerminalProgress, print_written
-from .video_vae import add_own_options, add_video_vae_options, compiling, load, vae_settings
+from .video_vae import VAE_HELP, add_own_options, add_video_vae_options, compiling, load, vae_settings
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +41,7 @@ HELP = "turn a latent file into pictures or video"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
-    source.add_argument(
-        "--vae", type=path_argument, metavar="FILE", help="checkpoint of the 3D video VAE (.safetensors)"
-    )
+    source.add_argument("--vae", type=path_argument, metavar="FILE", help=VAE_HELP)
     parser.add_argument("--latents", required=True, type=path_argument, metavar="FILE.safetensors")
     parser.add_argument(
         "--output", required=True, type=path_argument, metavar="FILE", help="picture.png, video.mp4 or a folder"

@@ -1,6 +1,7 @@
 """`fastdiffusers demo`: the embedded tiny pipeline, plain and with everything on, side by side. Needs no download.
 
-What counts is that all three agree, and the reports, which list each optimization as applied or say why it is not.
+What counts is that all three agree, and the reports, which list each optimization as applied or say why it is not. The
+same for a clip of two seconds, which the embedded video VAE decodes whole, in exact strips and in tiles.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..callbacks import Callbacks
 from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
 from .files import check_folder_target, make_folder, write_text
 from .libraries import prepare_libraries
-from .media import write_picture
+from .media import read_frames, write_frames, write_picture
 from .options import add_dtype_option, path_argument
 from .terminal import TerminalProgress
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..pipelines.types import SampleResult
 
-HELP = "run the embedded tiny pipeline, plain and with everything on, and show the report"
+HELP = "run the embedded tiny pipeline, plain and with everything on, and the video VAE; show what differs"
 
 PROMPT = "a red lighthouse at dusk, calm sea"
 LOSSLESS = OptimizationSettings(
@@ -39,6 +40,16 @@ LOSSLESS = OptimizationSettings(
 """Everything that is meant to leave the picture as it is."""
 EVERYTHING = replace(LOSSLESS, vae_tiling=TilingSettings(mode="on", tile_size=160, overlap=64, slicing="on"))
 """The VAE in tiles as well. Each tile is normalised by itself."""
+CLIP_FRAMES = 33
+"""Two seconds."""
+CLIP_WAYS: dict[str, dict[str, Any]] = {
+    "whole": {"mode": "whole"},
+    "exact": {"mode": "exact", "strips": (3, 2)},
+    "tiles": {"mode": "tiles", "tile_size": 160, "tile_overlap": 64},
+}
+"""How the clip is decoded: settings of the video VAE."""
+DIFFERENCE = 10
+"""How many times a difference is enlarged."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +68,13 @@ def run(args: argparse.Namespace) -> None:
     with TerminalProgress(args.quiet) as callbacks:
         # Twice each: the first plain run loads the model, the first optimized one compiles it.
         runs = {name: [sample(args, chosen, callbacks) for _ in range(2)] for name, chosen in settings.items()}
+        clips = decoded_clips(args, callbacks)
     results = {name: second.result for name, (_, second) in runs.items()}
     make_folder(args.output)
     picture = args.output / f"{args.family}_plain_optimized_tiled.png"
-    write_picture(side_by_side(list(results.values())), picture)
+    write_picture(side_by_side([frames_of(result)[0, 0] for result in results.values()]), picture)
+    film = args.output / f"clip_{'_'.join(clips.made)}_difference.mp4"
+    write_frames(in_a_row(clips), film, clips.rate)
     for name, result in results.items():
         write_text(args.output / f"report_{name.replace(' ', '_')}.json", result.report.as_json())
     if not args.quiet:
@@ -75,6 +89,53 @@ def run(args: argparse.Namespace) -> None:
         print(f"from left to right in {picture}: {', '.join(results)}")
         print(faster(steps["plain"], steps["optimized"]))
         print(seen(args.family))
+        print()
+        whole = clips.made["whole"]
+        for name, frames in clips.made.items():
+            other, said = (clips.clip, "what went in") if frames is whole else (whole, "whole")
+            print(f"clip, {name}  decoded in {clips.seconds[name]:6.2f} s, {agreement(frames, other, said)}")
+        print(
+            f"from left to right in {film}: {', '.join(clips.made)}, and tiles less whole, {DIFFERENCE} times as strong"
+        )
+
+
+class Clips(NamedTuple):
+    """A clip and what the video VAE makes of it.
+
+    Attributes: clip, made: frames [1, T, H, W, 3] in 0..1, the latter by way; seconds: of each decode; rate: frames a
+    second.
+    """
+
+    clip: torch.Tensor
+    made: dict[str, torch.Tensor]
+    seconds: dict[str, float]
+    rate: float | None
+
+
+def decoded_clips(args: argparse.Namespace, callbacks: Callbacks) -> Clips:
+    """The embedded clip through the embedded video VAE, decoded in all `CLIP_WAYS`."""
+    from ..cache_folder import cache_folder
+    from ..vae import VaeSettings, decode, embedded_video_vae, encode, load_video_vae
+    from ..vae.embedded import CLIP_FILE, TRAINED
+
+    frames, rate = read_frames(CLIP_FILE)
+    clips = Clips(frames[None, :CLIP_FRAMES], {}, {}, rate)
+    vae = load_video_vae(embedded_video_vae(TRAINED, cache_folder()), dtype=args.dtype, device=args.device)
+    latents, _ = encode(vae, clips.clip, callbacks=callbacks)
+    for name, how in CLIP_WAYS.items():
+        start = time.perf_counter()
+        clips.made[name], _ = decode(vae, latents, VaeSettings(**how), callbacks)
+        clips.seconds[name] = time.perf_counter() - start
+    return clips
+
+
+def in_a_row(clips: Clips) -> torch.Tensor:
+    """What was decoded, side by side, and the difference of tiles from the whole: frames [1, T, H', W', 3]."""
+    import torch
+
+    shown = [made[0] for made in clips.made.values()]
+    shown.append(((clips.made["tiles"] - clips.made["whole"])[0].abs() * DIFFERENCE).clamp(0, 1))
+    return torch.stack([side_by_side(frames) for frames in zip(*shown, strict=True)])[None]
 
 
 def agreement(result: torch.Tensor, reference: torch.Tensor, name: str) -> str:
@@ -132,11 +193,10 @@ def frames_of(result: SampleResult) -> torch.Tensor:
     return result.frames
 
 
-def side_by_side(results: Sequence[SampleResult], edge: int = 384) -> torch.Tensor:
-    """The first frame of each, in a row with gaps, [H, W, 3], enlarged without smoothing so that pixels can be seen."""
+def side_by_side(frames: Sequence[torch.Tensor], edge: int = 384) -> torch.Tensor:
+    """Frames [H, W, 3] in a row with gaps, enlarged without smoothing so that pixels can be seen: [H', W', 3]."""
     import torch
 
-    frames = [frames_of(result)[0, 0] for result in results]
     gap = torch.ones(frames[0].shape[0], max(2, frames[0].shape[1] // 32), 3)
     row = torch.cat([part for frame in frames for part in (gap, frame)][1:], dim=1)
     times = max(1, edge // row.shape[0])

@@ -14,15 +14,13 @@ from .libraries import prepare_libraries
 from .media import left_out, read_frames
 from .options import add_device_options, path_argument
 from .terminal import TerminalProgress, print_written
-from .video_vae import add_video_vae_options, compiling, load, vae_settings
+from .video_vae import VAE_HELP, add_video_vae_options, compiling, load, vae_settings
 
 HELP = "turn a video or pictures into a latent file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--vae", required=True, type=path_argument, metavar="FILE", help="checkpoint of the 3D video VAE"
-    )
+    parser.add_argument("--vae", required=True, type=path_argument, metavar="FILE", help=VAE_HELP)
     parser.add_argument(
         "--frames", required=True, type=path_argument, metavar="PATH", help="video, picture, or folder of png"
     )

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..vae.embedded import PREFIX, TRAINED
 from ..vae.settings import CONVOLUTIONS, KERNEL_CHOICES, MODES
 from .options import add_vae_compile_options, vae_compile_settings
 
 if TYPE_CHECKING:
     from ..vae import VaeSettings, VideoVAE
+
+
+VAE_HELP = f"checkpoint of the 3D video VAE (.safetensors), or {TRAINED} for the one that is embedded"
 
 
 def add_video_vae_options(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +83,9 @@ def compiling(args: argparse.Namespace) -> Iterator[None]:
 def load(args: argparse.Namespace) -> VideoVAE:
     """Load the checkpoint of `--vae`. Raises ModelFileError for a file that is not this VAE."""
     from ..cache_folder import cache_folder
-    from ..vae import load_video_vae, remember_in
+    from ..vae import embedded_video_vae, load_video_vae, remember_in
 
     remember_in(cache_folder())
-    return load_video_vae(str(args.vae), dtype=args.dtype, device=args.device)
+    name = str(args.vae)
+    source = embedded_video_vae(name, cache_folder()) if name.startswith(PREFIX) else args.vae
+    return load_video_vae(source, dtype=args.dtype, device=args.device)

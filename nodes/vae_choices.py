@@ -95,8 +95,8 @@ def shared_inputs(verb: str) -> list[Any]:
             options=list(TILINGS),
             default="auto",
             tooltip=f"'whole' {verb}s at once: what ComfyUI's own node gives. 'tiles' needs less memory and more "
-            "time, and tiles can differ slightly where they meet. 'exact' (video VAE) works in strips that share their "
-            "statistics: little memory, no seams. 'auto' takes the whole where it fits, else the best that does.",
+            "time, and changes the result. 'exact' (video VAE) works in strips that share their statistics: little "
+            "memory, no seams, the result of the whole. 'auto' takes the whole where it fits, else the best that does.",
         ),
         io.Int.Input("tile_size", default=0, min=0, max=8192, step=16, optional=True, **ADVANCED),
         io.Int.Input("overlap", default=0, min=0, max=4096, step=8, optional=True, **ADVANCED),

@@ -20,6 +20,8 @@ DETECTOR_KEYS = ("encoder.conv_in.weight", "decoder.up_blocks.0.upsamplers.0.ups
 PREFIXES = ("", "first_stage_model.", "vae.")
 OLD_ATTENTION_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GROUPS = "norm_num_groups"
+"""Of a file's metadata."""
 SHOWN = 4
 """Keys that an error message lists."""
 
@@ -47,7 +49,8 @@ def load_video_vae(
         dtype: "float32", "bfloat16", "float16", or "auto": float16, as the released file is stored, on a card, where
             its error is an eighth of bfloat16's; float32 on the CPU.
         device: "auto" takes CUDA where there is one; else a torch device ("cpu", "cuda:1").
-        config: sizes, where the file's tensor shapes cannot tell them (other norm groups than 32).
+        config: sizes, where the file's tensor shapes cannot tell them: other norm groups than 32, unless the file's
+            metadata names their number as `norm_num_groups`.
 
     Raises:
         ModelFileError: the file is missing, truncated, or not a VAE of this architecture: says which keys or shapes.
@@ -61,13 +64,21 @@ def load_video_vae(
         raise ModelFileError("vae", str(path), reason, "choose SeedVR2's ema_vae_fp16.safetensors")
     from safetensors.torch import load_file
 
-    return from_state_dict(load_file(path), config=config, dtype=chosen_dtype, device=chosen_device, name=str(path))
+    return from_state_dict(
+        load_file(path),
+        config=config,
+        norm_num_groups=read_groups(path),
+        dtype=chosen_dtype,
+        device=chosen_device,
+        name=str(path),
+    )
 
 
 def from_state_dict(
     state_dict: Mapping[str, torch.Tensor],
     *,
     config: VaeConfig | None = None,
+    norm_num_groups: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     name: str = "state dict",
@@ -79,6 +90,7 @@ def from_state_dict(
 
     Args:
         config: sizes; None reads them off the shapes.
+        norm_num_groups: groups of every GroupNorm, which no shape tells; None stands for 32. Only without a config.
         dtype, device: of the VAE; None keeps those of the tensors.
         name: what to call it in an error.
 
@@ -88,7 +100,7 @@ def from_state_dict(
     tensors = rename(state_dict)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     try:
-        config = config or infer_config(shapes)
+        config = config or infer_config(shapes, norm_num_groups=norm_num_groups)
     except (KeyError, IndexError) as error:
         reason = f"it is not a video VAE of this kind: it lacks {error}"
         raise ModelFileError("vae", name, reason, "choose SeedVR2's ema_vae_fp16.safetensors") from None
@@ -149,6 +161,21 @@ def read_shapes(path: Path, name: str = "vae") -> dict[str, tuple[int, ...]]:
     if not is_named_safetensors(path):
         raise ModelFileError(name, str(path), "only .safetensors files are read", "convert it to safetensors")
     return safetensors_header.read_shapes(path, name)
+
+
+def read_groups(path: Path) -> int | None:
+    """Return the number of norm groups that a .safetensors file's metadata names; None where it names none.
+
+    Raises:
+        ModelFileError: what it names is no such number.
+    """
+    said = safetensors_header.read_metadata(path, "vae").get(GROUPS)
+    if said is None:
+        return None
+    if not (said.isascii() and said.isdecimal() and len(said) < 5 and int(said)):
+        reason = f"its metadata names {said[:20]!r} as {GROUPS}, which is no number of groups"
+        raise ModelFileError("vae", str(path), reason, "give its config, or save it again")
+    return int(said)
 
 
 def choose_device(device: str) -> torch.device:

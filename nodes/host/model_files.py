@@ -27,12 +27,14 @@ from ...pipelines.tiny import (
     TINY_LORAS,
 )
 from ...vae import embedded_video_vae
+from ...vae.embedded import RANDOM, TRAINED
 
 CUSTOM = "[custom]"
 NONE_FOUND = "[none found]"
 """What a list offers that would else be empty. Choosing it is refused, with the folders that were searched."""
 TINY_PREFIX = "embedded tiny: "
-TINY_VIDEO_VAE = TINY_PREFIX + "video VAE"
+TINY_VIDEO_VAES = {TINY_PREFIX + "video VAE": TRAINED, TINY_PREFIX + "video VAE-random": RANDOM}
+"""What Load Video VAE offers without a file -> what stands for a path."""
 TINY_LORA_CHOICES = {TINY_PREFIX + name.removeprefix("tiny:").replace("-", " "): name for name in TINY_LORAS}
 """What Load LoRA offers for the embedded tiny Wan -> what stands for a path."""
 CHECKPOINT_PREFIX = "checkpoints/"
@@ -101,16 +103,16 @@ def download_folder() -> Path:
 
 
 def video_vae_choices() -> list[str]:
-    """What Load Video VAE offers: files under the `vae` paths and in SeedVR2's model folder, and the embedded one."""
+    """What Load Video VAE offers: files under the `vae` paths and in SeedVR2's model folder, and those embedded."""
     names = {*_safetensors("vae"), *(SEEDVR2 + file.name for file in _seedvr2_files())}
-    return [*sorted(names, key=str.lower), TINY_VIDEO_VAE]
+    return [*sorted(names, key=str.lower), *TINY_VIDEO_VAES]
 
 
 def video_vae_path(name: str) -> str:
     """Return the absolute path of a chosen video VAE. Raises ModelFileError when the file is missing."""
-    if name == TINY_VIDEO_VAE:
+    if name in TINY_VIDEO_VAES:
         try:
-            return str(embedded_video_vae(cache_folder()))
+            return str(embedded_video_vae(TINY_VIDEO_VAES[name], cache_folder()))
         except OSError as error:
             cure = "set FASTDIFFUSERS_CACHE to a folder that can be written"
             raise ModelFileError("vae_name", name, f"it cannot be written ({error})", cure) from error

@@ -19,6 +19,7 @@ import torch
 
 from ...commands.libraries import declare_torchvision_ops
 from . import loop, models, scenes
+from .video import save_sheet, train_video
 
 PROMPTS = (
     "a red lighthouse at dusk, calm sea",
@@ -211,15 +212,7 @@ def sample(pipeline: Any, path: Path) -> None:
     print(json.dumps({"sheet": str(path), "times": scenes.classify(made)}), flush=True)
 
 
-def save_sheet(pictures: torch.Tensor, path: Path) -> None:
-    """Save (count, 3, height, width) pictures in [-1, 1] as a sheet of four columns."""
-    from PIL import Image
-
-    rows = pictures.cpu().unflatten(0, (-1, 4)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    Image.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()).save(path)
-
-
-STAGES = {"vae": train_vae, "flux": train_flux}
+STAGES = {"vae": train_vae, "flux": train_flux, "video": train_video}
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ class Scenes:
     free: Tensor
     """(batch, 32), uniform in [0, 1): places and sizes."""
     captions: list[str]
+    fall: Tensor | None = None
+    """(batch,): how far the rain has fallen, in distances from drop to drop; None for not at all."""
 
 
 def choose(batch: int, seed: int) -> Scenes:
@@ -113,15 +115,22 @@ def _caption(rng: random.Random, time: int, weather: int, ground: int, thing: in
     return rng.choice((", ", ", ", " ", " and ")).join(parts)
 
 
-def draw(scenes: Scenes, device: torch.device | str = "cpu", size: int = SIZE) -> Tensor:
-    """Draw a batch: float32 of shape (batch, 3, size, size), in [-1, 1]."""
+def draw(
+    scenes: Scenes, device: torch.device | str = "cpu", size: int = SIZE, window: tuple[int, int, int] | None = None
+) -> Tensor:
+    """Draw a batch: float32 of shape (batch, 3, size, size), in [-1, 1].
+
+    Args:
+        window: (top, left, side) in pixels of a square part, which alone is drawn then.
+    """
     free = scenes.free.to(device)[:, :, None, None]
     time, weather, ground, thing, colour, body = (
         index.to(device)
         for index in (scenes.time, scenes.weather, scenes.ground, scenes.thing, scenes.colour, scenes.body)
     )
     line = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) / size
-    y, x = line[None, :, None], line[None, None, :]
+    top_row, left, side = window or (0, 0, size)
+    y, x = line[None, top_row : top_row + side, None], line[None, None, left : left + side]
 
     def table(rows: tuple, index: Tensor) -> Tensor:
         return torch.tensor(rows, device=device)[index][:, :, None, None]
@@ -151,7 +160,7 @@ def draw(scenes: Scenes, device: torch.device | str = "cpu", size: int = SIZE) -
     grey = (weather >= 2).float()[:, None, None, None]
     dull = light * 0.62
     canvas = torch.lerp(torch.lerp(top, dull, grey * 0.45), torch.lerp(low, dull, grey * 0.45), depth)
-    canvas = canvas.expand(-1, 3, size, size)
+    canvas = canvas.expand(-1, 3, side, side)
 
     night = flag(time == 3)
     # Stars lie on a grid of cells, one to each, moved by a fixed pattern that a free number shifts.
@@ -195,14 +204,15 @@ def draw(scenes: Scenes, device: torch.device | str = "cpu", size: int = SIZE) -
 
     slant = torch.frac((x + 0.25 * y) * 14 + at(29)) - 0.5
     column = torch.floor((x + 0.25 * y) * 14 + at(29))
-    drop = torch.frac(y * 5 + torch.frac((column * 12.9898).sin() * 43.7).abs() * 5) < 0.45
+    fallen = 0.0 if scenes.fall is None else scenes.fall.to(device)[:, None, None]
+    drop = (y * 5 + torch.frac((column * 12.9898).sin() * 43.7).abs() * 5 - fallen).remainder(1) < 0.45
     canvas = paint(canvas, light * 0.85 + 0.1, cover(slant.abs() / 14 - 0.004) * drop * 0.6 * flag(weather == 2))
     sx, sy = x * 9 + at(30), y * 9 + at(31)
     shift = torch.frac((torch.floor(sx) * 12.9898 + torch.floor(sy) * 78.233).sin() * 437.5).abs()
     flake = ((torch.frac(sx) - 0.25 - 0.5 * shift) ** 2 + (torch.frac(sy) - 0.3 - 0.4 * shift) ** 2).sqrt() / 9
     canvas = paint(canvas, light * 0.4 + 0.6, cover(flake - 0.014) * flag(weather == 3))
     veil = 0.72 * (1 - ((y - horizon).abs() / 0.55)).clamp(0.25, 1) * flag(weather == 4)
-    canvas = paint(canvas, light * 0.80, veil.expand(-1, size, size))
+    canvas = paint(canvas, light * 0.80, veil.expand(-1, side, side))
     return canvas.clamp(0, 1) * 2 - 1
 
 

@@ -12,7 +12,10 @@ import pytest
 
 from fastdiffusers import cli
 from fastdiffusers.commands import demo
-from fastdiffusers.commands.media import read_picture
+from fastdiffusers.commands.media import read_frames, read_picture
+
+SHORT = 5
+"""Frames of the clip here."""
 
 
 @pytest.mark.usefixtures("trained_weights")
@@ -22,6 +25,7 @@ def test_the_demo_shows_every_optimization_as_applied_or_why_not(
     traced = replace(demo.LOSSLESS.compile, backend="eager")
     monkeypatch.setattr(demo, "LOSSLESS", replace(demo.LOSSLESS, compile=traced))
     monkeypatch.setattr(demo, "EVERYTHING", replace(demo.EVERYTHING, compile=traced))
+    monkeypatch.setattr(demo, "CLIP_FRAMES", SHORT)
     output = tmp_path / "demo"
     assert cli.main(["demo", "--output", str(output), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
@@ -43,6 +47,14 @@ def test_the_demo_shows_every_optimization_as_applied_or_why_not(
     decibels = {name: math.inf if said == "the same" else float(said[:-3]) for name, said in near.items()}
     assert decibels["optimized"] > 50
     assert decibels["and tiled"] > 30
+    clips = dict(re.findall(r"^clip, (\w+) .* s, (.+?) (?:as|from) (?:whole|what went in)", shown, re.MULTILINE))
+    decibels = {name: math.inf if said == "the same" else float(said[:-3]) for name, said in clips.items()}
+    assert decibels["whole"] > 20, "it gives back what went in"
+    assert decibels["exact"] > 90
+    assert decibels["tiles"] > 30
+    film, rate = read_frames(output / "clip_whole_exact_tiles_difference.mp4")
+    assert (len(film), rate) == (SHORT, 16)
+    assert film.shape[2] == 2 * (4 * 192 + 3 * 6), "four pictures of twice the size, with gaps between them"
 
 
 def test_an_unknown_family_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

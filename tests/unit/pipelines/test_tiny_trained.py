@@ -17,9 +17,11 @@ from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.tiny import trained
 from fastdiffusers.pipelines.tiny.tokenizers import SPACE, clip_tokenizer, t5_tokenizer
 from fastdiffusers.scripts.train_tiny import scenes
+from fastdiffusers.vae.embedded import TRAINED_FILE
 
 PROMPTS = ["a lighthouse at dusk, calm sea", "", "Lighthouse zoo 7!", "sea " * 90, "caf\u00e9 \u6d77"]
 WORDS = ("lighthouse", "dusk", "calm", "sea")
+STEPS_OF_VIDEO = 2600
 
 
 def clip_with_words() -> Any:
@@ -171,10 +173,16 @@ def test_pictures_follow_their_prompts() -> None:
 
 
 def test_the_weights_and_their_training_are_here_and_small(trained_weights: Path) -> None:
-    files = [path for path in trained_weights.rglob("*") if path.is_file()]
+    of_video = TRAINED_FILE.parent
+    files = [path for folder in (trained_weights, of_video) for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8 * 10**6
-    for stage, steps in (("vae", 2500), ("flux", 8500)):
-        lines = (trained_weights / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()
+    for folder, stage, steps in (
+        (trained_weights, "vae", 2500),
+        (trained_weights, "flux", 8500),
+        (of_video, "video", STEPS_OF_VIDEO),
+    ):
+        assert "Seed 0" in (folder / "README.md").read_text(encoding="utf-8")
+        lines = (folder / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         assert rows[0]["step"] == 1
         assert steps - 5 < rows[-1]["step"] <= steps
