@@ -142,7 +142,8 @@ def scheduler_of_key(key: LoadKey) -> Any:
 def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     """Read the weights of a resolved key into CPU memory. Where they live after that is for the optimizations to say.
 
-    Progress: one tick of stage "load" per component, between which a cancel takes effect.
+    Progress: one tick of stage "load" per component, between which a cancel takes effect; of a model in parts one per
+    tensor that is read, in MiB.
 
     Raises:
         ModelFileError: the files changed since they were checked, or diffusers cannot read them.

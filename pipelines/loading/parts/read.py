@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,14 @@ def read_parts(
     for name, tokenizer in () if encoded else family.tokenizers.items():
         made[name] = read_tokenizer(name, tokenizer, chosen, comfyui, files)
     found: dict[str, str] = {}
-    for number, (slot, path) in enumerate(files.items()):
-        callbacks.tick("load", number, len(files), slot)
+    sizes = {slot: path.stat().st_size for slot, path in files.items()}
+    before, total = 0, _mebibytes(sum(sizes.values()))
+    for slot, path in files.items():
+
+        def told(done: int, slot: str = slot, before: int = before) -> None:
+            callbacks.tick("load", _mebibytes(before + done), total, f"{slot}, in MiB")
+
+        told(0)
         component = family.components[slot]
         part = read_part(path, input_of(slot))
         config = configuration(slot, component, part, chosen)
@@ -67,13 +74,14 @@ def read_parts(
         if part.svdq is not None:
             made[slot] = nunchaku.load(path, part.svdq, device, dtype)
         else:
-            made[slot] = read_component(component, part, config, dtype, keep)
+            made[slot] = read_component(component, part, config, dtype, keep, told)
+        before += sizes[slot]
         if keep and "fp8" in describe_model(made[slot]):
             found[slot] += ", kept"
         found[slot] += component.not_told(config)
         if slot == family.diffusion_model and family.note:
             found[slot] += "; " + family.note
-    callbacks.tick("load", len(files), len(files))
+    callbacks.tick("load", total, total)
     made["scheduler"] = read_scheduler(family, chosen)
     if family.more:
         made |= family.more(made, beside(chosen))
@@ -120,9 +128,24 @@ def _scheduler(family: PartsFamily, chosen: Path) -> tuple[str, Config]:
     return name, config
 
 
-def read_component(component: Component, part: Part, config: Config, dtype: torch.dtype, keep_fp8: bool = False) -> Any:
-    """One network of a pipeline, from its file."""
-    weights = component.rename(read_weights(part, dtype, keep_fp8), config)
+def _mebibytes(size: int) -> int:
+    return -(-size // 2**20)
+
+
+def read_component(
+    component: Component,
+    part: Part,
+    config: Config,
+    dtype: torch.dtype,
+    keep_fp8: bool = False,
+    told: Callable[[int], None] = lambda done: None,
+) -> Any:
+    """One network of a pipeline, from its file.
+
+    Args:
+        told: called with the bytes of the file that are read, as they are; it may raise to stop.
+    """
+    weights = component.rename(read_weights(part, dtype, keep_fp8, told), config)
     if part.is_gguf:
         import diffusers
 

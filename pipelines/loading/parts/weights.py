@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     from .header import Part
 
 
-def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict[str, torch.Tensor]:
+def _nothing(done: int) -> None:
+    return None
+
+
+def read_weights(
+    part: Part, dtype: torch.dtype, keep_fp8: bool = False, told: Callable[[int], None] = _nothing
+) -> dict[str, torch.Tensor]:
     """The weights of a part on the CPU, in its own type, those with a scale multiplied by it and rounded to `dtype`,
     those in blocks or integers written out in it.
 
     What has `dtype` already, and fp8 that is kept, is mapped from the file. What the caller will convert is read into
     memory of its own, so that each tensor goes when its converted one comes, where pages of the file would stay.
+
+    Args:
+        told: called with the bytes of the file that are read, after each tensor; it may raise to stop.
     """
     import torch
     from safetensors import safe_open
@@ -44,7 +53,8 @@ def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict
                 copied[key] = (entry, kind)
         scales = {key: file.get_tensor(part.prefix + scale).float() for key, scale in part.scales.items()}
     end = max(entry["data_offsets"][1] for entry in entries.values())
-    _read_copies(part.path, part.path.stat().st_size - end, copied, weights)
+    mapped = sum(value.nbytes for value in weights.values())
+    _read_copies(part.path, part.path.stat().st_size - end, copied, weights, lambda done: told(mapped + done))
     if part.layouts:
         with safe_open(part.path, framework="pt") as file:
             for key, entry in part.layouts.items():
@@ -57,7 +67,11 @@ def read_weights(part: Part, dtype: torch.dtype, keep_fp8: bool = False) -> dict
 
 
 def _read_copies(
-    path: Path, start: int, wanted: Mapping[str, tuple[Any, torch.dtype]], weights: dict[str, torch.Tensor]
+    path: Path,
+    start: int,
+    wanted: Mapping[str, tuple[Any, torch.dtype]],
+    weights: dict[str, torch.Tensor],
+    told: Callable[[int], None],
 ) -> None:
     """Read tensors of a file into memory of their own.
 
@@ -66,6 +80,7 @@ def _read_copies(
     """
     import torch
 
+    read = 0
     with path.open("rb", buffering=0) as file:
         for key, (entry, kind) in wanted.items():
             begin, end = entry["data_offsets"]
@@ -79,3 +94,5 @@ def _read_copies(
                     raise OSError(f"{path.name} ended while it was read")
                 done += count
             weights[key] = tensor.view(kind).view(tuple(entry["shape"]))
+            read += done
+            told(read)

@@ -24,7 +24,7 @@ from fastdiffusers.pipelines.loading.parts import DIFFUSION_MODEL, TEXT_ENCODER,
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save("flux", tmp_path_factory.mktemp("diffusers") / "flux")
+    return tiny.save("flux-random", tmp_path_factory.mktemp("diffusers") / "flux")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from original_families import FAMILIES, LAYOUTS, MODEL_NAMES, build, restored, s
 from safetensors.torch import load_file, save_file
 from sentencepiece_model import sentencepiece_model
 
+from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError, MissingDependencyError, ModelFileError
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.loading import loader
@@ -187,6 +188,32 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def zimage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write("zimage", build("zimage"), tmp_path_factory.mktemp("zimage"))[0]
+
+
+def test_the_load_is_told_in_mebibytes_and_stops_within_a_file(zimage: dict[str, Path]) -> None:
+    seen: list[Progress] = []
+    key = resolve(zimage, "bfloat16")  # in float32 it would be mapped, at once
+    loader.load(key, Callbacks(seen.append))
+    total = -(-sum(Path(path).stat().st_size for _, path in key.parts) // 2**20)
+    assert {(each.stage, each.total) for each in seen} == {("load", total)}
+    assert [each.done for each in seen] == sorted(each.done for each in seen)
+    assert seen[-1].done == total
+    of_model = [each for each in seen if each.message == "transformer, in MiB"]
+    assert len(of_model) > 20
+
+    class Cancelled(BaseException):
+        pass
+
+    def stop(progress: Progress) -> None:
+        stopped.append(progress)
+        if len(stopped) == 10:
+            raise Cancelled
+
+    stopped: list[Progress] = []
+    with pytest.raises(Cancelled):
+        loader.load(key, Callbacks(stop))
+    assert len(stopped) == 10
+    assert stopped[-1].message == "transformer, in MiB"
 
 
 def test_parts_are_checked_again_before_they_load(
