@@ -3,5 +3,6 @@ or guidance's two branches.
 
 `client` is the host's side. The first process, `lead`, reads the host's lines as `cluster.child` has them; it starts
 the others, `follow`, and all of them run the same pipeline with the same seed. Each call of the denoiser is split over
-them (`split`, `branches`), once a trial has shown that it gives what one process gives (`trial`).
+them (`split`, `branches`), once a trial has shown that it gives what one process gives (`trial`). The tiles of a decode
+are shared too (`tiles`).
 """

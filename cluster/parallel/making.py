@@ -123,9 +123,8 @@ class Maker:
             remembered.keep(probation)
             probation.kept = True
         pixels = (completed.width or 0, completed.height or 0, completed.num_frames or 1)
-        self._report(
-            result, gates, tiles, probation, settings, uneven(loaded.family, *pixels, self._group.size), steps.holds
-        )
+        self._report(result, gates, probation, settings, uneven(loaded.family, *pixels, self._group.size))
+        self._report_work(result, tiles, steps.holds, texts=completed.positive is None)
         return result
 
     def _remembered(
@@ -141,11 +140,9 @@ class Maker:
         self,
         result: SampleResult,
         gates: Gates,
-        tiles: SharedTiles,
         probation: Probation | None,
         asked: OptimizationSettings,
         uneven: str,
-        holds: list[str],
     ) -> None:
         report, count = result.report, self._group.size
         reasons, worst = gates.reasons(), gates.worst()
@@ -162,19 +159,22 @@ class Maker:
         told += reasons or ([] if gates.split or probation else ["the run has called no denoiser"])
         failed = not gates.split and self._parallel != AUTO
         report.set(OptimizationRecord(NAME, self._parallel, applied, "; ".join(told), failed=failed))
-        if (decoded := tiles.record(self._group.names, self._group.alike)) is not None:
-            report.set(decoded)
-        decodes = "all decode" if decoded is not None and decoded.applied != "off" else "the first one decodes"
-        report.facts[NAME] = {
-            "devices": self._group.names,
-            "holds": holds,
-            "work": f"each process encodes the texts; {decodes}",
-            "trials": gates.tried,
-        }
+        report.facts[NAME] = {"devices": self._group.names, "trials": gates.tried}
         for name in ("attention", "torch_compile", "step_cache"):
             wanted = getattr(asked, name)
             if name in report and wanted != report[name].requested:
                 report.update(name, requested=wanted, reason=WITHOUT, failed=wanted != "auto")
+
+    def _report_work(self, result: SampleResult, tiles: SharedTiles, holds: list[str], texts: bool) -> None:
+        """What each process has on its card, and who has done what beside the denoiser's calls."""
+        decoded = tiles.record(self._group.names, self._group.alike)
+        work = ["each process encodes the texts"] if texts else []
+        if decoded is not None:
+            result.report.set(decoded)
+        if result.frames is not None:
+            shared = decoded is not None and decoded.applied != "off"
+            work.append("all decode" if shared else "the first one decodes")
+        result.report.facts[NAME] |= {"holds": holds, "work": work}
 
 
 def without(settings: OptimizationSettings) -> OptimizationSettings:

@@ -6,7 +6,7 @@ A process in which the memory does not suffice for a tile makes none any more, a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -90,7 +90,7 @@ class SharedTiles:
         told += [f"the memory of process {member + 1} ({devices[member]}) was short" for member in self.short]
         return OptimizationRecord(DECODE, "auto", f"{sum(self.counts)} tiles over {makers} {kind}", "; ".join(told))
 
-    def made(self, vae: Any, latents: torch.Tensor, tiles: Sequence[MakeTile]) -> Iterator[torch.Tensor]:
+    def made(self, vae: Any, latents: torch.Tensor, tiles: Sequence[MakeTile]) -> Generator[torch.Tensor, None, None]:
         if self._over:  # the others were let go: it was to be decoded as a whole, for which the memory was short
             for make in tiles:
                 yield make()

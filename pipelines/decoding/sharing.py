@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class TileSharing(Protocol):
 
     leads: bool
 
-    def made(self, vae: Any, latents: torch.Tensor, tiles: Sequence[MakeTile]) -> Iterator[torch.Tensor]:
+    def made(self, vae: Any, latents: torch.Tensor, tiles: Sequence[MakeTile]) -> Generator[torch.Tensor, None, None]:
         """The leader's: all tiles in their order, its own among them, each the same as `tiles` makes it here.
 
         Args:

@@ -7,7 +7,7 @@ own blending. Geometry, order and arithmetic are diffusers', so the result is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -99,7 +99,7 @@ def tile_makers(vae: Any, latents: torch.Tensor, callbacks: Callbacks) -> list[M
     ]
 
 
-def _alone(tiles: list[MakeTile]) -> Iterator[torch.Tensor]:
+def _alone(tiles: list[MakeTile]) -> Generator[torch.Tensor, None, None]:
     for make in tiles:
         yield make()
 

@@ -124,7 +124,7 @@ def test_two_processes_make_what_one_makes(together: Callable[..., Any], family:
     holds = result.report.facts["parallel"]["holds"]
     assert len(holds) == 2
     assert all(each.startswith("cpu: ") and "transformer " in each and "vae " in each for each in holds)
-    assert result.report.facts["parallel"]["work"] == "each process encodes the texts; the first one decodes"
+    assert result.report.facts["parallel"]["work"] == ["each process encodes the texts", "the first one decodes"]
     assert off(result, family, **changes) <= SAME
     assert any(progress.preview_latent is not None for progress in watch.seen)
     assert max(progress.done for progress in watch.seen if progress.stage == "denoise") == 2
@@ -289,7 +289,7 @@ def test_two_processes_make_the_tiles_that_one_makes(together: Callable[..., Any
     record = result.report["parallel_decode"]
     assert (record.applied, record.failed) == ("6 tiles over 2 processes", False)
     assert record.reason.startswith("3, 3 each, and each is the one that one process makes")
-    assert result.report.facts["parallel"]["work"].endswith("all decode")
+    assert result.report.facts["parallel"]["work"][1] == "all decode"
     assert "parallel_decode 6 tiles over 2 processes" in result.report.for_speed
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of them has
