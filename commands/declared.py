@@ -85,7 +85,7 @@ def as_typed(error: InputError, adds: Adds) -> InputError:
     Args:
         adds: declares the options of the subcommand.
     """
-    found = re.fullmatch(r"([a-z_ ]+?)(\[\d+\]|(?<=argument) .+)?", error.name)
+    found = re.fullmatch(r"([a-z0-9_ ]+?)(\[\d+\]|(?<=argument) .+)?", error.name)
     if found is None:
         return error
     options, (words, rest) = declared_by(adds), found.groups("")

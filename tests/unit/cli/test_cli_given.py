@@ -180,6 +180,7 @@ def test_an_error_names_the_option_that_was_typed(
     ("name", "typed"),
     [
         ("images", "--image"),
+        ("guidance_2", "--guidance-2"),
         ("images[1]", "--image[1]"),
         ("argument sigmas", "--argument sigmas"),
         ("control strength", "--control-strength"),
@@ -195,3 +196,20 @@ def test_an_error_names_the_option_that_was_typed(
 def test_what_an_input_is_called_where_it_is_typed(name: str, typed: str) -> None:
     error = as_typed(InputError(name, 1, "it is so", "leave it"), generate.add_arguments)
     assert str(error) == f"{typed} = 1: it is so. Leave it."
+
+
+def test_a_latent_that_is_broken_already_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latents = tmp_path / "l.safetensors"
+    write_latent(torch.full((1, 16, 8, 8), float("nan")), latents, {})
+    words = ["decode", "--model", "tiny:flux-random", "--latents", str(latents), "--output", str(tmp_path / "o.png")]
+    assert cli.main(words) == 0
+    assert "note: the latent that was given holds NaN or infinite values" in capsys.readouterr().out
+
+
+def test_a_class_that_diffusers_does_not_have_is_refused_before_the_load(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    said = refused(["generate", "--model", str(tmp_path), "--prompt", "x", "--output", "o.png"], capsys)
+    assert "names NoSuchPipeline, which diffusers" in said
+    assert said.endswith("does not have. Update diffusers, or choose another model.")
