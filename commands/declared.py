@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..optimizations.settings import COMPILE_BACKENDS, COMPILE_MODES, COMPILE_SCOPES, TRISTATE
+from .paths import path_argument
 
 Adds = Callable[[argparse.ArgumentParser], object]
 """Declares options, of a parser or a group of one."""
@@ -37,7 +38,10 @@ def declared_by(adds: Adds) -> dict[str, Declared]:
 
 
 class OnceParser(argparse.ArgumentParser):
-    """A parser that takes an option with one value once: of two, argparse passes over the first."""
+    """A parser that takes an option that names one file once: of two, argparse passes over the first.
+
+    Of two numbers the later one counts, as on any command line: so common options can be written before others.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -59,8 +63,8 @@ class _StoredOnce(argparse._StoreAction):
         flag: str | None = None,
     ) -> None:
         given: set[str] = getattr(parser, "given", set())
-        if flag is not None and self.dest in given:
-            raise argparse.ArgumentError(self, "it is given twice, and takes one value: say it once")
+        if flag is not None and self.type is path_argument and self.dest in given:
+            raise argparse.ArgumentError(self, "it is given twice, and takes one file: say it once")
         given.add(self.dest)
         super().__call__(parser, namespace, values, flag)
 
@@ -85,7 +89,7 @@ def as_typed(error: InputError, adds: Adds) -> InputError:
     Args:
         adds: declares the options of the subcommand.
     """
-    found = re.fullmatch(r"([a-z_ ]+?)(\[\d+\]|(?<=argument) .+)?", error.name)
+    found = re.fullmatch(r"([a-z0-9_ ]+?)(\[\d+\]|(?<=argument) .+)?", error.name)
     if found is None:
         return error
     options, (words, rest) = declared_by(adds), found.groups("")

@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callbacks
@@ -26,18 +25,10 @@ from ..pipelines.loading.devices import dtype_name
 from ..pipelines.loading.small_files import plain_path
 from ..pipelines.tiny import TINY_LORAS
 from .declared import add_compiler_options, add_tiling_options, check_switched_off, declared_by, refuse_given
-from .paths import find_comfyui
+from .paths import find_comfyui, path_argument
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoraSpec, PipelineHandle
-
-
-def path_argument(text: str) -> Path:
-    """A path on the command line, `~` replaced. What no file can be called is a usage error."""
-    try:
-        return plain_path("path", text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def written_text(name: str, text: str) -> str:

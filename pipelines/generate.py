@@ -21,9 +21,13 @@ from .loading import loader
 from .requested.absent import check_absent, require_vae
 from .requested.before_load import check_before_load
 from .requests import ready
+from .results import not_finite
 from .slow_precision import slow_precision_note
 from .types import LoadedPipeline, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
+GIVEN_NOT_FINITE = (
+    "the latent that was given holds NaN or infinite values: what is decoded of it is black or broken. Make it anew."
+)
 ENDED_NOT_FINITE = "the run ended in NaN or infinity with it, so it was made again without"
 
 if TYPE_CHECKING:
@@ -161,6 +165,10 @@ def decode(
             started = time.perf_counter()
             pictures = _decode(loaded, latent, report, callbacks, memory, exactness)
             seconds = round(time.perf_counter() - started, 4)
+    if not bool(latent.isfinite().all()):
+        report.note(GIVEN_NOT_FINITE)
+    elif not bool(pictures.isfinite().all()):
+        report.note(not_finite("picture", loaded))
     report.facts["size"] = "x".join(map(str, (*size, *([frames] if latent.ndim == 5 else []))))
     report.timed(_loading(loaded, before) | {"decode": seconds})
     return pictures, report

@@ -14,7 +14,7 @@ from .. import tiny
 from ..families import NETS, Family
 from ..modular.blocks import PRETRAINED, all_components, default_blocks
 from ..modular.index import BLOCKS, component_folder, is_modular
-from ..recognize import family_of, family_of_configuration
+from ..recognize import family_of_configuration
 from ..types import LoadKey
 from . import checkpoints
 from .parts import denoiser_of_parts
@@ -28,14 +28,15 @@ _READ = ("transformer", "scheduler", "unet", "vae")
 
 
 def family_of_folder(folder: Path) -> Family:
-    """The family of a folder, as the loaded pipeline will have it."""
+    """The family of a folder, as the loaded pipeline will have it. Raises ModelFileError for an unknown class."""
     import diffusers
 
     index = checkpoints.read_index(folder)
     name = index["_class_name"]
     pipeline_class = getattr(diffusers, name, None)
     if not isinstance(pipeline_class, type):
-        return family_of(name)
+        reason = f"its {checkpoints.INDEX} names {name}, which diffusers {diffusers.__version__} does not have"
+        raise ModelFileError("model", str(folder), reason, "update diffusers, or choose another model")
     present = checkpoints.components(index)
     parts = {part: _part(folder, index, part, class_name) for part, (_, class_name) in present.items()}
     return family_of_configuration(pipeline_class, index, parts)

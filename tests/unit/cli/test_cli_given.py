@@ -122,12 +122,12 @@ def test_decode_refuses_what_it_would_not_follow(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--seed", "1", "--seed", "2"], "argument --seed: it is given twice, and takes one value: say it once"),
+        (["--mask", "a", "--mask=b"], "argument --mask: it is given twice, and takes one file: say it once"),
         (["--reference-video", "a", "--reference-video", "b"], "argument --reference-video: it is given twice"),
-        (["--attention", "math", "--attention=sdpa"], "argument --attention: it is given twice"),
+        (["--report", "b.json"] * 2, "argument --report: it is given twice"),
     ],
 )
-def test_an_option_with_one_value_is_given_once(
+def test_an_option_that_names_one_file_is_given_once(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in refused(["generate", "--model", "m", "--prompt", "x", "--output", "o.png", *words], capsys)
@@ -135,9 +135,10 @@ def test_an_option_with_one_value_is_given_once(
 
 def test_an_option_is_given_once_in_a_line_too_and_again_in_the_next() -> None:
     parser, base = LineParser(), argparse.Namespace()
-    with pytest.raises(InputError, match=r"--seed.*it is given twice"):
-        parser.parse_line(base, ["--seed", "1", "--seed", "2"])
-    assert [parser.parse_line(base, ["--seed", seed]).seed for seed in "12"] == [1, 2]
+    with pytest.raises(InputError, match=r"--mask.*it is given twice"):
+        parser.parse_line(base, ["--mask", "1", "--mask", "2"])
+    assert [str(parser.parse_line(base, ["--mask", mask]).mask) for mask in "12"] == ["1", "2"]
+    assert parser.parse_line(base, ["--seed", "1", "--seed", "2"]).seed == 2
 
 
 @pytest.mark.parametrize("words", [["--attention", "math"], ["--tile-size", "64"], ["--no-memory-check"]])
@@ -180,6 +181,7 @@ def test_an_error_names_the_option_that_was_typed(
     ("name", "typed"),
     [
         ("images", "--image"),
+        ("guidance_2", "--guidance-2"),
         ("images[1]", "--image[1]"),
         ("argument sigmas", "--argument sigmas"),
         ("control strength", "--control-strength"),
@@ -195,3 +197,20 @@ def test_an_error_names_the_option_that_was_typed(
 def test_what_an_input_is_called_where_it_is_typed(name: str, typed: str) -> None:
     error = as_typed(InputError(name, 1, "it is so", "leave it"), generate.add_arguments)
     assert str(error) == f"{typed} = 1: it is so. Leave it."
+
+
+def test_a_latent_that_is_broken_already_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latents = tmp_path / "l.safetensors"
+    write_latent(torch.full((1, 16, 8, 8), float("nan")), latents, {})
+    words = ["decode", "--model", "tiny:flux-random", "--latents", str(latents), "--output", str(tmp_path / "o.png")]
+    assert cli.main(words) == 0
+    assert "note: the latent that was given holds NaN or infinite values" in capsys.readouterr().out
+
+
+def test_a_class_that_diffusers_does_not_have_is_refused_before_the_load(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    said = refused(["generate", "--model", str(tmp_path), "--prompt", "x", "--output", "o.png"], capsys)
+    assert "names NoSuchPipeline, which diffusers" in said
+    assert said.endswith("does not have. Update diffusers, or choose another model.")

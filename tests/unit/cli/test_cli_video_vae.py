@@ -83,7 +83,7 @@ def test_exact_modes_give_what_the_whole_gives(options: list[str], vae: Path, tm
         (["--tile-size", "64", "--tile-overlap", "64"], "tile-overlap = 64"),
         (["--temporal-slice", "-1"], "temporal-slice = -1"),
         (["--memory-budget-gib", "-1"], "memory-budget-gib = -1"),
-        (["--mode", "exact", "--memory-budget-gib", "1e-6"], "memory_budget_gib"),
+        (["--mode", "exact", "--memory-budget-gib", "1e-6"], "memory-budget-gib"),
         (["--compile-mode", "max-autotune"], "--compile-mode = 'max-autotune': --torch-compile is off"),
         (["--device", "toaster"], "device = 'toaster'"),
         (["--frame-rate", "-3"], "frame-rate = -3"),

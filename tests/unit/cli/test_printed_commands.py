@@ -153,7 +153,7 @@ def test_the_folders_own_rooms_hide_nobodys_modules(clone: Path) -> None:
 def test_a_real_command_works_in_a_clone(clone: Path) -> None:
     done = run([FOLDER, "decode", "--model", "tiny:flux", "--latents", "no.latent", "--output", "x.png"], clone.parent)
     assert done.returncode == 2
-    assert done.stderr.startswith("fastdiffusers decode: latents = 'no.latent': there is no such file")
+    assert done.stderr.startswith("fastdiffusers decode: --latents = 'no.latent': there is no such file")
 
 
 def test_what_pip_installs_runs_every_subcommand_and_points_to_a_clone_for_the_rest(installed: Path) -> None:

@@ -182,7 +182,7 @@ def test_every_clip_is_as_long_as_the_pose_and_what_is_longer_is_said() -> None:
         ("FluxPipeline", [VideoCondition(CLIP)], {}, "no clip to start from"),
         ("WanPipeline", [VideoCondition(CLIP)], {}, "no clip to start from"),  # two experts
         ("WanVACEPipeline", [VideoCondition(CLIP, "pose")], {}, "no pose clip"),
-        ("WanVACEPipeline", [VideoCondition(CLIP), VideoCondition(CLIP)], {}, "two video clips"),
+        ("WanVACEPipeline", [VideoCondition(CLIP), VideoCondition(CLIP)], {}, "video = 'two clips'"),
         ("WanVACEPipeline", [VideoCondition(CLIP)], {"strength": 0.5}, "has no strength"),
         ("WanVACEPipeline", [VideoCondition(CLIP[0])], {}, "frames, height, width"),
         ("CogVideoXVideoToVideoPipeline", [], {}, "a clip. Use Video Condition"),

@@ -266,7 +266,7 @@ def test_a_malformed_folder_is_refused_in_one_line(
     arguments = ["--model", str(folder), "--prompt", "x", "--output", str(tmp_path / "x.png"), "--quiet"]
     assert cli.main(["generate", *arguments]) == cli.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fastdiffusers generate: model = ")
+    assert line.startswith("fastdiffusers generate: --model = ")
     assert not (tmp_path / "x.png").exists()
 
 
