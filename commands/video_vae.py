@@ -35,7 +35,8 @@ def add_own_options(group: argparse._ActionsContainer) -> None:
         "--convolution",
         choices=CONVOLUTIONS,
         default="auto",
-        help="on a processor, fewer multiplications over time where measured faster; fast: in half precision too",
+        help="on a processor, fewer multiplications over time where measured faster; fast: in half precision too, "
+        "which rounds more; on one with bfloat16 arithmetic it was not timed",
     )
     group.add_argument("--cuda-graphs", action="store_true", help="replay recorded slices on a CUDA card")
     group.add_argument("--overlap-tiles", action="store_true", help="two tiles at a time on a CUDA card")

@@ -81,7 +81,8 @@ class CausalConv3d(nn.Conv3d):
         rows, columns = self._axes(source)
         head, frames = not front, front + source.shape[2]
         temporal = run.temporal
-        if temporal is not None and not temporal.may(source.x, self.weight, self.stride, frames, head=head):
+        cells = rows.outputs * columns.outputs
+        if temporal is not None and not temporal.may(source.x, self.weight, self.stride, frames, cells, head=head):
             temporal = None
         cell_bytes = self._cell_bytes(source)
         if temporal is not None:
@@ -105,7 +106,7 @@ class CausalConv3d(nn.Conv3d):
             buffer = gather(source, memory, front, block)
             target = out[..., slice(*block.rows[:2]), slice(*block.columns[:2])]
             if temporal is None or not temporal.convolve(
-                self.name, buffer, self.weight, self.bias, target, head=head, add=add
+                self.name, buffer, self.weight, self.bias, target, head=head, add=add, cells=cells
             ):
                 kernels = kernels or self._kernels(source, front)
                 self._convolve(buffer, kernels, target, add=add)

@@ -38,6 +38,8 @@ def torch_conv3d(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]
 ) -> torch.Tensor:
     """PyTorch's own convolution, called so that a card takes no more memory, a processor no more time than needed."""
+    if x.is_meta:
+        return without_data(x, weight, stride)
     if is_widened(x):
         return in_float32(torch_conv3d, x, weight, bias, stride)
     if x.is_cuda and x.dtype != torch.float32 and conv3d_memory_defect():
@@ -46,6 +48,18 @@ def torch_conv3d(
     if not x.is_cuda and unfolds(x):
         return torch.mkldnn_convolution(x, weight, bias, (0, 0, 0), stride, (1, 1, 1), 1)
     return F.conv3d(x, weight, bias, stride)
+
+
+def without_data(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """Return what a convolution makes in a dry run, laid out as oneDNN and cuDNN leave it.
+
+    PyTorch's own answer for tensors without data is contiguous, and what follows would go other ways than it does.
+    """
+    sizes = [(size - taps) // step + 1 for size, taps, step in zip(x.shape[2:], weight.shape[2:], stride, strict=True)]
+    last = any(part.stride(1) == 1 and part.shape[1] > 1 for part in (x, weight))
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    shape = (x.shape[0], weight.shape[0], *sizes)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 @lru_cache(maxsize=8)

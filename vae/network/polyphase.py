@@ -76,7 +76,8 @@ class PolyphaseConv(nn.Module):
         continued = bool(front or follows)
         kernels = [self._kernels(phase, front + frames, continued=continued) for phase in range(len(PHASES))]
         temporal = run.temporal
-        if temporal is not None and not temporal.may(x, self.weight_0, (1, 1, 1), front + frames, head=not continued):
+        reads, cells, head = front + frames, height * width, not continued
+        if temporal is not None and not temporal.may(x, self.weight_0, (1, 1, 1), reads, cells, head=head):
             temporal = None
         kept = run.state.keep(self.name, self.carried, source.shape, x) if run.carry else None
         cell_bytes = channels * (frames * (1 + self.temporal) + self.carried) * x.element_size()
@@ -86,7 +87,9 @@ class PolyphaseConv(nn.Module):
             run.may_stop()
             buffer = gather(source, memory, front, block)
             for phase in range(len(PHASES)):
-                if temporal is not None and self._in_blocks(temporal, phase, buffer, block, out, head=not continued):
+                if temporal is not None and self._in_blocks(
+                    temporal, phase, buffer, block, out, head=head, cells=cells
+                ):
                     continue
                 for kernel in kernels[phase]:
                     self._phase(phase, buffer, kernel, block, out)
@@ -110,7 +113,15 @@ class PolyphaseConv(nn.Module):
         self._place(phase, result, kernel.frame, block, out, inner if later else None)
 
     def _in_blocks(
-        self, temporal: Temporal, phase: int, buffer: torch.Tensor, block: Block, out: torch.Tensor, *, head: bool
+        self,
+        temporal: Temporal,
+        phase: int,
+        buffer: torch.Tensor,
+        block: Block,
+        out: torch.Tensor,
+        *,
+        head: bool,
+        cells: int,
     ) -> bool:
         """The same for all frames, from sums of frames. False where conv3d is chosen instead: nothing was done then."""
         window, weight = self._window(phase, buffer, block), getattr(self, f"weight_{phase}")
@@ -118,7 +129,7 @@ class PolyphaseConv(nn.Module):
         shape = (1, weight.shape[0], made, window.shape[3] - 1, window.shape[4] - 1)
         result = empty(shape, buffer)
         name = f"{self.name}.{phase}"
-        if not temporal.convolve(name, window, weight, self.biases[phase][0], result, head=head):
+        if not temporal.convolve(name, window, weight, self.biases[phase][0], result, head=head, cells=cells):
             return False
         self._place(phase, result, 0, block, out, None)
         return True

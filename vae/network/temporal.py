@@ -18,6 +18,12 @@ from .convolution import torch_conv3d
 
 FEWEST_CHANNELS = 96
 """Below that, sums of frames cost about as much as the multiplications they save."""
+FEWEST_CELLS = 4096
+"""Cells that a convolution must make, of all its frames. Below that, transforming its kernels costs about what they
+save, and keeping them takes many times the memory of all it reads and makes: 54 MiB for 512 channels."""
+CELLS_TO_KEEP = 8192
+"""Cells that it must make for its transformed kernels to be kept. Transforming them moves about ten times the bytes of
+the weights, by that a tenth of such a convolution; kept, those for small planes are most of what a decode holds."""
 CHOICE = TemporalChoice(torch_conv3d, winograd.convolution, saved=SAVED)
 """The ways chosen in this process, by kind of convolution."""
 
@@ -33,12 +39,12 @@ class TransformedKernels:
         self.keep = keep
         self._kept: dict[tuple[str, int], list[torch.Tensor]] = {}
 
-    def get(self, name: str, weight: torch.Tensor, most: int) -> list[torch.Tensor]:
-        """Those of F(most, taps) of a weight [O, I, taps, kh, kw]."""
+    def get(self, name: str, weight: torch.Tensor, most: int, *, keep: bool = True) -> list[torch.Tensor]:
+        """Those of F(most, taps) of a weight [O, I, taps, kh, kw], kept unless `keep` says no."""
         kernels = self._kept.get((name, most))
         if kernels is None:
             kernels = winograd.transformed(weight, most)
-            if self.keep:
+            if self.keep and keep:
                 self._kept[name, most] = kernels
         return kernels
 
@@ -66,12 +72,15 @@ class Temporal:
     kernels: TransformedKernels = field(default_factory=TransformedKernels)
     used: Counter[tuple[str, int, int]] = field(default_factory=Counter)
 
-    def may(self, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, ...], frames: int, *, head: bool) -> bool:
+    def may(
+        self, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, ...], frames: int, cells: int, *, head: bool
+    ) -> bool:
         """Return whether there is a choice.
 
         Args:
             x: what is convolved, or what has its memory layout.
             frames: of the buffer that is convolved.
+            cells: of each frame that is made.
             head: whether it begins with the first frame of a clip.
         """
         if torch.compiler.is_compiling() or not self.most:
@@ -81,6 +90,7 @@ class Temporal:
         made = frames - 1 if head else frames - taps + 1
         return (
             made >= 2
+            and made * cells >= FEWEST_CELLS
             and taps in (2, 3)
             and min(outputs, inputs) >= FEWEST_CHANNELS
             and tuple(stride) == (1, 1, 1)
@@ -104,6 +114,7 @@ class Temporal:
         *,
         head: bool,
         add: bool = False,
+        cells: int,
     ) -> bool:
         """Convolve a buffer [1, I, T, H, W] into `out` [1, O, T', h, w] by blocks of frames, where that is chosen.
 
@@ -111,6 +122,7 @@ class Temporal:
             name: of the weight.
             head: the buffer begins with a clip's first frame, which stands in for those before it.
             add: add the result to `out` instead of storing it there.
+            cells: of each frame of the whole plane that `out` is a part of.
 
         Returns:
             False where conv3d is chosen: nothing was done then.
@@ -120,5 +132,6 @@ class Temporal:
         if not most:
             return False
         how = winograd.scheme(weight.shape[2], x.shape[2], most, head=head, dtype=x.dtype)
-        winograd.convolve(x, self.kernels.get(name, weight, most), bias, how, out, add=add)
+        kernels = self.kernels.get(name, weight, most, keep=out.shape[2] * cells >= CELLS_TO_KEEP)
+        winograd.convolve(x, kernels, bias, how, out, add=add)
         return True

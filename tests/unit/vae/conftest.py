@@ -43,6 +43,8 @@ class Always:
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Blocks wherever they can be, also for the few channels of small models."""
     monkeypatch.setattr(temporal, "FEWEST_CHANNELS", 16)
+    monkeypatch.setattr(temporal, "FEWEST_CELLS", 1)
+    monkeypatch.setattr(temporal, "CELLS_TO_KEEP", 1)
     monkeypatch.setattr(temporal, "CHOICE", Always())
     dry_run._count.cache_clear()
     yield

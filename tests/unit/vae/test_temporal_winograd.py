@@ -24,7 +24,8 @@ from fastdiffusers.memory import LiveBytes
 from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict
 from fastdiffusers.vae.kernels.saved_choices import SavedChoices
 from fastdiffusers.vae.kernels.temporal_choice import TemporalChoice
-from fastdiffusers.vae.network import winograd
+from fastdiffusers.vae.network import temporal, winograd
+from fastdiffusers.vae.network.convolution import torch_conv3d
 from fastdiffusers.vae.processor_layouts import SLICES, WORKSPACES, WorkspaceChoice, cuts
 
 Latents = Callable[..., torch.Tensor]
@@ -190,6 +191,36 @@ def test_the_budget_holds_with_kept_kernels(small: VideoVAE, latents: Latents) -
         needed, _ = peak(small, z, VaeSettings(mode="exact", memory_budget_gib=budget / 2**30))
         assert needed <= 1.1 * budget
         assert needed < most
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_kernels_for_small_planes_are_not_kept(
+    small: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = latents(3)
+    small.transformed.drop()
+    expected, _ = decode_raw(small, z)
+    assert small.transformed.nbytes()
+    small.transformed.drop()
+    monkeypatch.setattr(temporal, "CELLS_TO_KEEP", 1 << 40)
+    made, report = decode_raw(small, z)
+    assert not small.transformed.nbytes()
+    assert "Winograd" in report["convolution"].applied
+    assert error(made, expected) <= EXACT_TOLERANCE
+    monkeypatch.setattr(temporal, "FEWEST_CELLS", 1 << 40)
+    assert decode_raw(small, z)[1]["convolution"].applied == "conv3d"
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch's own loops lay out otherwise")
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format])
+def test_a_dry_run_lays_out_as_a_real_one(stride: tuple[int, ...], layout: torch.memory_format) -> None:
+    """Else it misses what is made where channels lie last: an encode seemed to take a third of what it took."""
+    x, weight = torch.zeros(1, 8, 5, 7, 9), torch.zeros(4, 8, 3, 3, 3)
+    x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+    real = torch_conv3d(x, weight, None, stride)
+    dry = torch_conv3d(x.to("meta"), weight.to("meta"), None, stride)
+    assert (dry.shape, dry.stride(), dry.dtype) == (real.shape, real.stride(), real.dtype)
 
 
 class TestCuts:
