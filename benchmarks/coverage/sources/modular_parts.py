@@ -17,6 +17,8 @@ from ....pipelines.tiny.components import (
     qwen3_vl_encoder,
     qwen3_vl_processor,
     qwen_vae,
+    umt5_encoder,
+    wan_vae,
 )
 from ....pipelines.tiny.tokenizers import qwen_tokenizer, t5_tokenizer
 
@@ -95,10 +97,39 @@ def _qwenimage21() -> tuple[str, dict[str, Any]]:
     }
 
 
+def _wan_animate_2() -> tuple[str, dict[str, Any]]:
+    import diffusers
+    import transformers
+
+    transformer = diffusers.WanAnimate2Transformer3DModel(
+        text_len=16, dim=24, ffn_dim=32, freq_dim=16, text_dim=WIDTH, num_heads=2, num_layers=2
+    )
+    config = transformers.CLIPVisionConfig(
+        hidden_size=1280,  # which the transformer counts on
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=224,
+        patch_size=56,
+    )
+    return "WanAnimate2ModularPipeline", {
+        "text_encoder": umt5_encoder(),
+        "tokenizer": t5_tokenizer(),
+        "image_encoder": transformers.CLIPVisionModel(config),
+        "vae": wan_vae(),
+        "transformer": transformer,
+        # Its blocks give every step a generator, which Wan's own scheduler does not take.
+        "scheduler": diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+        ),
+    }
+
+
 _MAKERS: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "krea2": _krea2,
     "anima": _anima,
     "qwenimage21": _qwenimage21,
+    "wananimate2": _wan_animate_2,
 }
 PREPARED = tuple(_MAKERS)
 """Names of the models."""
@@ -127,7 +158,7 @@ def _seeded(make: Callable[[], Any], name: str = "") -> Any:
 
 
 def fitted(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The components that a class needs and that those of its classical twin are not.
+    """The components and settings that a class needs and that those of its classical twin are not.
 
     Args:
         name: of a modular class.
@@ -141,6 +172,8 @@ def fitted(name: str, given: dict[str, Any]) -> dict[str, Any]:
         return {"scheduler": diffusers.HeliosScheduler(gamma=0.3)}
     if name == "HeliosPyramidDistilledModularPipeline":
         return {"scheduler": diffusers.HeliosDMDScheduler(gamma=0.3)}
+    if name == "Cosmos3DistilledModularPipeline":  # a setting of its index, one for each step
+        return {"distilled_sigmas": [1.0, 0.5]}
     if name == "Flux3DistilledModularPipeline":
         transformer = given["transformer"]
         return {"transformer": _seeded(lambda: type(transformer).from_config(transformer.config, flow_map=True))}
