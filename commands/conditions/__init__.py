@@ -178,11 +178,11 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
         raise InputError("controlnet", counts, "each control model reads one picture", "give as many of both")
     given = {name: getattr(args, f"control_{name}") for name in ("strength", "start", "end")}
     limits = {name: value for name, value in given.items() if value is not None}
-    if limits and not pictures:
-        name, value = next(iter(limits.items()))
+    modes = args.control_mode
+    if (limits or modes) and not pictures:
+        name, value = next(iter({**limits, **({"mode": modes[0]} if modes else {})}.items()))
         reason = "there is no control picture for it to hold for"
         raise InputError(f"control_{name}", value, reason, f"give a --control-image, or leave --control-{name} out")
-    modes = args.control_mode
     if modes and len(modes) not in (1, len(pictures)):
         counts = f"{len(modes)} for {len(pictures)} of --control-image"
         raise InputError("control_mode", counts, "each control picture has one", "give as many of both")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +125,18 @@ def test_a_folder_of_the_controlnet_path_is_offered_and_a_wrong_one_is_said(serv
     embedded = server.images(server.succeed(graph(server, "sdxl", nodes)))
     nodes["net"]["inputs"]["controlnet_name"] = "canny"
     assert np.array_equal(server.images(server.succeed(graph(server, "sdxl", nodes))), embedded)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, folder.parent / "of one file.safetensors")
+    nodes["net"]["inputs"]["controlnet_name"] = "of one file.safetensors"
+    assert np.array_equal(server.images(server.succeed(graph(server, "sdxl", nodes))), embedded)
+    offered = json.dumps(server.server.object_info()["FastDiffusersLoadControlNet"])
+    assert "of one file.safetensors" in offered
+    assert weights.name not in offered, "it belongs to its folder"
+    nodes["last"]["inputs"]["mode"] = 1
+    message = server.error(server.run(graph(server, "sdxl", nodes)))
+    assert "reads one kind of picture" in message["exception_message"]
     nodes["net"]["inputs"]["controlnet_name"] = "gone"
-    with pytest.raises(ServerError, match="no such folder"):
+    with pytest.raises(ServerError, match="no such folder or file"):
         server.run(graph(server, "sdxl", nodes))
 
 

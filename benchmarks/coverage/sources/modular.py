@@ -31,8 +31,12 @@ _OTHER_NAMES = {
 }
 _OF_TESTS = ("WanImage2VideoModularPipeline",)
 """Classes that need a component which the embedded twin leaves out."""
+_WAN_ANIMATE_2 = {"max_sequence_length": 16, "segment_frame_length": 9}
 _FITTING: Mapping[str, Mapping[str, Any]] = {
+    "Cosmos3DistilledModularPipeline": {"num_inference_steps": 2, "guidance_scale": 1.0},
     "Flux2ModularPipeline": {"text_encoder_out_layers": (1,)},
+    "WanAnimate2DistilledModularPipeline": _WAN_ANIMATE_2,
+    "WanAnimate2ModularPipeline": _WAN_ANIMATE_2,
     "LTX25ModularPipeline": {"max_sequence_length": 128},
     "LTX2ModularPipeline": {"max_sequence_length": 128},
 }

@@ -17,6 +17,8 @@ from ....pipelines.tiny.components import (
     qwen3_vl_encoder,
     qwen3_vl_processor,
     qwen_vae,
+    umt5_encoder,
+    wan_vae,
 )
 from ....pipelines.tiny.tokenizers import qwen_tokenizer, t5_tokenizer
 
@@ -95,10 +97,39 @@ def _qwenimage21() -> tuple[str, dict[str, Any]]:
     }
 
 
+def _wan_animate_2() -> tuple[str, dict[str, Any]]:
+    import diffusers
+    import transformers
+
+    transformer = diffusers.WanAnimate2Transformer3DModel(
+        text_len=16, dim=24, ffn_dim=32, freq_dim=16, text_dim=WIDTH, num_heads=2, num_layers=2
+    )
+    config = transformers.CLIPVisionConfig(
+        hidden_size=1280,  # which the transformer counts on
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=224,
+        patch_size=56,
+    )
+    return "WanAnimate2ModularPipeline", {
+        "text_encoder": umt5_encoder(),
+        "tokenizer": t5_tokenizer(),
+        "image_encoder": transformers.CLIPVisionModel(config),
+        "vae": wan_vae(),
+        "transformer": transformer,
+        # Its blocks give every step a generator, which Wan's own scheduler does not take.
+        "scheduler": diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+        ),
+    }
+
+
 _MAKERS: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "krea2": _krea2,
     "anima": _anima,
     "qwenimage21": _qwenimage21,
+    "wananimate2": _wan_animate_2,
 }
 PREPARED = tuple(_MAKERS)
 """Names of the models."""
@@ -127,14 +158,16 @@ def _seeded(make: Callable[[], Any], name: str = "") -> Any:
 
 
 def fitted(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The components that a class needs and that those of its classical twin are not.
+    """The components and settings that a class needs and that those of its classical twin are not.
 
     Args:
         name: of a modular class.
         given: the classical twin's components by name.
     """
-    part, make = _FITTED.get(name, ("", None))
-    return {} if make is None else {part: make(given)}
+    if name not in _FITTED:
+        return {}
+    part, make = _FITTED[name]
+    return {part: make(given)}
 
 
 def _helios(kind: str) -> Callable[[dict[str, Any]], Any]:
@@ -159,9 +192,10 @@ def _another_transformer(name: str = "", **changes: Any) -> Callable[[dict[str, 
     return make
 
 
-_FITTED: dict[str, tuple[str, Callable[[dict[str, Any]], Any] | None]] = {
+_FITTED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "HeliosPyramidModularPipeline": ("scheduler", _helios("HeliosScheduler")),
     "HeliosPyramidDistilledModularPipeline": ("scheduler", _helios("HeliosDMDScheduler")),
+    "Cosmos3DistilledModularPipeline": ("distilled_sigmas", lambda given: [1.0, 0.5]),
     "Flux3DistilledModularPipeline": ("transformer", _another_transformer(flow_map=True)),
     "Wan22VaceModularPipeline": ("transformer_2", _another_transformer("Wan22VaceModularPipeline")),
     "LTX25ModularPipeline": (
@@ -169,7 +203,7 @@ _FITTED: dict[str, tuple[str, Callable[[dict[str, Any]], Any] | None]] = {
         lambda given: _seeded(partial(_diffusion_decoder, given["vae"])),
     ),
 }
-"""Modular class -> (component, what makes it of the classical twin's)."""
+"""Modular class -> (component or setting of its index, what makes it of the classical twin's components)."""
 
 
 def _diffusion_decoder(vae: Any) -> Any:

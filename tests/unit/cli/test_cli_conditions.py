@@ -114,6 +114,17 @@ def test_a_clip(files: Path) -> None:
         ("tiny:flux", ["--control-strength", "0.5"], "control-strength = 0.5: there is no control picture"),
         ("tiny:flux", ["--control-start", "0"], "leave --control-start out"),
         ("tiny:flux", ["--control-end", "1"], "leave --control-end out"),
+        ("tiny:flux", ["--control-mode", "1"], "leave --control-mode out"),
+        (
+            "tiny:flux",
+            ["--controlnet", "tiny:flux", "--control-image", "picture.png", "--control-mode", "1"],
+            "control mode = 1: tiny:flux reads one kind of picture",
+        ),
+        (
+            "tiny:flux",
+            ["--control-image", "picture.png", "--control-mode", "1", "--control-mode", "2"],
+            "control_mode = '2 for 1 of --control-image'",
+        ),
         ("tiny:flux", ["--video", "gone"], "video = "),
     ],
 )

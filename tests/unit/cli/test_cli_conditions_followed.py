@@ -42,6 +42,7 @@ CASES = (
     ("zimage", (*CONTROLLED, "tiny:zimage"), ("--control-end", "0.5"), "control start and end ignored"),
     ("flux", (), ("--control-strength", "0.5"), "there is no control picture"),
     ("sdxl", (), ADAPTED, CHANGES),
+    ("sdxl", (*CONTROLLED, "tiny:sdxl"), ("--control-mode", "1"), "reads one kind of picture"),
     ("flux", (), REDUX, CHANGES),
     ("zimage", (), ADAPTED, "zimage takes none of that kind"),
     ("sdxl", ADAPTED, ("--image-prompt-strength", "0.3"), CHANGES),

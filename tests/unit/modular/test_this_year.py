@@ -12,14 +12,15 @@ import numpy
 import pytest
 import torch
 from modular_twins import bare
-from this_year import NAMES, save_model
+from this_year import ANIMATED, NAMES, save_model
 
 from fastdiffusers.callbacks import Callbacks, Progress
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import CompileSettings, OptimizationSettings
+from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.classes.guidance import OWN_SCHEDULES
-from fastdiffusers.pipelines.conditions.kinds import MaskCondition
+from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition, MaskCondition, VideoCondition
 from fastdiffusers.pipelines.generate import decode, encode, generate
 from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
 from fastdiffusers.pipelines.modular.models import MODELS
@@ -159,3 +160,31 @@ def test_a_mask_keeps_a_part_of_a_minimax_h3_latent() -> None:
     plain = generate(handle, request, GPU)
     ones = generate(handle, replace(request, conditions=(MaskCondition(torch.ones_like(mask)),)), GPU)
     assert torch.equal(ones.latent, plain.latent)
+
+
+def test_wan_animate_2_moves_a_picture_as_a_clip_does(folder_of: Callable[[str], Path]) -> None:
+    """Two segments, each continued from the one before, equal to the bare pipeline."""
+    if not hasattr(diffusers, "WanAnimate2ModularPipeline"):
+        pytest.skip("this release of diffusers has no Wan-Animate-2")
+    folder = folder_of(ANIMATED)
+    clip = torch.rand(17, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    picture = torch.rand(96, 64, 3, generator=torch.Generator().manual_seed(2))
+    moved = (VideoCondition(clip), ArgumentCondition("segment_frame_length", 9))
+    request = replace(REQUEST, steps=2, images=(picture,), max_sequence_length=16, conditions=moved)
+    result = run(folder, request)
+    state = bare(folder)(
+        prompt=request.prompt,
+        image=to_pil(picture),
+        driving_video=[to_pil(frame) for frame in clip],
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        segment_frame_length=9,
+        max_sequence_length=16,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).values
+    assert torch.equal(result.frames, torch.as_tensor(numpy.asarray(state["videos"])))
+    for missing, words in (({"images": ()}, "image"), ({"conditions": ()}, "driving_video")):
+        with pytest.raises(InputError, match=words):
+            run(folder, replace(request, **missing))

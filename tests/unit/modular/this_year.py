@@ -12,7 +12,9 @@ from fastdiffusers.pipelines import tiny
 
 EMBEDDED = ("flux3", "minimax-h3")
 """Those that are embedded in the pack."""
-NAMES = (*PREPARED, *EMBEDDED)
+ANIMATED = "wananimate2"
+"""It makes nothing without a picture and a clip."""
+NAMES = (*(name for name in PREPARED if name != ANIMATED), *EMBEDDED)
 
 
 def save_model(name: str, folder: Path) -> Path:

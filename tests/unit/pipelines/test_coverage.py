@@ -178,3 +178,16 @@ def test_what_is_published_is_what_was_found() -> None:
     text = README.read_text(encoding="utf-8")
     assert tables.readme_with(text, tables.as_markdown(data["classes"])) == text, "run: python . benchmarks.coverage"
     assert tables.PAGE.read_text(encoding="utf-8") == tables.as_page(data), "run: python . benchmarks.coverage"
+
+
+def test_no_optimization_is_offered_where_the_coverage_shows_that_it_fails() -> None:
+    """What failed for a class would have to be declined there, with what was found as its reason."""
+    data = json.loads(tables.TARGET.read_text(encoding="utf-8"))
+    tried = {
+        f"{name} {option}": found
+        for name, case in data["cases"].items()
+        for option, found in (case.get("options") or {}).items()
+    }
+    assert len({name.split()[-1] for name in tried}) >= 6
+    assert {name: found for name, found in tried.items() if found["state"] == "fails"} == {}
+    assert all(found["reason"] for found in tried.values() if found["state"] == "declined")

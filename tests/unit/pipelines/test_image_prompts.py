@@ -165,3 +165,19 @@ def test_what_does_not_fit_is_one_line(adapter: Adapter, stable_diffusion: Path,
         resolve_image_prompt(str(next((stable_diffusion / "vae").glob("*.safetensors"))))
     with pytest.raises(ModelFileError, match="which is not Flux Redux"):
         resolve_image_prompt(str(stable_diffusion))
+
+
+def test_the_embedded_ip_adapters_are_written_once_and_steer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stable_diffusion: Path
+) -> None:
+    monkeypatch.setenv("FASTDIFFUSERS_CACHE", str(tmp_path / "cache"))
+    keys = {family: resolve_image_prompt(f"tiny:{family}") for family in tiny.IMAGE_PROMPT_FAMILIES}
+    assert {family: resolve_image_prompt(f"tiny:{family}") for family in keys} == keys
+    assert Path(keys["sdxl"].source).is_relative_to(tmp_path / "cache")
+    on = handle("sdxl", stable_diffusion)
+    steered = run(on, ImagePromptCondition(PICTURE[None], keys["sdxl"]))
+    assert not torch.allclose(steered.frames, run(on).frames, atol=1e-4)
+    assert steered.report.facts["image prompts"] == "tiny-sdxl.safetensors 1"
+    with pytest.raises(InputError, match="there is no embedded IP-Adapter of that name") as caught:
+        resolve_image_prompt("tiny:wan")
+    assert "\n" not in str(caught.value)
