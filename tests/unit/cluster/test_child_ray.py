@@ -37,6 +37,8 @@ pytestmark = [
 
 PLAIN = OptimizationSettings.plain()
 CLUSTER = parse_cluster("local:2", cpus=1, patience=600)
+ONE = parse_cluster("local:1", cpus=1, patience=600)
+"""With a single worker, where all of it is ended and started anew: each worker takes long to start."""
 REQUEST = SampleRequest("a fox", steps=2, width=64, height=64, seed=7, batch=3)
 
 
@@ -164,7 +166,7 @@ def test_a_killed_driver_is_one_line_and_the_next_run_works(spread: Callable[...
     assert str(caught.value) == (
         "the driver of cluster local:2 has ended: it was ended by signal 9. Run again: it is started anew"
     )
-    result = spread(seed=70)
+    result = spread(seed=70, cluster=ONE)
     assert equals_single_runs(result, handle)
     assert driver() is not ended
     left = lambda: sorted(set(before) & set(marked(os.environ[MARK])))
@@ -176,20 +178,20 @@ def test_a_killed_head_is_at_most_one_line_and_the_next_run_works(
     part: str, spread: Callable[..., Any], handle: PipelineHandle
 ) -> None:
     """In the middle of a run, Ray may finish it, or end its driver; between two runs, it is noticed before the next."""
-    spread()
+    spread(cluster=ONE)
     before = marked(os.environ[MARK])
     (head, *_) = named(before, part)
     told: list[str] = []
     try:
-        spread(AtStep(1, lambda message: os.kill(head, signal.SIGKILL)).callbacks, steps=20)
+        spread(AtStep(1, lambda message: os.kill(head, signal.SIGKILL)).callbacks, steps=20, cluster=ONE)
     except ClusterError as error:
         told.append(str(error))
     assert not any("\n" in text for text in told)
-    assert equals_single_runs(spread(seed=80), handle)
+    assert equals_single_runs(spread(seed=80, cluster=ONE), handle)
     (head, *_) = named(marked(os.environ[MARK]), part)
     os.kill(head, signal.SIGKILL)
     wait_for(lambda: has_ended(head), "the end of what was killed", lambda: commands([head]))
-    assert equals_single_runs(spread(seed=90), handle)
+    assert equals_single_runs(spread(seed=90, cluster=ONE), handle)
     left = lambda: sorted(set(before) & set(marked(os.environ[MARK])))
     wait_for(lambda: left() == [], "the end of what belonged to the head", lambda: commands(left()))
 
@@ -201,11 +203,11 @@ from pathlib import Path
 sys.path.append(sys.argv[2])
 from fastdiffusers.torchvision_ops import declare_torchvision_ops
 declare_torchvision_ops()
-from test_child_ray import CLUSTER, PLAIN, REQUEST, PipelineHandle, client, resolve
+from test_child_ray import ONE, PLAIN, REQUEST, PipelineHandle, client, resolve
 from fastdiffusers.callbacks import Callbacks
 handle = PipelineHandle(resolve("tiny:flux-random", device="cpu", dtype="float32"))
 show = lambda progress: print(progress.stage, progress.done, progress.message, flush=True)
-client.generate_on(CLUSTER, handle, replace(REQUEST, steps=900), PLAIN, Callbacks(show), Path(sys.argv[1]))
+client.generate_on(ONE, handle, replace(REQUEST, steps=900), PLAIN, Callbacks(show), Path(sys.argv[1]))
 """
 
 

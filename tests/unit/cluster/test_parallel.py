@@ -1,4 +1,7 @@
-"""One picture in two real processes: equal to one, cancelled, declined, undone, and whoever is killed meanwhile."""
+"""One picture in two real processes: equal to one, cancelled, declined, undone, and whoever is killed meanwhile.
+
+Starting a pair takes longest. So those that use the same pair stand together, and those that end it come last.
+"""
 
 from __future__ import annotations
 
@@ -107,30 +110,6 @@ def off(result: SampleResult, family: str, **changes: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("flux-random", {}),
-        ("flux-random", {"batch": 2, "seed": 20}),
-        ("wan22-t2v", {"num_frames": 5, "guidance": 4.0}),
-    ],
-)
-def test_two_processes_make_what_one_makes(together: Callable[..., Any], family: str, changes: dict[str, Any]) -> None:
-    watch = AtStep(10**6)
-    result = together(family, watch.callbacks, **changes)
-    record = result.report["parallel"]
-    assert (record.requested, record.applied, record.failed) == ("ulysses", "ulysses over 2 processes", False)
-    assert "at most 1e-05 is taken" in record.reason
-    assert result.report.facts["parallel"]["devices"] == ["cpu", "cpu"]
-    holds = result.report.facts["parallel"]["holds"]
-    assert len(holds) == 2
-    assert all(each.startswith("cpu: ") and "transformer " in each and "vae " in each for each in holds)
-    assert result.report.facts["parallel"]["work"] == ["each process encodes the texts", "the first one decodes"]
-    assert off(result, family, **changes) <= SAME
-    assert any(progress.preview_latent is not None for progress in watch.seen)
-    assert max(progress.done for progress in watch.seen if progress.stage == "denoise") == 2
-
-
-@pytest.mark.parametrize(
     ("family", "changes", "calls"),
     [
         ("sdxl", {"guidance": 5.0, "negative_prompt": "blurred"}, ""),
@@ -156,6 +135,14 @@ def test_two_processes_make_a_branch_of_guidance_each(
     assert again.report.facts["parallel"]["trials"] == 0
 
 
+def test_a_single_step_of_two_calls_is_made_whole_and_said(together: Callable[..., Any]) -> None:
+    result = together("wan21-t2v", cluster=BRANCHES, num_frames=5, steps=1)
+    record = result.report["parallel"]
+    assert (record.applied, record.failed) == ("off", True)
+    assert record.reason.startswith("the first step is made whole, to see which calls are guidance's")
+    assert off(result, "wan21-t2v", num_frames=5, steps=1) == 0.0
+
+
 def test_a_process_killed_with_its_branch_is_one_line_and_the_next_run_works(together: Callable[..., Any]) -> None:
     together("sd3", cluster=BRANCHES)
     pair = [first().process.pid, second()]
@@ -176,12 +163,42 @@ def test_a_process_killed_with_its_branch_is_one_line_and_the_next_run_works(tog
     assert result.report["parallel"].applied == "cfg over 2 processes"
 
 
-def test_a_single_step_of_two_calls_is_made_whole_and_said(together: Callable[..., Any]) -> None:
-    result = together("wan21-t2v", cluster=BRANCHES, num_frames=5, steps=1)
+def test_cancel_while_they_start_is_at_once(together: Callable[..., Any]) -> None:
+    client.end(wait=True)
+    begun = time.monotonic()
+
+    def cancel() -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        together("flux-random", Callbacks(check_cancel=cancel))
+    assert time.monotonic() - begun < SOON
+    assert off(together(seed=41), "flux-random", seed=41) <= SAME
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("flux-random", {}),
+        ("flux-random", {"batch": 2, "seed": 20}),
+        ("wan22-t2v", {"num_frames": 5, "guidance": 4.0}),
+    ],
+)
+def test_two_processes_make_what_one_makes(together: Callable[..., Any], family: str, changes: dict[str, Any]) -> None:
+    watch = AtStep(10**6)
+    result = together(family, watch.callbacks, **changes)
     record = result.report["parallel"]
-    assert (record.applied, record.failed) == ("off", True)
-    assert record.reason.startswith("the first step is made whole, to see which calls are guidance's")
-    assert off(result, "wan21-t2v", num_frames=5, steps=1) == 0.0
+    assert (record.requested, record.applied, record.failed) == ("ulysses", "ulysses over 2 processes", False)
+    assert "at most 1e-05 is taken" in record.reason
+    assert result.report.facts["parallel"]["devices"] == ["cpu", "cpu"]
+    holds = result.report.facts["parallel"]["holds"]
+    assert len(holds) == 2
+    assert all(each.startswith("cpu: ") and "transformer " in each and "vae " in each for each in holds)
+    assert result.report.facts["parallel"]["work"] == ["each process encodes the texts", "the first one decodes"]
+    assert "the first one decodes" in result.report.facts["parallel"]["holds"]
+    assert off(result, family, **changes) <= SAME
+    assert any(progress.preview_latent is not None for progress in watch.seen)
+    assert max(progress.done for progress in watch.seen if progress.stage == "denoise") == 2
 
 
 def test_the_processes_stay_and_keep_the_model(together: Callable[..., Any]) -> None:
@@ -231,50 +248,10 @@ def test_cancel_stops_all_within_a_step_and_keeps_the_model(together: Callable[.
     assert off(result, "flux-random", seed=40) <= SAME
 
 
-def test_cancel_while_they_start_is_at_once(together: Callable[..., Any]) -> None:
-    client.end(wait=True)
-    begun = time.monotonic()
-
-    def cancel() -> None:
-        raise Cancelled
-
-    with pytest.raises(Cancelled):
-        together("flux-random", Callbacks(check_cancel=cancel))
-    assert time.monotonic() - begun < SOON
-    assert off(together(seed=41), "flux-random", seed=41) <= SAME
-
-
-@pytest.mark.parametrize("which", ["the first", "the second"])
-def test_a_killed_process_is_one_line_and_the_next_run_works(together: Callable[..., Any], which: str) -> None:
-    together()
-    pair = [first().process.pid, second()]
-    victim = pair[which == "the second"]
-    killed_at = 0.0
-
-    def kill(message: str) -> None:
-        nonlocal killed_at
-        killed_at = time.monotonic()
-        os.kill(victim, signal.SIGKILL)
-
-    with pytest.raises(ClusterError) as caught:
-        together("flux-random", AtStep(1, kill).callbacks, steps=900)
-    assert time.monotonic() - killed_at < SOON
-    expected = {
-        "the first": "the driver of parallel ulysses over 2 processes has ended: it was ended by signal 9. Run again",
-        "the second": f"process 2 of 2 (pid {victim}) that make one picture has ended: it was ended by signal 9. Run",
-    }
-    assert str(caught.value).startswith(expected[which])
-    assert "\n" not in str(caught.value)
-    wait_for(lambda: all(map(has_ended, pair)), "the end of both", lambda: commands(pair))
-    assert off(together(seed=50), "flux-random", seed=50) <= SAME
-
-
-def test_a_killed_process_between_runs_is_replaced(together: Callable[..., Any]) -> None:
-    together()
-    driver, victim = first(), second()
-    os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: not driver.running, "the end of the first process", driver.last_words)
-    assert off(together(seed=51), "flux-random", seed=51) <= SAME
+def test_an_error_of_the_run_keeps_its_kind(together: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="scheduler"):
+        together(scheduler="no such one")
+    assert off(together(seed=52), "flux-random", seed=52) <= SAME
 
 
 def tiled(loops: int) -> tuple[OptimizationSettings, dict[str, Any]]:
@@ -322,10 +299,37 @@ def test_cancel_and_a_killed_process_while_tiles_are_made(together: Callable[...
     wait_for(lambda: all(map(has_ended, pair)), "the end of both", lambda: commands(pair))
 
 
-def test_an_error_of_the_run_keeps_its_kind(together: Callable[..., Any]) -> None:
-    with pytest.raises(InputError, match="scheduler"):
-        together(scheduler="no such one")
-    assert off(together(seed=52), "flux-random", seed=52) <= SAME
+@pytest.mark.parametrize("which", ["the first", "the second"])
+def test_a_killed_process_is_one_line_and_the_next_run_works(together: Callable[..., Any], which: str) -> None:
+    together()
+    pair = [first().process.pid, second()]
+    victim = pair[which == "the second"]
+    killed_at = 0.0
+
+    def kill(message: str) -> None:
+        nonlocal killed_at
+        killed_at = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+
+    with pytest.raises(ClusterError) as caught:
+        together("flux-random", AtStep(1, kill).callbacks, steps=900)
+    assert time.monotonic() - killed_at < SOON
+    expected = {
+        "the first": "the driver of parallel ulysses over 2 processes has ended: it was ended by signal 9. Run again",
+        "the second": f"process 2 of 2 (pid {victim}) that make one picture has ended: it was ended by signal 9. Run",
+    }
+    assert str(caught.value).startswith(expected[which])
+    assert "\n" not in str(caught.value)
+    wait_for(lambda: all(map(has_ended, pair)), "the end of both", lambda: commands(pair))
+    assert off(together(seed=50), "flux-random", seed=50) <= SAME
+
+
+def test_a_killed_process_between_runs_is_replaced(together: Callable[..., Any]) -> None:
+    together()
+    driver, victim = first(), second()
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: not driver.running, "the end of the first process", driver.last_words)
+    assert off(together(seed=51), "flux-random", seed=51) <= SAME
 
 
 UNDONE = """
@@ -344,9 +348,7 @@ from fastdiffusers.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()
 torch.set_num_threads(1)
-rank, family, parallel = int(sys.argv[2]), *sys.argv[3:]
-group = Group(Path(sys.argv[1]), rank, 2, cards=False)
-handle = PipelineHandle(resolve(f"tiny:{family}", device="cpu", dtype="float32"))
+group = Group(Path(sys.argv[1]), int(sys.argv[2]), 2, cards=False)
 request = SampleRequest("a fox", steps=4, width=64, height=64, seed=7, guidance=4.0)
 
 
@@ -359,38 +361,52 @@ def things(pipeline):
     return kinds, [named(each) for each in (*modules, *processors)], [id(each) for each in processors]
 
 
-with CACHE.use(handle.key) as loaded:
-    run = lambda: run_loaded(loaded, handle, request, OptimizationSettings.plain()).latent
-    before, state = run(), things(loaded.pipeline)
-    gates = Gates(loaded.pipeline, group, parallel=parallel)
-    with gates.held():
-        split = run()
-    after = run()
-    told = {
-        "same": bool(torch.equal(before, after)),
-        "untouched": things(loaded.pipeline) == state,
-        "calls": [gates.split, gates.whole],
-        "off": float((split - before).abs().max() / before.abs().max().clamp(min=1.0)),
-    }
-print(json.dumps(told), flush=True)
+for case in sys.argv[3:]:
+    family, parallel = case.split()
+    handle = PipelineHandle(resolve(f"tiny:{family}", device="cpu", dtype="float32"))
+    with CACHE.use(handle.key) as loaded:
+        run = lambda: run_loaded(loaded, handle, request, OptimizationSettings.plain()).latent
+        before, state = run(), things(loaded.pipeline)
+        gates = Gates(loaded.pipeline, group, parallel=parallel)
+        with gates.held():
+            split = run()
+        after = run()
+        told = {
+            "same": bool(torch.equal(before, after)),
+            "untouched": things(loaded.pipeline) == state,
+            "calls": [gates.split, gates.whole],
+            "off": float((split - before).abs().max() / before.abs().max().clamp(min=1.0)),
+        }
+    print(json.dumps({case: told}), flush=True)
 """
+UNDONE_CASES = {"flux-random ulysses": 0, "wan22-t2v ulysses": 0, "sdxl cfg": 0, "wan21-t2v cfg": 2}
+"""How many calls of each are made whole."""
 
 
-@pytest.mark.parametrize(
-    ("family", "parallel", "whole"),
-    [("flux-random", "ulysses", 0), ("wan22-t2v", "ulysses", 0), ("sdxl", "cfg", 0), ("wan21-t2v", "cfg", 2)],
-)
-def test_a_split_run_is_undone_bit_for_bit(family: str, parallel: str, whole: int, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def undone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What each of two processes, which make one case after the other, has to tell of each."""
+    folder = tmp_path_factory.mktemp("undone")
     start = lambda rank: subprocess.Popen(
-        [sys.executable, "-c", UNDONE, str(tmp_path), str(rank), family, parallel], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", UNDONE, str(folder), str(rank), *UNDONE_CASES], stdout=subprocess.PIPE, text=True
     )
     pair = [start(0), start(1)]
     try:
-        said = [json.loads(each.communicate(timeout=600)[0].splitlines()[-1]) for each in pair]
+        lines = [line for each in pair for line in each.communicate(timeout=600)[0].splitlines()]
     finally:
         for each in pair:
             each.kill()
-    for told in said:
+    said: dict[str, list[dict[str, Any]]] = {case: [] for case in UNDONE_CASES}
+    for told in (json.loads(line) for line in lines if line.startswith("{")):
+        for case, found in told.items():
+            said[case].append(found)
+    return said
+
+
+@pytest.mark.parametrize(("case", "whole"), UNDONE_CASES.items())
+def test_a_split_run_is_undone_bit_for_bit(case: str, whole: int, undone: dict[str, list[dict[str, Any]]]) -> None:
+    assert len(undone[case]) == 2
+    for told in undone[case]:
         assert told["same"]
         assert told["untouched"]
         assert told["calls"][0] >= 2
