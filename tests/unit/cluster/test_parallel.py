@@ -195,7 +195,6 @@ def test_two_processes_make_what_one_makes(together: Callable[..., Any], family:
     assert len(holds) == 2
     assert all(each.startswith("cpu: ") and "transformer " in each and "vae " in each for each in holds)
     assert result.report.facts["parallel"]["work"] == ["each process encodes the texts", "the first one decodes"]
-    assert "the first one decodes" in result.report.facts["parallel"]["holds"]
     assert off(result, family, **changes) <= SAME
     assert any(progress.preview_latent is not None for progress in watch.seen)
     assert max(progress.done for progress in watch.seen if progress.stage == "denoise") == 2
