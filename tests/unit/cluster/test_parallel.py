@@ -280,7 +280,7 @@ def test_two_processes_make_the_tiles_that_one_makes(together: Callable[..., Any
 
 
 def test_cancel_and_a_killed_process_while_tiles_are_made(together: Callable[..., Any]) -> None:
-    settings, long = tiled(40)
+    settings, long = tiled(80)
     watch = AtStep(1, cancel=True, stage="decode")
     with pytest.raises(Cancelled):
         together("wan21-t2v", watch.callbacks, settings=settings, steps=1, **long)
