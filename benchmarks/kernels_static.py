@@ -35,8 +35,8 @@ LAYOUTS = {
     "whole planes": Layout(),
     "2 strips": Layout(rows=2, columns=1, tail_frames=1, keep_kernels=False),
 }
-LATENT = (3, 90, 156)
-"""Latent frames, rows and columns of 9 frames of 1248x720."""
+LATENTS = {"whole planes": ((3, 90, 156), (5, 60, 104)), "2 strips": ((3, 90, 156),)}
+"""Latent frames, rows and columns of 9 frames of 1248x720, and of 17 of 832x480, whose parts merge in other tiles."""
 CONSTANTS = (
     "activation", "at_once", "biased", "block_c", "block_g", "block_p", "block_parts", "even", "interleaved",
     "residual", "temporal",
@@ -126,10 +126,11 @@ def launches() -> Iterator[tuple[str, Launch]]:
         dtype = getattr(torch, name)
         vae = empty_vae(dtype)
         for direction, cut in (("decode", "whole planes"), ("decode", "2 strips"), ("encode", "whole planes")):
-            with on_a_card() as trace:
-                run(trace, vae, direction, LAYOUTS[cut], LATENT)
-            for launch in trace.launches:
-                yield f"video VAE, {direction}, {cut}", launch
+            for latent in LATENTS[cut]:
+                with on_a_card() as trace:
+                    run(trace, vae, direction, LAYOUTS[cut], latent)
+                for launch in trace.launches:
+                    yield f"video VAE, {direction}, {cut}", launch
         for last in (True, False):
             for launch in wan_decode(dtype, last):
                 yield f"Wan, decode, {'channels last' if last else 'contiguous'}", launch
