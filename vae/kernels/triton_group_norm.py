@@ -84,7 +84,8 @@ def _statistics(x: torch.Tensor, groups: int, eps: float, shape: ProgramShape | 
     wide = max(1, SECTOR // (4 * per_group))
     _merge_parts[(batch * frames * divide_up(groups, wide),)](
         sums[0], sums[1], merged[0], merged[1], merged[2], channels, groups, route.rows, route.columns, rows, columns,
-        across, parts, eps, block_parts=together, block_g=wide, block_c=per_group, num_warps=1,
+        across, parts, eps, even=per_group * groups == channels, block_parts=together, block_g=wide, block_c=per_group,
+        num_warps=1,
     )  # fmt: skip
     return merged[0], merged[1], merged[2]
 
@@ -158,16 +159,21 @@ def _merge_parts(
     means: tl.tensor, deviations: tl.tensor, mean_out: tl.tensor, deviations_out: tl.tensor, rstd_out: tl.tensor,
     channels: tl.tensor, groups: tl.tensor, height: tl.tensor, width: tl.tensor,
     rows: tl.tensor, columns: tl.tensor, across: tl.tensor, parts: tl.tensor, eps: tl.tensor,
-    block_parts: tl.constexpr, block_g: tl.constexpr, block_c: tl.constexpr,
+    even: tl.constexpr, block_parts: tl.constexpr, block_g: tl.constexpr, block_c: tl.constexpr,
 ) -> None:  # fmt: skip
     """The parts and channels of some groups of one frame, merged: first the mean, then the deviations from it."""
     blocks = tl.cdiv(groups, block_g)
     frame, first = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * block_g
     per_group = channels // groups
     column = tl.arange(0, block_g * block_c)
-    group, channel = first + column // block_c, column % block_c
-    exists = (group < groups) & (channel < per_group)
-    source = frame * parts * channels + group * per_group + channel
+    if even:
+        place = first * block_c + column
+        exists = place < channels
+    else:
+        group, channel = first + column // block_c, column % block_c
+        place = group * per_group + channel
+        exists = (group < groups) & (channel < per_group)
+    source = frame * parts * channels + place
     total = tl.zeros((block_parts, block_g * block_c), tl.float32)
     for start in range(0, parts, block_parts):
         part = start + tl.arange(0, block_parts)
@@ -183,9 +189,9 @@ def _merge_parts(
         part = start + tl.arange(0, block_parts)
         mask = (part < parts)[:, None] & exists[None, :]
         weight = _cells(part, height, width, rows, columns, across)
-        place = part[:, None] * channels + source[None, :]
-        away = tl.where(mask, tl.load(means + place, mask=mask, other=0.0) - means_of[None, :], 0.0)
-        spread += tl.load(deviations + place, mask=mask, other=0.0) + away * away * weight[:, None]
+        cells = part[:, None] * channels + source[None, :]
+        away = tl.where(mask, tl.load(means + cells, mask=mask, other=0.0) - means_of[None, :], 0.0)
+        spread += tl.load(deviations + cells, mask=mask, other=0.0) + away * away * weight[:, None]
     deviation = tl.sum(tl.reshape(tl.sum(spread, 0), (block_g, block_c)), 1)
     index = first + tl.arange(0, block_g)
     target, kept = frame * groups + index, index < groups

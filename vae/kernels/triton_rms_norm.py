@@ -61,7 +61,8 @@ def _program_shape(channels: int, columns: int, channels_last: bool) -> ProgramS
     wide = min(power_of_two(channels), _MOST_CHANNELS)
     cells = max(1 if channels_last else min(32, 16384 // wide), 4096 // wide)
     cells = min(power_of_two(columns), cells)
-    return ProgramShape(wide, cells, max(4, wide * cells // 2048))
+    held = 512 if channels_last and wide > 256 else 2048  # by a warp: with more of these, 16-bit loads spill registers
+    return ProgramShape(wide, cells, max(4, wide * cells // held))
 
 
 @triton.jit
@@ -99,7 +100,9 @@ def _normalise(
         exists = c < channels
         mask = exists[:, None] & inside[None, :]
         if not at_once:
-            value = tl.load(source[None, :] + (c.to(tl.int64) * x_channel)[:, None], mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(source[None, :] + (c.to(tl.int64) * x_channel)[:, None], mask=mask, other=0.0).to(
+                tl.float32
+            )
         y = value * scale[None, :] * tl.load(weight + c, mask=exists, other=0.0).to(tl.float32)[:, None]
         if biased:
             y += tl.load(bias + c, mask=exists, other=0.0).to(tl.float32)[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ def test_against_what_a_user_would_pick_instead(case: dict[str, Any]) -> None:
     differences = ", ".join(exponent(row["max_difference"]) for row in (ours, core))
     cells = (f"{ours['seconds']:.2f} s", spread, f"{core['cpu_time_over_ours']:.2f}x", peaks, differences)
     assert f"| {case['case']} | {' | '.join(cells)} |" in FIGURES
+
+
+def test_what_auto_takes_now() -> None:
+    stored = PACK / "benchmarks" / "results" / "host_side.json"
+    peaks = json.loads(stored.read_text(encoding="utf-8"))["processor_peaks_mib"]
+    large, small, encode = (f"{peaks[name]:.0f} MiB" for name in ("decode 3x16x16", "decode 2x8x8", "encode 9x128x128"))
+    assert f"comes to {large} at 3x16x16, {small} at 2x8x8 and {encode} at the encode" in FIGURES
 
 
 def test_what_the_readme_says_of_core() -> None:
@@ -115,6 +123,15 @@ def test_the_video_vae_on_a_card() -> None:
     assert said in FIGURES
     assert rows["plain decoder"]["seconds"] == "out of memory"
     assert f"ran out of the card's {found['machine']['device']['total_gib']} GiB" in FIGURES
+
+
+@pytest.mark.parametrize("name", ["kernels_static", "host_side"])
+def test_what_is_known_without_a_card(name: str) -> None:
+    pytest.importorskip("triton")
+    script = import_module(f"fastdiffusers.benchmarks.{name}")
+    lines = script.figures(json.loads(script.FILE.read_text(encoding="utf-8")))
+    assert lines
+    assert [line for line in lines if line not in FIGURES] == []
 
 
 def test_kernels_on_a_card() -> None:

@@ -46,7 +46,8 @@ class Launches:
             signature, constants, hints = {}, {}, {}
             for index, (name, parameter) in enumerate(zip(self.kernel.arg_names, self.kernel.params, strict=True)):
                 value = launch[name]
-                if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+                typed = bool(parameter.annotation_type)  # of such, Triton makes no constant
+                if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not typed):
                     signature[name], constants[(index,)] = "constexpr", value
                     continue
                 if isinstance(value, torch.Tensor):
