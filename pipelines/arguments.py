@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-LANCZOS = 1
-"""`PIL.Image.Resampling.LANCZOS`, which older releases have under another name."""
-
-
 def call_arguments(
     pipeline: Any,
     family: Family,
@@ -270,6 +266,8 @@ def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
 
 def _in_size(picture: Image, width: int | None, height: int | None) -> Image:
     """A picture in that size in pixels, where it is known."""
+    from PIL.Image import LANCZOS
+
     if width and height and picture.size != (width, height):
         return picture.resize((width, height), resample=LANCZOS)
     return picture

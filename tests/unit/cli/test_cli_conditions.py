@@ -123,7 +123,7 @@ def test_a_clip(files: Path) -> None:
         (
             "tiny:flux",
             ["--control-image", "picture.png", "--control-mode", "1", "--control-mode", "2"],
-            "control_mode = '2 for 1 of --control-image'",
+            "--control-mode = '2 for 1 of --control-image'",
         ),
         ("tiny:flux", ["--video", "gone"], "video = "),
     ],
