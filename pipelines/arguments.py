@@ -266,10 +266,10 @@ def to_pil(image: torch.Tensor, alpha: bool = False) -> Image:
 
 def _in_size(picture: Image, width: int | None, height: int | None) -> Image:
     """A picture in that size in pixels, where it is known."""
-    from PIL.Image import LANCZOS
+    from PIL.Image import Resampling
 
     if width and height and picture.size != (width, height):
-        return picture.resize((width, height), resample=LANCZOS)
+        return picture.resize((width, height), resample=Resampling.LANCZOS)
     return picture
 
 
