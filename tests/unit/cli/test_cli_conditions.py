@@ -118,7 +118,7 @@ def test_a_clip(files: Path) -> None:
         (
             "tiny:flux",
             ["--controlnet", "tiny:flux", "--control-image", "picture.png", "--control-mode", "1"],
-            "control mode = 1: tiny:flux reads one kind of picture",
+            "--control-mode = 1: tiny:flux reads one kind of picture",
         ),
         (
             "tiny:flux",
