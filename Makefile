@@ -1,6 +1,6 @@
 # Each target installs what it needs into .venv first; a stamp per layer remembers what is there already.
 #
-#   make demo      the embedded tiny pipeline, plain and with everything on; through ComfyUI too where one is found
+#   make demo      the embedded tiny pipeline and video VAE, plain and in other ways; through ComfyUI too if one is found
 #   make test      lint, types, unit tests, and the tests against each ComfyUI that is found
 #   make quick     lint, types, and the unit tests that are not slow: for while you work
 #   make comfyui   the ComfyUI that is found, with this pack linked in, on http://127.0.0.1:8188

@@ -10,6 +10,7 @@ Fast convolutions are left out: they begin at more channels than this VAE has, s
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..commands.libraries import prepare_libraries
 from ..commands.media import read_frames
 from ..optimizations.tuning.quality import quality
 from ..vae import VaeSettings, decode, embedded_video_vae, encode, load_video_vae
-from ..vae.embedded import CLIP_FILE, TRAINED
+from ..vae.embedded import CLIP_FILE, TRAINED, TRAINED_FILE
 from .common import store, table
 from .picture_quality import seam
 
@@ -70,9 +71,14 @@ def main() -> None:
         found.append(measure(row, decode(load(row.dtype), latents, VaeSettings(**row.settings))[0], plain))
         print(table(found[-1:]), flush=True)
     if not args.no_store:
-        data = {"model": TRAINED, "size": "{2}x{1}x{0}".format(*clip.shape[1:4])}
+        data = {"model": f"{TRAINED}, {digest()}", "size": "{2}x{1}x{0}".format(*clip.shape[1:4])}
         came_back, rows = found[0], found[1:]
         print(f"stored in {store('clip_quality', {**data, 'came_back': came_back, 'rows': rows}, 'cpu')}")
+
+
+def digest() -> str:
+    """What tells the weights from others, as 12 hexadecimal digits."""
+    return hashlib.sha256(TRAINED_FILE.read_bytes()).hexdigest()[:12]
 
 
 def load(dtype: str) -> Any:

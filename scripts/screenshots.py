@@ -3,7 +3,8 @@
 `python . scripts.screenshots OUT` starts a private ComfyUI and a headless Chromium. Each node is shown
 as it is when it is new, in the dark and the light theme, drawn on the canvas ("classic") and as elements of the page
 ("nodes2"): OUT/dark-classic/<node>.png and so on. `graph.png` and `report.png` beside them show a graph after a run,
-and OUT/help/ the help page of each node in both themes, whole, at the width that its panel has.
+`workflows/` every example workflow as it opens, and OUT/help/ the help page of each node in both themes, whole, at the
+width that its panel has.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ RENDERINGS = {"classic": CLASSIC, "nodes2": NODES_2}
 EXAMPLE = PACK / "example_workflows" / "Text to Image.json"
 WINDOW = (1400, 1200)
 MARGIN = 20
+WORKFLOWS = "workflows"
 BADGE, FOOTER = 15, 35
 """Pixels above and below a node that its badge and the button for its advanced inputs take."""
 PANEL = "[data-testid=properties-panel]"
@@ -80,8 +82,16 @@ def picture_run(page: Browser, folder: Path) -> Iterator[Path]:
     yield page.screenshot(folder / "report.png", around(page, report["id"]))
 
 
+def picture_workflows(page: Browser, folder: Path) -> Iterator[Path]:
+    """Each example workflow as it opens."""
+    folder.mkdir(exist_ok=True)
+    for file in sorted(EXAMPLE.parent.glob("*.json")):
+        page.load(json.loads(file.read_text(encoding="utf-8")))
+        yield page.screenshot(folder / f"{file.stem}.png")
+
+
 def take(server: ComfyServer, page: Browser, output: Path, only: str = "") -> Iterator[Path]:
-    """Take all pictures, or those of the nodes whose id contains `only`."""
+    """Take all pictures, or those of the nodes whose id contains `only`, of which "workflows" has none."""
     nodes = [name for name in pack_nodes(server) if only in name]
     page.resize(*WINDOW)
     for theme, palette in THEMES.items():
@@ -92,6 +102,8 @@ def take(server: ComfyServer, page: Browser, output: Path, only: str = "") -> It
             yield from picture_nodes(page, nodes, folder)
             if not only:
                 yield from picture_run(page, folder)
+            if only in ("", WORKFLOWS):
+                yield from picture_workflows(page, folder / WORKFLOWS)
         folder = output / "help" / theme
         folder.mkdir(parents=True, exist_ok=True)
         yield from picture_help(page, nodes, folder)
@@ -100,7 +112,7 @@ def take(server: ComfyServer, page: Browser, output: Path, only: str = "") -> It
 def main() -> int:
     parser = argparse.ArgumentParser(prog="screenshots", description=__doc__)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for the pictures")
-    parser.add_argument("--node", default="", help="only nodes whose id contains this")
+    parser.add_argument("--node", default="", help='only nodes whose id contains this, or "workflows"')
     args = parser.parse_args()
     program = find_chromium()
     if program is None:

@@ -1,8 +1,9 @@
-"""Train the embedded tiny Flux from drawn landscapes.
+"""Train the embedded tiny Flux from drawn landscapes, and the embedded video VAE from such that move.
 
 `python . scripts.train_tiny --stage vae --steps 2500 --output FOLDER`, then the same with `--stage flux --steps 8500`.
 A stage that was stopped goes on where it was. FOLDER/flux is then a pipeline in float16 that
-`FluxPipeline.from_pretrained` reads; the `.jsonl` files are the losses.
+`FluxPipeline.from_pretrained` reads; the `.jsonl` files are the losses. `--stage video` is by itself, and makes
+FOLDER/video_vae.safetensors, and FOLDER/clip.mp4 to try it with.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, required=True, help="in all; the learning rate ends there")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, default=0, help="0: as the stage needs it here")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="0: as the stage needs it here; of video, so many times that"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on a CPU too; a card always has it")
     options = parser.parse_args()

@@ -122,6 +122,19 @@ def start(seed: int) -> VideoVAE:
     return vae
 
 
+def on_the_way(vae: VideoVAE) -> list[torch.Tensor]:
+    """Weights that all passes through, around the blocks: what they enlarge, drowns what the blocks add."""
+    names = (".conv_in.weight", "samplers.0.conv.weight", ".upscale_conv.weight", ".conv_shortcut.weight")
+    return [weight for name, weight in vae.named_parameters() if name.endswith(names)]
+
+
+def hold(weights: list[torch.Tensor], norms: list[torch.Tensor]) -> None:
+    """Keep weights from growing beyond their norms; normalised afterwards as they are, nothing else keeps them."""
+    with torch.no_grad():
+        for weight, norm in zip(weights, norms, strict=True):
+            weight.mul_((norm / weight.norm()).clamp(max=1))
+
+
 def bias_of(layer: torch.nn.Conv3d) -> torch.Tensor:
     """A layer's bias. Raises ValueError where it has none."""
     if layer.bias is None:
@@ -173,8 +186,12 @@ def loss(
 def train_video(options: argparse.Namespace, device: torch.device) -> None:
     vae = start(options.seed).to(device)
     network, latent_channels = plain(vae), CONFIG.latent_channels
+    held = on_the_way(vae)
+    norms: list[torch.Tensor] = []
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
+        norms.extend(weight.detach().norm() for weight in held[len(norms) :])
+        hold(held, norms)
         return loss(network, step, options, device)
 
     def show(averages: dict[str, Any]) -> None:
@@ -187,7 +204,7 @@ def train_video(options: argparse.Namespace, device: torch.device) -> None:
         sheet = torch.cat([x[:, :, ::4].transpose(1, 2).flatten(0, 1) for x in (clips, made)])
         save_sheet(sheet, options.output / "video.png")
 
-    averages = loop.train("video", {"video": vae}, loss_of, show, options.output, options.steps, 0.02, device)
+    averages = loop.train("video", {"video": vae}, loss_of, show, options.output, options.steps, 0.004, device)
     if averages is None:
         return
     show(averages)

@@ -55,7 +55,8 @@ MAY_IMPORT = {
     "commands": LEAVES | {"cluster", "engines", "comparison", "pipelines", "optimizations", "vae", "__init__"},
     "cli": LEAVES | {"commands", "__init__"},
     "benchmarks": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
-    "scripts": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
+    "scripts": LEAVES
+    | {"benchmarks", "cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
 }
 OWN_ROOM = {
     "pipelines/tiny": set(),

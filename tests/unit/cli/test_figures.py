@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from importlib import import_module
@@ -90,6 +91,24 @@ def test_long_clips_in_time() -> None:
 def test_what_an_optimization_leaves_of_the_picture(row: dict[str, Any]) -> None:
     close = f"{row['psnr_db']:.1f} dB ({row['psnr_db_least']:.1f}) | {row['ssim']:.4f}"
     assert f"| {row['row']} | {close} | {row['max_difference']:.3f} | {row['seam']:.1f} |" in FIGURES
+
+
+CLIPS = data("clip_quality", "amd_epyc")
+
+
+@pytest.mark.parametrize("row", CLIPS["rows"], ids=lambda row: row["row"])
+def test_what_a_way_to_decode_leaves_of_a_clip(row: dict[str, Any]) -> None:
+    close = f"{row['psnr_db']:.1f} dB ({row['psnr_db_least']:.1f})" if row["psnr_db"] else "the same"
+    assert (
+        f"| {row['row']} | {close} | {row['ssim']:.4f} | {row['max_difference']:.3f} | {row['seam']:.1f} |" in FIGURES
+    )
+
+
+def test_the_clip_is_that_of_the_weights_that_are_here() -> None:
+    weights = hashlib.sha256((PACK / "vae" / "trained" / "video_vae.safetensors").read_bytes()).hexdigest()[:12]
+    assert CLIPS["model"] == f"tiny:video-vae, {weights}"
+    came_back, frames = CLIPS["came_back"], CLIPS["size"].split("x")[2]
+    assert f"{frames} frames of it; what comes back is {came_back['psnr_db']:.1f} dB from what went in" in FIGURES
 
 
 def test_what_auto_chooses() -> None:
