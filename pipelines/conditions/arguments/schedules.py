@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 from itertools import pairwise
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ....errors import InputError
@@ -51,7 +52,7 @@ def schedule_of(request: SampleRequest) -> Schedule | None:
     for name, values in found:
         if not values:
             raise InputError(f"argument {name}", "[]", "it gives no step a value", "leave it out")
-        if all(isinstance(each, int | float) for each in values):
+        if all(isinstance(each, int | float) and isfinite(each) for each in values):
             _check_falling(name, values)
         return Schedule(name, values)
     return None

@@ -207,7 +207,7 @@ def test_every_default_of_every_pipeline_is_of_a_kind_that_is_taken() -> None:
     ("steps", "name", "values", "said"),
     [
         (4, "sigmas", [1.0, 0.5], "steps = 4: argument sigmas gives 2 values, one for each step. Leave steps"),
-        (2, "timesteps", [900, 500, 100], "steps = 2: argument timesteps gives 3 values"),
+        (5, "timesteps", [900, 500, 100], "steps = 5: argument timesteps gives 3 values"),
     ],
 )
 def test_as_many_steps_as_values_or_refused(steps: int, name: str, values: list[float], said: str) -> None:
