@@ -64,7 +64,7 @@ def test_a_shell_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     words = ["generate", "--model", "tiny:minimax-h3", "--prompt", "a", "--output", str(tmp_path / "a.mp4")]
     assert cli.main([*words, "--frame-rate", "12"]) == cli.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
-    assert "frame_rate = 12.0: minimax-h3 makes its sound for 24 frames per second" in line
+    assert "--frame-rate = 12.0: minimax-h3 makes its sound for 24 frames per second" in line
 
 
 @H3
