@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from modular_twins import MODULAR_CLASSES
-from this_year import save_model
+from this_year import ANIMATED, save_model
 
 from fastdiffusers.benchmarks.coverage.sources.modular_parts import PREPARED
 from fastdiffusers.callbacks import Callbacks
@@ -20,6 +20,7 @@ from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import schedulers
 from fastdiffusers.pipelines.arguments import form_class
 from fastdiffusers.pipelines.conditions.check import deciding_inputs
+from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition, VideoCondition
 from fastdiffusers.pipelines.families import Family
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading.loader import family_of_key, resolve, scheduler_of_key
@@ -32,6 +33,11 @@ PLAIN = OptimizationSettings.plain()
 PICTURE = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(1))
 REQUEST = SampleRequest("a cat", steps=2, width=32, height=32, seed=5, decode=False)
 NAMES = (*MODULAR_CLASSES, *PREPARED, "flux3")
+MOVED = (VideoCondition(PICTURE.expand(5, -1, -1, -1)), ArgumentCondition("segment_frame_length", 5))
+FURTHER: dict[str, dict[str, object]] = {
+    ANIMATED: {"images": (PICTURE,), "conditions": MOVED, "max_sequence_length": 16}
+}
+"""What a model makes nothing without."""
 
 
 def model(name: str, modular_folder: Callable[[str], Path], root: Path) -> str:
@@ -91,7 +97,7 @@ def check_all(source: str, changes: dict[str, object], monkeypatch: pytest.Monke
 def test_every_scheduler_is_refused_before_the_load_or_runs(
     name: str, modular_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_all(model(name, modular_folder, tmp_path), {}, monkeypatch)
+    check_all(model(name, modular_folder, tmp_path), FURTHER.get(name, {}), monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["flux", "qwenimage", "sdxl"])
