@@ -89,10 +89,10 @@ def test_the_class_that_is_called_has_to_take_it() -> None:
     """An inpaint form may take what the pipeline itself does not, and the other way round."""
     family = family_of("StableDiffusionXLPipeline")
     picture, mask = torch.rand(32, 32, 3), MaskCondition(torch.zeros(1, 32, 32))
-    padding = ArgumentCondition("padding_mask_crop", 8)
-    check_request(family, request(mask, padding, images=(picture,)))
+    score = ArgumentCondition("aesthetic_score", 7.0)
+    check_request(family, request(mask, score, images=(picture,)))
     with pytest.raises(InputError, match="StableDiffusionXLPipeline takes none of that name"):
-        check_request(family, request(padding))
+        check_request(family, request(score))
 
 
 def test_the_command_line_reads_json_text_pictures_and_tensors(tmp_path: Path, monkeypatch: Any) -> None:
