@@ -416,7 +416,8 @@ def test_a_run_that_ends_in_nan_is_made_again_before_anything_is_decoded(monkeyp
     broken, decoded, own = [True], [], generating._decode
     monkeypatch.setattr(attention, "can_give_up", lambda pipeline: broken[0])
     monkeypatch.setattr(attention, "give_up", lambda pipeline, reason: broken.__setitem__(0, False))
-    monkeypatch.setattr(generating, "_decode", lambda *arguments: decoded.append(arguments[1]) or own(*arguments))
+    kept = lambda *arguments, **options: decoded.append(arguments[1]) or own(*arguments, **options)
+    monkeypatch.setattr(generating, "_decode", kept)
     spoil = lambda model, inputs, output: (output[0] * float("nan"),) if broken[0] else output
     hook = loaded.pipeline.unet.register_forward_hook(spoil)
     handle = PipelineHandle(loaded.key)
