@@ -24,6 +24,9 @@ INSTALL := $(PY) $(PIP_INSTALL)
 NAMED := $(if $(filter undefined,$(origin COMFYUI_PATH)),,COMFYUI_PATH='$(COMFYUI_PATH)')
 FIND := import runpy; print(*runpy.run_path('commands/paths.py')['find_comfyuis'](), sep=':')
 COMFYUIS := $(shell $(NAMED) $(PYTHON) -c "$(FIND)")
+ifneq ($(filter-out 0,$(.SHELLSTATUS)),)
+$(error whether there is a ComfyUI could not be found out)
+endif
 COMFYUI := $(shell echo '$(COMFYUIS)' | cut -d: -f1)
 export COMFYUI_PATH := $(COMFYUIS)
 # Each ComfyUI pins versions of its own, so each set of requirements has a layer of its own on top of .venv.

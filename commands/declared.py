@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..optimizations.settings import COMPILE_BACKENDS, COMPILE_MODES, COMPILE_SCOPES, TRISTATE
-from .paths import path_argument
+from ..pipelines.loading.small_files import plain_path
 
 Adds = Callable[[argparse.ArgumentParser], object]
 """Declares options, of a parser or a group of one."""
@@ -24,6 +25,14 @@ class Declared(NamedTuple):
     flag: str
     default: object
     switch: bool
+
+
+def path_argument(text: str) -> Path:
+    """A path on the command line, `~` replaced. What no file can be called is a usage error."""
+    try:
+        return plain_path("path", text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def declared_by(adds: Adds) -> dict[str, Declared]:

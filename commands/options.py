@@ -24,8 +24,15 @@ from ..optimizations.settings import (
 from ..pipelines.loading.devices import dtype_name
 from ..pipelines.loading.small_files import plain_path
 from ..pipelines.tiny import TINY_LORAS
-from .declared import add_compiler_options, add_tiling_options, check_switched_off, declared_by, refuse_given
-from .paths import find_comfyui, path_argument
+from .declared import (
+    add_compiler_options,
+    add_tiling_options,
+    check_switched_off,
+    declared_by,
+    path_argument,
+    refuse_given,
+)
+from .paths import find_comfyui
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoraSpec, PipelineHandle

@@ -1,16 +1,12 @@
-"""Where things are on this machine: ComfyUI, its model folders, this pack's caches, and paths that are typed.
+"""Where things are on this machine: ComfyUI, its model folders, this pack's caches. Looks only; creates nothing.
 
-Looks only; creates nothing.
+The Makefile runs this file by itself, so it imports nothing of the pack.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
-
-from ..errors import InputError
-from ..pipelines.loading.small_files import plain_path
 
 PACK = Path(__file__).resolve().parent.parent
 
@@ -53,11 +49,3 @@ def model_folders(comfyui: Path | None) -> dict[str, list[Path]]:
         kind: [comfyui / "models" / folder for folder in folders if (comfyui / "models" / folder).is_dir()]
         for kind, folders in names.items()
     }
-
-
-def path_argument(text: str) -> Path:
-    """A path on the command line, `~` replaced. What no file can be called is a usage error."""
-    try:
-        return plain_path("path", text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

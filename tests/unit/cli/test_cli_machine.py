@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,19 @@ def test_a_named_comfyui_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert find_comfyui() is None
     monkeypatch.delenv("COMFYUI_PATH")
     assert find_comfyui() in (at_home.resolve(), *filter(is_comfyui, Path(doctor.PACK).parents))
+
+
+def test_the_makefile_finds_a_comfyui(tmp_path: Path) -> None:
+    """By the file alone, in any Python; where that fails, make says so instead of leaving tests out."""
+    text = (doctor.PACK / "Makefile").read_text()
+    program = re.search("^FIND := (.*)$", text, re.MULTILINE)
+    assert program is not None
+    found = make_comfyui(tmp_path / "ComfyUI")
+    command = [sys.executable, "-S", "-c", program[1]]
+    done = subprocess.run(
+        command, env={"COMFYUI_PATH": str(found)}, cwd=doctor.PACK, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == (str(found.resolve()), "")
 
 
 def test_every_comfyui_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
