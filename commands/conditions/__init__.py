@@ -180,7 +180,7 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
     limits = {name: value for name, value in given.items() if value is not None}
     modes = args.control_mode
     if (limits or modes) and not pictures:
-        name, value = next(iter({**limits, **({"mode": modes[0]} if modes else {})}.items()))
+        name, value = next(iter(limits.items()), None) or ("mode", modes[0])
         reason = "there is no control picture for it to hold for"
         raise InputError(f"control_{name}", value, reason, f"give a --control-image, or leave --control-{name} out")
     if modes and len(modes) not in (1, len(pictures)):

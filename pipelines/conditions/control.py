@@ -145,7 +145,7 @@ def _check_form(
     union = is_union(controls)
     plain = control_form(family, union=union)
     models = control_models(request)
-    name = _shown(models[0])
+    name = models[0].shown
     if not plain:
         reason = f"{family.name} has no form that takes a control model"
         raise InputError("controlnet", name, reason, "leave the control picture out")
@@ -153,10 +153,10 @@ def _check_form(
         if model.class_name not in accepted_models(plain):
             if model.class_name in (one_kind := accepted_models(control_form(family))):
                 reason = "a run takes control models of one kind, and another one of this run is a ControlNet Union"
-                raise InputError("controlnet", _shown(model), reason, "leave one kind out")
+                raise InputError("controlnet", model.shown, reason, "leave one kind out")
             wanted = " or ".join(one_kind)
             reason = f"it is a {model.class_name}, made for another kind of model: {family.name} takes a {wanted}"
-            raise InputError("controlnet", _shown(model), reason, "choose one that was made for this model")
+            raise InputError("controlnet", model.shown, reason, "choose one that was made for this model")
     if request.strength < 1.0 and not repainted and not control_form(family, "Img2Img", union):
         reason = f"{family.name} has no form that takes a control model and starts from a picture"
         raise InputError("strength", request.strength, reason, "use 1")
@@ -219,7 +219,7 @@ def check_fits(key: ControlNetKey, held: Mapping[str, Any], denoiser: Mapping[st
         ours, theirs = (list(value) if isinstance(value, list | tuple) else value for value in (ours, theirs))
         if ours is not None and theirs is not None and ours != theirs:
             reason = f"it was made for another model: its {entry} is {ours}, that of {name} is {theirs}"
-            raise InputError("controlnet", _shown(key), reason, "choose one that was made for this model")
+            raise InputError("controlnet", key.shown, reason, "choose one that was made for this model")
 
 
 def control_arguments(form: str, request: SampleRequest, to_picture: Any) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def described(family: Family, request: SampleRequest, repainted: bool) -> list[s
         if control.model is not None:
             form = control_form_of(family, request, repainted)
             acts, steps = acting_steps(form, family, request, control)
-            said = f"{_shown(control.model)} {control.strength:g}"
+            said = f"{control.model.shown} {control.strength:g}"
             if (control.start, control.end) == (0.0, 1.0) or "control_guidance_start" not in call_takes(form):
                 found.append(f"{said}, 0 to 1 of the steps")
             else:
@@ -262,7 +262,3 @@ def _annotation(form: str) -> str:
     import diffusers
 
     return str(inspect.signature(getattr(diffusers, form).__init__).parameters["controlnet"].annotation)
-
-
-def _shown(key: ControlNetKey) -> str:
-    return key.source if key.source.startswith("tiny:") else key.source.replace("\\", "/").rsplit("/", 1)[-1]

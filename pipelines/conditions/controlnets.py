@@ -14,6 +14,7 @@ from ...optimizations.components import denoisers
 from .. import tiny
 from ..loading.progress import reading_errors
 from ..loading.small_files import identity_of, plain_path, read_json
+from ..loading.sources import TINY
 from .control import check_fits, control_models, described
 from .controls.configurations import modes_of
 from .controls.files import CONFIG, CURE, check_tensors, configuration, read_file, resolve_file
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ...report import OptimizationReport
     from ..types import LoadedPipeline, SampleRequest
 
-TINY = "tiny:"
 _BORROWED = (
     *("t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder", "noise_refiner"),
     *("context_refiner", "x_pad_token", "cap_pad_token"),
@@ -102,9 +102,15 @@ def check_controls_fit(request: SampleRequest, denoiser: Mapping[str, Any], name
     """Raise InputError for a control model that does not fit a denoiser, by its configuration file alone."""
     for key in control_models(request):
         if not key.source.startswith(TINY):
-            config = configuration(key, denoiser)
-            check_fits(key, config, denoiser, name)
-            check_tensors(key, config)
+            _fitting(key, denoiser, name)
+
+
+def _fitting(key: ControlNetKey, denoiser: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration of a control model that fits a denoiser. Raises InputError for one that does not."""
+    config = configuration(key, denoiser)
+    check_fits(key, config, denoiser, name)
+    check_tensors(key, config)
+    return config
 
 
 @contextmanager
@@ -166,9 +172,7 @@ def _read(key: ControlNetKey, loaded: LoadedPipeline) -> Any:
                 raise ModelFileError("controlnet", key.source, reason, "run again")
             if Path(key.source).is_file():
                 denoiser: Any = next(iter(denoisers(loaded.pipeline).values()))
-                config = configuration(key, denoiser.config)
-                check_fits(key, config, denoiser.config, loaded.family.name)
-                check_tensors(key, config)
+                config = _fitting(key, denoiser.config, loaded.family.name)
                 return read_file(key, config, loaded.dtype).requires_grad_(False)
             made = getattr(diffusers, key.class_name)
             options = {"torch_dtype": loaded.dtype, "use_safetensors": True, "local_files_only": True}

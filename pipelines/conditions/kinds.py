@@ -50,6 +50,11 @@ class ControlNetKey:
     class_name: str
     modes: int = 0
 
+    @property
+    def shown(self) -> str:
+        """Its name in messages: that of its folder or file."""
+        return self.source.replace("\\", "/").rsplit("/", 1)[-1]
+
 
 @dataclass(frozen=True, eq=False)
 class ControlCondition:

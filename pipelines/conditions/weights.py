@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...safetensors_header import read_shapes
+from ..loading.sources import TINY
 from .control import control_models
-from .controlnets import TINY
 from .image_prompts.keys import image_prompts_of
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....errors import InputError, ModelFileError, first_line
 from ....safetensors_header import DOWNLOAD_AGAIN
-from ...loading.parts.component import Component
-from ...loading.parts.header import Part, read_part
+from ...loading.parts.header import read_part
 from ...loading.parts.read import fill
 from ...loading.parts.weights import read_weights
 from ...loading.small_files import identity_of, read_json
@@ -56,11 +55,10 @@ def resolve_file(path: Path) -> ControlNetKey:
         reason = f"it is a {name}, and no tensor of it shows its {' and '.join(missing)}"
         cure = f"put its config.json into the folder {path.with_suffix('')}, or choose its diffusers folder"
         raise ModelFileError("controlnet", str(path), reason, cure)
-    if config is not None:
-        name = str(read_json(config).get("_class_name", name))
-    files = (path,) if config is None else (path, config)
-    modes = modes_of_tensors(name, part.shapes)
-    return ControlNetKey(str(path), identity_of(files), name, modes if config is None else modes_of(read_json(config)))
+    if config is None:
+        return ControlNetKey(str(path), identity_of((path,)), name, modes_of_tensors(name, part.shapes))
+    said = read_json(config)
+    return ControlNetKey(str(path), identity_of((path, config)), str(said.get("_class_name", name)), modes_of(said))
 
 
 def config_of_file(path: Path) -> Path | None:
@@ -145,14 +143,5 @@ def _under_own_names(tensors: Mapping[str, Any], config: Mapping[str, Any], clas
 
 def read_file(key: ControlNetKey, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The network of a control model's file, on the CPU."""
-    part: Part = read_part(Path(key.source), "controlnet")
-    component = Component(
-        library="diffusers",
-        class_name=key.class_name,
-        usual="a ControlNet",
-        told=lambda shapes: True,
-        config=lambda shapes: dict(config),
-        rename=lambda weights, settings: _under_own_names(weights, settings, key.class_name),
-    )
-    weights = component.rename(read_weights(part, dtype), dict(config))
-    return fill(component, weights, dict(config), dtype)
+    weights = read_weights(read_part(Path(key.source), "controlnet"), dtype)
+    return fill(key.class_name, _under_own_names(weights, config, key.class_name), dict(config), dtype)

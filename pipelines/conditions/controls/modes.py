@@ -32,7 +32,7 @@ def check_modes(controls: Sequence[ControlCondition], form: str, takes: Mapping[
     for control in controls:
         assert control.model is not None  # noqa: S101 - of those with a model each
         modes, mode = control.model.modes, control.mode
-        shown = control.model.source.replace("\\", "/").rsplit("/", 1)[-1]
+        shown = control.model.shown
         if not modes and mode is not None:
             raise InputError(_NAME, mode, f"{shown} reads one kind of picture", "leave it out")
         if modes and mode is None:
@@ -49,7 +49,7 @@ def check_modes(controls: Sequence[ControlCondition], form: str, takes: Mapping[
         reason = "a run takes several pictures for one ControlNet Union, or one for each of several"
         raise InputError("controlnet", f"{len(controls)} pictures", reason, "leave some of them out")
     several = len(controls) > 1 and any(control.mode is not None for control in controls)
-    if several and batch > 1 and form.startswith("Flux") and form != "FluxControlNetPipeline":
+    if several and batch > 1 and _by_item(form):
         reason = f"with several control pictures of which one has a mode, {form} makes one picture a run"
         raise InputError("batch", batch, reason, "use 1, or leave all but one control picture out")
 
@@ -78,10 +78,14 @@ def with_modes(
     modes = [control.mode for control in controls]
     if MODE not in takes or (modes == [None] and not is_union(controls)):
         return given
-    # FLUX.1's forms that start from a picture run none of several control models without a mode for each.
-    each_item = form.startswith("Flux") and form != "FluxControlNetPipeline" and batch > 1
+    each_item = _by_item(form) and batch > 1
     given[MODE] = modes if several or is_union(controls) else modes * batch if each_item else modes[0]
     return given
+
+
+def _by_item(form: str) -> bool:
+    """Whether a class takes a mode for each item of a batch: FLUX.1's that start from a picture."""
+    return form.startswith("Flux") and form != "FluxControlNetPipeline"
 
 
 def networks(form: str, models: Sequence[Any]) -> Any:

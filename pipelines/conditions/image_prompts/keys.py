@@ -11,6 +11,7 @@ from ....safetensors_header import read_header
 from ... import tiny
 from ...classes.forms import class_of
 from ...loading.small_files import identity_of, plain_path, read_json
+from ...loading.sources import TINY
 from ..kinds import ImagePromptCondition, ImagePromptKey
 from ..pictures import shape_of
 from ..taking import call_takes, component_classes, modular_class
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ...families import Family
     from ...types import SampleRequest
 
-TINY = "tiny:"
 REDUX = "FluxPriorReduxPipeline"
 ENCODERS = {
     CLIP: ("CLIPVisionModelWithProjection", "CLIPImageProcessor"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....errors import InputError, MissingDependencyError, ModelFileError, first_line
 from ....fallback import is_out_of_memory
-from ....safetensors_header import DOWNLOAD_AGAIN, parse_json
+from ....safetensors_header import DOWNLOAD_AGAIN, parse_json, read_metadata
 
 if TYPE_CHECKING:
     import torch
@@ -83,10 +83,7 @@ def read_quantized(path: Path, name: str) -> tuple[Quantized, dict[str, tuple[in
     Raises:
         ModelFileError: it says nothing of it, as those that are not merged, or what is not read.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as file:
-        metadata = file.metadata() or {}
+    metadata = read_metadata(path, name)
     class_name = metadata.get("model_class", "")
     if not class_name or "config" not in metadata or "quantization_config" not in metadata:
         reason = "it is quantized by Nunchaku (svdq) and does not say which model it is, as its older files"

@@ -98,7 +98,9 @@ def check_quantized(parts: tuple[tuple[str, str], ...], device: str, dtype: str)
     for slot, file in parts:
         if is_gguf(Path(file)):
             return file
-        part = read_part(Path(file), input_of(slot))
+        if input_of(slot) != MODEL_INPUT:  # of Nunchaku's there are diffusion models alone
+            continue
+        part = read_part(Path(file), MODEL_INPUT)
         if part.svdq is not None:
             nunchaku.check_card(part.path, part.svdq, device, dtype)
             return file
@@ -153,7 +155,7 @@ def read_component(
             Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
             return fill_gguf(getattr(diffusers, component.class_name), weights, folder, dtype)
     if component.library == "diffusers":
-        return fill(component, weights, config, dtype, keep_fp8)
+        return fill(component.class_name, weights, config, dtype, keep_fp8)
     import transformers
 
     model_class = getattr(transformers, component.class_name)
@@ -166,9 +168,7 @@ def read_component(
     return model_class.from_pretrained(None, config=settings, state_dict=weights, torch_dtype=dtype).eval()
 
 
-def fill(
-    component: Component, weights: dict[str, Any], config: Config, dtype: torch.dtype, keep_fp8: bool = False
-) -> Any:
+def fill(class_name: str, weights: dict[str, Any], config: Config, dtype: torch.dtype, keep_fp8: bool = False) -> Any:
     """A network of diffusers with these weights: in their file where it has `dtype` already, else rounded to it.
 
     As diffusers' own `from_pretrained` does it, layers that a class keeps in float32 are in float32, and what a class
@@ -178,7 +178,7 @@ def fill(
     import torch
     from accelerate import init_empty_weights
 
-    model_class = getattr(diffusers, component.class_name)
+    model_class = getattr(diffusers, class_name)
     with default_dtype(dtype), init_empty_weights():
         model = model_class.from_config(config)
     exact = model_class._keep_in_fp32_modules or []

@@ -96,4 +96,4 @@ def _read(component: Component, part: Part, config: Config, dtype: torch.dtype) 
     for key in list(weights):
         if hasattr(weights[key], "quant_type"):
             weights[key] = dequantize_gguf_tensor(weights[key]).to(dtype)
-    return fill(component, weights, config, dtype)
+    return fill(component.class_name, weights, config, dtype)
