@@ -22,13 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..vae import engine, kernels, streams
-from ..vae.kernels import triton_group_norm, triton_pixel_shuffle, triton_rms_norm
+from ..vae.kernels import triton_group_norm, triton_pixel_shuffle, triton_put, triton_rms_norm
 from ..vae.kernels.conv_choice import ConvChoice
 from ..vae.network.convolution import CHOICE
 
 CARD = torch.device("cuda:0")
-MODULES = (triton_group_norm, triton_pixel_shuffle, triton_rms_norm)
-KERNELS = ("_sum_parts", "_merge_parts", "_normalise", "_shuffle")
+MODULES = (triton_group_norm, triton_pixel_shuffle, triton_put, triton_rms_norm)
+KERNELS = ("_sum_parts", "_merge_parts", "_normalise", "_shuffle", "_put")
 WAITS = {
     "_local_scalar_dense", "equal", "item", "is_nonzero", "masked_select", "nonzero", "repeat_interleave", "_unique2",
     "unique_consecutive", "unique_dim",

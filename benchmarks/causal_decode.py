@@ -6,7 +6,8 @@ weights and without what a convolution's algorithm takes beside its tensors. Str
 are made.
 
 Time: full-size VAEs with random weights and small clips, each way of decoding in turn, round after round; the median of
-each, and the largest difference of a pixel in 0..1 from diffusers' own decode.
+each, and the largest difference of a pixel in 0..1 from diffusers' own decode. On a card (`--device cuda`) clips have
+their full size, the dtype is bfloat16, and each way's real peak stands beside its time; nothing is counted then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from statistics import median
 from typing import Any
@@ -35,6 +37,8 @@ MODELS: dict[str, tuple[str, int, int, int, tuple[int, int, int] | None]] = {
     "HunyuanVideo 1.5": ("AutoencoderKLHunyuanVideo15", 32, 16, 4, None),
     "LTX-2": ("AutoencoderKLLTX2Video", 128, 32, 8, (5, 6, 6)),
 }
+CARD_CLIPS = {"Wan 2.1": (21, 60, 104), "LTX-2": (11, 15, 26)}
+"""Latent size of the clip that is timed on a card: 81 frames of 832x480."""
 BYTES_PER_ELEMENT = 2
 """bfloat16."""
 Stream = Callable[[Any, torch.Tensor], Iterator[torch.Tensor]]
@@ -86,46 +90,55 @@ def memory_rows(width: int, height: int, frames: list[int]) -> list[dict[str, An
     return found
 
 
-def time_rows(rounds: int) -> list[dict[str, Any]]:
+def time_rows(rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """One row per model and way of decoding: median seconds, times faster than diffusers, difference from it."""
     import diffusers
 
     found = []
     for name, (class_name, channels, ratio, temporal, size) in MODELS.items():
+        size = CARD_CLIPS.get(name) if device.type == "cuda" else size
         if size is None:
             continue
         frames, height, width = size
         torch.manual_seed(0)
-        vae = getattr(diffusers, class_name)().eval()
-        latents = torch.randn(1, channels, frames, height, width)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        vae = getattr(diffusers, class_name)().eval().to(device, dtype)
+        latents = torch.randn(1, channels, frames, height, width).to(device, dtype)
         decode = partial(decode_streaming, vae, latents)
         ways: dict[str, Callable[[], torch.Tensor]] = {
-            "diffusers": lambda vae=vae, latents=latents: vae.decode(latents, return_dict=False)[0],  # type: ignore[misc]
+            "diffusers": lambda vae=vae, latents=latents: vae.decode(latents, return_dict=False)[0].cpu(),  # type: ignore[misc]
             "streamed": decode,
         }
         for layout, channels_last in (("fast", False), ("fast, channels-last", True)):
             fast = FastArithmetic(Kernels(), channels_last)
             ways[layout] = partial(decode, latent_frames_per_step=LATENT_FRAMES_PER_STEP, fast=fast)
         clip = f"{1 + (frames - 1) * temporal} frames {width * ratio}x{height * ratio}"
-        found += [{"vae": name, "clip": clip, **row} for row in _interleaved(ways, rounds)]
+        found += [{"vae": name, "clip": clip, **row} for row in _interleaved(ways, rounds, device)]
+        print(table(found), flush=True)
     return found
 
 
-def _interleaved(ways: dict[str, Callable[[], torch.Tensor]], rounds: int) -> list[dict[str, Any]]:
-    """Every way once per round; the first round is not counted."""
+def _interleaved(
+    ways: dict[str, Callable[[], torch.Tensor]], rounds: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Every way once per round; the first round is not counted. The frames end in main memory, so a card has ended."""
+    peaks: dict[str, int] = {}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     differences: dict[str, float] = {}
     expected = torch.empty(0)
     with torch.no_grad():
         for turn in range(rounds + 1):
             for way, decode in ways.items():
-                before = time.perf_counter()
-                frames = decode()
+                with _peak(device, peaks, way):
+                    before = time.perf_counter()
+                    frames = decode()
+                    taken = time.perf_counter() - before
                 if turn:
-                    seconds[way].append(time.perf_counter() - before)
+                    seconds[way].append(taken)
                     continue
-                expected = frames.clamp(-1, 1) if way == "diffusers" else expected
-                differences[way] = float((frames.clamp(-1, 1) - expected).abs().max()) / 2
+                frames = frames.float().cpu().clamp(-1, 1)
+                expected = frames if way == "diffusers" else expected
+                differences[way] = float((frames - expected).abs().max()) / 2
     plain = median(seconds["diffusers"])
     return [
         {
@@ -133,13 +146,27 @@ def _interleaved(ways: dict[str, Callable[[], torch.Tensor]], rounds: int) -> li
             "seconds": round(median(taken), 3),
             "times_faster": round(plain / median(taken), 3),
             "largest_difference": differences[way],
+            **({"peak_gib": round(peaks[way] / 2**30, 3)} if way in peaks else {}),
         }
         for way, taken in seconds.items()
     ]
 
 
+@contextmanager
+def _peak(device: torch.device, peaks: dict[str, int], way: str) -> Iterator[None]:
+    """Note what a way takes of a card's memory above what was in use before; of a processor nothing is noted."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    yield
+    peaks[way] = torch.cuda.max_memory_allocated(device) - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the times on a card alone")
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, nargs="+", default=[9, 81])
@@ -147,14 +174,14 @@ def main() -> None:
     parser.add_argument("--no-store", action="store_true", help="do not write benchmarks/results")
     args = parser.parse_args()
     prepare_libraries(verbose=False)
-    memory = memory_rows(args.width, args.height, args.frames)
-    print(table(memory))
-    result: dict[str, Any] = {"rows": memory}
+    device, result = torch.device(args.device), {}
+    if device.type == "cpu":
+        result["rows"] = memory_rows(args.width, args.height, args.frames)
+        print(table(result["rows"]))
     if args.rounds:
-        result["time"] = time_rows(args.rounds)
-        print(table(result["time"]))
+        result["time"] = time_rows(args.rounds, device)
     if not args.no_store:
-        print(f"stored in {store('causal_decode', result, 'cpu')}")
+        print(f"stored in {store('causal_decode', result, str(device))}")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,58 @@ def tile_cases(random: Random, shape: tuple[int, ...], groups: int) -> Iterator[
         yield Case("normalise only", size, way, partial(prepare, channels, cells, warps), moved)
 
 
+def statistics_cases(random: Random, shape: tuple[int, ...], groups: int) -> Iterator[Case]:
+    """The summing pass alone, with other tiles than the chosen one too."""
+    moved = torch.Size(shape).numel() * random.dtype.itemsize
+
+    def prepare(tile: tuple[int, int, int] | None) -> Run:
+        from ..vae.kernels import triton_group_norm
+        from ..vae.kernels.triton_support import ProgramShape
+
+        x = random(*shape)
+        used = None if tile is None else ProgramShape(*tile)
+        return lambda: triton_group_norm.group_norm_statistics(x, groups, shape=used)
+
+    tiles = ((64, 64, 4), (128, 16, 4), (128, 16, 8), (128, 32, 4), (128, 32, 8), (128, 64, 8), (128, 64, 16))
+    for tile in (None, *tiles):
+        way = "tile {} channels x {} cells, {} warps".format(*tile) if tile else "triton"
+        yield Case("statistics only", "x".join(map(str, shape)), way, partial(prepare, tile), moved)
+
+
+def put_cases(random: Random, shape: tuple[int, ...]) -> Iterator[Case]:
+    """What is written to where it belongs: two carried frames into a padded buffer, a sum with a bias over what lies
+    there, one phase of a plane of twice the size."""
+    from ..vae.kernels import Border, Padded
+
+    batch, channels, frames, height, width = shape
+    moved = torch.Size(shape).numel() * random.dtype.itemsize
+
+    def prepare(module: str, how: str) -> Run:
+        function = import_module(f"..vae.kernels.{module}", __package__).put
+        x, bias = random(*shape), random(channels)
+        if how == "a sum with a bias":
+            out = random(*shape)
+            return lambda: function(x, out=out, bias=bias, add=True)
+        if how == "a phase with a bias":
+            out = random(batch, channels, frames, 2 * height, 2 * width)[..., ::2, 1::2]
+            return lambda: function(x, out=out, bias=bias)
+        carried = x[:, :, :2]
+        buffer = Padded(random(batch, channels, frames + 2, height + 2, width + 2)[:, :, :2], Border(1, 1, 1, 1))
+        if module == "triton_put":
+            return lambda: function(carried, out=buffer)
+
+        def copy() -> None:
+            function(carried, out=buffer.inside)
+            buffer.surround()
+
+        return copy
+
+    sizes = {"carried frames": 4 * moved // frames, "a sum with a bias": 3 * moved, "a phase with a bias": 2 * moved}
+    for how, least in sizes.items():
+        for module in ("eager", "triton_put"):
+            yield Case("put", f"{'x'.join(map(str, shape))}, {how}", module, partial(prepare, module, how), least)
+
+
 def rms_cases(random: Random, shape: tuple[int, ...]) -> Iterator[Case]:
     moved = 2 * torch.Size(shape).numel() * random.dtype.itemsize
 
@@ -214,6 +266,8 @@ def all_cases(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator
     if not small:
         yield from norm_cases(random, (1, 512, 1, height // 8, width // 8), 32)
         yield from tile_cases(random, (1, 128, 20, 256, 256), 32)
+        yield from statistics_cases(random, (1, 128, 20, 256, 256), 32)
+    yield from put_cases(random, (1, 32 if small else 128, frames, height, width))
     yield from rms_cases(random, (1, 32 if small else 96, frames, height, width))
     for channels, z in ((64, 1), (64, 2)) if small else ((1024, 1), (4096, 2)):
         cut = 2 if z == 1 else 4

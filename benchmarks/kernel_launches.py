@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from ..vae.kernels import triton_group_norm, triton_pixel_shuffle, triton_rms_norm
+from ..vae.kernels import triton_group_norm, triton_pixel_shuffle, triton_put, triton_rms_norm
 from .card_trace import Launch, Place
 
-MODULES = {module.NAME: module for module in (triton_group_norm, triton_pixel_shuffle, triton_rms_norm)}
+MODULES = {module.NAME: module for module in (triton_group_norm, triton_pixel_shuffle, triton_put, triton_rms_norm)}
 SPACE = 1 << 42
 """Bytes between the addresses of two tensors."""
 ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-zA-Z][\w:]*?)*?(?:\.v(\d))?\.[bufs](\d+)\b")

@@ -108,7 +108,8 @@ def least(launch: Launch) -> dict[tuple[int, str], int]:
         return math.prod(place.shape) * place.dtype.itemsize
 
     reads = {"_sum_parts": ["x"], "_merge_parts": ["means", "deviations"]}.get(launch.kernel, ["x"])
-    reads += [name for name, flag in (("added", "residual"), ("bias", "biased")) if given.get(flag)]
+    flags = {"added": "residual", "bias": "biased", "input_bias": "input_biased", "out": "add"}
+    reads += [name for name, flag in flags.items() if given.get(flag)]
     reads += [name for name in ("weight", "mean", "rstd") if name in given]
     reads += ["bias"] if launch.module == "triton_group_norm" and launch.kernel == "_normalise" else []
     for name in reads:

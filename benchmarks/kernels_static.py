@@ -38,11 +38,11 @@ LAYOUTS = {
 LATENTS = {"whole planes": ((3, 90, 156), (5, 60, 104)), "2 strips": ((3, 90, 156),)}
 """Latent frames, rows and columns of 9 frames of 1248x720, and of 17 of 832x480, whose parts merge in other tiles."""
 CONSTANTS = (
-    "activation", "at_once", "biased", "block_c", "block_g", "block_p", "block_parts", "even", "interleaved",
-    "residual", "temporal",
+    "activation", "add", "at_once", "biased", "block_c", "block_g", "block_p", "block_parts", "even", "input_biased",
+    "interleaved", "residual", "temporal",
 )  # fmt: skip
 """Arguments of the kernels that Triton compiles in."""
-SOURCES = ("triton_group_norm", "triton_pixel_shuffle", "triton_rms_norm", "triton_support")
+SOURCES = ("triton_group_norm", "triton_pixel_shuffle", "triton_put", "triton_rms_norm", "triton_support")
 
 
 def fingerprint() -> str:
@@ -190,6 +190,7 @@ def may_be_wide(launch: Launch) -> tuple[bool, bool]:
         return not any(s * item % 16 for s in others) and place.shape[innermost] * item % 16 == 0
 
     reads = [given["x"]] + ([given["added"]] if given.get("residual") else [])
+    reads += [given["out"]] if given.get("add") else []
     return all(map(aligned, reads)), launch.kernel != "_sum_parts" and aligned(given["out"])
 
 

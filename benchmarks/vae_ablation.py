@@ -69,11 +69,13 @@ def _copies_in_front(self: CausalConv3d, memory: torch.Tensor | None) -> int:
     return self.kernel_size[0] - 1 if memory is None else self.carried
 
 
-def _concatenated(source: Source, memory: torch.Tensor | None, front: int, block: Block) -> torch.Tensor:
+def _concatenated(
+    source: Source, memory: torch.Tensor | None, front: int, block: Block, kernels: Kernels
+) -> torch.Tensor:
     """A whole plane's buffer by way of two more full copies; strips are cut from the padded buffer all the same."""
     rows, columns = block
     if (rows.read_stop - rows.read_start, columns.read_stop - columns.read_start) != tuple(source.shape[3:]):
-        return gather(source, memory, front, block)
+        return gather(source, memory, front, block, kernels)
     x = empty(source.shape, source.x)
     source.write(rows, columns, Padded(x))
     if front:

@@ -136,7 +136,7 @@ def _wan22_i2v(full: bool, text: int = components.WIDTH) -> dict[str, Any]:
     return {"transformer": expert(), "transformer_2": expert(), "vae": vae}
 
 
-FLUX_DEV = Architecture("FLUX.1-dev architecture", "flux", _flux, text_encoders.flux, (4096, 768))
+FLUX_DEV = Architecture("FLUX.1-dev architecture", "flux-random", _flux, text_encoders.flux, (4096, 768))
 QWEN_IMAGE = Architecture("Qwen-Image architecture", "qwenimage", _qwen_image, text_encoders.qwen_image, (3584,))
 Z_IMAGE = Architecture("Z-Image architecture", "zimage", _z_image, text_encoders.z_image, (2560,))
 WAN22_I2V = Architecture("Wan 2.2 I2V A14B architecture", "wan22-i2v", _wan22_i2v, text_encoders.wan, (4096,))

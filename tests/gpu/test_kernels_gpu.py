@@ -65,6 +65,7 @@ def test_every_operation_runs_as_a_fused_kernel(dtype: torch.dtype, last: bool) 
     run.group_norm_statistics(x, 32)
     run.pixel_shuffle_3d(x, 2, drop_head=True)
     run.rms_norm_silu(x, weight)
+    run.put(x, out=torch.empty_like(x), bias=weight)
     assert run.refusals() == {}
     assert set(run.used) == set(kernels.OPERATIONS)
     assert not set(run.used.values()) & {"eager", "plain"}

@@ -35,8 +35,8 @@ __all__ = ["FUSED", "OPERATIONS", "Border", "Kernels", "Key", "Moments", "Padded
 
 log = logging.getLogger(__name__)
 
-OPERATIONS = ("group_norm_silu", "group_norm_statistics", "pixel_shuffle_3d", "rms_norm_silu")
-FOR_CARDS = ("triton_group_norm", "triton_pixel_shuffle", "triton_rms_norm", "comfy_kitchen")
+OPERATIONS = ("group_norm_silu", "group_norm_statistics", "pixel_shuffle_3d", "put", "rms_norm_silu")
+FOR_CARDS = ("triton_group_norm", "triton_pixel_shuffle", "triton_put", "triton_rms_norm", "comfy_kitchen")
 FUSED: tuple[str, ...] = FOR_CARDS
 """Modules of this folder with fused implementations, best first. Those for cards are not asked elsewhere."""
 
@@ -92,6 +92,7 @@ class Kernels:
         groups: int,
         eps: float,
         *,
+        input_bias: torch.Tensor | None = None,
         statistics: Statistics | None = None,
         activation: bool = True,
         out: torch.Tensor | Padded | None = None,
@@ -103,6 +104,7 @@ class Kernels:
             weight, bias: [C].
             groups: groups of channels that share statistics; they are in float32 whatever the dtype.
             eps: added to the variance.
+            input_bias: [C], added to x first: that of the convolution that made it, which spares a pass of its own.
             statistics: given ones, when `x` is only a part of its frames; None computes them from `x`.
             activation: False leaves the SiLU out.
             out: where to write, of x's shape, with or without what surrounds it; None allocates.
@@ -110,12 +112,16 @@ class Kernels:
         Returns:
             what was written, in x's dtype and shape.
         """
-        options = {"statistics": statistics, "activation": activation, "out": out}
+        options = {"input_bias": input_bias, "statistics": statistics, "activation": activation, "out": out}
         return self._run("group_norm_silu", x, weight, bias, groups, eps, **options)
 
-    def group_norm_statistics(self, x: torch.Tensor, groups: int) -> Moments:
-        """Moments of each frame and group of `x` [B, C, T, H, W]; those of parts of a frame can be merged."""
-        return self._run("group_norm_statistics", x, groups)
+    def group_norm_statistics(self, x: torch.Tensor, groups: int, *, input_bias: torch.Tensor | None = None) -> Moments:
+        """Moments of each frame and group of `x` [B, C, T, H, W]; those of parts of a frame can be merged.
+
+        Args:
+            input_bias: [C], added to x first.
+        """
+        return self._run("group_norm_statistics", x, groups, input_bias=input_bias)
 
     def pixel_shuffle_3d(
         self,
@@ -142,6 +148,30 @@ class Kernels:
         """
         options = {"drop_head": drop_head, "bias": bias, "residual": residual, "out": out}
         return self._run("pixel_shuffle_3d", x, temporal, **options)
+
+    def put(
+        self,
+        x: torch.Tensor,
+        *,
+        out: torch.Tensor | Padded | None = None,
+        bias: torch.Tensor | None = None,
+        add: bool = False,
+    ) -> torch.Tensor:
+        """Write `x + bias` to where it belongs, or add it to what lies there.
+
+        Args:
+            x: [B, C, T, H, W], any strides.
+            out: where to write, of x's shape, with or without what surrounds it; None allocates.
+            bias: [C]; None adds none.
+            add: add to what lies in `out`, which is a tensor then.
+
+        Returns:
+            what was written, without what surrounds it.
+        """
+        where = out.buffer if isinstance(out, Padded) else out
+        if where is not None and where.device != x.device:  # frames that wait in main memory
+            return KernelChoice(eager.put, eager.NAME)(x, out=out, bias=bias, add=add)
+        return self._run("put", x, out=out, bias=bias, add=add)
 
     def rms_norm_silu(
         self,

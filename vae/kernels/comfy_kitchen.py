@@ -44,6 +44,7 @@ def group_norm_silu(
     groups: int,
     eps: float,
     *,
+    input_bias: torch.Tensor | None = None,
     statistics: Statistics | None = None,
     activation: bool = True,
     out: torch.Tensor | None = None,
@@ -62,6 +63,7 @@ def group_norm_silu(
     _require("group_norm_silu_pad3d", {"x": x, "weight": weight, "bias": bias})
     from comfy_kitchen import group_norm_silu_pad3d
 
+    x = x if input_bias is None else x + input_bias.view(-1, 1, 1, 1)
     given = None
     if statistics is not None:
         given = torch.stack(statistics, dim=-1).flatten(0, 1).contiguous()

@@ -60,14 +60,15 @@ def group_norm_silu(
     groups: int,
     eps: float,
     *,
+    input_bias: torch.Tensor | None = None,
     statistics: Statistics | None = None,
     activation: bool = True,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """GroupNorm and SiLU as one multiply-add and one in-place activation. See `Kernels.group_norm_silu`."""
     if statistics is None:
-        statistics = group_norm_statistics(x, groups).statistics(eps)
-    scale, shift = scale_and_shift(statistics, weight, bias)
+        statistics = group_norm_statistics(x, groups, input_bias=input_bias).statistics(eps)
+    scale, shift = scale_and_shift(statistics, weight, bias, input_bias)
     if out is None:
         out = torch.empty_like(x)
     if torch.compiler.is_compiling():  # dynamo knows no `out=` into a view; the compiler fuses this by itself
@@ -83,7 +84,7 @@ def group_norm_silu(
 
 
 def scale_and_shift(
-    statistics: Statistics, weight: torch.Tensor, bias: torch.Tensor
+    statistics: Statistics, weight: torch.Tensor, bias: torch.Tensor, input_bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalisation and affine map of each frame as `x * scale + shift`, each float32 [B, C, T, 1, 1].
 
@@ -91,21 +92,24 @@ def scale_and_shift(
     """
     per_group = weight.shape[0] // statistics.mean.shape[-1]
     mean = statistics.mean.repeat_interleave(per_group, dim=-1)
+    mean = mean if input_bias is None else mean - input_bias.float()
     scale = statistics.rstd.repeat_interleave(per_group, dim=-1) * weight.float()
     shift = torch.addcmul(bias.float(), mean, scale, value=-1)
     return scale.transpose(1, 2)[..., None, None], shift.transpose(1, 2)[..., None, None]
 
 
-def group_norm_statistics(x: torch.Tensor, groups: int) -> Moments:
+def group_norm_statistics(x: torch.Tensor, groups: int, *, input_bias: torch.Tensor | None = None) -> Moments:
     """Moments of each frame and group, a cache-sized piece at a time. See `Kernels.group_norm_statistics`."""
     batch, channels, frames, height, width = x.shape
     if torch.compiler.is_compiling():
-        return _compiled_statistics(x, groups)
+        return _compiled_statistics(x if input_bias is None else x + input_bias.view(-1, 1, 1, 1), groups)
     if x.device.type == "meta":  # a dry run: what is kept, without the passing pieces
         kept = x.new_empty((batch, frames, groups), dtype=torch.float32)
         return Moments(channels // groups * height * width, kept, kept.clone())
     rows = max(1, chunk_bytes(x.device) // (4 * channels * width))
-    moments = [_frame_moments(x[item, :, frame], groups, rows) for item in range(batch) for frame in range(frames)]
+    moments = [
+        _frame_moments(x[item, :, frame], groups, rows, input_bias) for item in range(batch) for frame in range(frames)
+    ]
     shape = (batch, frames, groups)
     mean = torch.stack([m.mean for m in moments]).view(shape)
     return Moments(moments[0].size, mean, torch.stack([m.deviations for m in moments]).view(shape))
@@ -133,12 +137,12 @@ def _compiled_statistics(x: torch.Tensor, groups: int) -> Moments:
     return Moments(count, mean.transpose(1, 2), variance.transpose(1, 2) * count)
 
 
-def _frame_moments(frame: torch.Tensor, groups: int, rows: int) -> Moments:
+def _frame_moments(frame: torch.Tensor, groups: int, rows: int, input_bias: torch.Tensor | None) -> Moments:
     """Moments of one frame [C, H, W], `rows` rows at a time; each piece is read once from memory."""
-    return reduce(Moments.merge, (_piece_moments(piece, groups) for piece in frame.split(rows, dim=1)))
+    return reduce(Moments.merge, (_piece_moments(piece, groups, input_bias) for piece in frame.split(rows, dim=1)))
 
 
-def _piece_moments(piece: torch.Tensor, groups: int) -> Moments:
+def _piece_moments(piece: torch.Tensor, groups: int, input_bias: torch.Tensor | None) -> Moments:
     """Moments of some rows [C, h, W]: first the mean, then the squares of the differences from it."""
     channels, height, width = piece.shape
     size = channels // groups * height * width
@@ -147,6 +151,8 @@ def _piece_moments(piece: torch.Tensor, groups: int) -> Moments:
     else:
         cells, cell_axis = piece.reshape(channels, height * width), 1
     cells = cells.float()
+    if input_bias is not None:
+        cells = cells + input_bias.float().unsqueeze(cell_axis)
     mean = cells.sum(cell_axis).view(groups, -1).sum(1) / size
     centre = mean.repeat_interleave(channels // groups).unsqueeze(cell_axis)
     squares = (cells - centre).square_().sum(cell_axis)
@@ -192,6 +198,19 @@ def _put(target: torch.Tensor, source: torch.Tensor, shift: torch.Tensor | None)
 def _by_parity(x: torch.Tensor) -> torch.Tensor:
     """[..., 2H, 2W] as a view [..., H, row, W, column]."""
     return x.unflatten(-1, (x.shape[-1] // 2, 2)).unflatten(-3, (x.shape[-2] // 2, 2))
+
+
+def put(
+    x: torch.Tensor, *, out: torch.Tensor | None = None, bias: torch.Tensor | None = None, add: bool = False
+) -> torch.Tensor:
+    """One pass where nothing or a bias is added, two for both. See `Kernels.put`."""
+    out = torch.empty_like(x) if out is None else out
+    shift = None if bias is None else bias.to(x.dtype).view(-1, 1, 1, 1)
+    if add:
+        out.add_(x)
+        return out if shift is None else out.add_(shift)
+    _put(out, x, shift)
+    return out
 
 
 def rms_norm_silu(

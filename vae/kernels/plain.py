@@ -17,12 +17,14 @@ def group_norm_silu(
     groups: int,
     eps: float,
     *,
+    input_bias: torch.Tensor | None = None,
     statistics: Statistics | None = None,
     activation: bool = True,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """GroupNorm of each frame, then SiLU. See `Kernels.group_norm_silu`."""
     batch, channels, frames, height, width = x.shape
+    x = x if input_bias is None else x + input_bias.view(-1, 1, 1, 1)
     if statistics is None:
         folded = x.transpose(1, 2).reshape(batch * frames, channels, height, width)
         y = F.group_norm(folded, groups, weight, bias, eps)
@@ -38,8 +40,9 @@ def group_norm_silu(
     return y if out is None else out.copy_(y)
 
 
-def group_norm_statistics(x: torch.Tensor, groups: int) -> Moments:
+def group_norm_statistics(x: torch.Tensor, groups: int, *, input_bias: torch.Tensor | None = None) -> Moments:
     """Moments of each frame and group. See `Kernels.group_norm_statistics`."""
+    x = x if input_bias is None else x + input_bias.view(-1, 1, 1, 1)
     grouped = x.float().unflatten(1, (groups, -1))
     variance, mean = torch.var_mean(grouped, dim=(2, 4, 5), correction=0)
     count = x.shape[1] // groups * x.shape[3] * x.shape[4]
@@ -65,6 +68,15 @@ def pixel_shuffle_3d(
         y = torch.cat([y[:, :, :1], y[:, :, temporal:]], dim=2)
     y = y if residual is None else y + residual
     return y if out is None else out.copy_(y)
+
+
+def put(
+    x: torch.Tensor, *, out: torch.Tensor | None = None, bias: torch.Tensor | None = None, add: bool = False
+) -> torch.Tensor:
+    """The sum with the bias by itself, then a copy or a sum. See `Kernels.put`."""
+    out = torch.empty_like(x) if out is None else out
+    x = x if bias is None else x + bias.view(-1, 1, 1, 1)
+    return out.add_(x) if add else out.copy_(x)
 
 
 def rms_norm_silu(

@@ -40,8 +40,10 @@ def probe(
     """
     try:
         for arguments, options in _cases(operation, device, dtype, channels, channels_last):
-            expected = getattr(eager, operation)(*arguments, **options)
-            for out, right in _places(expected, channels_last, pads=pads):
+            there = 1.0 if options.get("add") else float("nan")
+            place = {"out": torch.full_like(arguments[0], there)} if operation == "put" else {}
+            expected = getattr(eager, operation)(*arguments, **options, **place)
+            for out, right in _places(expected, channels_last, there, pads=pads and "add" not in options):
                 made = function(*arguments, **options, **({} if out is None else {"out": out}))
                 made = out.buffer if isinstance(out, Padded) else made
                 difference = _difference(made, right)
@@ -71,6 +73,11 @@ def _cases(
         weight = torch.randn(channels, generator=generator).to(device, dtype)
         if operation == "group_norm_statistics":
             yield (x, groups), {}
+            yield (x, groups), {"input_bias": weight}
+        elif operation == "put":
+            yield (x,), {}
+            yield (x,), {"bias": weight}
+            yield (x,), {"bias": weight, "add": True}
         elif operation == "pixel_shuffle_3d":
             for z in (z for z in (1, 2) if channels % (4 * z) == 0):
                 bias = torch.randn(channels, generator=generator).to(device, dtype)
@@ -86,13 +93,14 @@ def _cases(
             yield arguments, {}
             yield arguments, {"activation": False}
             yield arguments, {"statistics": given}
+            yield arguments, {"input_bias": weight}
 
 
 def _places(
-    expected: torch.Tensor | Moments, channels_last: bool, *, pads: bool
+    expected: torch.Tensor | Moments, channels_last: bool, there: float, *, pads: bool
 ) -> Iterator[tuple[torch.Tensor | Padded | None, torch.Tensor | Moments]]:
     """The places where an operation writes, each with what has to be there: the inside of a padded buffer, and, where
-    it fills such a buffer whole, all of it. The buffers are full of NaN."""
+    it fills such a buffer whole, all of it. Buffers begin full of `there`: NaN, unless it is added to."""
     if not isinstance(expected, torch.Tensor):
         yield None, expected
         return
@@ -102,7 +110,7 @@ def _places(
 
     def blank() -> Padded:
         buffer = torch.empty(shape, dtype=expected.dtype, device=expected.device, memory_format=layout)
-        return Padded(buffer.fill_(float("nan")), Border(1, 1, 1, 1), 2)
+        return Padded(buffer.fill_(there), Border(1, 1, 1, 1), 2)
 
     yield blank().inside, expected
     if pads:

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .eager import Moments, Statistics
 from .padded import Border, Padded, unpacked
-from .triton_support import ProgramShape, divide_up, power_of_two, program_shape, unavailable, walk
+from .triton_support import WRITING_ELEMENTS, ProgramShape, divide_up, power_of_two, program_shape, unavailable, walk
 
 __all__ = ["NAME", "group_norm_silu", "group_norm_statistics", "unavailable"]
 
@@ -32,6 +32,7 @@ def group_norm_silu(
     groups: int,
     eps: float,
     *,
+    input_bias: torch.Tensor | None = None,
     statistics: Statistics | None = None,
     activation: bool = True,
     out: torch.Tensor | Padded | None = None,
@@ -51,20 +52,25 @@ def group_norm_silu(
     for start in range(0, frames, step):
         part, target = x[:, :, start : start + step], inside[:, :, start : start + step]
         if statistics is None:
-            mean, _, rstd = _statistics(part, groups, eps, None)
+            mean, _, rstd = _statistics(part, groups, eps, input_bias, None)
         else:
             mean, rstd = (s[:, start : start + step].contiguous() for s in statistics)
-        _write(part, target, weight, bias, mean, rstd, activation, border, 0 if start else front, shape)
+        affine = weight.contiguous(), bias.contiguous(), input_bias
+        _write(part, target, affine, mean, rstd, activation, border, 0 if start else front, shape)
     return inside
 
 
-def group_norm_statistics(x: torch.Tensor, groups: int, *, shape: ProgramShape | None = None) -> Moments:
+def group_norm_statistics(
+    x: torch.Tensor, groups: int, *, input_bias: torch.Tensor | None = None, shape: ProgramShape | None = None
+) -> Moments:
     """See `Kernels.group_norm_statistics`."""
-    mean, deviations, _ = _statistics(x, groups, 0.0, shape)
+    mean, deviations, _ = _statistics(x, groups, 0.0, input_bias, shape)
     return Moments(x.shape[1] // groups * x.shape[3] * x.shape[4], mean, deviations)
 
 
-def _statistics(x: torch.Tensor, groups: int, eps: float, shape: ProgramShape | None) -> tuple[torch.Tensor, ...]:
+def _statistics(
+    x: torch.Tensor, groups: int, eps: float, input_bias: torch.Tensor | None, shape: ProgramShape | None
+) -> tuple[torch.Tensor, ...]:
     """(mean, sum of squared deviations, reciprocal standard deviation), each float32 [B, T, groups]."""
     batch, channels, frames = x.shape[:3]
     route = walk(x)
@@ -76,8 +82,9 @@ def _statistics(x: torch.Tensor, groups: int, eps: float, shape: ProgramShape | 
     sums = torch.empty(2, batch * frames, parts, channels, dtype=torch.float32, device=x.device)
     grid = (parts, divide_up(channels, used.channels), batch * frames)
     _sum_parts[grid](
-        x, sums[0], sums[1], *route.strides[0], channels, frames, route.rows, route.columns, rows, columns, across,
-        block_c=used.channels, block_p=used.cells, num_warps=used.warps,
+        x, sums[0], sums[1], x if input_bias is None else input_bias, *route.strides[0],
+        channels, frames, route.rows, route.columns, rows, columns, across,
+        input_biased=input_bias is not None, block_c=used.channels, block_p=used.cells, num_warps=used.warps,
     )  # fmt: skip
     merged = torch.empty(3, batch, frames, groups, dtype=torch.float32, device=x.device)
     together, per_group = min(power_of_two(parts), 64), power_of_two(channels // groups)
@@ -93,8 +100,7 @@ def _statistics(x: torch.Tensor, groups: int, eps: float, shape: ProgramShape | 
 def _write(
     x: torch.Tensor,
     out: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
+    affine: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
     mean: torch.Tensor,
     rstd: torch.Tensor,
     activation: bool,
@@ -105,28 +111,30 @@ def _write(
     batch, channels, frames = x.shape[:3]
     route = walk(x, out, border=border)
     width = border.left + route.columns + border.right
-    used = shape or program_shape(channels, width, route.strides)
+    used = shape or program_shape(channels, width, route.strides, WRITING_ELEMENTS)
     pieces = divide_up(width, used.cells)
     grid = (
         pieces * (border.top + route.rows + border.bottom),
         divide_up(channels, used.channels),
         batch * (frames + front),
     )
+    weight, bias, input_bias = affine
     _normalise[grid](
-        x, out, weight.contiguous(), bias.contiguous(), mean, rstd, *route.strides[0], *route.strides[1],
+        x, out, weight, bias, x if input_bias is None else input_bias, mean, rstd, *route.strides[0], *route.strides[1],
         channels, mean.shape[-1], frames, front, route.rows, route.columns,
         border.left, border.right, border.top, pieces,
-        activation=activation, block_c=used.channels, block_p=used.cells, num_warps=used.warps,
+        activation=activation, input_biased=input_bias is not None,
+        block_c=used.channels, block_p=used.cells, num_warps=used.warps,
     )  # fmt: skip
 
 
 @triton.jit
 def _sum_parts(
-    x: tl.tensor, means: tl.tensor, deviations: tl.tensor,
+    x: tl.tensor, means: tl.tensor, deviations: tl.tensor, input_bias: tl.tensor,
     x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,
     channels: tl.tensor, frames: tl.tensor, height: tl.tensor, width: tl.tensor,
     rows: tl.tensor, columns: tl.tensor, across: tl.tensor,
-    block_c: tl.constexpr, block_p: tl.constexpr,
+    input_biased: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
 ) -> None:  # fmt: skip
     """Mean and squared deviations of each channel over one part (`rows` by `columns` cells) of one frame."""
     part, frame = tl.program_id(0), tl.program_id(2)
@@ -149,6 +157,8 @@ def _sum_parts(
             squares += away * away
     count = ((end_row - first_row) * (end - first)).to(tl.float32)
     shift = tl.sum(total, 1) / count
+    if input_biased:  # it moves the mean, and no deviation from it
+        pivot += tl.load(input_bias + c, mask=exists, other=0.0).to(tl.float32)
     place = (frame * tl.num_programs(0) + part) * channels + c
     tl.store(means + place, pivot + shift, mask=exists)
     tl.store(deviations + place, tl.maximum(tl.sum(squares, 1) - shift * shift * count, 0.0), mask=exists)
@@ -212,12 +222,13 @@ def _cells(
 
 @triton.jit
 def _normalise(
-    x: tl.tensor, out: tl.tensor, weight: tl.tensor, bias: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
+    x: tl.tensor, out: tl.tensor, weight: tl.tensor, bias: tl.tensor, input_bias: tl.tensor, mean: tl.tensor,
+    rstd: tl.tensor,
     x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,
     out_batch: tl.int64, out_channel: tl.tensor, out_frame: tl.int64, out_row: tl.int64, out_column: tl.tensor,
     channels: tl.tensor, groups: tl.tensor, frames: tl.tensor, front: tl.tensor, height: tl.tensor, width: tl.tensor,
     left: tl.tensor, right: tl.tensor, top: tl.tensor, pieces: tl.tensor,
-    activation: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
+    activation: tl.constexpr, input_biased: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr,
 ) -> None:  # fmt: skip
     """One tile of the padded output. `out` points at the first cell inside; cells of the border lie around it."""
     piece, plane = tl.program_id(0), tl.program_id(2)
@@ -233,7 +244,10 @@ def _normalise(
     value = tl.load(source[:, None] + (p.to(tl.int64) * x_column)[None, :], mask=inside, other=0.0).to(tl.float32)
     place = (item * frames + frame) * groups + c // (channels // groups)
     scale = tl.load(rstd + place, mask=exists, other=0.0) * tl.load(weight + c, mask=exists, other=0.0).to(tl.float32)
-    value -= tl.load(mean + place, mask=exists, other=0.0)[:, None]
+    middle = tl.load(mean + place, mask=exists, other=0.0)
+    if input_biased:
+        middle -= tl.load(input_bias + c, mask=exists, other=0.0).to(tl.float32)
+    value -= middle[:, None]
     value = value * scale[:, None] + tl.load(bias + c, mask=exists, other=0.0).to(tl.float32)[:, None]
     if activation:
         value = value * tl.sigmoid(value)

@@ -11,6 +11,7 @@ from torch import nn
 from ..config import VaeConfig
 from .attention import FrameAttention
 from .causal_conv import CausalConv3d
+from .convolution import bias_is_a_pass
 from .execution import Execution
 from .sources import Activated
 from .upsampling import Downsampler, Upsampler
@@ -28,10 +29,11 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = CausalConv3d(in_channels, out_channels, (1, 1, 1)) if in_channels != out_channels else None
 
     def forward(self, x: torch.Tensor, run: Execution) -> torch.Tensor:
-        h = self.conv1(Activated(x, self.norm1, run), run)
+        later = self.conv1.bias if bias_is_a_pass(x) else None
+        h = self.conv1(Activated(x, self.norm1, run), run, biased=later is None)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x, run)
-        return self.conv2(Activated(h, self.norm2, run), run, out=x, add=True)
+        return self.conv2(Activated(h, self.norm2, run, later), run, out=x, add=True)
 
 
 class MidBlock(nn.Module):

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .convolution import conv3d
+from ..kernels import Kernels
+from .convolution import bias_is_a_pass, conv3d
 from .execution import Execution, empty
 from .sources import Source, TensorSource, carry_frames, gather
 from .strips import Axis
@@ -64,6 +65,7 @@ class CausalConv3d(nn.Conv3d):
         *,
         out: torch.Tensor | None = None,
         add: bool = False,
+        biased: bool = True,
         carry: bool | None = None,
     ) -> torch.Tensor:
         """Convolve the source, block by block.
@@ -72,9 +74,10 @@ class CausalConv3d(nn.Conv3d):
             source: a tensor [B, I, T, H, W], or what makes one block by block.
             out: where the result goes; None allocates.
             add: add the result to `out` instead of storing it there.
+            biased: False leaves the bias out: whoever reads the result adds it.
             carry: whether to carry frames on to a next slice; None = as the execution says.
         """
-        source = TensorSource(source) if isinstance(source, torch.Tensor) else source
+        source = TensorSource(source, run.kernels) if isinstance(source, torch.Tensor) else source
         carry = run.carry if carry is None else carry
         memory = run.state.get(self.name)
         front = self._front(memory)
@@ -90,12 +93,13 @@ class CausalConv3d(nn.Conv3d):
         blocks = run.blocks(rows, columns, cell_bytes)
         kernels = None if temporal is not None else self._kernels(source, front)
         kept = run.state.keep(self.name, self.carried, source.shape, source.x) if carry else None
+        bias = self.bias if biased else None
         if out is None and kernels is not None and len(kernels) == 1 and blocks[0].covers(rows, columns):
             run.may_stop()
-            buffer = gather(source, memory, front, blocks[0])
+            buffer = gather(source, memory, front, blocks[0], run.kernels)
             if kept is not None:
-                carry_frames(buffer, kept, blocks[0])
-            return conv3d(buffer, kernels[0].weight, self.bias, self.stride)
+                carry_frames(buffer, kept, blocks[0], run.kernels)
+            return conv3d(buffer, kernels[0].weight, bias, self.stride)
         if out is None:
             before = self.carried if memory is not None else self.kernel_size[0] - 1
             frames = (before + source.shape[2] - self.kernel_size[0]) // self.stride[0] + 1
@@ -103,15 +107,15 @@ class CausalConv3d(nn.Conv3d):
             out = empty(shape, source.x)
         for block in blocks:
             run.may_stop()
-            buffer = gather(source, memory, front, block)
+            buffer = gather(source, memory, front, block, run.kernels)
             target = out[..., slice(*block.rows[:2]), slice(*block.columns[:2])]
             if temporal is None or not temporal.convolve(
-                self.name, buffer, self.weight, self.bias, target, head=head, add=add, cells=cells
+                self.name, buffer, self.weight, bias, target, head=head, add=add, cells=cells
             ):
                 kernels = kernels or self._kernels(source, front)
-                self._convolve(buffer, kernels, target, add=add)
+                self._convolve(buffer, kernels, bias, target, run.kernels, add=add)
             if kept is not None:
-                carry_frames(buffer, kept, block)
+                carry_frames(buffer, kept, block, run.kernels)
             del buffer
         return out
 
@@ -119,11 +123,21 @@ class CausalConv3d(nn.Conv3d):
         """What is convolved with a buffer with so many frames in front of the source's own."""
         return [Kernel(self.weight)] if front else causal_kernels(self.weight, self.stride[0], source.shape[2])
 
-    def _convolve(self, buffer: torch.Tensor, kernels: list[Kernel], out: torch.Tensor, *, add: bool) -> None:
+    def _convolve(
+        self,
+        buffer: torch.Tensor,
+        kernels: list[Kernel],
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        operations: Kernels,
+        *,
+        add: bool,
+    ) -> None:
+        later = bias_is_a_pass(buffer)
         for kernel in kernels:
-            result = conv3d(buffer[:, :, : kernel.reads], kernel.weight, self.bias, self.stride)
+            result = conv3d(buffer[:, :, : kernel.reads], kernel.weight, None if later else bias, self.stride)
             target = out[:, :, kernel.frame : kernel.frame + result.shape[2]]
-            target.add_(result) if add else target.copy_(result)
+            operations.put(result, out=target, bias=bias if later else None, add=add)
             del result
 
     def _front(self, memory: torch.Tensor | None) -> int:
@@ -163,10 +177,12 @@ def causal_kernels(weight: torch.Tensor, stride: int, frames: int) -> list[Kerne
 def fold(weight: torch.Tensor, missing: int) -> torch.Tensor:
     """The kernel [O, I, taps, kh, kw] with its first `missing + 1` taps in time summed into one (in float32)."""
     outputs, inputs, taps, height, width = weight.shape
-    head = weight[:, :, 0].to(torch.float32, copy=True)
+    folded = empty((outputs, inputs, taps - missing, height, width), weight)
+    first = folded[:, :, 0]
+    head = first.copy_(weight[:, :, 0]) if weight.dtype == torch.float32 else weight[:, :, 0].float()
     for tap in range(1, missing + 1):
         head += weight[:, :, tap]
-    folded = empty((outputs, inputs, taps - missing, height, width), weight)
-    folded[:, :, 0] = head
+    if head is not first:
+        first.copy_(head)
     folded[:, :, 1:] = weight[:, :, missing + 1 :]
     return folded

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...memory import conv3d_memory_defect
-from ..kernels.conv_choice import ConvChoice
+from ..kernels.conv_choice import CANDIDATES, Candidate, ConvChoice
 from ..kernels.saved_choices import SAVED
 
 
@@ -89,7 +89,23 @@ def in_float32(
     return convolve(x.float(), weight.float(), None if bias is None else bias.float(), *rest).to(x.dtype)
 
 
-CHOICE = ConvChoice(torch_conv3d, saved=SAVED)
+def padded_outputs(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]
+) -> torch.Tensor:
+    """PyTorch's own convolution with output channels added up to a multiple of 8, and left out of what is returned.
+
+    The matrix units of a card take no other number: three channels of a picture would go another way.
+    """
+    outputs = weight.shape[0]
+    more = weight.new_zeros((-outputs % 8, *weight.shape[1:]))
+    last = torch.channels_last_3d if weight.stride(1) == 1 else torch.contiguous_format
+    wide = torch.cat([weight, more]).contiguous(memory_format=last)
+    y = torch_conv3d(x, wide, None, stride)[:, :outputs]
+    return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
+
+
+OWN_CANDIDATES = {"padded_outputs": Candidate(padded_outputs, lambda key: key.channels_last and key.weight[0] % 8 > 0)}
+CHOICE = ConvChoice(torch_conv3d, candidates={**CANDIDATES, **OWN_CANDIDATES}, saved=SAVED)
 """The convolutions chosen in this process, by shape."""
 
 
@@ -104,16 +120,6 @@ def bias_is_a_pass(x: torch.Tensor) -> bool:
     It does on cards, whatever convolves there; oneDNN adds it on the way.
     """
     return on_card(x)
-
-
-def copy_biased(target: torch.Tensor, result: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Copy a convolution's result [B, O, T, H, W] to where it belongs, adding a bias [O] on the way."""
-    if bias is None:
-        target.copy_(result)
-    elif torch.compiler.is_compiling():  # dynamo knows no `out=` into a view
-        target.copy_(result + bias.view(-1, 1, 1, 1))
-    else:
-        torch.add(result, bias.view(-1, 1, 1, 1), out=target)
 
 
 def unfolds(x: torch.Tensor) -> bool:

@@ -20,8 +20,9 @@ from itertools import product
 import torch
 from torch import nn
 
+from ..kernels import Kernels
 from .causal_conv import Kernel, causal_kernels
-from .convolution import bias_is_a_pass, bias_of, conv3d, copy_biased
+from .convolution import bias_is_a_pass, bias_of, conv3d
 from .execution import Execution, empty
 from .sources import TensorSource, carry_frames, gather
 from .strips import Axis, Block
@@ -68,7 +69,7 @@ class PolyphaseConv(nn.Module):
             out: [B, C, z T', 2 H, 2 W].
             follows: the first frame of `x` is context only, already upsampled: T' = T - 1.
         """
-        source = TensorSource(x)
+        source = TensorSource(x, run.kernels)
         memory = run.state.get(self.name)
         _, channels, frames, height, width = x.shape
         rows, columns = Axis(height, 3, 1, 1, 1), Axis(width, 3, 1, 1, 1)
@@ -85,16 +86,16 @@ class PolyphaseConv(nn.Module):
             cell_bytes += temporal.cell_bytes(x, self.weight_0, front + frames, head=not continued)
         for block in run.blocks(rows, columns, cell_bytes):
             run.may_stop()
-            buffer = gather(source, memory, front, block)
+            buffer = gather(source, memory, front, block, run.kernels)
             for phase in range(len(PHASES)):
                 if temporal is not None and self._in_blocks(
-                    temporal, phase, buffer, block, out, head=head, cells=cells
+                    temporal, phase, buffer, block, out, run.kernels, head=head, cells=cells
                 ):
                     continue
                 for kernel in kernels[phase]:
-                    self._phase(phase, buffer, kernel, block, out)
+                    self._phase(phase, buffer, kernel, block, out, run.kernels)
             if kept is not None:
-                carry_frames(buffer, kept, block)
+                carry_frames(buffer, kept, block, run.kernels)
             del buffer
         return out
 
@@ -104,13 +105,15 @@ class PolyphaseConv(nn.Module):
             return causal_kernels(weight, 1, frames)
         return [Kernel(weight)] if frames >= self.taps else []
 
-    def _phase(self, phase: int, buffer: torch.Tensor, kernel: Kernel, block: Block, out: torch.Tensor) -> None:
+    def _phase(
+        self, phase: int, buffer: torch.Tensor, kernel: Kernel, block: Block, out: torch.Tensor, kernels: Kernels
+    ) -> None:
         """Convolve one phase of one block, and put its cells between those of the other phases."""
         window = self._window(phase, buffer[:, :, : kernel.reads], block)
         inner = self.biases[phase][0]
         later = bias_is_a_pass(window)
         result = conv3d(window, kernel.weight, None if later else inner)
-        self._place(phase, result, kernel.frame, block, out, inner if later else None)
+        self._place(phase, result, kernel.frame, block, out, inner if later else None, kernels)
 
     def _in_blocks(
         self,
@@ -119,6 +122,7 @@ class PolyphaseConv(nn.Module):
         buffer: torch.Tensor,
         block: Block,
         out: torch.Tensor,
+        kernels: Kernels,
         *,
         head: bool,
         cells: int,
@@ -131,7 +135,7 @@ class PolyphaseConv(nn.Module):
         name = f"{self.name}.{phase}"
         if not temporal.convolve(name, window, weight, self.biases[phase][0], result, head=head, cells=cells):
             return False
-        self._place(phase, result, 0, block, out, None)
+        self._place(phase, result, 0, block, out, None, kernels)
         return True
 
     @staticmethod
@@ -150,6 +154,7 @@ class PolyphaseConv(nn.Module):
         block: Block,
         out: torch.Tensor,
         bias: torch.Tensor | None,
+        kernels: Kernels,
     ) -> None:
         """Put a phase's frames, from `frame` on, between those of the other phases; a bias is added on the way."""
         a, b = PHASES[phase]
@@ -168,7 +173,7 @@ class PolyphaseConv(nn.Module):
         target = target[..., 2 * rows.start + a : 2 * rows.stop : 2, 2 * columns.start + b : 2 * columns.stop : 2]
         shifts = [None] * z if bias is None else bias.chunk(z)
         for k, (part, shift) in enumerate(zip(result.chunk(z, dim=1), shifts, strict=True)):
-            copy_biased(target[:, :, k::z], part, shift)
+            kernels.put(part, out=target[:, :, k::z], bias=shift)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ..kernels import Border, Padded, Statistics
+from ..kernels import Border, Kernels, Padded, Statistics
 from .convolution import bias_is_a_pass, conv3d
 from .execution import Execution, empty, region
 from .strips import Block, Span
@@ -43,26 +43,34 @@ class TensorSource:
 
     cell_bytes = 0
 
-    def __init__(self, x: torch.Tensor) -> None:
+    def __init__(self, x: torch.Tensor, kernels: Kernels) -> None:
         self.x = x
         self.shape = tuple(x.shape)
+        self.kernels = kernels
 
     def write(self, rows: Span, columns: Span, out: Padded) -> None:
-        out.inside.copy_(region(self.x, rows, columns))
-        out.surround()
+        self.kernels.put(region(self.x, rows, columns), out=out)
 
 
 class Activated:
-    """A tensor after GroupNorm and SiLU. The statistics are those of whole frames, so blocks agree at their edges."""
+    """A tensor after GroupNorm and SiLU. The statistics are those of whole frames, so blocks agree at their edges.
 
-    def __init__(self, x: torch.Tensor, norm: nn.GroupNorm, run: Execution) -> None:
+    Args:
+        input_bias: [C], added to the tensor first.
+    """
+
+    def __init__(
+        self, x: torch.Tensor, norm: nn.GroupNorm, run: Execution, input_bias: torch.Tensor | None = None
+    ) -> None:
         self.x = x
         self.shape = tuple(x.shape)
         self.norm = norm
+        self.input_bias = input_bias
         self.kernels = run.kernels
         self.statistics: Statistics | None = None
         if not run.layout.uncut:
-            self.statistics = self.kernels.group_norm_statistics(x, norm.num_groups).statistics(norm.eps)
+            moments = self.kernels.group_norm_statistics(x, norm.num_groups, input_bias=input_bias)
+            self.statistics = moments.statistics(norm.eps)
 
     @property
     def cell_bytes(self) -> int:
@@ -72,7 +80,9 @@ class Activated:
     def write(self, rows: Span, columns: Span, out: Padded) -> None:
         norm = self.norm
         affine = norm.weight, norm.bias, norm.num_groups, norm.eps
-        self.kernels.group_norm_silu(region(self.x, rows, columns), *affine, statistics=self.statistics, out=out)
+        self.kernels.group_norm_silu(
+            region(self.x, rows, columns), *affine, input_bias=self.input_bias, statistics=self.statistics, out=out
+        )
 
 
 class Upscaled:
@@ -104,13 +114,12 @@ class Upscaled:
             fine = self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head, bias=later)
             y, x = rows.read_start - 2 * top, columns.read_start - 2 * left
             inside = out.inside
-            inside.copy_(fine[..., y : y + inside.shape[3], x : x + inside.shape[4]])
-            out.surround()
+            self.kernels.put(fine[..., y : y + inside.shape[3], x : x + inside.shape[4]], out=out)
         else:
             self.kernels.pixel_shuffle_3d(upscaled, self.temporal, drop_head=self.drop_head, bias=later, out=out)
 
 
-def gather(source: Source, memory: torch.Tensor | None, front: int, block: Block) -> torch.Tensor:
+def gather(source: Source, memory: torch.Tensor | None, front: int, block: Block, kernels: Kernels) -> torch.Tensor:
     """Return one buffer [B, C, front + T, rows, columns]: carried frames and the source's, zeros around, written once.
 
     Args:
@@ -118,6 +127,7 @@ def gather(source: Source, memory: torch.Tensor | None, front: int, block: Block
         memory: frames carried from the slice before; without them copies of the first frame take their place.
         front: frames in front of the source's own.
         block: where the buffer lies in the plane.
+        kernels: what writes the carried frames.
     """
     rows, columns = block
     if isinstance(source, TensorSource) and not (front or rows.before or rows.after or columns.before or columns.after):
@@ -129,13 +139,11 @@ def gather(source: Source, memory: torch.Tensor | None, front: int, block: Block
         source.write(rows, columns, Padded(buffer, border, front))
         return buffer
     source.write(rows, columns, Padded(buffer[:, :, front:], border))
-    carried = Padded(buffer[:, :, :front], border)
-    carried.inside.copy_(region(memory, rows, columns))
-    carried.surround()
+    kernels.put(region(memory, rows, columns), out=Padded(buffer[:, :, :front], border))
     return buffer
 
 
-def carry_frames(buffer: torch.Tensor, memory: torch.Tensor, block: Block) -> None:
+def carry_frames(buffer: torch.Tensor, memory: torch.Tensor, block: Block, kernels: Kernels) -> None:
     """Copy a buffer's last frames into `memory`, there where no later block reads the old ones any more.
 
     Copies, because a view would keep the whole buffer alive. A clip with fewer frames repeats its first one.
@@ -149,5 +157,5 @@ def carry_frames(buffer: torch.Tensor, memory: torch.Tensor, block: Block) -> No
     old = memory[..., rows.settled_start : rows.settled_stop, columns.settled_start : columns.settled_stop]
     missing = carried - new.shape[2]
     if missing:
-        old[:, :, :missing].copy_(new[:, :, :1].expand(-1, -1, missing, -1, -1))
-    old[:, :, missing:].copy_(new)
+        kernels.put(new[:, :, :1].expand(-1, -1, missing, -1, -1), out=old[:, :, :missing])
+    kernels.put(new, out=old[:, :, missing:])

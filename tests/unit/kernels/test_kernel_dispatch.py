@@ -31,6 +31,7 @@ def inputs(operation: str, size: int = 6) -> tuple[Any, ...]:
         "group_norm_silu": (x, weight, weight, 2, 1e-6),
         "group_norm_statistics": (x, 2),
         "pixel_shuffle_3d": (x, 2),
+        "put": (x,),
         "rms_norm_silu": (x, weight),
     }[operation]
 
@@ -155,6 +156,43 @@ def test_who_says_it_fills_buffers_has_to_prove_it(fused: Any, function: Any, us
     run.rms_norm_silu(*inputs("rms_norm_silu"), out=out)
     assert run.used == {"rms_norm_silu": used}
     assert not out.buffer[..., -2:, :].any()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_norms_take_the_bias_of_the_convolution_before(last: bool) -> None:
+    x, weight, *rest = inputs("group_norm_silu")
+    x = x.contiguous(memory_format=torch.channels_last_3d) if last else x
+    before = torch.arange(8.0)
+    summed = x + before.view(-1, 1, 1, 1)
+    expected = plain.group_norm_silu(summed, weight, *rest)
+    moments = plain.group_norm_statistics(summed, 2)
+    for one in (plain, eager):
+        torch.testing.assert_close(one.group_norm_silu(x, weight, *rest, input_bias=before), expected)
+        found = one.group_norm_statistics(x, 2, input_bias=before)
+        torch.testing.assert_close(tuple(found), tuple(moments))
+        given = found.statistics(1e-6)
+        made = one.group_norm_silu(x, weight, *rest, input_bias=before, statistics=given)
+        torch.testing.assert_close(made, expected)
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_what_is_put_somewhere(add: bool, biased: bool) -> None:
+    [x], bias = inputs("put"), torch.arange(8.0)
+    there = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    expected = x + (bias.view(-1, 1, 1, 1) if biased else 0) + (there if add else 0)
+    for one in (plain, eager):
+        out = torch.zeros(1, 8, 2, 12, 6)
+        out[..., ::2, :] = there
+        one.put(x, out=out[..., ::2, :], bias=bias if biased else None, add=add)
+        torch.testing.assert_close(out[..., ::2, :], expected)
+        assert not out[..., 1::2, :].any()
+
+
+def test_frames_that_wait_elsewhere_are_no_matter_for_a_kernel(fused: Any) -> None:
+    fused(put=lambda *given, **options: pytest.fail("a kernel was asked"))
+    x = torch.ones(1, 8, 1, 2, 2)
+    assert Kernels().put(x, out=torch.empty(x.shape, device="meta")).is_meta
 
 
 @pytest.mark.parametrize("drop_head", [False, True])

@@ -21,7 +21,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastdiffusers.memory import LiveBytes
-from fastdiffusers.vae.kernels import Border, Padded, triton_group_norm, triton_pixel_shuffle, triton_rms_norm
+from fastdiffusers.vae.kernels import (
+    Border,
+    Padded,
+    triton_group_norm,
+    triton_pixel_shuffle,
+    triton_put,
+    triton_rms_norm,
+)
 
 WIDE = re.compile(r"(ld|st)\.global\.v4\.b32")
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -150,6 +157,23 @@ def test_the_pixel_shuffle_compiles_with_bias_and_residual(recorded: Any) -> Non
         assert "add.f32" in code
 
 
+@pytest.mark.parametrize("how", ["carried frames", "a sum", "a phase"])
+def test_what_is_put_somewhere_moves_sixteen_bytes_at_a_time(recorded: Any, how: str) -> None:
+    x = activation(torch.bfloat16, last=True)
+    bias = torch.empty(128, dtype=x.dtype, device="meta")
+    last = {"dtype": x.dtype, "device": "meta", "memory_format": torch.channels_last_3d}
+    with recorded(triton_put, "_put") as kernels:
+        if how == "carried frames":
+            buffer = torch.empty(1, 128, 22, 258, 258, **last)
+            triton_put.put(x, out=Padded(buffer[:, :, 1:21], Border(1, 1, 1, 1)))
+        elif how == "a sum":
+            triton_put.put(x, out=torch.empty_like(x), bias=bias, add=True)
+        else:
+            triton_put.put(x, out=torch.empty(1, 128, 20, 512, 512, **last)[..., ::2, 1::2], bias=bias)
+    [code] = kernels["_put"].ptx(90)
+    assert {m.group(1) for m in WIDE.finditer(code)} == {"ld", "st"}
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_nothing_is_allocated_beside_the_result_but_sums(recorded: Any, last: bool) -> None:
     """A full-size frame's moments per channel and part, a hundredth of the input; the others take nothing at all."""
@@ -159,9 +183,12 @@ def test_nothing_is_allocated_beside_the_result_but_sums(recorded: Any, last: bo
         (triton_group_norm, lambda: triton_group_norm.group_norm_silu(x, weight, weight, 32, 1e-6, out=out), 0.01),
         (triton_rms_norm, lambda: triton_rms_norm.rms_norm_silu(x, weight, out=out), 0),
         (triton_pixel_shuffle, lambda: triton_pixel_shuffle.pixel_shuffle_3d(x, 1, out=large), 0),
+        (triton_put, lambda: triton_put.put(x, out=out, bias=weight, add=True), 0),
     ]
     for module, run, share in runs:
-        kernels = [name for name in ("_sum_parts", "_merge_parts", "_normalise", "_shuffle") if hasattr(module, name)]
+        kernels = [
+            name for name in ("_sum_parts", "_merge_parts", "_normalise", "_shuffle", "_put") if hasattr(module, name)
+        ]
         with recorded(module, *kernels) as launches, LiveBytes() as live:
             run()
         assert any(launch.calls for launch in launches.values())
@@ -178,5 +205,7 @@ def test_sizes_of_one_compile(recorded: Any, shape: tuple[int, ...]) -> None:
         triton_rms_norm.rms_norm_silu(x, weight, weight)
     with recorded(triton_pixel_shuffle, "_shuffle") as shuffle:
         triton_pixel_shuffle.pixel_shuffle_3d(torch.empty(shape[0], 4, *shape[2:], device="meta"), 1)
-    for kernel in (*norm.values(), *rms.values(), *shuffle.values()):
+    with recorded(triton_put, "_put") as put:
+        triton_put.put(x, out=torch.empty(shape, device="meta"), bias=weight, add=True)
+    for kernel in (*norm.values(), *rms.values(), *shuffle.values(), *put.values()):
         assert [".entry" in code for code in kernel.ptx(80)] == [True]

@@ -32,6 +32,7 @@ def test_the_full_size_is_the_published_one(architecture: Architecture, billions
 @pytest.mark.parametrize(
     "architecture", [FLUX_DEV, QWEN_IMAGE, Z_IMAGE, WAN22_I2V], ids=["flux", "qwen", "z-image", "wan"]
 )
+@pytest.mark.usefixtures("trained_weights")  # an embedded model of other widths must not get in between
 def test_the_small_size_runs_through_the_whole_engine(architecture: Architecture) -> None:
     loaded = build(architecture, "cpu", "float32", full=False)
     request = with_picture(SampleRequest("a fox", steps=2, width=64, height=64, num_frames=None), loaded.family)

@@ -49,6 +49,20 @@ def test_without_activation_and_with_float32_weights(random: Any, assert_rounded
     assert_rounded(y, exact(x, weight, bias, 3, activation=False))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "last", "view"])
+@pytest.mark.parametrize("given", [False, True])
+def test_with_the_bias_of_the_convolution_before(
+    random: Any, dtype: torch.dtype, layout: str, given: bool, assert_rounded: Any
+) -> None:
+    x = random(2, 12, 2, 5, 7, dtype=dtype, layout=layout)
+    weight, bias, before = (random(12, dtype=dtype) for _ in range(3))
+    before = 5 * before
+    moments = triton_group_norm.group_norm_statistics(x, 4, input_bias=before)
+    statistics = moments.statistics(EPS) if given else None
+    y = triton_group_norm.group_norm_silu(x, weight, bias, 4, EPS, input_bias=before, statistics=statistics)
+    assert_rounded(y, exact(x.double() + before.double().view(-1, 1, 1, 1), weight, bias, 4))
+
+
 @pytest.mark.parametrize("reads_last", [False, True])
 @pytest.mark.parametrize("writes_last", [False, True])
 def test_it_fills_a_padded_buffer_whole(
