@@ -21,14 +21,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..memory import LiveBytes
 from ..vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, from_state_dict
 from ..vae.checkpoint import choose_device, choose_dtype
+from ..vae.network import convolution
 from ..vae.network.execution import CarriedFrames, Execution
 from ..vae.planner import slices
 from .common import store, table
@@ -52,7 +55,7 @@ CLASSES = {
         *("group_norm", "silu", "addcmul", "sum", "square", "pow", "rsqrt", "var_mean", "sub", "mul"),
         *("normalise", "merge_parts"),
     ),
-    "copies": ("copy", "cat", "pad", "clone", "fill", "zero", "memcpy", "memset", "shuffle", "add"),
+    "copies": ("copy", "cat", "pad", "clone", "fill", "zero", "memcpy", "memset", "shuffle", "add", "_put"),
     "attention": ("attention", "addmm", "bmm", "mm", "softmax", "gemm", "flash", "fmha"),
 }
 """Parts of an operation's or a kernel's name, by what it is for; the first class that matches counts."""
@@ -241,9 +244,14 @@ def where_time_goes(row: Row, z: torch.Tensor, device: torch.device) -> dict[str
 
 def work(decode: Decode, z: torch.Tensor) -> float:
     """TFLOP of the convolutions and matrix products of one decode, counted on tensors without data."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, patch.object(convolution, "without_data", _conv3d):
         decode(torch.empty(z.shape, device="meta"))
     return round(counter.get_total_flops() / 1e12, 3)
+
+
+def _conv3d(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """An operation that is counted, where a dry run makes do with its result's shape."""
+    return F.conv3d(x, weight, stride=stride)
 
 
 def stream(vae: VideoVAE, z: torch.Tensor) -> torch.Tensor:

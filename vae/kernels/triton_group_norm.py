@@ -19,7 +19,7 @@ __all__ = ["NAME", "group_norm_silu", "group_norm_statistics", "unavailable"]
 
 NAME = "triton_group_norm"
 WRITES_PADDING = True
-PART_ELEMENTS = 1 << 16
+PART_ELEMENTS = 1 << 17
 """Numbers that one program of the statistics sums: enough programs to fill a card, few enough parts to merge."""
 SECTOR = 32
 """Bytes that a card reads at the least: a program that merges parts takes several groups where one is narrower."""
