@@ -128,7 +128,7 @@ def _write(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "height", "rows", "across"])
 def _sum_parts(
     x: tl.tensor, means: tl.tensor, deviations: tl.tensor, input_bias: tl.tensor,
     x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,
@@ -164,7 +164,7 @@ def _sum_parts(
     tl.store(deviations + place, tl.maximum(tl.sum(squares, 1) - shift * shift * count, 0.0), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "height", "width", "rows", "columns", "across", "parts"])
 def _merge_parts(
     means: tl.tensor, deviations: tl.tensor, mean_out: tl.tensor, deviations_out: tl.tensor, rstd_out: tl.tensor,
     channels: tl.tensor, groups: tl.tensor, height: tl.tensor, width: tl.tensor,
@@ -220,7 +220,7 @@ def _cells(
     return (tall * wide).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "frames", "front", "height", "top", "pieces"])
 def _normalise(
     x: tl.tensor, out: tl.tensor, weight: tl.tensor, bias: tl.tensor, input_bias: tl.tensor, mean: tl.tensor,
     rstd: tl.tensor,

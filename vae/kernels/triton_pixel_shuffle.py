@@ -72,7 +72,7 @@ def _program_shape(channels: int, columns: int, reads_last: bool, writes_last: b
     return ProgramShape(wide, cells, 4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "height", "pieces", "dropped", "above", "top", "bottom"])
 def _shuffle(
     x: tl.tensor, out: tl.tensor, bias: tl.tensor, added: tl.tensor,
     x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,

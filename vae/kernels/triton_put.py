@@ -51,7 +51,7 @@ def put(
     return inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "front", "height", "top", "pieces"])
 def _put(
     x: tl.tensor, out: tl.tensor, bias: tl.tensor,
     x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,

@@ -65,7 +65,7 @@ def _program_shape(channels: int, columns: int, channels_last: bool) -> ProgramS
     return ProgramShape(wide, cells, max(4, wide * cells // held))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "front", "height", "top", "pieces"])
 def _normalise(
     x: tl.tensor, out: tl.tensor, weight: tl.tensor, bias: tl.tensor,
     x_batch: tl.int64, x_channel: tl.tensor, x_frame: tl.int64, x_row: tl.int64, x_column: tl.tensor,

@@ -5,6 +5,8 @@ single long row, so that programs end at the end of the plane and not at the end
 
 Of a kernel's arguments, strides of channels and columns have no type: Triton makes a constant of such a one that is 1,
 and only then knows that 16 bytes in a row may be read at once. What they are multiplied by is 64 bits long instead.
+Numbers that decide nothing of the sort (frames, rows, pieces) are named in `do_not_specialize`: otherwise Triton would
+compile anew, for about a second each, for those that are 1 or a multiple of 16.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastdiffusers.benchmarks import kernels_static
+from fastdiffusers.benchmarks.card_trace import on_a_card
+from fastdiffusers.benchmarks.kernel_launches import specialised
 from fastdiffusers.memory import LiveBytes
 from fastdiffusers.vae.kernels import (
     Border,
@@ -29,6 +32,7 @@ from fastdiffusers.vae.kernels import (
     triton_put,
     triton_rms_norm,
 )
+from fastdiffusers.vae.network.execution import Layout
 
 WIDE = re.compile(r"(ld|st)\.global\.v4\.b32")
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -209,3 +213,15 @@ def test_sizes_of_one_compile(recorded: Any, shape: tuple[int, ...]) -> None:
         triton_put.put(x, out=torch.empty(shape, device="meta"), bias=weight, add=True)
     for kernel in (*norm.values(), *rms.values(), *shuffle.values(), *put.values()):
         assert [".entry" in code for code in kernel.ptx(80)] == [True]
+
+
+def test_a_decode_of_another_size_compiles_little_anew() -> None:
+    """Neither numbers of frames nor rows decide what Triton makes of a kernel."""
+    found: list[set[str]] = []
+    for latent in ((4, 90, 156), (4, 60, 104)):
+        with on_a_card() as trace:
+            kernels_static.run(trace, kernels_static.empty_vae(torch.float16), "decode", Layout(), latent)
+        found.append({f"{launch.kernel} {specialised(launch)} {launch.options}" for launch in trace.launches})
+    first, second = found
+    assert len(first) <= 28
+    assert len(second - first) <= 8
