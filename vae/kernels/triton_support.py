@@ -85,7 +85,7 @@ def program_shape(
         channels: C.
         columns: cells of a row as it is walked.
         strides: as `Walk` gives them.
-        elements: numbers at a time where every tensor has its channels innermost.
+        elements: numbers at a time where every tensor has many channels, and has them innermost.
     """
     last = [s[1] == 1 for s in strides]
     if all(last):
@@ -94,7 +94,8 @@ def program_shape(
         wide = min(power_of_two(channels), 64)
     else:
         wide = 1
-    cells = min(power_of_two(columns), (elements if all(last) else _PROGRAM_ELEMENTS) // wide)
+    runs = all(last) and wide >= 32  # of a few channels it would hold more registers than there are
+    cells = min(power_of_two(columns), (elements if runs else _PROGRAM_ELEMENTS) // wide)
     if not any(last):  # rows too short to fill a program: take several channels
         wide = min(power_of_two(channels), max(1, 1024 // cells))
     return ProgramShape(wide, cells, 4 if wide * cells >= 1024 else 1)

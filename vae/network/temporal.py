@@ -7,6 +7,7 @@ allows. The transformed kernels are made once and kept beside the weights where 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -39,13 +40,14 @@ class TransformedKernels:
         self.keep = keep
         self._kept: dict[tuple[str, int], list[torch.Tensor]] = {}
 
-    def get(self, name: str, weight: torch.Tensor, most: int, *, keep: bool = True) -> list[torch.Tensor]:
-        """Those of F(most, taps) of a weight [O, I, taps, kh, kw], kept unless `keep` says no."""
+    def get(self, name: str, weight: torch.Tensor, most: int, *, keep: bool = True) -> Iterable[torch.Tensor]:
+        """Those of F(most, taps) of a weight [O, I, taps, kh, kw], kept unless `keep` says no; then made one by one."""
         kernels = self._kept.get((name, most))
         if kernels is None:
-            kernels = winograd.transformed(weight, most)
-            if self.keep and keep:
-                self._kept[name, most] = kernels
+            made = winograd.transformed(weight, most)
+            if not (self.keep and keep):
+                return made
+            kernels = self._kept[name, most] = list(made)
         return kernels
 
     def nbytes(self, prefix: str = "") -> int:

@@ -12,7 +12,7 @@ only other entries of these matrices: they use the same transformed kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -130,33 +130,29 @@ def scheme(taps: int, frames: int, most: int, *, head: bool, dtype: torch.dtype 
     return Scheme(inputs, outputs, tuple(map(len, rows)))
 
 
-def transformed(weight: torch.Tensor, most: int) -> list[torch.Tensor]:
-    """The kernels of F(most, taps): of a weight [O, I, taps, kh, kw] its values [O, I, kh, kw] at each point.
-
-    They are summed in float32.
+def transformed(weight: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """The kernels of F(most, taps), one after the other: of a weight [O, I, taps, kh, kw] its values [O, I, kh, kw] at
+    each point, summed in float32.
     """
     taps = weight.shape[2]
     finite = points(most, taps)
-    made = []
     for point, divisor in zip((*finite, None), normalisers(finite), strict=True):
         powers = [float(point**tap / divisor) for tap in range(taps)] if point is not None else []
-        value = torch.empty(
-            (*weight.shape[:2], *weight.shape[3:]),
-            dtype=weight.dtype,
-            device=weight.device,
-            memory_format=torch.channels_last,
-        )
-        if point is None:
-            value.copy_(weight[:, :, -1])
-        else:
-            total = weight[:, :, 0].to(torch.float32) * powers[0]
-            for tap in range(1, taps):
-                if powers[tap]:
-                    total.add_(weight[:, :, tap], alpha=powers[tap])
-            value.copy_(total)
-            del total
-        made.append(value)
-    return made
+        yield _value(weight, powers)
+
+
+def _value(weight: torch.Tensor, powers: list[float]) -> torch.Tensor:
+    """The sum of the taps, each by its factor; without factors the last tap."""
+    shape = (*weight.shape[:2], *weight.shape[3:])
+    value = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
+    if not powers:
+        return value.copy_(weight[:, :, -1])
+    in_place = weight.dtype == torch.float32
+    total = torch.mul(weight[:, :, 0], powers[0], out=value) if in_place else weight[:, :, 0].float() * powers[0]
+    for tap, power in enumerate(powers[1:], start=1):
+        if power:
+            total.add_(weight[:, :, tap], alpha=power)
+    return value if in_place else value.copy_(total)
 
 
 def planes(x: torch.Tensor, how: Scheme) -> torch.Tensor:
@@ -168,7 +164,7 @@ def planes(x: torch.Tensor, how: Scheme) -> torch.Tensor:
 
 def convolved(
     x: torch.Tensor,
-    kernels: list[torch.Tensor],
+    kernels: Iterable[torch.Tensor],
     bias: torch.Tensor | None,
     how: Scheme,
     target: torch.Tensor,
@@ -183,14 +179,12 @@ def convolved(
         add: add them to what is there.
     """
     edges = pairwise(accumulate(how.counts, initial=0))
-    parts = [
-        _conv2d(x[start:stop], kernel, None if index else bias)
-        for index, (kernel, (start, stop)) in enumerate(zip(kernels, edges, strict=True))
-        if start < stop
-    ]
+    shape = (x.shape[0], target.shape[1], *target.shape[3:])
+    results = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    for index, (kernel, (start, stop)) in enumerate(zip(kernels, edges, strict=True)):
+        if start < stop:  # one by one: all of them and their concatenation would be alive at once
+            results[start:stop].copy_(_conv2d(x[start:stop], kernel, None if index else bias))
     del x
-    results = torch.cat(parts)
-    parts.clear()
     results = results.permute(0, 2, 3, 1).reshape(results.shape[0], -1)
     sums = how.outputs.to(results.device)
     rows = target[0].permute(1, 2, 3, 0)
@@ -213,7 +207,7 @@ def _conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 def convolve(
     x: torch.Tensor,
-    kernels: list[torch.Tensor],
+    kernels: Iterable[torch.Tensor],
     bias: torch.Tensor | None,
     how: Scheme,
     out: torch.Tensor,
@@ -223,13 +217,16 @@ def convolve(
     """Convolve a buffer [1, I, T, H, W] into `out` [1, O, T', h, w], some rows at a time.
 
     Args:
+        kernels: the transformed ones; where they are made one by one, and all rows are convolved at once, each is gone
+            before the next but one is made.
         add: add the result to `out` instead of storing it there.
     """
-    _, inputs, _, _, width = x.shape
+    _, inputs, _, rows, width = x.shape
     _, outputs, _, height, _ = out.shape
-    halo = kernels[0].shape[2] - 1
+    halo = rows - height
     row_bytes = len(how.inputs) * max(inputs, outputs) * width * x.element_size()
     count = -(-height // max(1, CHUNK // row_bytes - halo))
+    kernels = kernels if count == 1 else list(kernels)
     for start, stop in pairwise(height * index // count for index in range(count + 1)):
         read = planes(x[:, :, :, start : stop + halo], how)
         convolved(read, kernels, bias, how, out[:, :, :, start:stop], add=add)
@@ -238,7 +235,7 @@ def convolve(
 def convolution(x: torch.Tensor, weight: torch.Tensor, most: int) -> Callable[[], torch.Tensor]:
     """The convolution of a buffer by blocks of `most` frames, its kernels transformed: for measuring."""
     how = scheme(weight.shape[2], x.shape[2], most, head=False, dtype=x.dtype)
-    kernels = transformed(weight, most)
+    kernels = list(transformed(weight, most))
     outputs, _, taps, rows, columns = weight.shape
     shape = (1, outputs, x.shape[2] - taps + 1, x.shape[3] - rows + 1, x.shape[4] - columns + 1)
 
