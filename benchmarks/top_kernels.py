@@ -10,6 +10,17 @@ from torch.profiler import ProfilerActivity, profile
 
 SHOWN = 25
 NAME_LENGTH = 160
+CLASSES = {
+    "attention": ("attention", "flash", "fmha", "softmax"),
+    "convolution": ("conv", "mkldnn", "cudnn", "cutlass", "implicit_gemm", "xmma"),
+    "norm and activation": (
+        *("group_norm", "silu", "addcmul", "sum", "square", "pow", "rsqrt", "var_mean", "sub", "mul"),
+        *("normalise", "merge_parts"),
+    ),
+    "copies": ("copy", "cat", "pad", "clone", "fill", "zero", "memcpy", "memset", "shuffle", "add", "_put"),
+    "matrix products": ("addmm", "bmm", "mm", "gemm"),
+}
+"""Parts of an operation's or a kernel's name, by what it is for; the first class that matches counts."""
 
 
 def kernel_times(run: Callable[[], object], device: torch.device) -> list[tuple[str, int, float]]:
@@ -42,3 +53,13 @@ def top_kernels(run: Callable[[], object], device: torch.device, shown: int = SH
         {"kernel": name, "calls": calls, "seconds": seconds, "share": round(seconds / total, 4)}
         for name, calls, seconds in spent
     ]
+
+
+def seconds_by_class(run: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Seconds by class of operation of one run, of kernels on a card."""
+    shares = dict.fromkeys([*CLASSES, "other"], 0.0)
+    for key, _, spent in kernel_times(run, device):
+        name = key.lower()
+        kind = next((kind for kind, parts in CLASSES.items() if any(part in name for part in parts)), "other")
+        shares[kind] += spent
+    return {kind: round(spent, 3) for kind, spent in shares.items()}

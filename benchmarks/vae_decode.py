@@ -36,7 +36,7 @@ from ..vae.network.execution import CarriedFrames, Execution
 from ..vae.planner import slices
 from .common import store, table
 from .plain_video_vae import PlainVideoVae, formula_weights
-from .top_kernels import kernel_times
+from .top_kernels import seconds_by_class
 from .vae_ablation import OPTIMIZATIONS, contiguous_weights, only
 
 GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "data" / "video_vae"
@@ -49,16 +49,6 @@ CARD_SHAPES = {
 SMALL_SHAPES = {"2 x 8 x 8 latent": (2, 8, 8)}
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Makes pixels from latents."""
-CLASSES = {
-    "convolution": ("conv", "mkldnn", "cudnn", "cutlass", "implicit_gemm", "xmma"),
-    "norm and activation": (
-        *("group_norm", "silu", "addcmul", "sum", "square", "pow", "rsqrt", "var_mean", "sub", "mul"),
-        *("normalise", "merge_parts"),
-    ),
-    "copies": ("copy", "cat", "pad", "clone", "fill", "zero", "memcpy", "memset", "shuffle", "add", "_put"),
-    "attention": ("attention", "addmm", "bmm", "mm", "softmax", "gemm", "flash", "fmha"),
-}
-"""Parts of an operation's or a kernel's name, by what it is for; the first class that matches counts."""
 
 
 @dataclass
@@ -232,16 +222,6 @@ def as_table(found: list[Row]) -> list[dict[str, Any]]:
     return data
 
 
-def where_time_goes(row: Row, z: torch.Tensor, device: torch.device) -> dict[str, float]:
-    """Seconds by class of operation, of kernels on a card."""
-    shares = dict.fromkeys([*CLASSES, "other"], 0.0)
-    for key, _, spent in kernel_times(partial(row.decode, z), device):
-        name = key.lower()
-        kind = next((kind for kind, parts in CLASSES.items() if any(part in name for part in parts)), "other")
-        shares[kind] += spent
-    return {kind: round(spent, 3) for kind, spent in shares.items()}
-
-
 def work(decode: Decode, z: torch.Tensor) -> float:
     """TFLOP of the convolutions and matrix products of one decode, counted on tensors without data."""
     with FlopCounterMode(display=False) as counter, patch.object(convolution, "without_data", _conv3d):
@@ -297,7 +277,7 @@ def main() -> None:
             print(table(data), flush=True)
             last = next((row for row in found if row.name == "auto"), found[-1])
             profiled = [row for row in (found[0], last) if not row.problem]
-            time_by_class = {row.name: where_time_goes(row, z, device) for row in profiled}
+            time_by_class = {row.name: seconds_by_class(partial(row.decode, z), device) for row in profiled}
             tflop = {"plain decoder": work(plain.decode, z), "auto": work(partial(stream, streamed), z)}
             print(json.dumps({"seconds by class": time_by_class, "TFLOP": tflop}, indent=2), flush=True)
             results.append(
