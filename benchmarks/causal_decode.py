@@ -25,7 +25,7 @@ import torch
 from ..commands.libraries import prepare_libraries
 from ..memory import LiveBytes
 from ..pipelines.decoding.exactness import LATENT_FRAMES_PER_STEP
-from ..pipelines.decoding.fast_arithmetic import FastArithmetic
+from ..pipelines.decoding.fast_arithmetic import FastArithmetic, most_frames
 from ..pipelines.decoding.streaming import decode_streaming, stream_frames
 from ..vae.kernels import Kernels
 from .common import store, table
@@ -110,7 +110,7 @@ def time_rows(rounds: int, device: torch.device) -> list[dict[str, Any]]:
             "streamed": decode,
         }
         for layout, channels_last in (("fast", False), ("fast, channels-last", True)):
-            fast = FastArithmetic(Kernels(), channels_last)
+            fast = FastArithmetic(Kernels(), channels_last, most_frames(latents, channels_last=channels_last))
             ways[layout] = partial(decode, latent_frames_per_step=LATENT_FRAMES_PER_STEP, fast=fast)
         clip = f"{1 + (frames - 1) * temporal} frames {width * ratio}x{height * ratio}"
         found += [{"vae": name, "clip": clip, **row} for row in _interleaved(ways, rounds, device)]

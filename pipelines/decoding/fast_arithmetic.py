@@ -1,4 +1,5 @@
-"""Arithmetic that is faster than diffusers' and rounds differently: fused norm and activation, channels-last layout."""
+"""Arithmetic that is faster than diffusers' and rounds differently: fused norm and activation, channels-last layout,
+convolutions over time by blocks of frames on a processor."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ class FastArithmetic:
     Attributes:
         kernels: RMS norm and SiLU in one operation, by the implementation that works best on the input.
         channels_last: activations lie channels-last in memory.
+        block_frames: frames that a convolution over time may make at once from sums of frames; 0 = conv3d alone.
     """
 
     kernels: Kernels
     channels_last: bool = False
+    block_frames: int = 0
 
     def lay_out(self, x: torch.Tensor) -> torch.Tensor:
         """`x` in the memory layout of the activations."""
@@ -35,6 +38,13 @@ class FastArithmetic:
 
         bias = norm.bias if isinstance(norm.bias, torch.Tensor) else None
         return self.kernels.rms_norm_silu(x, norm.gamma, bias, activation=activation, out=out)
+
+
+def most_frames(latents: torch.Tensor, *, channels_last: bool) -> int:
+    """Frames of the largest block for latents of this device and dtype."""
+    if latents.device.type != "cpu" or not channels_last:
+        return 0
+    return 4 if str(latents.dtype) == "torch.float32" else 2
 
 
 def refuse(vae: Any) -> str:

@@ -107,7 +107,7 @@ def _compare(vae: Any, latents: torch.Tensor, callbacks: Callbacks, whole: bool,
 
     from ...fallback import is_out_of_memory
     from ...vae.kernels import Kernels
-    from .fast_arithmetic import FastArithmetic
+    from .fast_arithmetic import FastArithmetic, most_frames
 
     started = clock()
     refusals: list[str] = []
@@ -118,7 +118,7 @@ def _compare(vae: Any, latents: torch.Tensor, callbacks: Callbacks, whole: bool,
         short = latents[:, :, : 1 + step]  # runs of every length that is timed
         exact_seconds, expected = _timed(exact, latents, latents if whole else short, callbacks, clock)
         for channels_last in (True, False):
-            fast = FastArithmetic(Kernels(), channels_last)
+            fast = FastArithmetic(Kernels(), channels_last, most_frames(latents, channels_last=channels_last))
             fast_stream = partial(stream_frames, vae, latent_frames_per_step=step, fast=fast)
             try:
                 seconds, actual = _timed(fast_stream, latents, short, callbacks, clock)

@@ -3,8 +3,9 @@
 diffusers' decoder takes its cache as an argument: runs of one latent frame give the bits of `vae.decode`. It
 normalises, activates, joins the cached frames, pads and convolves one after the other, each step a tensor of its own.
 With `FastArithmetic`, norm and activation are one operation that writes straight into the padded buffer of the
-convolution, behind the cached frames; doubled frames are interleaved and enlarged in one copy. That is diffusers'
-result within rounding.
+convolution, behind the cached frames; doubled frames are interleaved while they are copied, and the convolution of an
+enlarged plane is four smaller ones of the plane itself; on a processor convolutions over time make several frames at
+once. That is diffusers' result within rounding.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .layers import latent_chunks, padded, unpatchify
 if TYPE_CHECKING:
     import torch
 
+    from ...vae.network.temporal import Temporal
+
 
 @dataclass
 class FeatureCache:
@@ -27,12 +30,16 @@ class FeatureCache:
 
     Attributes:
         fast: how it computes.
+        temporal: how it convolves over time.
         frames: per causal convolution, its last two input frames.
+        phases: per convolution of an enlarged plane, those of its four phases.
         first_chunk: True for the first latent frame, which is not doubled in time.
     """
 
     fast: FastArithmetic
+    temporal: Temporal
     frames: dict[int, torch.Tensor] = field(default_factory=dict)
+    phases: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     first_chunk: bool = True
 
 
@@ -77,8 +84,10 @@ def finish_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _fast_runs(vae: Any, hidden: torch.Tensor, step: int, fast: FastArithmetic) -> Iterator[torch.Tensor]:
+    from ...vae.network.temporal import Temporal
+
     hidden = fast.lay_out(hidden)
-    cache = FeatureCache(fast)
+    cache = FeatureCache(fast, Temporal(fast.block_frames))
     for cache.first_chunk, chunk in latent_chunks(hidden, step):
         yield _decoder_step(vae.decoder, fast.lay_out(chunk), cache)
 
@@ -137,7 +146,26 @@ def _convolved(conv: Any, x: torch.Tensor, cache: FeatureCache, norm: Any = None
         carried.surround()
         # A clone: a view would keep the whole buffer alive until the next run.
         cache.frames[id(conv)] = inside[:, :, -front:].clone()
-    return conv3d(buffer, conv.weight, conv.bias)
+    return _over_time(conv, buffer, cache)
+
+
+def _over_time(conv: Any, buffer: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
+    """The convolution of a padded buffer, several frames at once where that is measured to be faster."""
+    import torch
+
+    from ...vae.network.convolution import conv3d
+
+    weight = conv.weight
+    outputs, _, taps, rows, columns = weight.shape
+    batch, _, frames, height, width = buffer.shape
+    made = (frames - taps + 1, height - rows + 1, width - columns + 1)
+    cells = made[1] * made[2]
+    if cache.temporal.may(buffer, weight, conv.stride, frames, cells, head=False):
+        last = torch.channels_last_3d
+        out = torch.empty((batch, outputs, *made), dtype=buffer.dtype, device=buffer.device, memory_format=last)
+        if cache.temporal.convolve(str(id(conv)), buffer, weight, conv.bias, out, head=False, cells=cells):
+            return out
+    return conv3d(buffer, weight, conv.bias)
 
 
 def _upsampled(module: Any, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
@@ -149,12 +177,45 @@ def _upsampled(module: Any, x: torch.Tensor, cache: FeatureCache) -> torch.Tenso
     doubled = 1
     if module.mode == "upsample3d" and not cache.first_chunk:
         x, doubled = _convolved(module.time_conv, x, cache), 2
-    # [B, k, C, t, h, w] -> [B, t, k, C, h, 1, w, 1], spread over two rows and two columns while it is copied.
-    source = x.unflatten(1, (doubled, channels)).permute(0, 3, 1, 2, 4, 5)[..., None, :, None]
+    # [B, k, C, t, h, w] -> [B, t, k, C, h, w], with zeros around each plane.
+    source = x.unflatten(1, (doubled, channels)).permute(0, 3, 1, 2, 4, 5)
     last = torch.channels_last if cache.fast.channels_last else torch.contiguous_format
-    shape = (batch * frames * doubled, channels, 2 * height, 2 * width)
-    large = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
-    large.view(batch, frames, doubled, channels, height, 2, width, 2).copy_(source)
+    planes = batch * frames * doubled
+    like = {"dtype": x.dtype, "device": x.device, "memory_format": last}
+    buffer = torch.empty((planes, channels, height + 2, width + 2), **like)
+    for axis, size in ((2, height), (3, width)):
+        buffer.narrow(axis, 0, 1).zero_()
+        buffer.narrow(axis, size + 1, 1).zero_()
+    inside = buffer[:, :, 1:-1, 1:-1]
+    inside.view(batch, frames, doubled, channels, height, width).copy_(source)
     conv = module.resample[1]
-    result = F.conv2d(large, conv.weight, conv.bias, padding=conv.padding)
-    return result.unflatten(0, (batch, frames * doubled)).transpose(1, 2)
+    if id(conv) not in cache.phases:
+        cache.phases[id(conv)] = phases(conv.weight)
+    large = torch.empty((planes, conv.out_channels, 2 * height, 2 * width), **like)
+    for phase, weight in enumerate(cache.phases[id(conv)]):
+        a, b = divmod(phase, 2)
+        window = buffer[:, :, a : a + height + 1, b : b + width + 1]
+        large[:, :, a::2, b::2].copy_(F.conv2d(window, weight, conv.bias))
+    return large.unflatten(0, (batch, frames * doubled)).transpose(1, 2)
+
+
+def phases(weight: torch.Tensor) -> list[torch.Tensor]:
+    """A 3x3 convolution [O, I, 3, 3] of a plane that was doubled by repeating its cells, as four of the plane itself.
+
+    Seen from an even output row, the three rows of the kernel fall on two rows of the plane: the upper one, and twice
+    its own; from an odd one twice its own, and the lower one. Taps that fall on the same cell are summed (in float32).
+
+    Returns:
+        kernels [O, I, 2, 2] of the output cells in even rows and columns, even and odd, odd and even, odd and odd.
+    """
+    import torch
+
+    taps = weight.float()
+
+    def halves(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        one, two, three = x.unbind(axis)
+        return torch.stack((one, two + three), axis), torch.stack((one + two, three), axis)
+
+    made = [phase for rows in halves(taps, 2) for phase in halves(rows, 3)]
+    last = torch.channels_last if weight.stride(1) == 1 else torch.contiguous_format
+    return [phase.to(weight.dtype).contiguous(memory_format=last) for phase in made]

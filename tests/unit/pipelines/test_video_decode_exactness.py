@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
 
 from fastdiffusers.callbacks import Callbacks
 from fastdiffusers.errors import InputError
@@ -16,11 +18,14 @@ from fastdiffusers.memory import MemoryState
 from fastdiffusers.optimizations import decode_memory
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import generate
-from fastdiffusers.pipelines.decoding import fast_comparison
+from fastdiffusers.pipelines.decoding import fast_comparison, wan
 from fastdiffusers.pipelines.decoding.exactness import decode_bit_identical, decode_fast, whole_is_exact_and_fits
+from fastdiffusers.pipelines.decoding.fast_arithmetic import FastArithmetic
+from fastdiffusers.pipelines.decoding.streaming import stream_frames
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.types import PipelineHandle
 from fastdiffusers.vae.kernels import Kernels
+from fastdiffusers.vae.network import temporal
 
 ALL = ["wan21", "wan22-patched", "qwenimage", "hunyuan15", "ltx2", "ltx2-causal", "ltx"]
 PLAIN_SECONDS = 10.0
@@ -323,3 +328,31 @@ def test_the_decode_job_takes_the_choice_and_reports_it(always_faster: None) -> 
     assert torch.equal(single, generate.decode(handle, latent[:, :, :1], settings)[0])
     with pytest.raises(InputError, match="exactness"):
         generate.decode(handle, latent, settings, exactness="fastest")
+
+
+def test_convolutions_by_blocks_of_frames_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder as wide as the real ones, of which few cells are made."""
+    monkeypatch.setattr(temporal, "FEWEST_CELLS", 1)
+    monkeypatch.setattr(temporal.CHOICE, "most", lambda x, weight, allowed: allowed)
+    used: list[temporal.Temporal] = []
+    real = temporal.Temporal
+    monkeypatch.setattr(temporal, "Temporal", lambda most: used.append(real(most)) or used[-1])
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=96, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True]).eval()
+    latents = torch.randn(1, 16, 5, 4, 3)
+    fast = FastArithmetic(Kernels(), channels_last=True, block_frames=4)
+    with torch.no_grad():
+        expected = vae.decode(latents, return_dict=False)[0]
+        frames = torch.cat(list(stream_frames(vae, latents, 2, fast)), dim=2)
+    torch.testing.assert_close(frames, expected, atol=2e-5, rtol=0)
+    assert any(block == 4 for _, _, block in used[0].used)
+
+
+def test_a_doubled_plane_is_convolved_by_its_phases() -> None:
+    x, weight = torch.randn(2, 5, 4, 3), torch.randn(7, 5, 3, 3)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest-exact"), weight, padding=1)
+    large, around = torch.empty_like(expected), F.pad(x, (1, 1, 1, 1))
+    for phase, kernel in enumerate(wan.phases(weight)):
+        a, b = divmod(phase, 2)
+        large[..., a::2, b::2] = F.conv2d(around[..., a : a + 5, b : b + 4], kernel)
+    torch.testing.assert_close(large, expected, atol=1e-5, rtol=1e-5)
