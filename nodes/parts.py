@@ -15,7 +15,14 @@ from ..pipelines.types import PipelineHandle
 from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
-from .host.model_files import TINY_PREFIX, comfyui_folder, part_choices, part_files, part_path
+from .host.model_files import (
+    TINY_PREFIX,
+    comfyui_folder,
+    part_choices,
+    part_files,
+    part_path,
+    whole_choices,
+)
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoadKey
@@ -58,7 +65,7 @@ class LoadPipelineParts(io.ComfyNode):
                 "parts",
             ],
             inputs=[
-                io.Combo.Input("diffusion_model", options=[*models, EMBEDDED]),
+                io.Combo.Input("diffusion_model", options=[*models, *whole_choices(), EMBEDDED]),
                 io.Combo.Input("text_encoder_1", options=[AUTO, ENCODED, *encoders], default=AUTO),
                 io.Combo.Input("text_encoder_2", options=[AUTO, *encoders], default=AUTO),
                 io.Combo.Input("vae", options=[AUTO, DECODED_ELSEWHERE, *part_choices("vae", parts.VAE)], default=AUTO),

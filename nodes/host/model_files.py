@@ -18,7 +18,7 @@ from ...errors import InputError, ModelFileError
 from ...pipelines.conditions.controlnets import find_controlnets
 from ...pipelines.conditions.image_prompts.keys import find_redux
 from ...pipelines.loading.local_models import find_local_pipelines
-from ...pipelines.loading.parts import UNREADABLE, is_gguf, kind_of_part
+from ...pipelines.loading.parts import DIFFUSION_MODEL, UNREADABLE, is_gguf, kind_of_part
 from ...pipelines.tiny import (
     CONTROLNET_CLASSES,
     IMAGE_PROMPT_FAMILIES,
@@ -133,6 +133,13 @@ def part_choices(kind: str, component: str) -> list[str]:
     return sorted(names, key=lambda name: (kinds[name] == UNREADABLE, name.lower()))
 
 
+def whole_choices() -> list[str]:
+    """The whole checkpoints, under their paths, of which each component is read: LTX-2's are published so."""
+    names = {CHECKPOINT_PREFIX + name: name for name in _safetensors("checkpoints")}
+    kinds = {label: kind_of_part(Path(_found("checkpoints", name))) for label, name in names.items()}
+    return sorted((label for label, kind in kinds.items() if kind == DIFFUSION_MODEL), key=str.lower)
+
+
 def part_files(kind: str) -> list[Path]:
     """Every file under the paths of a kind that may be a part, to choose from."""
     return [Path(_found(kind, name)) for name in _part_names(kind)]
@@ -150,6 +157,8 @@ def _part_names(kind: str) -> list[str]:
 
 def part_path(kind: str, widget: str, name: str) -> str:
     """Return the absolute path of a chosen part. Raises ModelFileError when the file is missing."""
+    if kind == "diffusion_models" and name.startswith(CHECKPOINT_PREFIX) and not _found(kind, name):
+        kind, name = "checkpoints", name.removeprefix(CHECKPOINT_PREFIX)
     return _full_path(kind, widget, name, "put the file there and press R in ComfyUI")
 
 

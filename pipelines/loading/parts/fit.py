@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,12 +39,20 @@ def configuration(slot: str, component: Component, part: Part, diffusion_model: 
     return component.fitted(read_json(own), shapes) if own.is_file() else component.config(shapes)
 
 
+@contextmanager
+def without_a_warning() -> Iterator[None]:
+    """While the block runs, layers without weights are made without a word: what they would do is done elsewhere."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        yield
+
+
 def empty_network(component: Component, config: Config) -> Any:
     """The network that a configuration describes, without memory."""
     import torch
 
     found = component.network
-    with torch.device("meta"):
+    with torch.device("meta"), without_a_warning():
         if component.library == "transformers":
             return found(found.config_class.from_dict(config))
         return found.from_config(config)

@@ -18,7 +18,7 @@ from ..devices import default_dtype
 from ..small_files import read_json
 from . import nunchaku
 from .component import MODEL_INPUT, Component, Config, PartsFamily, Shapes, Tokenizer, input_of
-from .fit import beside, configuration
+from .fit import beside, configuration, without_a_warning
 from .gguf import fill_gguf, is_gguf
 from .header import Part, read_extra, read_part
 from .plan import family_of_part
@@ -224,7 +224,7 @@ def fill(model_class: Any, weights: dict[str, Any], config: Config, dtype: torch
     import torch
     from accelerate import init_empty_weights
 
-    with default_dtype(dtype), init_empty_weights():
+    with default_dtype(dtype), init_empty_weights(), without_a_warning():
         model = model_class.from_config(config)
     exact = model_class._keep_in_fp32_modules or []
     exact = set(exact if isinstance(exact, list) else [exact])

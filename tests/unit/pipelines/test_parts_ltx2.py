@@ -212,6 +212,62 @@ def test_a_distilled_file_has_its_schedule(made: Any, tmp_path: Path) -> None:
     assert (other.scheduler[1]["use_dynamic_shifting"], other.scheduler[1]["shift_terminal"]) == (False, None)
 
 
+def gemma_sentencepiece() -> bytes:
+    """A model of the form of Gemma's: pieces that merge, bytes for the rest, and pieces that are never divided."""
+    import io
+
+    import sentencepiece
+    from sentencepiece_model import WORDS
+
+    proto = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(WORDS * 20),
+        model_writer=proto,
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        bos_piece="<bos>",
+        eos_piece="<eos>",
+        user_defined_symbols=["<mask>", "\n", "\n\n", "<start_of_turn>", "<end_of_turn>"],
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return proto.getvalue()
+
+
+def test_the_tokenizer_in_the_file_of_gemma_gives_its_tokens(made: Any, tmp_path: Path) -> None:
+    """ComfyUI's files of Gemma hold a SentencePiece model, whose own library is the reference."""
+    import sentencepiece
+
+    from fastdiffusers.pipelines.loading.parts.models.ltx2.gemma import GEMMA_TOKENIZER, sentencepieces
+    from fastdiffusers.pipelines.loading.parts.read import read_tokenizer
+
+    model = gemma_sentencepiece()
+    text = tmp_path / "text.safetensors"
+    held = torch.tensor(list(model), dtype=torch.uint8)
+    save_file({**load_file(made["ltx2"]["parts"][0]["text"]), "spiece_model": held}, text)
+    assert kind_of_part(text) == TEXT_ENCODER
+    own = read_tokenizer("tokenizer", GEMMA_TOKENIZER, tmp_path / "model.safetensors", "", {"text_encoder": text})
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model, add_bos=True)
+    turn = "<start_of_turn>user\nfox<end_of_turn>"
+    for words in ("a red fox", "The  fox, 12 birds!", "snow\u00e9 on ice\nsecond\n\nthird", "", " lake ", turn):
+        padded = own(words, padding="max_length", max_length=64, truncation=True)
+        tokens = reference.encode(words)
+        assert padded.input_ids == [0] * (64 - len(tokens)) + tokens, words
+        assert padded.attention_mask == [0] * (64 - len(tokens)) + [1] * len(tokens)
+    for damaged in (model[:-3], b"\x0f"):
+        with pytest.raises(ValueError, match="its tokenizer"):
+            list(sentencepieces(damaged))
+
+
 def test_ltx25_is_refused_by_name(made: Any, tmp_path: Path) -> None:
     state = load_file(made["ltx23"]["parts"][0]["model"])
     later = tmp_path / "later.safetensors"

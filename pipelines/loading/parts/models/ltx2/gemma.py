@@ -9,9 +9,7 @@ The part that sees pictures is not read: LTX-2 has texts encoded alone.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 from ...component import Component, Config, Shapes, Tokenizer, Weights, count_blocks
@@ -38,6 +36,12 @@ GEMMA3_12B: Config = {
 _NORM = "model.layers.0.pre_feedforward_layernorm.weight"
 _SPECIALS = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
 _LONGEST = 1024
+_SPACE = "\u2581"
+"""How a piece writes a space."""
+_NORMAL, _OF_ITS_OWN, _MERGED = 1, 4, (1, 4)
+"""Kinds of pieces: of letters, one that is never divided, and both."""
+_FIXED = {1: 8, 5: 4}
+"""Bytes of a value that always has as many, by its kind in a protocol buffer."""
 
 
 def is_gemma3(shapes: Shapes) -> bool:
@@ -65,20 +69,86 @@ def _rename(weights: Weights, config: Config) -> Weights:
 
 
 def tokenizer_of(model: bytes) -> Any:
-    """Gemma's tokenizer from its SentencePiece model."""
-    from tokenizers.processors import TemplateProcessing
+    """Gemma's tokenizer from its SentencePiece model: pieces that merge, and the bytes of what no piece has."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import GemmaConverter
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "tokenizer.model")
-        file.write_bytes(model)
-        backend = GemmaConverter(SimpleNamespace(vocab_file=str(file), **_SPECIALS)).converted()
-    start = backend.token_to_id("<bos>")
-    backend.post_processor = TemplateProcessing("<bos> $A", "<bos> $A <bos> $B", [("<bos>", start)])
+    pieces = list(sentencepieces(model))
+    vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
+    merges = _merges([piece for piece, kind in pieces if kind in _MERGED], vocabulary)
+    backend: Any = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token=_SPECIALS["unk_token"], fuse_unk=True, byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Replace(" ", _SPACE)
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    whole = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(whole)
+    backend.add_tokens([AddedToken(piece, normalized=True) for piece, kind in pieces if kind == _OF_ITS_OWN])
+    start = _SPECIALS["bos_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        f"{start} $A", f"{start} $A {start} $B", [(start, vocabulary[start])]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, padding_side="left", model_max_length=_LONGEST, add_bos_token=True, **_SPECIALS
     )
+
+
+def _merges(pieces: list[str], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """The pairs that become a piece, those of the pieces that were found first before the others."""
+    found = []
+    for piece in pieces:
+        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        pairs = [(left, right) for left, right in pairs if left in vocabulary and right in vocabulary]
+        found += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+    return found
+
+
+def sentencepieces(model: bytes) -> Iterator[tuple[str, int]]:
+    """(piece, kind) of a SentencePiece model, in the order of their numbers.
+
+    Read here, as the package that does it is not everywhere: a model is a protocol buffer, whose field 1 is a piece, of
+    which field 1 is its text and field 3 its kind, `_NORMAL` where it is left out.
+    """
+    for field, value in _fields(model):
+        if field == 1 and isinstance(value, bytes):
+            held = dict(_fields(value))
+            text, kind = held.get(1, b""), held.get(3, _NORMAL)
+            if isinstance(text, bytes) and isinstance(kind, int):
+                yield text.decode(), kind
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """(number, value) of the fields of a protocol buffer.
+
+    Raises:
+        ValueError: it is none.
+    """
+    at = 0
+    while at < len(data):
+        tag, at = _number(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value: bytes | int
+            value, at = _number(data, at)
+        elif kind in _FIXED or kind == 2:
+            size, at = (_FIXED[kind], at) if kind in _FIXED else _number(data, at)
+            value, at = data[at : at + size], at + size
+        else:
+            raise ValueError("its tokenizer is no SentencePiece model")
+        if at > len(data):
+            raise ValueError("its tokenizer ends in the middle")
+        yield tag >> 3, value
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and where it ends."""
+    value = shift = 0
+    while at < len(data):
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value, at
+    raise ValueError("its tokenizer ends in the middle")
 
 
 GEMMA3_ENCODER = Component(
