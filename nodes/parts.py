@@ -16,12 +16,12 @@ from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
 from .host.model_files import (
+    CHECKPOINT_PREFIX,
     TINY_PREFIX,
     comfyui_folder,
     part_choices,
     part_files,
     part_path,
-    whole_choices,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class LoadPipelineParts(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         models = part_choices("diffusion_models", parts.DIFFUSION_MODEL)
+        whole = [CHECKPOINT_PREFIX + name for name in part_choices("checkpoints", parts.DIFFUSION_MODEL)]
         encoders = part_choices("text_encoders", parts.TEXT_ENCODER)
         encoders += [CLIP_VISION + name for name in part_choices("clip_vision", parts.TEXT_ENCODER)]
         return schema(
@@ -65,7 +66,7 @@ class LoadPipelineParts(io.ComfyNode):
                 "parts",
             ],
             inputs=[
-                io.Combo.Input("diffusion_model", options=[*models, *whole_choices(), EMBEDDED]),
+                io.Combo.Input("diffusion_model", options=[*models, *whole, EMBEDDED]),
                 io.Combo.Input("text_encoder_1", options=[AUTO, ENCODED, *encoders], default=AUTO),
                 io.Combo.Input("text_encoder_2", options=[AUTO, *encoders], default=AUTO),
                 io.Combo.Input("vae", options=[AUTO, DECODED_ELSEWHERE, *part_choices("vae", parts.VAE)], default=AUTO),

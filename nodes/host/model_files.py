@@ -18,7 +18,7 @@ from ...errors import InputError, ModelFileError
 from ...pipelines.conditions.controlnets import find_controlnets
 from ...pipelines.conditions.image_prompts.keys import find_redux
 from ...pipelines.loading.local_models import find_local_pipelines
-from ...pipelines.loading.parts import DIFFUSION_MODEL, UNREADABLE, is_gguf, kind_of_part
+from ...pipelines.loading.parts import UNREADABLE, is_gguf, kind_of_part
 from ...pipelines.tiny import (
     CONTROLNET_CLASSES,
     IMAGE_PROMPT_FAMILIES,
@@ -126,18 +126,12 @@ def part_choices(kind: str, component: str) -> list[str]:
     """The files under the paths of a kind ("diffusion_models", "text_encoders", "vae") that may be such a component.
 
     Told from their headers: files of other families and formats are not offered. Those whose header cannot be read come
-    last: choosing one says why.
+    last: choosing one says why. Of whole checkpoints ("checkpoints") these are what another loader is for.
     """
     kinds = {name: kind_of_part(Path(_found(kind, name))) for name in _part_names(kind)}
-    names = [name for name, found in kinds.items() if found in (component, UNREADABLE)]
+    wanted = (component,) if kind == "checkpoints" else (component, UNREADABLE)
+    names = [name for name, found in kinds.items() if found in wanted]
     return sorted(names, key=lambda name: (kinds[name] == UNREADABLE, name.lower()))
-
-
-def whole_choices() -> list[str]:
-    """The whole checkpoints, under their paths, of which each component is read: LTX-2's are published so."""
-    names = {CHECKPOINT_PREFIX + name: name for name in _safetensors("checkpoints")}
-    kinds = {label: kind_of_part(Path(_found("checkpoints", name))) for label, name in names.items()}
-    return sorted((label for label, kind in kinds.items() if kind == DIFFUSION_MODEL), key=str.lower)
 
 
 def part_files(kind: str) -> list[Path]:

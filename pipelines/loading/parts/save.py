@@ -80,8 +80,9 @@ def write_parts(
 def bytes_of_parts(parts: tuple[tuple[str, str], ...], dtype: torch.dtype) -> int:
     """Bytes of the weights of a model in parts in one precision."""
     files = {slot: Path(path) for slot, path in parts}
-    chosen = next(iter(files.values()))
-    family = family_of_part(chosen)
+    if not files:  # one of the embedded pipelines
+        return 0
+    family = family_of_part(next(iter(files.values())))
     held = [read_part(path, "file").only(family.components[slot]).shapes for slot, path in files.items()]
     return sum(math.prod(shape) for shapes in held for shape in shapes.values()) * dtype.itemsize
 
