@@ -12,6 +12,7 @@ from modular_parts import BUILD, write_modular
 from safetensors.torch import load_file, save_file
 from test_parts_families import tensors
 
+from fastdiffusers import cli
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines.cache import CACHE
@@ -92,6 +93,16 @@ def test_the_picture_is_that_of_the_folder(family: str, made: Any, folders: dict
     # Weights of two files lie otherwise in memory, where a processor may round otherwise.
     torch.testing.assert_close(pictures[0].frames, pictures[1].frames, rtol=0, atol=1e-5)
     torch.testing.assert_close(pictures[0].latent, pictures[1].latent, rtol=0, atol=1e-4)
+
+
+def test_the_command_line_takes_it(made: Any, tmp_path: Path) -> None:
+    files = made["flux3"][0]
+    output = tmp_path / "fox.png"
+    given = ["--diffusion-model", files["transformer"], "--text-encoder", files["text_encoder"], "--vae", files["vae"]]
+    how = ["--prompt", "a fox", "--steps", "1", "--width", "64", "--height", "64", "--device", "cpu", "--quiet"]
+    assert cli.main(["generate", *map(str, given), *how, "--output", str(output)]) == 0
+    assert output.stat().st_size > 0
+    CACHE.clear()
 
 
 def test_minimax_h3_takes_encoded_texts_and_gives_a_latent(made: Any, folders: dict[str, Path]) -> None:

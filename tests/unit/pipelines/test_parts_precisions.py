@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_parts import ltx2, ltx23, original_ltx2
+from ltx2_parts import ltx23, original_ltx2
 from modular_parts import (
     flux3,
     minimax_h3,
@@ -27,7 +27,6 @@ from fastdiffusers.pipelines.loading.parts.plan import family_of_part
 from fastdiffusers.pipelines.loading.parts.read import read_component
 
 MODELS: dict[str, tuple[Any, Any]] = {
-    "ltx2": (ltx2, original_ltx2),
     "ltx23": (ltx23, original_ltx2),
     "flux3": (flux3, original_flux3),
     "qwenimage21": (qwenimage21, original_qwenimage21),
