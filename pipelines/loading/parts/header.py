@@ -82,7 +82,14 @@ class Part:
 
     def only(self, component: Component) -> Part:
         """What belongs to one component."""
-        own = component.own(self.shapes)
+        return self._with(component.own(self.shapes))
+
+    def without(self, component: Component) -> Part:
+        """What does not belong to a component."""
+        others = component.own(self.shapes)
+        return self._with({name: shape for name, shape in self.shapes.items() if name not in others})
+
+    def _with(self, own: Mapping[str, tuple[int, ...]]) -> Part:
         if len(own) == len(self.shapes):
             return self
         scales = {name: scale for name, scale in self.scales.items() if name in own}

@@ -81,7 +81,10 @@ def read_parts(
         if slot in family.joined:  # read with the whole
             before += sizes[slot]
             continue
-        joined = [opened[other] for other, whole in family.joined.items() if whole == slot and other in files]
+        pieces = [other for other, whole in family.joined.items() if whole == slot]
+        joined = [opened[other] for other in pieces if other in files]
+        for piece in pieces if encoded else ():  # texts that come encoded need none of it
+            part = part.without(family.components[piece])
         config = configuration(slot, component, part, chosen, *joined)
         keep = keep_fp8 and input_of(slot) == MODEL_INPUT
         if part.svdq is not None:

@@ -144,6 +144,11 @@ def test_encoded_texts_need_neither_text_encoder_nor_vae(family: str, layout: st
         if changes:
             assert result.audio is None
             assert "no sound: the model was loaded without its VAE for sound" in str(result.report)
+            with CACHE.use(key) as loaded:
+                projections = [
+                    value.numel() for name, value in tensors(loaded.pipeline.connectors).items() if "proj_in.w" in name
+                ]
+            assert set(projections) == {0}, "it takes no memory"
             loaded_without = {"text_encoder", "vae", "audio_vae", "vocoder"} - dict(key.parts).keys()
             assert loaded_without == {"text_encoder", "vae", "audio_vae", "vocoder"}
     CACHE.clear()
