@@ -27,6 +27,7 @@ WIDTHS = {
     6144: "Gemma 3 12B's with LTX-2.3's two projections",
     7680: "Qwen3-4B's layers for FLUX.2-klein",
     12288: "Qwen3-8B's layers for FLUX.2-klein",
+    53248: "Qwen3-VL-8B's layers for Ideogram 4",
     30720: "Qwen3-VL-4B's layers for Krea 2",
 }
 """Width of published text encoders' tokens -> which they are."""

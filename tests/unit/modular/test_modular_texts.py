@@ -36,7 +36,7 @@ TEXTS = {"prompt": POSITIVE, "negative_prompt": NEGATIVE}
 REQUEST = SampleRequest("", steps=2, width=64, height=64, seed=5, guidance=3.0, decode=False)
 PICTURE = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1))
 TWINS = ("flux", "flux2-klein", "sdxl", "sd3", "qwenimage-edit", "zimage", "wan22-t2v")
-ALONE = ("krea2", "anima", "ltx2", "ernie", "helios")
+ALONE = ("krea2", "anima", "ltx2", "ernie", "helios", "ideogram4")
 """MiniMax-H3 is tried with ComfyUI's own encoder, in tests/comfyui."""
 
 
@@ -58,6 +58,8 @@ def _save(name: str, place: Path) -> Path:
 
     if name == "ernie":
         return save(diffusers.ErnieImageModularPipeline(), ernie(), place)
+    if name == "ideogram4":
+        return save(diffusers.Ideogram4ModularPipeline(), _ideogram4(), place)
     if name == "helios":
         return save(diffusers.HeliosModularPipeline(), _helios(), place)
     if name != "ltx2":
@@ -65,6 +67,27 @@ def _save(name: str, place: Path) -> Path:
 
     classical: Any = tiny.build("ltx2-t2v")
     return save(diffusers.LTX2ModularPipeline(), classical.components, place)
+
+
+def _ideogram4() -> dict[str, Any]:
+    """Ideogram 4, whose guidance has a model of its own: all of the 36 layers of its text encoder."""
+    from diffusers import Ideogram4Transformer2DModel
+
+    from fastdiffusers.pipelines.tiny.components import WIDTH, flow_euler, flux2_vae, qwen3_vl_encoder
+    from fastdiffusers.pipelines.tiny.tokenizers import qwen_tokenizer
+
+    torch.manual_seed(7)
+    sizes = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"adaln_dim": 16, "llm_features_dim": 13 * WIDTH, "mrope_section": (4, 2, 2)}
+    models = {name: Ideogram4Transformer2DModel(**sizes) for name in ("transformer", "unconditional_transformer")}
+    encoder = qwen3_vl_encoder(layers=36, whole=False)
+    return {
+        **models,
+        "text_encoder": encoder,
+        "tokenizer": qwen_tokenizer(),
+        "vae": flux2_vae(),
+        "scheduler": flow_euler(),
+    }
 
 
 def _helios() -> dict[str, Any]:
@@ -117,6 +140,8 @@ def _embeddings(pipeline: Any, state: Any, side: str) -> Embeddings:
 
     if of("qwen_prompt_embeds") is not None:
         return Embeddings(of("qwen_prompt_embeds"), ids=of("t5_input_ids"))
+    if of("text_features") is not None:
+        return Embeddings(of("text_features")[:, -of("text_lengths")[0] :])
     tokens, mask = of("prompt_embeds"), of("prompt_embeds_mask")
     tokens = tokens[0][None] if isinstance(tokens, list) else tokens
     if type(pipeline).__name__.startswith("LTX2"):
