@@ -107,7 +107,7 @@ def test_the_command_line_takes_it(made: Any, tmp_path: Path) -> None:
 
 def test_minimax_h3_takes_encoded_texts_and_gives_a_latent(made: Any, folders: dict[str, Path]) -> None:
     tokens = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(3))
-    request = SampleRequest("", steps=3, width=128, height=128, seed=5, decode=False, positive=Embeddings(tokens))
+    request = SampleRequest("", steps=2, width=32, height=32, seed=5, decode=False, positive=Embeddings(tokens))
     parts = resolve(made["minimax-h3"][0])
     folder = loader.resolve(str(folders["minimax-h3"]), dtype="float32", device="cpu")
     results = [generate(PipelineHandle(key), request, PLAIN) for key in (parts, folder)]
