@@ -105,6 +105,12 @@ def add_parts_options(parser: argparse.ArgumentParser, required: bool = True) ->
         metavar="FILE",
         help="with --diffusion-model, where it is Wan 2.2's expert for much noise: that for little noise",
     )
+    parser.add_argument(
+        "--audio-vae",
+        type=path_argument,
+        metavar="FILE",
+        help="with --diffusion-model, of a model that makes sound: its VAE for sound; none makes no sound",
+    )
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -262,10 +268,11 @@ def pipeline_handle(args: argparse.Namespace, callbacks: Callbacks) -> PipelineH
             raise InputError("--revision", args.revision, "a model in parts is not from the Hub", "leave it out")
         encoders, vae = [str(path) for path in args.text_encoder], "" if args.vae is None else str(args.vae)
         parts = {"in_parts": True, "text_encoders": encoders, "vae": vae, **parts}
-        if args.second_expert is not None:
-            parts["second_expert"] = str(args.second_expert)
-    elif any(getattr(args, name, None) for name in ("text_encoder", "vae", "second_expert")):
-        reason = "--text-encoder, --vae and --second-expert go with a diffusion model"
+        for name in ("second_expert", "audio_vae"):
+            if getattr(args, name) is not None:
+                parts[name] = str(getattr(args, name))
+    elif any(getattr(args, name, None) for name in ("text_encoder", "vae", "second_expert", "audio_vae")):
+        reason = "--text-encoder, --vae, --second-expert and --audio-vae go with a diffusion model"
         raise InputError("model", args.model, reason, "leave them out")
     key = resolve(
         str(diffusion_model if args.model is None else args.model),

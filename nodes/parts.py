@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,14 @@ from ..pipelines.types import PipelineHandle
 from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
-from .host.model_files import TINY_PREFIX, comfyui_folder, part_choices, part_files, part_path
+from .host.model_files import (
+    CHECKPOINT_PREFIX,
+    TINY_PREFIX,
+    comfyui_folder,
+    part_choices,
+    part_files,
+    part_path,
+)
 
 if TYPE_CHECKING:
     from ..pipelines.types import LoadKey
@@ -37,6 +45,7 @@ class LoadPipelineParts(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         models = part_choices("diffusion_models", parts.DIFFUSION_MODEL)
+        whole = [CHECKPOINT_PREFIX + name for name in part_choices("checkpoints", parts.DIFFUSION_MODEL)]
         encoders = part_choices("text_encoders", parts.TEXT_ENCODER)
         encoders += [CLIP_VISION + name for name in part_choices("clip_vision", parts.TEXT_ENCODER)]
         return schema(
@@ -57,7 +66,7 @@ class LoadPipelineParts(io.ComfyNode):
                 "parts",
             ],
             inputs=[
-                io.Combo.Input("diffusion_model", options=[*models, EMBEDDED]),
+                io.Combo.Input("diffusion_model", options=[*models, *whole, EMBEDDED]),
                 io.Combo.Input("text_encoder_1", options=[AUTO, ENCODED, *encoders], default=AUTO),
                 io.Combo.Input("text_encoder_2", options=[AUTO, *encoders], default=AUTO),
                 io.Combo.Input("vae", options=[AUTO, DECODED_ELSEWHERE, *part_choices("vae", parts.VAE)], default=AUTO),
@@ -68,6 +77,13 @@ class LoadPipelineParts(io.ComfyNode):
                 io.Combo.Input("second_expert", options=[AUTO, NONE, *models], default=AUTO, optional=True, **ADVANCED),
                 io.Combo.Input("text_encoder_3", options=[AUTO, *encoders], default=AUTO, optional=True, **ADVANCED),
                 io.Vae.Input("comfyui_vae", optional=True),
+                io.Combo.Input(
+                    "audio_vae",
+                    options=[AUTO, NONE, *part_choices("vae", parts.VAE)],
+                    default=AUTO,
+                    optional=True,
+                    **ADVANCED,
+                ),
             ],
             outputs=[types.Pipeline.Output(display_name="pipeline")],
         )
@@ -81,12 +97,13 @@ class LoadPipelineParts(io.ComfyNode):
         vae: str,
         second_expert: str = AUTO,
         text_encoder_3: str = AUTO,
+        audio_vae: str = AUTO,
     ) -> bool | str:
         # ComfyUI asks this before anything runs. Naming these also replaces its own "value not in list".
         # Whether a VAE is connected is not known yet: that none at hand fits is said when it runs.
         try:
             encoders = (text_encoder_1, text_encoder_2, text_encoder_3)
-            _resolve(diffusion_model, encoders, vae, second_expert, only_at_hand=True)
+            _resolve(diffusion_model, encoders, vae, second_expert, audio_vae, only_at_hand=True)
         except FastDiffusersError as error:
             return error.in_short()
         return True
@@ -100,11 +117,12 @@ class LoadPipelineParts(io.ComfyNode):
         vae: str,
         second_expert: str = AUTO,
         text_encoder_3: str = AUTO,
+        audio_vae: str = AUTO,
         **how: Any,
     ) -> str:
         # The identity of all files is part of it, so that an exchanged one runs again.
         encoders = (text_encoder_1, text_encoder_2, text_encoder_3)
-        key = _resolve(diffusion_model, encoders, vae, second_expert, only_at_hand=True)
+        key = _resolve(diffusion_model, encoders, vae, second_expert, audio_vae, only_at_hand=True)
         return f"{key.parts} {key.identity}"
 
     @classmethod
@@ -121,6 +139,7 @@ class LoadPipelineParts(io.ComfyNode):
         second_expert: str = AUTO,
         text_encoder_3: str = AUTO,
         comfyui_vae: Any = None,
+        audio_vae: str = AUTO,
     ) -> io.NodeOutput:
         if comfyui_vae is not None:
             if vae not in (AUTO, DECODED_ELSEWHERE):
@@ -132,6 +151,7 @@ class LoadPipelineParts(io.ComfyNode):
             (text_encoder_1, text_encoder_2, text_encoder_3),
             vae,
             second_expert,
+            audio_vae,
             dtype=dtype,
             quantization=quantization,
             device=comfy_bridge.device_name(device),
@@ -145,13 +165,14 @@ def _resolve(
     text_encoders: tuple[str, ...],
     vae: str,
     second_expert: str,
+    audio_vae: str,
     only_at_hand: bool = False,
     **loading: Any,
 ) -> LoadKey:
     """Find the files that are chosen, and those that fit where none is.
 
     Args:
-        only_at_hand: take a VAE for "auto" only where one fits.
+        only_at_hand: take VAEs for "auto" only where they fit.
     """
     embedded = parts.embedded_parts() if diffusion_model == EMBEDDED else {}
 
@@ -180,13 +201,20 @@ def _resolve(
     elif vae != AUTO:
         chosen_vae = part_path("vae", "vae", vae)
     else:
-        chosen_vae = _fitting_vae(model, files("vae", "vae"), only_at_hand)
+        chosen_vae = _fitting_vae(parts.choose_vae, model, files("vae", "vae"), only_at_hand)
+    if audio_vae not in (AUTO, NONE):
+        audio_vae = part_path("vae", "audio_vae", audio_vae)
+    elif audio_vae == AUTO:
+        # Where a picture is decoded elsewhere, a sound that nothing here could make is not asked for.
+        if_it_fits = only_at_hand or chosen_vae == NONE
+        audio_vae = _fitting_vae(parts.choose_audio_vae, model, files("vae", "vae"), if_it_fits)
     return loader.resolve(
         str(model),
         in_parts=True,
         text_encoders=encoders,
         vae=chosen_vae,
         second_expert=second,
+        audio_vae=audio_vae,
         comfyui=comfyui_folder(),
         **loading,
     )
@@ -198,9 +226,11 @@ def _encoder_path(widget: str, name: str) -> str:
     return part_path("text_encoders", widget, name)
 
 
-def _fitting_vae(model: Path, files: list[Path], only_at_hand: bool) -> str:
+def _fitting_vae(
+    choose: Callable[[Path, list[Path]], Path | None], model: Path, files: list[Path], only_at_hand: bool
+) -> str:
     try:
-        return str(parts.choose_vae(model, files))
+        return str(choose(model, files) or NONE)
     except InputError:
         if only_at_hand:
             return NONE

@@ -106,9 +106,9 @@ def call_arguments(
         name: value for name, value in arguments.items() if name in accepted and (value is not None or name in given)
     }
     schedule = OWN_SCHEDULES.get(family.name)
-    if request.guidance is not None and schedule is not None:
+    if request.guidance is not None and schedule is not None and schedule.argument not in given:
         alone = family.guidance_argument == schedule.argument  # the class takes a guidance in no other form
-        call.setdefault(schedule.argument, (request.guidance,) * (request.steps or 1) if alone else None)
+        call[schedule.argument] = [request.guidance] * (request.steps or 1) if alone else None
     asked: SampleRequest = getattr(request, "asked", request)
     if modular and asked.steps is None and accepted.get("num_inference_steps", 0) is None:
         call.pop("num_inference_steps", None)  # a distilled model has its own

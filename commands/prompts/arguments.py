@@ -195,7 +195,7 @@ class LineParser(OnceParser):
                 raise InputError(name, given[name], "it is for all lines", "give it on the command line")
         args = copy.copy(base)
         if "model" in given or "diffusion_model" in given:  # what belongs to the other model goes with it
-            for name in ("model", "diffusion_model", "vae", "second_expert"):
+            for name in ("model", "diffusion_model", "vae", "second_expert", "audio_vae"):
                 setattr(args, name, None)
             args.text_encoder, args.revision = [], ""
         args.output = None  # of all lines, it is the folder

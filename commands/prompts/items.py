@@ -27,6 +27,7 @@ LOADING = (
     "text_encoder",
     "vae",
     "second_expert",
+    "audio_vae",
     "revision",
     "quantization",
     "dtype",

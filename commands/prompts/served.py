@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ...pipelines.types import SampleRequest, SampleResult
     from .items import Item
 
-ONLY_HERE = ("diffusion_model", "text_encoder", "vae", "second_expert", "revision", "quantization", "dtype", "device")
+ONLY_HERE = (
+    *("diffusion_model", "text_encoder", "vae", "second_expert", "audio_vae"),
+    *("revision", "quantization", "dtype", "device"),
+)
 """Options that load a model, which a server does itself."""
 
 

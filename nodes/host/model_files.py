@@ -126,10 +126,11 @@ def part_choices(kind: str, component: str) -> list[str]:
     """The files under the paths of a kind ("diffusion_models", "text_encoders", "vae") that may be such a component.
 
     Told from their headers: files of other families and formats are not offered. Those whose header cannot be read come
-    last: choosing one says why.
+    last: choosing one says why. Of whole checkpoints ("checkpoints") these are what another loader is for.
     """
     kinds = {name: kind_of_part(Path(_found(kind, name))) for name in _part_names(kind)}
-    names = [name for name, found in kinds.items() if found in (component, UNREADABLE)]
+    wanted = (component,) if kind == "checkpoints" else (component, UNREADABLE)
+    names = [name for name, found in kinds.items() if found in wanted]
     return sorted(names, key=lambda name: (kinds[name] == UNREADABLE, name.lower()))
 
 
@@ -150,6 +151,8 @@ def _part_names(kind: str) -> list[str]:
 
 def part_path(kind: str, widget: str, name: str) -> str:
     """Return the absolute path of a chosen part. Raises ModelFileError when the file is missing."""
+    if kind == "diffusion_models" and name.startswith(CHECKPOINT_PREFIX) and not _found(kind, name):
+        kind, name = "checkpoints", name.removeprefix(CHECKPOINT_PREFIX)
     return _full_path(kind, widget, name, "put the file there and press R in ComfyUI")
 
 

@@ -19,13 +19,15 @@ WIDTHS = {
     1024: "OpenCLIP-H, as SD 2 has, or Qwen3-0.6B, as Anima has",
     2048: "CLIP-L and CLIP-G, as SDXL has",
     2560: "Qwen3-4B, as Z-Image has",
+    3072: "Ministral 3 3B, as ERNIE-Image has",
     3840: "Gemma 3 12B's with LTX-2's projection",
     3584: "Qwen2.5-VL, as Qwen-Image has",
-    4096: "T5-XXL or UMT5-XXL, as FLUX.1, SD 3 and Wan have",
+    4096: "T5-XXL or UMT5-XXL, as FLUX.1, SD 3, Wan and Helios have",
     5120: "Qwen3-VL-32B, as MiniMax-H3 has",
     6144: "Gemma 3 12B's with LTX-2.3's two projections",
     7680: "Qwen3-4B's layers for FLUX.2-klein",
     12288: "Qwen3-8B's layers for FLUX.2-klein",
+    53248: "Qwen3-VL-8B's layers for Ideogram 4",
     30720: "Qwen3-VL-4B's layers for Krea 2",
 }
 """Width of published text encoders' tokens -> which they are."""

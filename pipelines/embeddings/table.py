@@ -17,6 +17,9 @@ Read side by side in diffusers' `encode_prompt` and ComfyUI's `comfy/text_encode
 | LTX-2.3 | the same, projected once for the picture and once for the sound, side by side | none | as LTX-2 |
 | Krea 2 | twelve layers' states of Qwen3-VL, side by side | none | none for one text; a mask |
 | Anima | Qwen3-0.6B's last states, and the text in T5's tokens for its own network | none | none for one text |
+| ERNIE-Image | Ministral 3 3B's last but one states, not normalized | none | none: one list of tokens a text |
+| Helios | as Wan | none | as Wan |
+| Ideogram 4 | thirteen layers' states of Qwen3-VL-8B, number by number | none | none for one text |
 | MiniMax-H3 | states of Qwen3-VL-32B after its layer 50, not normalized; which tokens are of pictures | none | none |
 
 Modular pipelines take what their blocks for the text would give; those of a model that has a classical pipeline too
@@ -121,6 +124,11 @@ def _minimax_arguments(side: str, tokens: torch.Tensor, text: Embeddings) -> dic
     return {f"{side}prompt_embeds": tokens, f"{side}text_token_tags": tags.cpu().long()}
 
 
+def _ideogram_arguments(side: str, tokens: torch.Tensor, text: Embeddings) -> dict[str, Any]:
+    """Its features are in float32, and no token is padding."""
+    return {f"{side}text_features": tokens.float(), f"{side}text_lengths": [tokens.shape[1]] * tokens.shape[0]}
+
+
 _FLUX = Encoding(
     "T5-XXL and CLIP-L",
     lambda config: config["joint_attention_dim"],
@@ -145,6 +153,7 @@ _LTX2 = Encoding(
     projected=True,
 )
 _WAN = Encoding("UMT5-XXL", lambda config: config["text_dim"])
+_ERNIE = Encoding("Ministral 3 3B", lambda config: config["text_in_dim"], listed=True)
 _KREA2 = Encoding(
     "Qwen3-VL-4B, loaded as krea2",
     lambda config: config["num_text_layers"] * config["text_hidden_dim"],
@@ -178,6 +187,14 @@ ENCODINGS: dict[str, Encoding] = {
     "qwenimage-edit-plus": _QWEN,
     "flux2-klein": Encoding("Qwen3", lambda config: config["joint_attention_dim"], empty_negative=True),
     "zimage": Encoding("Qwen3-4B", lambda config: config["cap_feat_dim"], listed=True),
+    "ErnieImagePipeline": _ERNIE,
+    "ErnieImageModularPipeline": _ERNIE,
+    "HeliosModularPipeline": _WAN,
+    "Ideogram4ModularPipeline": Encoding(
+        "Qwen3-VL-8B, loaded as ideogram4",
+        lambda config: config["llm_features_dim"],
+        arguments=_ideogram_arguments,
+    ),
     "Krea2Pipeline": _KREA2,
     "krea2": _KREA2,
     "krea2-turbo": _KREA2,

@@ -28,7 +28,7 @@ from .completeness import check_complete, check_read
 from .components import absent, components, find_class, made_around_any_unet, not_taken
 from .devices import dtype_name, resolve_device, resolve_dtype
 from .mapped_files import mapped_files
-from .parts import absent_vae, check_quantized, family_of_parts, locate_parts, read_parts
+from .parts import absent_vae, check_quantized, family_of_parts, left_out, locate_parts, read_parts
 from .progress import component_progress, reading_errors
 from .sources import TINY, files_stamp, folder_of, locate
 
@@ -52,6 +52,7 @@ def resolve(
     text_encoders: Sequence[str] = (),
     vae: str = "",
     second_expert: str = "",
+    audio_vae: str = "",
     in_parts: bool = False,
     comfyui: Path | None = None,
     callbacks: Callbacks = SILENT,
@@ -68,8 +69,8 @@ def resolve(
         quantization: one of `QUANTIZATION_CHOICES`.
         lora_rank: room that LoRAs of this total rank are given from the first one on; 0 = as the first ones need.
         library: folder of models in which a Hub id's download is kept; None is the Hub's own cache.
-        text_encoders, vae: files of the other components, where `in_parts` says that `source` is a diffusion model's;
-            "none" leaves one out.
+        text_encoders, vae, audio_vae: files of the other components, where `in_parts` says that `source` is a
+            diffusion model's; "none" leaves one out.
         second_expert: file of the expert for little noise, of a diffusion model in two files.
         comfyui: folder of a ComfyUI, whose tokenizers a model in parts or in one file takes.
 
@@ -90,10 +91,9 @@ def resolve(
     if not 0 <= lora_rank <= 4096:
         raise InputError("lora_rank", lora_rank, "it must be between 0 and 4096", "use 0 unless LoRAs are exchanged")
     schemes.check_quantization(quantization, chosen_device)
-
     parts: tuple[tuple[str, str], ...] = ()
     if in_parts:
-        parts, identity = locate_parts(source, text_encoders, vae, second_expert)
+        parts, identity = locate_parts(source, text_encoders, vae, second_expert, audio_vae)
         quantized = check_quantized(parts, chosen_device, resolve_dtype(dtype, chosen_device))
         if quantized and quantization != "none":
             raise InputError("quantization", quantization, f"{quantized} is quantized already", "leave it at none")
@@ -186,8 +186,8 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
         facts["quantization"] = quantized
     if key.parts:
         facts["parts"] = {slot: f"{path} ({precisions[slot]})" for slot, path in key.parts}
-        if left_out := [name for name in ("text_encoder", "vae") if not key.holds(name)]:
-            facts["left out"] = " and ".join(left_out)
+        if missing := left_out(key.parts):
+            facts["left out"] = " and ".join(missing)
     if dropped := _dropped(key):
         facts["not loaded"] = f"{', '.join(dropped)}: {facts['pipeline']} takes no such component"
     mapped = mapped_files(folder_of(key))

@@ -14,7 +14,7 @@ from ..modular.index import folders
 from ..types import LoadKey
 from . import checkpoints, hub, single_file
 from .components import components
-from .parts import ENCODER_INPUT, MODEL_INPUT, NONE, input_of, locate_parts
+from .parts import AUDIO_INPUT, ENCODER_INPUT, MODEL_INPUT, NONE, input_of, locate_parts
 from .small_files import plain_path
 
 TINY = "tiny:"
@@ -112,10 +112,15 @@ def check(key: LoadKey) -> None:
     if key.parts:
         given: dict[str, list[str]] = {}
         for slot, file in key.parts:
-            given.setdefault(input_of(slot), []).append(file)
+            files = given.setdefault(input_of(slot), [])
+            # What the file of the diffusion model holds is found there again.
+            if file not in files and (file != key.parts[0][1] or input_of(slot) != ENCODER_INPUT):
+                files.append(file)
         texts = [] if any(slot.startswith(ENCODER_INPUT) for slot, _ in key.parts) else [NONE]
         diffusion_model, *second = given[MODEL_INPUT]
-        locate_parts(diffusion_model, [*given.get(ENCODER_INPUT, ()), *texts], *given.get("vae", [NONE]), *second)
+        vae, audio = (given.get(name, [NONE])[0] for name in ("vae", AUDIO_INPUT))
+        texts = [*given.get(ENCODER_INPUT, ()), *texts]
+        locate_parts(diffusion_model, texts, vae, second[0] if second else "", audio)
         return
     if not path.exists():
         raise ModelFileError("model", key.source, "it is not there any more", "choose another model")

@@ -65,6 +65,20 @@ def build(
     return pipeline
 
 
+def assemble(pipeline_class: Any, parts: Mapping[str, Any]) -> Any:
+    """A modular pipeline of loaded components and settings, of which it takes those that it knows.
+
+    Args:
+        parts: by name; None where there is none.
+    """
+    blocks = type(default_blocks(pipeline_class))()
+    pipeline = pipeline_class(blocks=blocks)
+    taken = {*all_components(blocks), *pipeline._config_specs}
+    pipeline.update_components(**{name: part for name, part in parts.items() if name in taken and part is not None})
+    without_enhancers(pipeline._blocks, pipeline.components)
+    return pipeline
+
+
 def _as_saved(setting: Any) -> Any:
     return list(setting) if isinstance(setting, tuple) else setting
 

@@ -15,7 +15,8 @@ def check_absent(key: LoadKey, request: SampleRequest) -> None:
     if not key.holds("text_encoder") and request.positive is None:
         no_encoder()
     if request.decode:
-        require_vae(key, "decode", "on", "switch decode off and use VAE Decode on the latent, or choose a VAE")
+        cure = "switch decode off and use VAE Decode on the latent, or choose or connect a VAE"
+        require_vae(key, "decode", "on", cure)
     if request.images or request.last_image is not None:
         require_vae(key, "images", "given", "choose a VAE in the loader: it encodes them")
 
@@ -29,5 +30,5 @@ def require_vae(key: LoadKey, name: str, value: str, cure: str) -> None:
 def no_encoder() -> NoReturn:
     """Raise InputError: a model that was loaded without its text encoders gets a text."""
     reason = "the model was loaded without a text encoder, and no encoded text was given"
-    cure = "load a text encoder (--text-encoder), or connect CLIP Text Encode to positive"
+    cure = "connect CLIP Text Encode to positive, or load a text encoder (--text-encoder) where the model's is read"
     raise InputError("positive", "none", reason, cure)

@@ -143,5 +143,8 @@ def _under_own_names(tensors: Mapping[str, Any], config: Mapping[str, Any], clas
 
 def read_file(key: ControlNetKey, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The network of a control model's file, on the CPU."""
+    import diffusers
+
     weights = read_weights(read_part(Path(key.source), "controlnet"), dtype)
-    return fill(key.class_name, _under_own_names(weights, config, key.class_name), dict(config), dtype)
+    own = getattr(diffusers, key.class_name)
+    return fill(own, _under_own_names(weights, config, key.class_name), dict(config), dtype)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ....errors import InputError, ModelFileError
-from .component import PartsFamily
+from .component import AUDIO_INPUT, PartsFamily, input_of
+from .fit import problem_of
 from .header import read_part
 from .models import FAMILIES
-from .plan import family_of_part, problem_of
+from .plan import family_of_part
 
 _FILE = re.compile(r"[\w.-]+\.safetensors")
 
@@ -29,9 +30,11 @@ def choose_text_encoders(
     family = family_of_part(diffusion_model)
     chosen = list(given)
     for slot in family.encoders:
-        if not of_texts and slot in family.text_encoders:
+        if not of_texts and slot in {*family.text_encoders, *family.joined}:
             continue
-        if any(_fits(family, slot, file, diffusion_model) for file in given):
+        if any(_fits(family, slot, file, diffusion_model) for file in chosen):
+            continue
+        if slot in {*family.inside, *family.joined} and _fits(family, slot, diffusion_model, diffusion_model):
             continue
         fitting = _fitting(family, slot, at_hand, diffusion_model)
         if not fitting:
@@ -40,13 +43,19 @@ def choose_text_encoders(
     return chosen
 
 
-def choose_vae(diffusion_model: Path, at_hand: Sequence[Path]) -> Path:
-    """The VAE at hand that fits: by its usual name, else the only one.
+def choose_vae(diffusion_model: Path, at_hand: Sequence[Path]) -> Path | None:
+    """The VAE that fits, in the diffusion model's file or at hand, by its usual name, else the only one.
+
+    None of a model whose VAE is not read in parts.
 
     Raises:
         InputError: none fits, or several do: other models' VAEs may have the same tensors.
     """
     family = family_of_part(diffusion_model)
+    if "vae" in family.inside and _fits(family, "vae", diffusion_model, diffusion_model):
+        return diffusion_model
+    if "vae" in family.elsewhere:
+        return None
     usual = family.components["vae"].usual
     fitting = _fitting(family, "vae", at_hand, diffusion_model)
     if not fitting:
@@ -55,6 +64,25 @@ def choose_vae(diffusion_model: Path, at_hand: Sequence[Path]) -> Path:
         names = ", ".join(file.name for file in fitting)
         raise InputError("vae", "auto", f"several fit, and their tensors do not tell which: {names}", "choose one")
     return fitting[0]
+
+
+def choose_audio_vae(diffusion_model: Path, at_hand: Sequence[Path]) -> Path | None:
+    """The VAE for sound that fits, in the diffusion model's file or of those at hand; None of a model without sound.
+
+    Raises:
+        InputError: none fits.
+    """
+    family = family_of_part(diffusion_model)
+    slots = [slot for slot in family.components if input_of(slot) == AUDIO_INPUT]
+    if not slots:
+        return None
+    inside = [diffusion_model] if slots[0] in family.inside else []
+    files = [*inside, *_fitting(family, slots[0], at_hand, diffusion_model)]
+    found = [file for file in files if all(_fits(family, slot, file, diffusion_model) for slot in slots)]
+    if not found:
+        cure = f"get {family.components[slots[0]].usual}, or choose none to make no sound"
+        raise InputError(AUDIO_INPUT, "auto", _none(family, slots[0]), cure)
+    return found[0]
 
 
 def choose_second_expert(diffusion_model: Path, at_hand: Sequence[Path]) -> Path | None:
@@ -86,7 +114,7 @@ def _fitting(family: PartsFamily, slot: str, files: Sequence[Path], diffusion_mo
 
 def _fits(family: PartsFamily, slot: str, file: Path, diffusion_model: Path) -> bool:
     try:
-        told = family.components[slot].told(read_part(file, "file").shapes)
+        told = family.components[slot].told_by(read_part(file, "file").shapes)
         return told and not problem_of(family, slot, file, diffusion_model, "file")
     except (ModelFileError, OSError, ImportError):
         return False

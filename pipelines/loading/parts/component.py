@@ -14,8 +14,10 @@ Weights = dict[str, Any]
 Config = dict[str, Any]
 
 DIFFUSION_MODEL, TEXT_ENCODER, VAE, UNREADABLE = "diffusion model", "text encoder", "VAE", "unreadable"
-MODEL_INPUT, ENCODER_INPUT = "diffusion_model", "text_encoder"
+MODEL_INPUT, ENCODER_INPUT, AUDIO_INPUT = "diffusion_model", "text_encoder", "audio_vae"
 """Inputs by which files are given."""
+_OF_TEXTS = (ENCODER_INPUT, "image_encoder", "connectors", "text_projection")
+_OF_SOUND = ("audio_vae", "vocoder")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Component:
         config: its configuration, from the shapes.
         rename: its weights under the names of its class. Any error means that they are another model's.
         not_told: what it was taken for that its tensors do not tell, for the report.
+        own: its tensors, of a file that holds other components too.
+        fitted: its configuration, as one of the same sizes has it, for what a file holds of it.
     """
 
     library: str
@@ -38,6 +42,21 @@ class Component:
     config: Callable[[Shapes], Config]
     rename: Callable[[Weights, Config], Weights]
     not_told: Callable[[Config], str] = lambda config: ""
+    own: Callable[[Shapes], Shapes] = lambda shapes: shapes
+    fitted: Callable[[Config, Shapes], Config] = lambda config, shapes: config
+
+    def told_by(self, shapes: Shapes) -> bool:
+        """Whether a file holds it, alone or beside others."""
+        return self.told(self.own(shapes))
+
+    @property
+    def network(self) -> Any:
+        """Its class, of diffusers, of transformers, or of the pipelines of diffusers in the folder `library`."""
+        import diffusers
+        import transformers
+
+        home: Any = {"diffusers": diffusers, "transformers": transformers}.get(self.library)
+        return getattr(home or getattr(diffusers.pipelines, self.library), self.class_name)
 
     @property
     def title(self) -> str:
@@ -54,12 +73,14 @@ class Tokenizer:
         folder: in ComfyUI, which ships it; "" for none.
         options: what its configuration there leaves out.
         inside: component whose file holds it, as the tensor "spiece_model".
+        held: makes it of that, where its class does not read it.
     """
 
     class_name: str
     folder: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     inside: str = ""
+    held: Callable[[bytes], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,12 @@ class PartsFamily:
         expert: which of the two the name of a file says that it is: "high", "low", or "" where it does not say.
         settings: of the pipeline itself.
         settings_of_two: likewise, where there are both diffusion models.
+        inside: names of the components that the file of the diffusion model may hold too.
+        joined: name of a component of which a file of its own may hold a part -> that of the whole.
+        stand_ins: name of a component that may be left out -> what makes what stands in for it, as the pipeline asks it
+            for numbers of its latents, from its configuration where the folder beside the diffusion model has one.
+        elsewhere: name of a component of which no file is read -> what it is: ComfyUI's own does what it would do.
+        agree: why these components, by their tensors, do not go together; "" where they do.
     """
 
     title: str
@@ -95,6 +122,11 @@ class PartsFamily:
     expert: Callable[[str], str] = lambda name: ""
     settings: Config = field(default_factory=dict)
     settings_of_two: Config = field(default_factory=dict)
+    inside: tuple[str, ...] = ()
+    joined: Mapping[str, str] = field(default_factory=dict)
+    stand_ins: Mapping[str, Callable[[Config], Any]] = field(default_factory=dict)
+    elsewhere: Mapping[str, Component] = field(default_factory=dict)
+    agree: Callable[[Mapping[str, Shapes]], str] = lambda shapes: ""
 
     def settings_with(self, components: Container[str]) -> Config:
         """The settings of the pipeline itself with these components."""
@@ -118,8 +150,10 @@ class PartsFamily:
 
 def input_of(slot: str) -> str:
     """The input by which the file of a component is given: encoders of pictures go with those of texts."""
-    if slot.startswith((ENCODER_INPUT, "image_encoder")):
+    if slot.startswith(_OF_TEXTS):
         return ENCODER_INPUT
+    if slot in _OF_SOUND:
+        return AUDIO_INPUT
     return slot if slot.startswith("vae") else MODEL_INPUT
 
 

@@ -143,7 +143,8 @@ def _is_umt5(shapes: Shapes) -> bool:
 
 
 def _is_qwen3(shapes: Shapes) -> bool:
-    return "model.layers.0.self_attn.q_norm.weight" in shapes and "visual.patch_embed.proj.weight" not in shapes
+    others = ("visual.patch_embed.proj.weight", "model.layers.0.pre_feedforward_layernorm.weight")
+    return "model.layers.0.self_attn.q_norm.weight" in shapes and not any(name in shapes for name in others)
 
 
 def _is_qwen25_vl(shapes: Shapes) -> bool:

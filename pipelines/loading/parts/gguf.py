@@ -92,12 +92,14 @@ def _supported() -> list[str]:
 
 
 def read_gguf_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The tensors of a file: quantized ones as diffusers' `GGUFParameter`, copied into memory."""
+    """The tensors of these names and shapes: quantized ones as diffusers' `GGUFParameter`, copied into memory."""
     from diffusers.models.model_loading_utils import load_gguf_checkpoint
     from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
     weights = {}
     for key, value in load_gguf_checkpoint(str(path)).items():
+        if key not in shapes:  # another component's
+            continue
         if hasattr(value, "quant_type") and tuple(value.quant_shape) == shapes[key]:
             weights[key] = value
         else:  # with more dimensions than the format has it is no linear layer's, and is written out below

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,17 @@ from ....errors import ModelFileError, first_line
 from ....safetensors_header import DOWNLOAD_AGAIN, SUFFIX, file_size, parse_json, read_header
 from ...adapters import keys as adapter_keys
 from . import gguf, layouts, nunchaku
+from .component import Component
 
 if TYPE_CHECKING:
     import torch
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_BESIDE = ("text_embedding_projection.",)
+"""Beginnings of what ComfyUI's files hold beside a diffusion model, whose own tensors alone have the prefix."""
+_WHOLE = ("vae.", "audio_vae.", "vocoder.")
+"""Likewise, in a whole checkpoint of LTX-2's, from which each component is read."""
+_READ_WHOLE = "model.diffusion_model.audio_adaln_single.linear.weight"
 _OF_CHECKPOINTS = ("first_stage_model.", "vae.", "conditioner.", "cond_stage_model.", "text_encoders.")
 _FP8 = {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -54,6 +60,7 @@ class Part:
         prefix: what was taken off.
         layouts: name of a weight -> what the file says of its layer, where it is in one of `layouts.LAYOUTS`.
         svdq: what a file of Nunchaku's says of itself; its shapes are those of the model before it was quantized.
+        kept: beginnings of names that have no prefix.
     """
 
     path: Path
@@ -63,10 +70,31 @@ class Part:
     prefix: str
     layouts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     svdq: nunchaku.Quantized | None = None
+    kept: tuple[str, ...] = ()
 
     @property
     def is_gguf(self) -> bool:
         return gguf.is_gguf(self.path)
+
+    def name_in_file(self, name: str) -> str:
+        """A tensor's name with what was taken off."""
+        return name if name.startswith(self.kept) else self.prefix + name
+
+    def only(self, component: Component) -> Part:
+        """What belongs to one component."""
+        return self._with(component.own(self.shapes))
+
+    def without(self, component: Component) -> Part:
+        """What does not belong to a component."""
+        others = component.own(self.shapes)
+        return self._with({name: shape for name, shape in self.shapes.items() if name not in others})
+
+    def _with(self, own: Mapping[str, tuple[int, ...]]) -> Part:
+        if len(own) == len(self.shapes):
+            return self
+        scales = {name: scale for name, scale in self.scales.items() if name in own}
+        in_layouts = {name: entry for name, entry in self.layouts.items() if name in own}
+        return replace(self, shapes=dict(own), scales=scales, layouts=in_layouts)
 
 
 def read_part(path: Path, name: str) -> Part:
@@ -88,13 +116,15 @@ def read_part(path: Path, name: str) -> Part:
     entries = read_header(path, name)
     if is_lora(entries):
         return Part(path, {key: tuple(entry["shape"]) for key, entry in entries.items()}, {}, "", "")
-    if any(key.startswith(_OF_CHECKPOINTS) for key in entries):
+    kept = (*_BESIDE, *_WHOLE) if _READ_WHOLE in entries else _BESIDE
+    if any(key.startswith(_OF_CHECKPOINTS) and not key.startswith(kept) for key in entries):
         cure = "load it whole: with Load Diffusers Pipeline, or --model"
         raise ModelFileError(name, str(path), "it is a whole checkpoint, not a part", cure)
     prefix = next((each for each in _PREFIXES if any(key.startswith(each) for key in entries)), "")
     if nunchaku.is_nunchaku(entries):
         return _read_nunchaku(path, name)
-    strange = [key for key in entries if not key.startswith(prefix) and not key.endswith((_MARKER, *_EXTRAS))]
+    ours = (prefix, *kept)
+    strange = [key for key in entries if not key.startswith(ours) and not key.endswith((_MARKER, *_EXTRAS))]
     if strange:
         raise ModelFileError(name, str(path), f"it mixes models: {strange[0][:80]!r} lies beside them", DOWNLOAD_AGAIN)
     tensors: dict[str, Any] = {key.removeprefix(prefix): entry for key, entry in entries.items()}
@@ -135,7 +165,7 @@ def read_part(path: Path, name: str) -> Part:
             raise ModelFileError(name, str(path), reason, "use a copy in bf16, fp16 or fp8")
         sizes[kind] = sizes.get(kind, 0) + end - begin
     names = sorted(sizes, key=lambda kind: -sizes[kind])
-    return Part(path, shapes, scales, " mixed with ".join(names), prefix, in_blocks)
+    return Part(path, shapes, scales, " mixed with ".join(names), prefix, in_blocks, kept=kept)
 
 
 def is_lora(names: Iterable[str]) -> bool:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ....errors import InputError, MissingDependencyError, ModelFileError
-from ....fallback import is_out_of_memory
-from ....safetensors_header import read_header
+from ....errors import InputError, ModelFileError
 from ...families import Family
 from ...recognize import family_of_configuration
 from .. import checkpoints
 from ..small_files import plain_path, read_json
-from .component import DIFFUSION_MODEL, ENCODER_INPUT, UNREADABLE, Component, Config, PartsFamily
+from .component import (
+    AUDIO_INPUT,
+    ENCODER_INPUT,
+    MODEL_INPUT,
+    Config,
+    PartsFamily,
+    Shapes,
+    input_of,
+)
+from .fit import beside, beside_files, configuration, empty_network, problem_of
 from .gguf import is_gguf, is_language_model
-from .header import Part, QuantizationNotReadError, is_lora, read_part
-from .models import FAMILIES, TITLES, as_other_part, family_of_file, kind_of_shapes, why_not_read
-from .nunchaku import is_nunchaku
+from .header import Part, is_lora, read_part
+from .models import TITLES, as_other_part, family_of_file, why_not_read
 
 NONE = "none"
 """Instead of a file: the component is left out."""
@@ -27,12 +32,15 @@ Parts = tuple[tuple[str, str], ...]
 """(component, absolute path), the diffusion model first."""
 
 
-def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str, second: str = "") -> tuple[Parts, str]:
+def locate_parts(
+    diffusion_model: str, text_encoders: Sequence[str], vae: str, second: str = "", audio_vae: str = ""
+) -> tuple[Parts, str]:
     """Find out which file is which component, and check that each fits, reading headers only.
 
     Args:
         text_encoders, vae: files, or `NONE`: texts come encoded then, and latents are decoded elsewhere.
         second: of a model of two experts, the one for the steps of little noise.
+        audio_vae: of a model that makes sound, the file of its VAE for it, or `NONE`: no sound is made.
 
     Returns:
         the parts, and an identity that changes with any of the files.
@@ -56,24 +64,78 @@ def locate_parts(diffusion_model: str, text_encoders: Sequence[str], vae: str, s
     for text in text_encoders:
         if text == NONE:
             continue
+        _refuse_elsewhere(family, "text_encoder", text)
         file = _path("text_encoder", text)
         slot = _encoder_slot(family, file, chosen, found)
         if encoded and slot in family.text_encoders:
             raise InputError("text_encoder", text, f"another one is {NONE}: they go together", f"use {NONE} for all")
         found[slot] = file
     if vae and vae != NONE:
+        _refuse_elsewhere(family, "vae", vae)
         found["vae"] = _path("vae", vae)
         _require(family, "vae", found["vae"], chosen, "vae")
-    given = {*found, family.second, *(family.text_encoders if encoded else ()), *(("vae",) if vae == NONE else ())}
-    if lacking := [slot for slot in family.components if slot not in given]:
-        name = "vae" if lacking == ["vae"] else "text_encoder"
-        reason = f"{family.title} needs {' and '.join(family.components[slot].usual for slot in lacking)}"
-        cure = f"add --{name.replace('_', '-')} FILE"
-        raise InputError(name, "", reason, cure + (", or ask for the latent alone" if name == "vae" else ""))
+    of_sound = [slot for slot in family.components if input_of(slot) == AUDIO_INPUT]
+    if audio_vae and audio_vae != NONE:
+        found |= dict.fromkeys(of_sound, _sound_file(family, of_sound, audio_vae, chosen))
+    left = {*(family.text_encoders if encoded else ()), *(("vae",) if vae == NONE else ())}
+    left |= {*(of_sound if audio_vae == NONE else ())}
+    for slot in family.inside:
+        if slot not in {*found, *left} and family.components[slot].told_by(part.shapes):
+            found[slot] = chosen
+            _require(family, slot, chosen, chosen, MODEL_INPUT)
+    if vae == NONE:
+        left |= {*of_sound}
+    _require_all(family, found, {*found, *left, family.second}, encoded)
+    if problem := family.agree({slot: _shapes(family, slot, file, chosen) for slot, file in found.items()}):
+        raise ModelFileError(MODEL_INPUT, str(chosen), problem, "give files of one model")
     parts = tuple((slot, str(found[slot])) for slot in family.components if slot in found)
     marks = [checkpoints.fingerprint(Path(path)) for _, path in parts]
-    marks += [str(sorted(_beside_files(chosen)))]
+    marks += [str(sorted(beside_files(chosen)))]
     return parts, hashlib.sha256(" ".join(marks).encode()).hexdigest()[:16]
+
+
+def _require_all(family: PartsFamily, found: dict[str, Path], given: set[str], encoded: bool) -> None:
+    """Raise InputError where a component is neither found nor left out."""
+    lacking = [slot for slot in family.components if slot not in given]
+    for slot in [slot for slot in lacking if slot in family.joined]:
+        whole = found.get(family.joined[slot])
+        held = whole is not None and family.components[slot].told_by(read_part(whole, "file").shapes)
+        if encoded or held or whole is None:  # without the whole, that is what is said to be missing
+            lacking.remove(slot)
+    if lacking:
+        name = input_of(lacking[0])
+        reason = (
+            f"{family.title} needs {' and '.join(dict.fromkeys(family.components[slot].usual for slot in lacking))}"
+        )
+        cure = {"vae": ", or ask for the latent alone", AUDIO_INPUT: f", or {NONE} to make no sound"}.get(name, "")
+        raise InputError(name, "", reason, f"add --{name.replace('_', '-')} FILE{cure}")
+
+
+def _refuse_elsewhere(family: PartsFamily, slot: str, text: str) -> None:
+    """Raise InputError for the file of a component that ComfyUI's own nodes read alone."""
+    if slot in family.elsewhere:
+        cures = {
+            "text_encoder": "connect CLIP Text Encode to the sampler's positive",
+            "vae": "connect Load VAE to comfyui_vae, or decode the latent with VAE Decode",
+        }
+        reason = f"{family.elsewhere[slot].title} is not read in parts"
+        raise InputError(slot, text, reason, f"use {NONE}" + (f", and {cures[slot]}" if slot in cures else ""))
+
+
+def _sound_file(family: PartsFamily, slots: Sequence[str], text: str, chosen: Path) -> Path:
+    """The file of a VAE for sound, with all that it is to hold."""
+    _refuse_elsewhere(family, AUDIO_INPUT, text)
+    if not slots:
+        raise InputError(AUDIO_INPUT, text, f"{chosen.name} is {family.title}'s, which makes no sound", "leave it out")
+    file = _path(AUDIO_INPUT, text)
+    for slot in slots:
+        _require(family, slot, file, chosen, AUDIO_INPUT)
+    return file
+
+
+def _shapes(family: PartsFamily, slot: str, file: Path, chosen: Path) -> Shapes:
+    name = MODEL_INPUT if file == chosen else input_of(slot)
+    return read_part(file, name).only(family.components[slot]).shapes
 
 
 def _second_expert(family: PartsFamily, chosen: Path, text: str) -> Path | None:
@@ -99,32 +161,11 @@ def _second_expert(family: PartsFamily, chosen: Path, text: str) -> Path | None:
     return file
 
 
-def kind_of_part(file: Path) -> str:
-    """What a file may be: `DIFFUSION_MODEL`, `TEXT_ENCODER` or `VAE` of any family; `UNREADABLE` where its header
-    cannot be read, "" for any other file."""
-    return _kind(str(file), checkpoints.stamp(file)) if file.is_file() else ""
-
-
-@lru_cache(maxsize=4096)
-def _kind(path: str, stamp: str) -> str:
-    """`stamp` is for the cache."""
-    file = Path(path)
-    try:
-        part = read_part(file, "file")
-    except QuantizationNotReadError:
-        return UNREADABLE
-    except (ModelFileError, MissingDependencyError):
-        return UNREADABLE if is_gguf(file) or _is_damaged(file) or is_nunchaku(read_header(file)) else ""
-    kind = kind_of_shapes(part.shapes, file.stem)
-    return kind if kind in (DIFFUSION_MODEL, UNREADABLE) or not part.is_gguf else ""
-
-
-def _is_damaged(file: Path) -> bool:
-    try:
-        read_header(file)
-    except ModelFileError:
-        return True
-    return False
+def left_out(parts: Parts) -> list[str]:
+    """Names of the inputs whose components were left out of what `locate_parts` found."""
+    family = family_of_part(Path(parts[0][1]))
+    names = ("text_encoder", "vae", AUDIO_INPUT)
+    return [name for name in names if name in {**family.components, **family.elsewhere} and name not in dict(parts)]
 
 
 def family_of_parts(diffusion_model: Path) -> Family:
@@ -152,9 +193,15 @@ def denoiser_of_parts(diffusion_model: Path) -> tuple[type, Config]:
 def absent_vae(diffusion_model: Path) -> Any:
     """The VAE of a model in parts without memory or content: what it says of its latents is all that it can be
     asked."""
-    component = family_of_part(diffusion_model).components["vae"]
+    family = family_of_part(diffusion_model)
+    component = {**family.elsewhere, **family.components}["vae"]
     own = beside(diffusion_model) / "vae" / "config.json"
     return empty_network(component, read_json(own) if own.is_file() else component.config({}))
+
+
+def pipeline_of_parts(diffusion_model: Path) -> str:
+    """The class in diffusers that a model in parts becomes."""
+    return family_of_part(diffusion_model).pipeline
 
 
 def family_of_part(diffusion_model: Path) -> PartsFamily:
@@ -181,70 +228,6 @@ def _family(part: Part) -> PartsFamily:
     return family
 
 
-def beside(diffusion_model: Path) -> Path:
-    """The folder of the same name beside a diffusion model: its configurations and tokenizers go before the pack's."""
-    return diffusion_model.with_suffix("")
-
-
-def configuration(slot: str, component: Component, part: Part, diffusion_model: Path) -> Config:
-    """The configuration of a component: of the folder beside the diffusion model, else the published one."""
-    own = beside(diffusion_model) / slot / "config.json"
-    return read_json(own) if own.is_file() else component.config(part.shapes)
-
-
-def empty_network(component: Component, config: Config) -> Any:
-    """The network that a configuration describes, without memory."""
-    import diffusers
-    import torch
-    import transformers
-
-    library = diffusers if component.library == "diffusers" else transformers
-    found: Any = getattr(library, component.class_name)
-    with torch.device("meta"):
-        if component.library == "diffusers":
-            return found.from_config(config)
-        return found(found.config_class.from_dict(config))
-
-
-@lru_cache(maxsize=64)
-def _problem(family: int, slot: str, path: str, stamp: str, diffusion_model: str, name: str) -> str:
-    """Why a file is not the component `slot`, "" where it is. `family` is a number in the table, `stamp` is for the
-    cache."""
-    import torch
-
-    part = read_part(Path(path), name)
-    if is_lora(part.shapes):
-        return "it is a LoRA"
-    component = FAMILIES[family].components[slot]
-    if part.svdq is not None:
-        return part.svdq.problem(component, configuration(slot, component, part, Path(diffusion_model)))
-    try:
-        config = configuration(slot, component, part, Path(diffusion_model))
-        weights = {key: torch.empty(shape, device="meta") for key, shape in part.shapes.items()}
-        held = {key: tuple(value.shape) for key, value in component.rename(weights, config).items()}
-        wanted = {key: tuple(value.shape) for key, value in empty_network(component, config).state_dict().items()}
-    except ModelFileError:
-        raise
-    except Exception as error:  # the converters raise anything for the tensors of another model
-        if is_out_of_memory(error):
-            raise
-        return f"its tensors are another model's ({type(error).__name__}: {str(error)[:80]})"
-    for key in (*wanted, *held):
-        if wanted.get(key) != held.get(key):
-            return f"{key!r} is {held.get(key, 'missing')} in it and {wanted.get(key, 'not in the model')} in the model"
-    return ""
-
-
-def problem_of(family: PartsFamily, slot: str, file: Path, chosen: Path, name: str) -> str:
-    """Why a file is not the component `slot` of the diffusion model `chosen`, "" where it is.
-
-    Raises:
-        ModelFileError: it is damaged.
-    """
-    stamp = checkpoints.stamp(file) + str(_beside_files(chosen))
-    return _problem(FAMILIES.index(family), slot, str(file), stamp, str(chosen), name)
-
-
 def _require(family: PartsFamily, slot: str, file: Path, chosen: Path, name: str) -> None:
     _refuse_gguf(file, name, family.components[slot].usual)
     if problem := problem_of(family, slot, file, chosen, name):
@@ -253,7 +236,7 @@ def _require(family: PartsFamily, slot: str, file: Path, chosen: Path, name: str
 
 
 def _refuse_gguf(file: Path, name: str, usual: str) -> None:
-    if is_gguf(file) and name in (ENCODER_INPUT, "vae"):
+    if is_gguf(file) and name in (ENCODER_INPUT, "vae", AUDIO_INPUT):
         raise ModelFileError(name, str(file), "GGUF is read for diffusion models only", f"give {usual}")
 
 
@@ -261,7 +244,7 @@ def _encoder_slot(family: PartsFamily, file: Path, chosen: Path, found: dict[str
     """The text encoder of a family that a file is: of several that have its names, the one whose sizes it has."""
     _refuse_gguf(file, "text_encoder", _lacking(family, found))
     shapes = read_part(file, "text_encoder").shapes
-    slots = [slot for slot in family.encoders if family.components[slot].told(shapes)]
+    slots = [slot for slot in family.encoders if family.components[slot].told_by(shapes)]
     if not slots:
         titles = ", ".join(family.components[slot].title for slot in family.encoders)
         what = "a LoRA, and no" if is_lora(shapes) else "no"
@@ -285,8 +268,3 @@ def _path(name: str, text: str) -> Path:
     if path.suffix in checkpoints.PICKLES:
         checkpoints.refuse_pickle(path)
     return path
-
-
-def _beside_files(diffusion_model: Path) -> list[tuple[str, int, int]]:
-    files = sorted(path for path in beside(diffusion_model).glob("*/*") if path.suffix in (".json", ".txt", ".model"))
-    return [(file.parent.name + "/" + file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError
 from ....fallback import Signals
+from ....optimizations.components import is_modular_class
 from ....optimizations.quantization.layers import describe_model
+from ...modular.build import assemble
 from ..devices import default_dtype
 from ..small_files import read_json
 from . import nunchaku
-from .component import MODEL_INPUT, Component, Config, PartsFamily, Tokenizer, input_of
+from .component import MODEL_INPUT, Component, Config, PartsFamily, Shapes, Tokenizer, input_of
+from .fit import beside, configuration, without_a_warning
 from .gguf import fill_gguf, is_gguf
 from .header import Part, read_extra, read_part
-from .plan import beside, configuration, family_of_part
+from .plan import family_of_part
 from .weights import read_weights
 
 if TYPE_CHECKING:
@@ -53,12 +57,18 @@ def read_parts(
     files = {slot: Path(path) for slot, path in parts}
     chosen = next(iter(files.values()))
     family = family_of_part(chosen)
-    made: dict[str, Any] = {slot: None for slot in (*family.components, *family.tokenizers) if slot != family.second}
+    absent = {family.second, *family.joined}
+    made: dict[str, Any] = {slot: None for slot in (*family.components, *family.tokenizers) if slot not in absent}
+    for slot, make in family.stand_ins.items():
+        own = beside(chosen) / slot / "config.json"
+        if slot not in files:
+            made[slot] = make(read_json(own) if own.is_file() else {}).to(dtype)
     encoded = not set(family.text_encoders) & set(files)
     for name, tokenizer in () if encoded else family.tokenizers.items():
         made[name] = read_tokenizer(name, tokenizer, chosen, comfyui, files)
     found: dict[str, str] = {}
-    sizes = {slot: path.stat().st_size for slot, path in files.items()}
+    opened = {slot: read_file(slot, path, chosen) for slot, path in files.items()}
+    sizes = {slot: _share(family.components[slot], part) for slot, part in opened.items()}
     before, total = 0, _mebibytes(sum(sizes.values()))
     for slot, path in files.items():
 
@@ -66,15 +76,21 @@ def read_parts(
             callbacks.tick("load", _mebibytes(before + done), total, f"{slot}, in MiB")
 
         told(0)
-        component = family.components[slot]
-        part = read_part(path, input_of(slot))
-        config = configuration(slot, component, part, chosen)
+        component, part = family.components[slot], opened[slot]
         found[slot] = part.precision
+        if slot in family.joined:  # read with the whole
+            before += sizes[slot]
+            continue
+        pieces = [other for other, whole in family.joined.items() if whole == slot]
+        joined = [opened[other] for other in pieces if other in files]
+        for piece in pieces if encoded else ():  # texts that come encoded need none of it
+            part = part.without(family.components[piece])
+        config = configuration(slot, component, part, chosen, *joined)
         keep = keep_fp8 and input_of(slot) == MODEL_INPUT
         if part.svdq is not None:
             made[slot] = nunchaku.load(path, part.svdq, device, dtype)
         else:
-            made[slot] = read_component(component, part, config, dtype, keep, told)
+            made[slot] = read_component(component, part, config, dtype, keep, told, joined)
         before += sizes[slot]
         if keep and "fp8" in describe_model(made[slot]):
             found[slot] += ", kept"
@@ -86,7 +102,27 @@ def read_parts(
     if family.more:
         made |= family.more(made, beside(chosen))
     settings = family.settings_with(files)
-    return getattr(diffusers, family.pipeline)(**made, **settings), found
+    pipeline_class = getattr(diffusers, family.pipeline)
+    if is_modular_class(pipeline_class):
+        return assemble(pipeline_class, made | settings), found
+    return pipeline_class(**made, **settings), found
+
+
+def read_file(slot: str, path: Path, chosen: Path) -> Part:
+    """The header of the file that a component is in."""
+    return read_part(path, MODEL_INPUT if path == chosen else input_of(slot))
+
+
+def _share(component: Component, part: Part) -> int:
+    """Bytes of a file that a component is: all, where nothing else is in it."""
+    size, own = part.path.stat().st_size, component.own(part.shapes)
+    if len(own) == len(part.shapes):
+        return size
+    return size * _numbers(own) // max(1, _numbers(part.shapes))
+
+
+def _numbers(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def check_quantized(parts: tuple[tuple[str, str], ...], device: str, dtype: str) -> str:
@@ -108,10 +144,12 @@ def check_quantized(parts: tuple[tuple[str, str], ...], device: str, dtype: str)
 
 
 def read_scheduler(family: PartsFamily, chosen: Path) -> Any:
-    """The scheduler of the folder beside a diffusion model, else the published one."""
+    """The scheduler of the folder beside a diffusion model, else the published one; None where the blocks bring it."""
     import diffusers
 
     name, config = _scheduler(family, chosen)
+    if not name:
+        return None
     return getattr(diffusers, name).from_config(config)
 
 
@@ -141,24 +179,27 @@ def read_component(
     dtype: torch.dtype,
     keep_fp8: bool = False,
     told: Callable[[int], None] = lambda done: None,
+    joined: Sequence[Part] = (),
 ) -> Any:
     """One network of a pipeline, from its file.
 
     Args:
         told: called with the bytes of the file that are read, as they are; it may raise to stop.
+        joined: files that hold more of it.
     """
-    weights = component.rename(read_weights(part, dtype, keep_fp8, told), config)
-    if part.is_gguf:
-        import diffusers
-
+    held = read_weights(part.only(component), dtype, keep_fp8, told)
+    for more in joined:
+        held |= read_weights(more.only(component), dtype)
+    weights = component.rename(held, config)
+    if part.is_gguf and not hasattr(component.network, "from_single_file"):
+        written_out(weights, dtype)
+    elif part.is_gguf:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
-            return fill_gguf(getattr(diffusers, component.class_name), weights, folder, dtype)
-    if component.library == "diffusers":
-        return fill(component.class_name, weights, config, dtype, keep_fp8)
-    import transformers
-
-    model_class = getattr(transformers, component.class_name)
+            return fill_gguf(component.network, weights, folder, dtype)
+    if component.library != "transformers":
+        return fill(component.network, weights, config, dtype, keep_fp8)
+    model_class = component.network
     # transformers rounds the rest itself, and keeps in float32 what a class says must stay so. Where all of it is to be
     # float32, each tensor goes here when its wide one comes: transformers would hold both of all of them.
     for key, value in weights.items():
@@ -168,18 +209,25 @@ def read_component(
     return model_class.from_pretrained(None, config=settings, state_dict=weights, torch_dtype=dtype).eval()
 
 
-def fill(class_name: str, weights: dict[str, Any], config: Config, dtype: torch.dtype, keep_fp8: bool = False) -> Any:
+def written_out(weights: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write out what GGUF quantized, in place."""
+    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+    for key, value in weights.items():
+        if hasattr(value, "quant_type"):
+            weights[key] = dequantize_gguf_tensor(value).to(dtype)
+
+
+def fill(model_class: Any, weights: dict[str, Any], config: Config, dtype: torch.dtype, keep_fp8: bool = False) -> Any:
     """A network of diffusers with these weights: in their file where it has `dtype` already, else rounded to it.
 
     As diffusers' own `from_pretrained` does it, layers that a class keeps in float32 are in float32, and what a class
     computes when it is built is computed in `dtype`.
     """
-    import diffusers
     import torch
     from accelerate import init_empty_weights
 
-    model_class = getattr(diffusers, class_name)
-    with default_dtype(dtype), init_empty_weights():
+    with default_dtype(dtype), init_empty_weights(), without_a_warning():
         model = model_class.from_config(config)
     exact = model_class._keep_in_fp32_modules or []
     exact = set(exact if isinstance(exact, list) else [exact])
@@ -240,6 +288,8 @@ def _held_tokenizer(part: Part, tokenizer: Tokenizer) -> Any:
     tensor = read_extra(part, "spiece_model")
     if tensor is None:
         return None
+    if tokenizer.held is not None:
+        return tokenizer.held(tensor.numpy().tobytes())
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "spiece.model").write_bytes(tensor.numpy().tobytes())
         made = getattr(transformers, tokenizer.class_name)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError
 from ....fallback import Signals
-from .component import Component, Config, PartsFamily, input_of
+from .component import Component, Config
+from .fit import beside, configuration, empty_network
 from .header import Part, read_part
 from .nunchaku import OTHER_COPY
-from .plan import beside, configuration, empty_network, family_of_part
-from .read import fill, read_component, read_scheduler, read_tokenizer
+from .plan import family_of_part
+from .read import fill, read_component, read_file, read_scheduler, read_tokenizer, written_out
 from .weights import read_weights
 
 if TYPE_CHECKING:
@@ -47,10 +49,15 @@ def write_parts(
         made[name] = read_tokenizer(name, tokenizer, chosen, comfyui, files)
         made[name].save_pretrained(folder / name)
     written = {}
-    for number, (slot, path) in enumerate(files.items()):
+    opened = {slot: read_file(slot, path, chosen) for slot, path in files.items()}
+    for number, (slot, part) in enumerate(opened.items()):
         callbacks.tick("save", number, len(files), slot)
-        component, part, config = _described(family, slot, path, chosen)
-        model = _read(component, part, config, dtype)
+        if slot in family.joined:
+            continue
+        component = family.components[slot]
+        joined = [opened[other] for other, whole in family.joined.items() if whole == slot and other in files]
+        config = configuration(slot, component, part, chosen, *joined)
+        model = _read(component, part, config, dtype, joined)
         model.save_pretrained(folder / slot)
         name = str(dtype).removeprefix("torch.")
         written[slot] = part.precision if part.precision == name else f"{part.precision}, written as {name}"
@@ -73,27 +80,20 @@ def write_parts(
 def bytes_of_parts(parts: tuple[tuple[str, str], ...], dtype: torch.dtype) -> int:
     """Bytes of the weights of a model in parts in one precision."""
     files = {slot: Path(path) for slot, path in parts}
-    numbers = sum(math.prod(shape) for path in files.values() for shape in read_part(path, "file").shapes.values())
-    return numbers * dtype.itemsize
+    if not files:  # one of the embedded pipelines
+        return 0
+    family = family_of_part(next(iter(files.values())))
+    held = [read_part(path, "file").only(family.components[slot]).shapes for slot, path in files.items()]
+    return sum(math.prod(shape) for shapes in held for shape in shapes.values()) * dtype.itemsize
 
 
-def _described(family: PartsFamily, slot: str, path: Path, chosen: Path) -> tuple[Component, Part, Config]:
-    part = read_part(path, input_of(slot))
-    component = family.components[slot]
-    return component, part, configuration(slot, component, part, chosen)
-
-
-def _read(component: Component, part: Part, config: Config, dtype: torch.dtype) -> Any:
+def _read(component: Component, part: Part, config: Config, dtype: torch.dtype, joined: Sequence[Part] = ()) -> Any:
     """A component with plain weights: what GGUF quantized is written out, as it is where it runs."""
     if part.svdq is not None:
         reason = "it is quantized by Nunchaku (svdq), whose weights only its package's layers read"
         raise ModelFileError("diffusion_model", str(part.path), reason, OTHER_COPY)
     if not part.is_gguf:
-        return read_component(component, part, config, dtype)
-    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
-
-    weights = component.rename(read_weights(part, dtype), config)
-    for key in list(weights):
-        if hasattr(weights[key], "quant_type"):
-            weights[key] = dequantize_gguf_tensor(weights[key]).to(dtype)
-    return fill(component.class_name, weights, config, dtype)
+        return read_component(component, part, config, dtype, joined=joined)
+    weights = component.rename(read_weights(part.only(component), dtype), config)
+    written_out(weights, dtype)
+    return fill(component.network, weights, config, dtype)

@@ -66,10 +66,11 @@ def _is_wan22_vae(shapes: Shapes) -> bool:
 
 
 def _rename(weights: Weights, config: Config) -> Weights:
-    return {_renamed(key): value for key, value in weights.items()}
+    return {renamed(key): value for key, value in weights.items()}
 
 
-def _renamed(key: str) -> str:
+def renamed(key: str) -> str:
+    """diffusers' name of a tensor."""
     half, dot, rest = key.partition(".")
     if half not in ("encoder", "decoder"):
         return next((new + key.removeprefix(old) for old, new in _TOP.items() if key.startswith(old)), key)

@@ -35,9 +35,9 @@ def read_weights(
     from safetensors import safe_open
 
     if part.is_gguf:
-        shapes = {part.prefix + key: shape for key, shape in part.shapes.items()}
-        read = gguf.read_gguf_weights(part.path, shapes)
-        return {key.removeprefix(part.prefix): value for key, value in read.items()}
+        named = {part.name_in_file(key): key for key in part.shapes}
+        read = gguf.read_gguf_weights(part.path, {name: part.shapes[key] for name, key in named.items()})
+        return {named[name]: value for name, value in read.items()}
     types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     types |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8, "I8": torch.int8}
     entries = read_header(part.path)
@@ -45,13 +45,13 @@ def read_weights(
     copied = {}
     with safe_open(part.path, framework="pt") as file:
         for key in part.shapes:
-            entry = entries[part.prefix + key]
+            entry = entries[part.name_in_file(key)]
             kind = types[entry["dtype"]]
             if kind == dtype or (keep_fp8 and kind.itemsize == 1 and key not in {*part.scales, *part.layouts}):
-                weights[key] = file.get_tensor(part.prefix + key)
+                weights[key] = file.get_tensor(part.name_in_file(key))
             else:
                 copied[key] = (entry, kind)
-        scales = {key: file.get_tensor(part.prefix + scale).float() for key, scale in part.scales.items()}
+        scales = {key: file.get_tensor(part.name_in_file(scale)).float() for key, scale in part.scales.items()}
     end = max(entry["data_offsets"][1] for entry in entries.values())
     mapped = sum(value.nbytes for value in weights.values())
     _read_copies(part.path, part.path.stat().st_size - end, copied, weights, lambda done: told(mapped + done))
@@ -59,7 +59,7 @@ def read_weights(
         with safe_open(part.path, framework="pt") as file:
             for key, entry in part.layouts.items():
                 weights[key] = layouts.write_out(
-                    part.path, key, weights[key], entry, lambda name: file.get_tensor(part.prefix + name), dtype
+                    part.path, key, weights[key], entry, lambda name: file.get_tensor(part.name_in_file(name)), dtype
                 )
     for key, scale in scales.items():
         weights[key] = weights[key].to(torch.float32).mul_(scale).to(dtype)

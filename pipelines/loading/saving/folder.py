@@ -14,10 +14,11 @@ from ....callbacks import SILENT, Callbacks
 from ....errors import InputError
 from ....fallback import Signals
 from ....links import link_target
+from ....optimizations.components import is_modular_class
 from ....optimizations.quantization.schemes import NONE as NOT_QUANTIZED
 from .. import loader
 from ..partial_folder import complete_or_absent, sweep
-from ..parts import bytes_of_parts, write_parts
+from ..parts import bytes_of_parts, left_out, pipeline_of_parts, write_parts
 from ..progress import reading_errors
 from ..sources import TINY
 
@@ -77,6 +78,8 @@ def save_folder(key: LoadKey, output: Path, callbacks: Callbacks = SILENT) -> Sa
 
 
 def _check_source(key: LoadKey) -> None:
+    import diffusers
+
     path = Path(key.source)
     if key.revision or (not key.parts and not key.source.startswith(TINY) and path.is_dir()):
         cure = "use it as it is, or Quantize Model for a smaller copy"
@@ -84,10 +87,12 @@ def _check_source(key: LoadKey) -> None:
     if key.quantization != NOT_QUANTIZED:
         reason = "it is quantized while it loads, and a folder of plain weights is written"
         raise InputError("quantization", key.quantization, reason, "set it to none, and quantize the folder afterwards")
-    for component in ("text_encoder", "vae"):
-        if not key.holds(component):
-            reason = f"it was chosen without its {component}, and a folder holds all of a model"
-            raise InputError("pipeline", key.source, reason, "choose one in its loader")
+    if key.parts and is_modular_class(getattr(diffusers, pipeline_of_parts(path))):
+        reason = "its pipeline is a modular one, and folders are written of classical ones"
+        raise InputError("pipeline", key.source, reason, "use it as it is")
+    for component in left_out(key.parts) if key.parts else ():
+        reason = f"it was chosen without its {component}, and a folder holds all of a model"
+        raise InputError("pipeline", key.source, reason, "choose one in its loader")
 
 
 def _check_output(output: Path, needed: int) -> None:

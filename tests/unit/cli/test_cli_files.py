@@ -139,6 +139,7 @@ INPUTS = {
     "--mask": ("picture.png", ("--image", "other.png")),
     "--diffusion-model": ("model.safetensors", ()),
     "--vae": ("model.safetensors", ("--diffusion-model", "other.safetensors")),
+    "--audio-vae": ("model.safetensors", ("--diffusion-model", "other.safetensors")),
     "--lora": ("model.safetensors", ()),
     "--image-prompt": ("picture.png", ()),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from modular_twins import ROUNDING, bare, save
-from this_year import save_model
+from this_year import ernie, save_model
 
 from fastdiffusers.errors import InputError, ModelFileError
 from fastdiffusers.optimizations.settings import OptimizationSettings
@@ -36,7 +36,7 @@ TEXTS = {"prompt": POSITIVE, "negative_prompt": NEGATIVE}
 REQUEST = SampleRequest("", steps=2, width=64, height=64, seed=5, guidance=3.0, decode=False)
 PICTURE = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1))
 TWINS = ("flux", "flux2-klein", "sdxl", "sd3", "qwenimage-edit", "zimage", "wan22-t2v")
-ALONE = ("krea2", "anima", "ltx2")
+ALONE = ("krea2", "anima", "ltx2", "ernie", "helios", "ideogram4")
 """MiniMax-H3 is tried with ComfyUI's own encoder, in tests/comfyui."""
 
 
@@ -54,16 +54,57 @@ def folders(tmp_path_factory: pytest.TempPathFactory, modular_folder: Folder) ->
 
 
 def _save(name: str, place: Path) -> Path:
+    import diffusers
+
+    if name == "ernie":
+        return save(diffusers.ErnieImageModularPipeline(), ernie(), place)
+    if name == "ideogram4":
+        return save(diffusers.Ideogram4ModularPipeline(), _ideogram4(), place)
+    if name == "helios":
+        return save(diffusers.HeliosModularPipeline(), _helios(), place)
     if name != "ltx2":
         return save_model(name, place)
-    import diffusers
 
     classical: Any = tiny.build("ltx2-t2v")
     return save(diffusers.LTX2ModularPipeline(), classical.components, place)
 
 
+def _ideogram4() -> dict[str, Any]:
+    """Ideogram 4, whose guidance has a model of its own: all of the 36 layers of its text encoder."""
+    from diffusers import Ideogram4Transformer2DModel
+
+    from fastdiffusers.pipelines.tiny.components import WIDTH, flow_euler, flux2_vae, qwen3_vl_encoder
+    from fastdiffusers.pipelines.tiny.tokenizers import qwen_tokenizer
+
+    torch.manual_seed(7)
+    sizes = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"adaln_dim": 16, "llm_features_dim": 13 * WIDTH, "mrope_section": (4, 2, 2)}
+    models = {name: Ideogram4Transformer2DModel(**sizes) for name in ("transformer", "unconditional_transformer")}
+    encoder = qwen3_vl_encoder(layers=36, whole=False)
+    return {
+        **models,
+        "text_encoder": encoder,
+        "tokenizer": qwen_tokenizer(),
+        "vae": flux2_vae(),
+        "scheduler": flow_euler(),
+    }
+
+
+def _helios() -> dict[str, Any]:
+    """Helios around the text encoder and the VAE of Wan."""
+    from diffusers import HeliosScheduler, HeliosTransformer3DModel
+
+    whole: Any = tiny.build("wan21-t2v")
+    torch.manual_seed(6)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "rope_dim": (4, 4, 4)}
+    transformer = HeliosTransformer3DModel(**sizes, text_dim=whole.text_encoder.config.d_model)
+    kept = {name: getattr(whole, name) for name in ("text_encoder", "tokenizer", "vae")}
+    scheduler = HeliosScheduler(stage_range=[0, 1], stages=1, use_dynamic_shifting=True)
+    return {**kept, "transformer": transformer, "scheduler": scheduler}
+
+
 def request_for(family: Family, name: str, **changes: Any) -> SampleRequest:
-    request = replace(REQUEST, **changes, num_frames={"wan22-t2v": 5, "ltx2": 9}.get(name))
+    request = replace(REQUEST, **changes, num_frames={"wan22-t2v": 5, "ltx2": 9, "helios": 9}.get(name))
     return replace(request, images=(PICTURE,)) if family.images == "required" else request
 
 
@@ -99,6 +140,8 @@ def _embeddings(pipeline: Any, state: Any, side: str) -> Embeddings:
 
     if of("qwen_prompt_embeds") is not None:
         return Embeddings(of("qwen_prompt_embeds"), ids=of("t5_input_ids"))
+    if of("text_features") is not None:
+        return Embeddings(of("text_features")[:, -of("text_lengths")[0] :])
     tokens, mask = of("prompt_embeds"), of("prompt_embeds_mask")
     tokens = tokens[0][None] if isinstance(tokens, list) else tokens
     if type(pipeline).__name__.startswith("LTX2"):
@@ -126,6 +169,22 @@ def test_the_result_is_that_of_the_text(name: str, folders: Folder) -> None:
         swapped = {"positive": texts["negative"], "negative": texts["positive"]}
         changed = run(folder, replace(request, **swapped, batch=1)).latent
         assert float((changed - own.latent[:1]).abs().max()) > ROUNDING
+
+
+def test_ernie_image_takes_them_in_its_classical_form(tmp_path: Path) -> None:
+    import diffusers
+
+    pipeline = diffusers.ErnieImagePipeline(**ernie())
+    pipeline.save_pretrained(tmp_path)
+    with torch.no_grad():
+        tokens = [pipeline.encode_prompt([text], torch.device("cpu"), 1)[0] for text in (POSITIVE, NEGATIVE)]
+    request = replace(REQUEST, width=64, height=64)
+    own = run(tmp_path, replace(request, **TEXTS, decode=True)).frames
+    positive, negative = (Embeddings(each[None]) for each in tokens)
+    made = run(tmp_path, replace(request, positive=positive, negative=negative, decode=True)).frames
+    torch.testing.assert_close(made, own, atol=ROUNDING, rtol=0)
+    swapped = run(tmp_path, replace(request, positive=negative, negative=positive, decode=True)).frames
+    assert float((swapped - own).abs().max()) > ROUNDING
 
 
 def _picture(family: Family) -> Any:
@@ -205,8 +264,8 @@ def test_what_a_modular_model_does_not_take_is_said() -> None:
     for name in ("Flux3", "Flux3Distilled", "QwenImage21", "QwenImage21Turbo"):
         with pytest.raises(InputError, match=r"no ComfyUI up to 0\.33 has its text encoder"):
             check_request(family_of(f"{name}ModularPipeline"), SampleRequest("", positive=text))
-    with pytest.raises(InputError, match="which embeddings HeliosModularPipeline takes is not known here"):
-        check_request(family_of("HeliosModularPipeline"), SampleRequest("", positive=text))
+    with pytest.raises(InputError, match="which embeddings HunyuanVideo15ModularPipeline takes is not known here"):
+        check_request(family_of("HunyuanVideo15ModularPipeline"), SampleRequest("", positive=text))
     shown = SampleRequest("", positive=text, images=(PICTURE,))
     assert [note for note in check_request(minimax, shown) if "says nothing of the pictures" in note]
     tagged = replace(text, tags=torch.tensor([0] * 3 + [1] * 5))

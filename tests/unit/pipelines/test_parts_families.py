@@ -143,24 +143,27 @@ def test_every_diffusion_model_is_read_in_every_precision(family: str, tmp_path:
     for name, (slot, original) in FAMILIES[family].items():
         if not name.startswith("model"):
             continue
-        network = getattr(build(family), slot)
-        before = {key: value.clone() for key, value in network.state_dict().items()}
         path = tmp_path / f"{name.replace('model', MODEL_NAMES.get(family, 'model'))}.safetensors"
-        network.save_config(path.with_suffix("") / slot)
-        for precision in ("bfloat16", "float16", "fp8", "fp8 e5m2", "scaled fp8", "comfy_quant"):
-            stored, meant = stored_as(original(before), precision, ("embed_tokens.weight",))
-            save_file({key: value.contiguous() for key, value in stored.items()}, path)
-            found, part = family_of_part(path), read_part(path, "diffusion_model")
-            assert problem_of(found, slot, path, path, "diffusion_model") == "", precision
-            assert precision.replace("comfy_quant", "scaled fp8 e4m3") in part.precision
-            dtype = getattr(torch, precision, torch.float32)
-            component = found.components[slot]
-            made = read_component(component, part, configuration(slot, component, part, path), dtype).state_dict()
-            expected = restored(before, original, meant)
-            assert made.keys() == expected.keys()
-            for key, value in made.items():
-                assert value.dtype in (dtype, torch.float32), (precision, key)
-                assert torch.equal(value, expected[key].to(value.dtype)), (precision, key)
+        assert_read_in_every_precision(getattr(build(family), slot), slot, original, path)
+
+
+def assert_read_in_every_precision(network: Any, slot: str, original: Any, path: Path) -> None:
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network.save_config(path.with_suffix("") / slot)
+    for precision in ("bfloat16", "float16", "fp8", "fp8 e5m2", "scaled fp8", "comfy_quant"):
+        stored, meant = stored_as(original(before), precision, ("embed_tokens.weight",))
+        save_file({key: value.contiguous() for key, value in stored.items()}, path)
+        found, part = family_of_part(path), read_part(path, "diffusion_model")
+        assert problem_of(found, slot, path, path, "diffusion_model") == "", precision
+        assert precision.replace("comfy_quant", "scaled fp8 e4m3") in part.precision
+        dtype = getattr(torch, precision, torch.float32)
+        component = found.components[slot]
+        made = read_component(component, part, configuration(slot, component, part, path), dtype).state_dict()
+        expected = restored(before, original, meant)
+        assert made.keys() == expected.keys()
+        for key, value in made.items():
+            assert value.dtype in (dtype, torch.float32), (precision, key)
+            assert torch.equal(value, expected[key].to(value.dtype)), (precision, key)
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp8 e5m2"])
@@ -375,37 +378,6 @@ def test_a_quantization_that_is_not_read_is_refused_by_name(zimage: dict[str, Pa
     save_file({**whole, **fp8, **mark}, tmp_path / "text.safetensors")
     with pytest.raises(ModelFileError, match=rf"scale of '{layer}.weight' is missing"):
         resolve(zimage, text_encoders=[str(tmp_path / "text.safetensors")])
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (
-            ("adaln_single.linear.weight", "audio_adaln_single.linear.weight"),
-            "it is LTX-2's.*connectors and its vocoder",
-        ),
-        (("content_mode_blocks.0.q_proj.weight",), r"it is FLUX\.3's.*a modular one"),
-        (("video_patch_proj.weight", "audio_patch_proj.weight"), "it is MiniMax-H3's.*a modular one"),
-        (("transformer_blocks.0.img_mlp.gate_up.weight",), r"it is Qwen-Image-2\.1's.*its VAE"),
-    ],
-)
-def test_models_that_are_known_and_not_read_say_why(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file({name: torch.zeros(2, 2) for name in names}, path)
-    assert kind_of_part(path) == UNREADABLE, "it is offered, so that choosing it says why"
-    with pytest.raises(ModelFileError, match=said) as error:
-        loader.resolve(str(path), in_parts=True, vae="none", text_encoders=["none"], device="cpu")
-    assert "\n" not in str(error.value)
-
-
-def test_what_is_said_of_them_is_true() -> None:
-    """That diffusers has a pipeline of some as blocks only, and of others no reader of a component's file."""
-    import diffusers
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-
-    assert not [name for name in ("Flux3Pipeline", "MiniMaxH3Pipeline") if hasattr(diffusers, name)]
-    assert hasattr(diffusers, "AutoencoderKLQwenImage21")
-    assert not {"AutoencoderKLQwenImage21", "LTX2TextConnectors", "LTX2Vocoder"} & set(SINGLE_FILE_LOADABLE_CLASSES)
 
 
 def test_layouts_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..component import (
+    AUDIO_INPUT,
     DIFFUSION_MODEL,
     ENCODER_INPUT,
     TEXT_ENCODER,
@@ -13,7 +14,21 @@ from ..component import (
     Shapes,
     input_of,
 )
-from . import chroma, flux, flux2, krea2, qwenimage, sd3, sdxl, wan, zimage
+from . import (
+    chroma,
+    flux,
+    flux2,
+    flux3,
+    krea2,
+    ltx2,
+    minimax_h3,
+    qwenimage,
+    qwenimage21,
+    sd3,
+    sdxl,
+    wan,
+    zimage,
+)
 from .not_read import why_not_read
 
 FAMILIES: tuple[PartsFamily, ...] = (
@@ -26,10 +41,15 @@ FAMILIES: tuple[PartsFamily, ...] = (
     *qwenimage.FAMILIES,
     *krea2.FAMILIES,
     *wan.FAMILIES,
+    *ltx2.FAMILIES,
+    *qwenimage21.FAMILIES,
+    *flux3.FAMILIES,
+    *minimax_h3.FAMILIES,
 )
 TITLES = (
     "FLUX.1 (dev, schnell, Kontext, Fill), FLUX.2-klein, Chroma, SDXL, SD 3 and 3.5, Z-Image, Qwen-Image and its Edit "
-    "models, Krea 2, Wan 2.1 and 2.2 (14B, 5B, 1.3B)"
+    "models, Krea 2, Wan 2.1 and 2.2 (14B, 5B, 1.3B), LTX-2 and 2.3, "
+    "Qwen-Image-2.1, FLUX.3, MiniMax-H3"
 )
 
 
@@ -48,8 +68,8 @@ def kind_of_shapes(shapes: Shapes, name: str) -> str:
         return DIFFUSION_MODEL
     if why_not_read(shapes):
         return UNREADABLE
-    for kind, given_as in ((TEXT_ENCODER, ENCODER_INPUT), (VAE, "vae")):
-        if any(component.told(shapes) for component in _components(given_as)):
+    for kind, given_as in ((TEXT_ENCODER, ENCODER_INPUT), (VAE, "vae"), (VAE, AUDIO_INPUT)):
+        if any(component.told_by(shapes) for component in _components(given_as)):
             return kind
     return ""
 
@@ -60,12 +80,12 @@ def as_other_part(shapes: Shapes) -> tuple[str, str, str] | None:
     Returns:
         its title, of several with the same names all; the input that it is given by; what it goes with.
     """
-    for given_as in (ENCODER_INPUT, "vae"):
+    for given_as in (ENCODER_INPUT, "vae", AUDIO_INPUT):
         found = {
             family.components[family.diffusion_model].title: component.title
             for family in FAMILIES
             for name, component in family.components.items()
-            if input_of(name) == given_as and component.told(shapes)
+            if input_of(name) == given_as and component.told_by(shapes)
         }
         if found:
             return " or ".join(dict.fromkeys(found.values())), given_as, ", ".join(found)

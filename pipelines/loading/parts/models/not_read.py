@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..component import Shapes
+from . import ltx2, minimax_h3, qwenimage21
 
-
-def _has(*names: str) -> Callable[[Shapes], bool]:
-    return lambda shapes: all(name in shapes for name in names)
-
-
-_MODULAR = "whose pipeline in diffusers is a modular one, made from a folder"
 NOT_READ: tuple[tuple[str, Callable[[Shapes], bool], str], ...] = (
     (
-        "LTX-2",
-        _has("audio_adaln_single.linear.weight", "adaln_single.linear.weight"),
-        "of which diffusers reads no single file with its connectors and its vocoder",
+        "LTX-2.5",
+        ltx2.is_later,
+        "whose text encoder, Gemma 4, and whose decoder diffusers reads from a folder alone",
     ),
-    ("FLUX.3", lambda shapes: any(name.startswith("content_mode_blocks.") for name in shapes), _MODULAR),
-    ("MiniMax-H3", _has("video_patch_proj.weight", "audio_patch_proj.weight"), _MODULAR),
     (
-        "Qwen-Image-2.1",
-        lambda shapes: any(name.startswith("transformer_blocks.0.img_mlp.gate_") for name in shapes),
-        "of which diffusers reads no single file with its VAE",
+        "Qwen-Image-2.1 turbo",
+        qwenimage21.is_qwenimage21,
+        "whose noise levels are in the index of its folder alone",
+    ),
+    (
+        "MiniMax-H3",
+        minimax_h3.is_pruned,
+        "with a table in place of what embeds the time (adaln_t_table), which diffusers does not read",
     ),
 )
 """What people call it, whether a file's tensors are its, and why it is not read."""
