@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .files import check_file_target, check_named, check_writable, filling_folder, numbered, replacing
 from .keeping import Form
+from .videos import VIDEOS, read_video
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _PARTS = re.compile(r"(\d+)")
 FRAMES = "frame_*"
 """Files of a folder of frames."""
-VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 SOUND_BITS_PER_SECOND = 256_000
 """Of the AAC track: as close to lossless as the picture beside it."""
 
@@ -196,8 +196,14 @@ def read_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16 bits, which Pillow's own conversion cuts off at 255
-                grey = numpy.asarray(upright).astype(numpy.float32) / 65535
-                return torch.from_numpy(grey.clip(0, 1))[..., None].expand(-1, -1, 3).contiguous()
+                grey = numpy.asarray(upright)
+                if grey.min() < 0 or grey.max() > 65535:
+                    reason = (
+                        f"its numbers go from {grey.min()} to {grey.max()}, and nothing says which of them is white"
+                    )
+                    raise InputError(name, str(path), reason, "save it as a png of 8 or 16 bits")
+                shades = torch.from_numpy(grey.astype(numpy.float32) / 65535)
+                return shades[..., None].expand(-1, -1, 3).contiguous()
             if upright.mode == "F":
                 reason = "its numbers have a floating point, and nothing says which of them is white"
                 raise InputError(name, str(path), reason, "save it as a png of 8 or 16 bits")
@@ -279,22 +285,5 @@ def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float |
                 raise InputError(name, str(file), reason, "use pictures of one size")
         return torch.stack(pictures), None
     if path.suffix.lower() in VIDEOS and path.is_file():
-        return _read_video(path, name)
+        return read_video(path, name)
     return read_picture(path, name)[None], None
-
-
-def _read_video(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
-    import av
-    import torch
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(name, str(path), "it has no picture track", "use a video file")
-            rate = container.streams.video[0].average_rate
-            arrays = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except av.FFmpegError as error:
-        raise InputError(name, str(path), f"it cannot be read as a video ({error})", "use an mp4") from None
-    if not arrays:
-        raise InputError(name, str(path), "it holds no frames", "use an mp4 with at least one frame")
-    return torch.stack([torch.from_numpy(array) for array in arrays]).float() / 255, float(rate) if rate else None

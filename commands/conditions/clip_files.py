@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..media import VIDEOS, left_out, pictures_of, read_frames
+from ..media import left_out, pictures_of, read_frames
+from ..videos import VIDEOS, has_sound, shape_of_video
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +39,14 @@ def read_clip(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
 
 
 def clip_shape(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
-    """As `read_clip`, but the frames take no memory: only their shape holds. No frame of a video is decoded."""
+    """As `read_clip`, but the frames take no memory: only their shape holds. One frame of a video is decoded."""
     import torch
     from PIL import Image
 
     shape: tuple[int, int, int] | None = None
     rate: float | None = None
     if path.is_file() and path.suffix.lower() in VIDEOS:
-        shape, rate = _shape_of_video(path)
+        shape, rate = shape_of_video(path)
     elif path.is_dir():
         files = pictures_of(path)
         try:
@@ -68,7 +69,7 @@ def clip_left_out(path: Path) -> list[str]:
     """What `read_clip` does not read of a file or of a folder's files, one sentence each."""
     several = _pictures_in(path)
     notes = [note for note in left_out(path) if several < 2 or f"the first of its {several} pictures" not in note]
-    return [*notes, *([f"{path.name}: its sound is left out."] if _has_sound(path) else [])]
+    return [*notes, *([f"{path.name}: its sound is left out."] if has_sound(path) else [])]
 
 
 def _pictures_in(path: Path) -> int:
@@ -82,31 +83,3 @@ def _pictures_in(path: Path) -> int:
             return int(getattr(picture, "n_frames", 1))
     except (OSError, SyntaxError, ValueError):
         return 0
-
-
-def _shape_of_video(path: Path) -> tuple[tuple[int, int, int] | None, float | None]:
-    """((frames, height, width), frames per second); (None, None) for what reading will complain of."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return None, None
-            stream = container.streams.video[0]
-            count = sum(1 for packet in container.demux(stream) if packet.size)
-            rate = float(stream.average_rate) if stream.average_rate else None
-            return ((count, stream.height, stream.width) if count else None), rate
-    except av.FFmpegError:
-        return None, None
-
-
-def _has_sound(path: Path) -> bool:
-    import av
-
-    if not path.is_file() or path.suffix.lower() not in VIDEOS:
-        return False
-    try:
-        with av.open(str(path)) as container:
-            return bool(container.streams.audio)
-    except av.FFmpegError:
-        return False

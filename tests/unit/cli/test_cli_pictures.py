@@ -71,6 +71,12 @@ def test_a_turned_picture_is_upright(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "a.jpg").shape == (48, 32, 3)
 
 
+def test_numbers_of_which_none_is_known_to_be_white_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(numpy.full((8, 8), 2**30, numpy.int32), "I").save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match="nothing says which of them is white"):
+        read_picture(tmp_path / "a.tiff")
+
+
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
 def test_of_an_animation_the_first_picture_is_used_and_that_is_said(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{suffix}"
