@@ -79,8 +79,10 @@ class _StoredOnce(argparse._StoreAction):
 
 
 _OTHERWISE = {
+    "control_start_and_end": "control_start",
     "decode": "vae",
     "images": "image",
+    "latent": "latents",
     "overlap": "tile_overlap",
     "pixels": "frames",
     "positive": "text_encoder",
