@@ -11,10 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .files import check_file_target, check_named, check_writable, filling_folder, numbered, replacing
 from .keeping import Form
-from .videos import VIDEOS, read_video
+from .videos import UNREADABLE, VIDEOS, read_video
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +187,7 @@ def read_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.
     """
     import numpy
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if not path.is_file():
         reason = "it is a folder" if path.is_dir() else "there is no such file"
@@ -208,10 +208,14 @@ def read_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.
                 reason = "its numbers have a floating point, and nothing says which of them is white"
                 raise InputError(name, str(path), reason, "save it as a png of 8 or 16 bits")
             pixels = numpy.asarray(upright.convert("RGBA" if _is_clear(upright) and alpha else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # a broken PNG is a SyntaxError
-        if isinstance(error, InputError):
-            raise
-        raise InputError(name, str(path), f"it cannot be read as a picture ({error})", "use a png or jpg") from None
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        reason = f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, which may be meant to fill the memory"
+        raise InputError(name, str(path), reason, "scale it down") from None
+    except UNREADABLE as error:
+        reason = f"it cannot be read as a picture ({first_line(error)})"
+        raise InputError(name, str(path), reason, "use a png or jpg") from None
     return torch.from_numpy(pixels.astype(numpy.float32) / 255)
 
 
@@ -229,7 +233,7 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
     Args:
         alpha: whether transparency is read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     files = pictures_of(path) if path.is_dir() else [path]
     notes = _taken_as_frames(path, files) if path.is_dir() else []
@@ -241,7 +245,7 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
                     notes.append(f"{file.name}: the first of its {count} pictures is used.")
                 if not alpha and _is_clear(picture):
                     notes.append(f"{file.name}: its transparency is left out, and its colours are used alone.")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # a video, or what reading will complain of
+        except (*UNREADABLE, Image.DecompressionBombError):  # a video, or what reading complains of
             continue
     return notes
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import InputError, first_line
 from ..media import left_out, pictures_of, read_frames
-from ..videos import VIDEOS, has_sound, shape_of_video
+from ..videos import UNREADABLE, VIDEOS, has_sound, shape_of_video
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +31,14 @@ def read_clip(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
         return read_frames(path, name)
     frames: list[torch.Tensor] = []
     durations: set[float] = set()
-    with Image.open(path) as animation:
-        for picture in ImageSequence.Iterator(animation):
-            frames.append(torch.from_numpy(numpy.asarray(picture.convert("RGB")).astype(numpy.float32) / 255))
-            durations.add(picture.info.get("duration", 0))
+    try:
+        with Image.open(path) as animation:
+            for picture in ImageSequence.Iterator(animation):
+                frames.append(torch.from_numpy(numpy.asarray(picture.convert("RGB")).astype(numpy.float32) / 255))
+                durations.add(picture.info.get("duration", 0))
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        reason = f"its picture {len(frames) + 1} cannot be read ({first_line(error)})"
+        raise InputError(name, str(path), reason, "save it anew") from None
     milliseconds = float(durations.pop()) if len(durations) == 1 else 0.0
     return torch.stack(frames), 1000 / milliseconds if milliseconds > 0 else None
 
@@ -55,7 +60,7 @@ def clip_shape(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
                 with Image.open(file) as picture:
                     turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                     sizes.add(picture.size[::-1] if turned else picture.size)
-        except (OSError, SyntaxError, ValueError):  # reading says what is wrong with it
+        except (*UNREADABLE, Image.DecompressionBombError):  # reading says what is wrong with it
             sizes = set()
         if len(sizes) == 1:
             width, height = sizes.pop()
@@ -81,5 +86,5 @@ def _pictures_in(path: Path) -> int:
     try:
         with Image.open(path) as picture:
             return int(getattr(picture, "n_frames", 1))
-    except (OSError, SyntaxError, ValueError):
+    except (*UNREADABLE, Image.DecompressionBombError):
         return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
+from ...errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +17,11 @@ VIDEOS = (
     *(".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"),
 )
 """Suffixes of the files that are read as videos."""
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError, EOFError),
+    *(struct.error, zlib.error),
+)
+"""What Pillow and PyAV raise for a file that is no picture and no video, or a broken one."""
 _BYTES = 5
 """Of memory that a value of a frame takes while a video is read: as it is decoded, and as a float."""
 
@@ -42,8 +49,11 @@ def read_video(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
             rate = stream.average_rate
             check_memory(name, path, _count(stream), stream.height, stream.width)
             arrays = [_upright(frame) for frame in container.decode(video=0)]
-    except av.FFmpegError as error:
-        raise InputError(name, str(path), f"it cannot be read as a video ({error})", "use an mp4") from None
+    except InputError:
+        raise
+    except (av.FFmpegError, *UNREADABLE) as error:
+        reason = f"it cannot be read as a video ({first_line(error)})"
+        raise InputError(name, str(path), reason, "use an mp4") from None
     if not arrays:
         raise InputError(name, str(path), "it holds no frames", "use an mp4 with at least one frame")
     if len(sizes := list(dict.fromkeys(f"{array.shape[1]}x{array.shape[0]}" for array in arrays))) > 1:
@@ -69,7 +79,7 @@ def shape_of_video(path: Path) -> tuple[tuple[int, int, int] | None, float | Non
             first = next(container.decode(video=0), None)
         with av.open(str(path)) as container:
             count = sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
-    except av.FFmpegError:
+    except (av.FFmpegError, *UNREADABLE):
         return None, None
     return (None if first is None else (count, *_upright(first).shape[:2])), rate
 
@@ -83,7 +93,7 @@ def has_sound(path: Path) -> bool:
     try:
         with av.open(str(path)) as container:
             return bool(container.streams.audio)
-    except av.FFmpegError:
+    except (av.FFmpegError, *UNREADABLE):
         return False
 
 

@@ -81,7 +81,9 @@ OWN_ROOM = {
     "cluster/path": set(),
     "cluster/child": {"batch", "connection", "drive", "events", "fleet", "parcel", "places", "schedule", "settings"},
     "cluster/parallel": {"batch", "child", "connection", "parcel", "settings", "worker"},
-    "commands/prompts": {"conditions", "declared", "files", "keeping", "latent_file", "libraries", "media", "options"},
+    "commands/prompts": {
+        *("conditions", "declared", "files", "keeping", "latent_file", "libraries", "media", "options", "videos"),
+    },
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
 
