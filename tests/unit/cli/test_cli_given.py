@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastdiffusers import cli
-from fastdiffusers.commands import generate
+from fastdiffusers.commands import decode, generate
 from fastdiffusers.commands.declared import as_typed
 from fastdiffusers.commands.latent_file import write_latent
 from fastdiffusers.commands.prompts.arguments import LineParser
@@ -189,6 +189,8 @@ def test_an_error_names_the_option_that_was_typed(
         ("keyframe strength", "--keyframe strength"),
         ("positive", "--text-encoder"),
         ("overlap", "--tile-overlap"),
+        ("control start and end", "--control-start"),
+        ("pose_video, mask_image", "--pose-video, --mask"),
         ("p.jsonl line 1, seed", "p.jsonl line 1, seed"),
         ("--cluster", "--cluster"),
         ("recompile_limit", "recompile_limit"),
@@ -214,3 +216,8 @@ def test_a_class_that_diffusers_does_not_have_is_refused_before_the_load(
     said = refused(["generate", "--model", str(tmp_path), "--prompt", "x", "--output", "o.png"], capsys)
     assert "names NoSuchPipeline, which diffusers" in said
     assert said.endswith("does not have. Update diffusers, or choose another model.")
+
+
+def test_a_latent_that_does_not_fit_is_named_as_it_was_typed() -> None:
+    error = as_typed(InputError("latent", "shape [1, 4, 8, 8]", "it is so", "use another"), decode.add_arguments)
+    assert str(error).startswith("--latents = 'shape [1, 4, 8, 8]': it is so.")
