@@ -14,7 +14,7 @@ from .keyframes import stride_of
 from .kinds import REFERENCE, ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
 from .pictures import shape_of
-from .rates import keeps_its_rate
+from .rates import LEAST_FRAME_RATE, MOST_FRAME_RATE, keeps_its_rate
 from .taking import call_takes
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ _LEADING = ("video", "pose", "control")
 """Roles of clips whose frames those of the result follow one by one."""
 _CONTINUES = ("SkyReelsV2DiffusionForcingVideoToVideoPipeline",)
 """Classes that go on where the clip ends: the result is as long as asked for, however long the clip is."""
-MOST_FRAME_RATE = 1000.0
 
 
 def clips_of(request: SampleRequest) -> dict[str, VideoCondition]:
@@ -87,7 +86,7 @@ def clip_rate(request: SampleRequest) -> float | None:
     clips = clips_of(request)
     leads = next((clips[role] for role in _LEADING if role in clips), None)
     rate = None if leads is None else leads.frame_rate
-    return rate if rate is not None and 0 < rate <= MOST_FRAME_RATE else None
+    return rate if rate is not None and LEAST_FRAME_RATE <= rate <= MOST_FRAME_RATE else None
 
 
 def check_clips(family: Family, request: SampleRequest) -> list[str]:

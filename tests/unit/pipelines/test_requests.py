@@ -55,6 +55,7 @@ BAD = [
     (FLUX, {"strength": 0.5, "latent": torch.zeros(1, 4, 8, 8)}, "latent", "16"),
     (FLUX, {"strength": 0.5, "latent": torch.zeros(4, 8, 8)}, "latent", "a latent is"),
     (WAN, {"frame_rate": 0.0}, "frame_rate", "24"),
+    (WAN, {"frame_rate": 0.0004}, "frame_rate", "between 0.001 and 1000"),
     (FLUX, {"max_sequence_length": 0}, "max_sequence_length", "4096"),
     (FLUX, {"prompt": None}, "prompt", "text"),
     (KONTEXT, {"images": (torch.full((60, 80, 3), float("nan")),)}, "images[0]", "NaN or infinite"),
