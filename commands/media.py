@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, first_line
 from .files import check_file_target, check_named, check_writable, filling_folder, numbered, replacing
 from .keeping import Form
-from .videos import UNREADABLE, VIDEOS, read_video
+from .videos import UNREADABLE, VIDEOS, check_memory, read_video
 
 if TYPE_CHECKING:
     import torch
@@ -280,14 +280,18 @@ def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float |
         files = pictures_of(path)
         if not files:
             raise InputError(name, str(path), "the folder holds no pictures", "use a folder of png files")
-        pictures = [read_picture(file, name) for file in files]
-        for file, picture in zip(files, pictures, strict=True):
-            if picture.shape != pictures[0].shape:
-                found = "x".join(map(str, picture.shape[1::-1]))
-                wanted = "x".join(map(str, pictures[0].shape[1::-1]))
+        first = read_picture(files[0], name)
+        rows, columns = first.shape[:2]
+        check_memory(name, path, (len(files), rows, columns), "use fewer pictures, or smaller ones")
+        frames = torch.empty(len(files), *first.shape)
+        for file, frame in zip(files, frames, strict=True):
+            picture = first if file is files[0] else read_picture(file, name)
+            if picture.shape != first.shape:
+                found, wanted = ("x".join(map(str, each.shape[1::-1])) for each in (picture, first))
                 reason = f"it is {found}, but {files[0].name} is {wanted}"
                 raise InputError(name, str(file), reason, "use pictures of one size")
-        return torch.stack(pictures), None
+            frame.copy_(picture)
+        return frames, None
     if path.suffix.lower() in VIDEOS and path.is_file():
         return read_video(path, name)
     return read_picture(path, name)[None], None

@@ -47,7 +47,8 @@ def read_video(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
                 raise InputError(name, str(path), "it has no picture track", "use a video file")
             stream = container.streams.video[0]
             rate = stream.average_rate
-            check_memory(name, path, _count(stream), stream.height, stream.width)
+            cure = f"cut it or scale it down: ffmpeg -i {path.name} -t 5 -vf scale=-2:480 short.mp4"
+            check_memory(name, path, (_count(stream), stream.height, stream.width), cure)
             arrays = [_upright(frame) for frame in container.decode(video=0)]
     except InputError:
         raise
@@ -97,16 +98,20 @@ def has_sound(path: Path) -> bool:
         return False
 
 
-def check_memory(name: str, path: Path, frames: int, height: int, width: int) -> None:
-    """Raise InputError for a clip that takes more memory than is free."""
+def check_memory(name: str, path: Path, shape: tuple[int, int, int], cure: str) -> None:
+    """Raise InputError for a clip that takes more memory than is free.
+
+    Args:
+        shape: frames, height, width.
+    """
     import torch
 
     from ...memory import GIB, device_memory
 
+    frames, height, width = shape
     needed, free = frames * height * width * 3 * _BYTES, device_memory(torch.device("cpu")).free
     if needed > free:
         reason = f"its {frames} frames of {width}x{height} take {needed / GIB:.1f} GiB, and {free / GIB:.1f} are free"
-        cure = f"cut it or scale it down: ffmpeg -i {path.name} -t 5 -vf scale=-2:480 short.mp4"
         raise InputError(name, str(path), reason, cure)
 
 

@@ -225,6 +225,9 @@ def test_a_video_that_memory_cannot_hold_is_refused_before_it_is_read(
         read_clip(tmp_path / "a.mp4", "video")
     monkeypatch.setattr(memory, "device_memory", lambda device: memory.MemoryState(3 * 32 * 64 * 3 * 5, 1 << 40))
     assert read_clip(tmp_path / "a.mp4", "video")[0].shape == (3, 32, 64, 3)
+    write_picture_folder(torch.zeros(4, 32, 64, 3), tmp_path / "clip")
+    with pytest.raises(InputError, match=r"its 4 frames of 64x32 take .* GiB, and .* are free\. Use fewer pictures"):
+        read_clip(tmp_path / "clip", "video")
 
 
 def test_what_is_not_read_of_a_keyframe_and_a_folder_is_named(files: Path) -> None:
