@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..vae import VaeSettings, VideoVAE
 
 NOT_FINITE = "what was decoded holds NaN or infinite values: it is black or broken. Check the latent, or use float32."
+OF_VIDEO_VAE = "ignored, since it is for this pack's video VAE"
 NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
 RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
 OWN_ARITHMETIC = "exactness is for the clips of a pipeline's VAE; the video VAE always runs this pack's own code"
@@ -98,8 +99,7 @@ def _decode_samples(
             report.note(generate.GIVEN_NOT_FINITE)
         elif not all_finite(frames):
             report.note(NOT_FINITE)
-    if choices.tiling == "exact":
-        report.note(NO_EXACT)
+    _say_unused(report, choices, vae)
     return frames, report
 
 
@@ -151,8 +151,7 @@ def encode(
         samples, report = core_vae.encode(vae, pixels, choices, callbacks)
         _say_not_compiled(report, choices)
         made = core_vae.frames_of(vae, samples)
-    if choices.tiling == "exact":
-        report.note(NO_EXACT)
+    _say_unused(report, choices, vae)
     return _remember_length(samples, report, length, made), report
 
 
@@ -219,6 +218,16 @@ def _remember_length(samples: torch.Tensor, report: OptimizationReport, length: 
     elif 0 < made < length:
         report.note(f"the last {length - made} of {length} frames were dropped: this VAE encodes {made} of them")
     return latent
+
+
+def _say_unused(report: OptimizationReport, choices: VaeChoices, vae: Any) -> None:
+    """Note what was chosen that only this pack's video VAE follows."""
+    if choices.tiling == "exact":
+        report.note(NO_EXACT)
+    if choices.memory_budget_gib:
+        report.note(f"memory_budget_gib = {choices.memory_budget_gib:g} {OF_VIDEO_VAE}: others go by what is free")
+    if choices.temporal_slice and isinstance(vae, PipelineHandle):
+        report.note(f"temporal_slice = {choices.temporal_slice} {OF_VIDEO_VAE}: a pipeline's has slices of its own")
 
 
 def _say_not_compiled(report: OptimizationReport, choices: VaeChoices) -> None:

@@ -392,12 +392,12 @@ class TestPipelines:
 
         return lambda name: PipelineHandle(loader.resolve(f"tiny:{name}", device="cpu"))
 
-    def run(self, kind: str, *args: Any) -> Any:
+    def run(self, kind: str, *args: Any, **choices: Any) -> Any:
         from fastdiffusers.nodes import vae_engines
         from fastdiffusers.nodes.vae_choices import VaeChoices
 
         with torch.inference_mode():
-            return getattr(vae_engines, kind)(*args, VaeChoices(), SILENT)
+            return getattr(vae_engines, kind)(*args, VaeChoices(**choices), SILENT)
 
     def test_decode(self, handle: Any) -> None:
         pictures = handle("sdxl")
@@ -405,6 +405,11 @@ class TestPipelines:
         frames, report = self.run("decode", pictures, {"samples": clip})
         assert torch.equal(frames, self.run("decode", pictures, {"samples": clip[:, :, 0]})[0])
         assert "the first of the latent's 3 frames was used: the VAE of sdxl decodes pictures" in report.notes
+        _, report = self.run("decode", pictures, {"samples": clip[:, :, 0]}, temporal_slice=4, memory_budget_gib=0.5)
+        assert [note.split(",")[0] for note in report.notes] == [
+            "memory_budget_gib = 0.5 ignored",
+            "temporal_slice = 4 ignored",
+        ]
         for name in ("wan22-t2v", "qwenimage"):  # whose VAEs have a time axis
             samples = torch.randn(1, 16, 2, 8, 8)
             assert self.run("decode", handle(name), {"samples": samples})[0].shape[1] == 5
