@@ -222,6 +222,12 @@ def _check_image_to_image(family: Family, request: SampleRequest) -> None:
         cure = "give a picture in images (--image) or a latent, or set strength to 1"
         raise InputError("strength", request.strength, "below 1 there must be something to start from", cure)
     _check_steps_left(family, request, request.strength)
+    if len(request.images) > 1:
+        cure = "leave the others out, or run it once for each"
+        raise InputError("images", f"{len(request.images)} images", "with a strength a run starts from one", cure)
+    if request.images and request.latent is not None:
+        reason = "the latent is what the run starts from"
+        raise InputError("images", "1 image(s)", reason, "leave images (--image) out, or the latent")
     if request.latent is not None:
         from .latents import check_latent, check_start
 

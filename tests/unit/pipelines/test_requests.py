@@ -61,6 +61,8 @@ BAD = [
     (KONTEXT, {"images": (torch.full((60, 80, 3), float("nan")),)}, "images[0]", "NaN or infinite"),
     (KONTEXT, {"images": (torch.zeros(60, 80, 3, dtype=torch.uint8),)}, "images[0]", "Divide those of 8 bits by 255"),
     (FLUX, {"strength": 0.5, "latent": torch.full((1, 16, 8, 8), float("inf"))}, "latent", "NaN or infinite"),
+    (FLUX, {"strength": 0.5, "images": (PICTURE, PICTURE)}, "images", "starts from one"),
+    (FLUX, {"strength": 0.5, "images": (PICTURE,), "latent": torch.zeros(1, 16, 8, 8)}, "images", "or the latent"),
     (KONTEXT, {"images": (PICTURE[:15],)}, "images[0]", "16 pixels a side"),
     (KLEIN, {"images": (torch.zeros(64, 64, 3), PICTURE[:63])}, "images[1]", "64 pixels a side"),
     (KLEIN, {"images": (torch.zeros(64, 513, 3),)}, "images[0]", "1:8 to 8:1"),
