@@ -9,6 +9,9 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +51,35 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "fastdiffusers"
+
+
+@contextmanager
+def filled(place: Path, *names: str) -> Iterator[Path]:
+    """A folder to fill, which takes its place when the block succeeds. Where another process was faster, that one's
+    stays, and nobody reads half of either.
+
+    Args:
+        names: of the files without which a folder that is there already is not whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as beside:
+        made = Path(beside, "made")
+        made.mkdir()
+        yield made
+        if place.is_dir() and not _holds(place, names):  # somebody has removed a file
+            os.replace(place, Path(beside, "broken"))
+        try:
+            os.replace(made, place)
+        except OSError:
+            if not _holds(place, names):
+                raise
+
+
+def _holds(folder: Path, names: tuple[str, ...]) -> bool:
+    return all((folder / name).is_file() for name in names)
 
 
 @lru_cache(maxsize=1)

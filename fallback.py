@@ -60,7 +60,8 @@ def describe(error: BaseException, limit: int = 200) -> str:
 def all_finite(output: object) -> bool:
     """Whether every floating-point tensor in a module's output is free of NaN and infinity. Waits for the device."""
     if isinstance(output, torch.Tensor):
-        return not output.is_floating_point() or bool(torch.isfinite(output).all())
+        values = output if output.element_size() > 1 else output.float()  # of a byte it is not implemented
+        return not output.is_floating_point() or bool(torch.isfinite(values).all())
     if isinstance(output, Mapping):  # what diffusers models return is one
         output = tuple(output.values())
     return not isinstance(output, tuple | list) or all(all_finite(item) for item in output)

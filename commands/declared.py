@@ -79,8 +79,13 @@ class _StoredOnce(argparse._StoreAction):
 
 
 _OTHERWISE = {
+    "control_start_and_end": "control_start",
     "decode": "vae",
     "images": "image",
+    "latent": "latents",
+    "mask_image": "mask",
+    "conditioning_frames": "control_video",
+    "driving_video": "video",
     "overlap": "tile_overlap",
     "pixels": "frames",
     "positive": "text_encoder",
@@ -98,15 +103,23 @@ def as_typed(error: InputError, adds: Adds) -> InputError:
     Args:
         adds: declares the options of the subcommand.
     """
-    found = re.fullmatch(r"([a-z0-9_ ]+?)(\[\d+\]|(?<=argument) .+)?", error.name)
+    options = declared_by(adds)
+    several = re.fullmatch(r"[a-z0-9_]+(, [a-z0-9_]+)+", error.name)
+    names = [_flag(name, options) for name in (error.name.split(", ") if several else [error.name])]
+    return type(error)(", ".join(names), error.value, error.reason, error.cure)
+
+
+def _flag(given: str, options: dict[str, Declared]) -> str:
+    """An input's name as it is typed, where an option gives it."""
+    found = re.fullmatch(r"([a-z0-9_ ]+?)(\[\d+\]|(?<=argument) .+)?", given)
     if found is None:
-        return error
-    options, (words, rest) = declared_by(adds), found.groups("")
+        return given
+    words, rest = found.groups("")
     name, (first, _, second) = words.replace(" ", "_"), words.partition(" ")
     for known, behind in ((name, rest), (_OTHERWISE.get(name, ""), rest), (first, f" {second}{rest}")):
         if known in options and known != "help":
-            return type(error)(f"{options[known].flag}{behind}", error.value, error.reason, error.cure)
-    return error
+            return f"{options[known].flag}{behind}"
+    return given
 
 
 def add_compiler_options(group: argparse._ActionsContainer) -> None:

@@ -86,6 +86,8 @@ def _rate_in(metadata: dict[str, str]) -> float | None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..pipelines.conditions.rates import check_rate
+
     _check_options(args)
     if args.report is not None:
         check_file_target("report", args.report, (".json",))
@@ -96,8 +98,7 @@ def run(args: argparse.Namespace) -> None:
     sound = read_sound(args.latents)
     made_for = _rate_in(metadata)
     frame_rate = (made_for or 24.0) if args.frame_rate is None else args.frame_rate
-    if not 0 < frame_rate <= 1000:
-        raise InputError("frame_rate", frame_rate, "it must be above 0 and at most 1000", "use 24")
+    check_rate(frame_rate)
     if sound is not None and made_for is not None and made_for != frame_rate:
         reason = f"the sound in the latent's file goes with {made_for:g} frames per second, and would be out of step"
         raise InputError("frame_rate", frame_rate, reason, "leave --frame-rate out")

@@ -15,6 +15,7 @@ from .media import left_out, read_frames
 from .options import add_device_options, path_argument
 from .terminal import TerminalProgress, print_written
 from .video_vae import VAE_HELP, add_video_vae_options, compiling, load, vae_settings
+from .videos import has_sound
 
 HELP = "turn a video or pictures into a latent file"
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
         check_file_target("report", args.report, (".json",))
     settings = vae_settings(args)
     frames, frame_rate = read_frames(args.frames)
+    sound = has_sound(args.frames)
     check_room("output", args.output, latent_bytes(*frames.shape[:3]))
     prepare_libraries(args.verbose)
 
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
     with TerminalProgress(args.quiet) as callbacks, compiling(args):
         latent, report = encode(load(args), frames[None], settings, callbacks)
-    for note in left_out(args.frames):
+    for note in [*left_out(args.frames), *([f"{args.frames.name}: its sound is left out."] if sound else [])]:
         report.note(note)
     rate = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
     written = write_or_keep(args.output, latent_forms(latent, rate))

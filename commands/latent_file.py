@@ -1,7 +1,8 @@
 """Latents in safetensors files: this pack's own, and those of ComfyUI's Save Latent node.
 
 The tensor is in ComfyUI's convention, [B, C, H, W] or [B, C, T, H, W], under the key "samples"; ComfyUI's own files
-call it "latent_tensor". Metadata values are strings, as the format wants them.
+call it "latent_tensor", and its oldest hold it as Stable Diffusion's denoiser had it. Metadata values are strings, as
+the format wants them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from .keeping import Form
 if TYPE_CHECKING:
     import torch
 
-KEYS = ("samples", "latent_tensor")
+COMFYUI_S = "latent_tensor"
+KEYS = ("samples", COMFYUI_S)
+NOT_SCALED = "latent_format_version_0"
+"""What else ComfyUI's files hold; where it is missing, its Load Latent divides by `OLD_SCALE`."""
+OLD_SCALE = 0.18215
 SUFFIXES = (".safetensors", ".latent")
 WAVEFORM = "waveform"
 """The tensor of the sound beside the latent, [B, channels, samples]; no latent holds it."""
@@ -74,8 +79,10 @@ def read_latent(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
     """
     latent_shape(path)
     with _opened(path, "pt") as (file, name):
+        old = name == COMFYUI_S and NOT_SCALED not in file.keys()  # noqa: SIM118 - not a mapping
         # A mapped tensor would change with its file.
-        return file.get_tensor(name).clone(), dict(file.metadata() or {})
+        latent = file.get_tensor(name).clone()
+        return latent.float() * (1.0 / OLD_SCALE) if old else latent, dict(file.metadata() or {})
 
 
 @contextmanager

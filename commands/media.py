@@ -11,9 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .files import check_file_target, check_named, check_writable, filling_folder, numbered, replacing
 from .keeping import Form
+from .videos import UNREADABLE, VIDEOS, check_memory, read_video
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _PARTS = re.compile(r"(\d+)")
 FRAMES = "frame_*"
 """Files of a folder of frames."""
-VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 SOUND_BITS_PER_SECOND = 256_000
 """Of the AAC track: as close to lossless as the picture beside it."""
 
@@ -187,7 +187,7 @@ def read_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.
     """
     import numpy
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if not path.is_file():
         reason = "it is a folder" if path.is_dir() else "there is no such file"
@@ -196,16 +196,26 @@ def read_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16 bits, which Pillow's own conversion cuts off at 255
-                grey = numpy.asarray(upright).astype(numpy.float32) / 65535
-                return torch.from_numpy(grey.clip(0, 1))[..., None].expand(-1, -1, 3).contiguous()
+                grey = numpy.asarray(upright)
+                if grey.min() < 0 or grey.max() > 65535:
+                    reason = (
+                        f"its numbers go from {grey.min()} to {grey.max()}, and nothing says which of them is white"
+                    )
+                    raise InputError(name, str(path), reason, "save it as a png of 8 or 16 bits")
+                shades = torch.from_numpy(grey.astype(numpy.float32) / 65535)
+                return shades[..., None].expand(-1, -1, 3).contiguous()
             if upright.mode == "F":
                 reason = "its numbers have a floating point, and nothing says which of them is white"
                 raise InputError(name, str(path), reason, "save it as a png of 8 or 16 bits")
             pixels = numpy.asarray(upright.convert("RGBA" if _is_clear(upright) and alpha else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # a broken PNG is a SyntaxError
-        if isinstance(error, InputError):
-            raise
-        raise InputError(name, str(path), f"it cannot be read as a picture ({error})", "use a png or jpg") from None
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        reason = f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, which may be meant to fill the memory"
+        raise InputError(name, str(path), reason, "scale it down") from None
+    except UNREADABLE as error:
+        reason = f"it cannot be read as a picture ({first_line(error)})"
+        raise InputError(name, str(path), reason, "use a png or jpg") from None
     return torch.from_numpy(pixels.astype(numpy.float32) / 255)
 
 
@@ -223,7 +233,7 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
     Args:
         alpha: whether transparency is read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     files = pictures_of(path) if path.is_dir() else [path]
     notes = _taken_as_frames(path, files) if path.is_dir() else []
@@ -235,7 +245,7 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
                     notes.append(f"{file.name}: the first of its {count} pictures is used.")
                 if not alpha and _is_clear(picture):
                     notes.append(f"{file.name}: its transparency is left out, and its colours are used alone.")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # a video, or what reading will complain of
+        except (*UNREADABLE, Image.DecompressionBombError):  # a video, or what reading complains of
             continue
     return notes
 
@@ -270,31 +280,18 @@ def read_frames(path: Path, name: str = "frames") -> tuple[torch.Tensor, float |
         files = pictures_of(path)
         if not files:
             raise InputError(name, str(path), "the folder holds no pictures", "use a folder of png files")
-        pictures = [read_picture(file, name) for file in files]
-        for file, picture in zip(files, pictures, strict=True):
-            if picture.shape != pictures[0].shape:
-                found = "x".join(map(str, picture.shape[1::-1]))
-                wanted = "x".join(map(str, pictures[0].shape[1::-1]))
+        first = read_picture(files[0], name)
+        rows, columns = first.shape[:2]
+        check_memory(name, path, (len(files), rows, columns), "use fewer pictures, or smaller ones")
+        frames = torch.empty(len(files), *first.shape)
+        for file, frame in zip(files, frames, strict=True):
+            picture = first if file is files[0] else read_picture(file, name)
+            if picture.shape != first.shape:
+                found, wanted = ("x".join(map(str, each.shape[1::-1])) for each in (picture, first))
                 reason = f"it is {found}, but {files[0].name} is {wanted}"
                 raise InputError(name, str(file), reason, "use pictures of one size")
-        return torch.stack(pictures), None
+            frame.copy_(picture)
+        return frames, None
     if path.suffix.lower() in VIDEOS and path.is_file():
-        return _read_video(path, name)
+        return read_video(path, name)
     return read_picture(path, name)[None], None
-
-
-def _read_video(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
-    import av
-    import torch
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(name, str(path), "it has no picture track", "use a video file")
-            rate = container.streams.video[0].average_rate
-            arrays = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except av.FFmpegError as error:
-        raise InputError(name, str(path), f"it cannot be read as a video ({error})", "use an mp4") from None
-    if not arrays:
-        raise InputError(name, str(path), "it holds no frames", "use an mp4 with at least one frame")
-    return torch.stack([torch.from_numpy(array) for array in arrays]).float() / 255, float(rate) if rate else None

@@ -7,13 +7,19 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, ModelFileError
+from ..errors import InputError, ModelFileError, check_choice
 from ..optimizations.components import HIGH_NOISE, LOW_NOISE
-from ..optimizations.settings import CompileSettings, OptimizationSettings, PrecisionSettings, TilingSettings
+from ..optimizations.settings import (
+    COMPILE_BACKENDS,
+    CompileSettings,
+    OptimizationSettings,
+    PrecisionSettings,
+    TilingSettings,
+)
 from ..pipelines.loading.small_files import read_json
 from .row import VAE, ComparisonRow
 from .verdict import headline, recommended, verdict
@@ -86,6 +92,8 @@ def recommended_settings(path: Path) -> OptimizationSettings:
         data = read_json(path)
         rows = {row["name"]: row["settings"] for row in data["rows"]}
         values = dict(rows[data["recommended"]])
+        _check_kinds(values, asdict(OptimizationSettings()))
+        check_choice("compile backend", values["compile"]["backend"], COMPILE_BACKENDS)
         nested = {"compile": CompileSettings, "vae_tiling": TilingSettings, "precision": PrecisionSettings}
         return OptimizationSettings(**values | {name: kind(**values[name]) for name, kind in nested.items()})
     except ModelFileError as error:
@@ -95,6 +103,16 @@ def recommended_settings(path: Path) -> OptimizationSettings:
             raise
         reason, cure = "it is not the results.json of a benchmark by this version", "run the benchmark again"
         raise InputError("recommended", str(path), reason, cure) from None
+
+
+def _check_kinds(values: Any, like: dict[str, Any]) -> None:
+    """Raise TypeError for values that are of other kinds than those that a benchmark writes."""
+    for name, own in like.items():
+        value = values.get(name, own)
+        if isinstance(own, dict) and isinstance(value, dict):
+            _check_kinds(value, own)
+        elif type(value) is not type(own) and (type(own), type(value)) != (float, int):
+            raise TypeError(f"{name} is no {type(own).__name__}")
 
 
 CSV_COLUMNS = (

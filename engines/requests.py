@@ -11,6 +11,7 @@ from ..optimizations.settings import OptimizationSettings
 from ..pipelines.conditions.arguments.names import CALLED, arguments_of
 from ..pipelines.families import Family
 from ..pipelines.requests import SCHEDULER_DEFAULT, check_request
+from ..pipelines.schedulers import known_name
 from ..report import OptimizationRecord
 from .settings import NO_LATENT
 
@@ -62,7 +63,7 @@ def check(request: SampleRequest, video: bool) -> list[str]:
 
 def _refused(request: SampleRequest, video: bool) -> Iterator[tuple[str, object, str]]:
     given = {
-        "scheduler": request.scheduler if request.scheduler != SCHEDULER_DEFAULT else None,
+        "scheduler": request.scheduler if known_name(request.scheduler) != SCHEDULER_DEFAULT else None,
         "strength": request.strength if request.strength != 1.0 else None,
         "max_sequence_length": request.max_sequence_length,
         "last_image": None if request.last_image is None else "a picture",

@@ -25,6 +25,7 @@ from ..report import logger as run_logger
 from . import types
 from .host import comfy_bridge, memory_management
 from .host.compat import ADVANCED, schema
+from .pictures import pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,6 +90,8 @@ class BenchmarkOptimizations(io.ComfyNode):
         compare_also: str = "",
     ) -> io.NodeOutput:
         compare = _names(compare, compare_also)
+        shown = () if image is None else pictures("image", image)
+        notes = (f"image: the first of {len(shown)} pictures is used",) if len(shown) > 1 else ()
         chosen = PRESETS.get(preset)
         if chosen is not None:
             chosen.check(loader.family_of_key(pipeline.key).name)
@@ -101,7 +104,7 @@ class BenchmarkOptimizations(io.ComfyNode):
             height=height or None,
             num_frames=num_frames or None,
             seed=seed,
-            images=() if image is None else (image[0, ..., :3],),
+            images=tuple(shown[:1]),
         )
         run = ComparisonRun(
             pipeline,
@@ -111,7 +114,7 @@ class BenchmarkOptimizations(io.ComfyNode):
             base=OptimizationSettings.plain(compile=compile_settings or CompileSettings()),
             store=default_store() if remember else None,
             combine_winners=ALL in compare.split(","),
-            notes=() if chosen is None else chosen.notes(pipeline.loras),
+            notes=notes if chosen is None else (*notes, *chosen.notes(pipeline.loras)),
             generate=partial(generate, memory=comfy_bridge.memory_state),
         )
         progress = comfy_bridge.NodeProgress(cls.hidden.unique_id)

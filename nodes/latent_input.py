@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..pipelines.conditions.kinds import MaskCondition
+from ..pipelines.requests import MAX_BATCH
 from .host.core_vae import first_frame
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def read(latent: Mapping[str, Any]) -> LatentInput:
     """Return the pictures or clips of a LATENT.
 
     Raises:
-        InputError: it holds sound or a shape.
+        InputError: it holds sound, a shape, or no latent at all.
     """
     kind = OTHER_KINDS.get(latent.get("type", ""))
     if kind is None and "coords" in latent:
@@ -56,7 +57,11 @@ def read(latent: Mapping[str, Any]) -> LatentInput:
     if kind is not None:
         cure = "connect the LATENT of an image or a video model"
         raise InputError("samples", latent.get("type", "coords"), f"this latent holds {kind}", cure)
-    samples, notes = latent["samples"], []
+    samples: Any = latent.get("samples")
+    notes = []
+    if not hasattr(samples, "shape"):
+        held = "no samples" if samples is None else f"samples of type {type(samples).__name__}"
+        raise InputError("samples", held, "a latent holds a tensor of that name", "connect a LATENT output")
     if getattr(samples, "is_nested", False):
         parts = samples.unbind()
         samples = parts[0]
@@ -93,7 +98,7 @@ def start_from(latent: Mapping[str, Any], family: Family, request: SampleRequest
             request = replace(request, num_frames=frames)
             notes.append(f"num_frames: {frames}, as the latent has them")
         request = _count(samples.shape[0], latent.get("batch_index"), request, notes)
-    request = _with_mask(latent.get("noise_mask"), request)
+    request = _with_mask(latent.get("noise_mask"), request, notes)
     others = [name for name in given.unused if name not in FOR_SAMPLING]
     if others:
         notes.append(f"of the latent, {', '.join(others)} had no use here")
@@ -121,25 +126,29 @@ def _fill_empty(
 
 def _count(items: int, index: Sequence[int] | None, request: SampleRequest, notes: list[str]) -> SampleRequest:
     """Return the request for a latent of so many items, whose places in their original batch are `index`."""
+    if items > MAX_BATCH:
+        cure = "take some of them out with Latent From Batch, and run it several times"
+        raise InputError("latent", f"{items} items", f"a run makes {MAX_BATCH} at most", cure)
     if items > 1 and request.batch == 1:
         request = replace(request, batch=items)
         notes.append(f"batch_size: {items}, as many as the latent holds")
     elif request.strength < 1 and 1 < items != request.batch:
         used = f"only the first {request.batch} were used" if request.batch < items else "some were used repeatedly"
         notes.append(f"of the latent's {items} items, {used}: batch_size = {request.batch}")
-    if not index:
+    numbers = [] if index is None else [int(number) for number in index]
+    if not numbers:
         return request
-    first = int(index[0])
-    if [int(number) for number in index] != list(range(first, first + len(index))):
-        notes.append(f"batch_index {list(index)} ignored: item i starts from seed + i")
+    first = numbers[0]
+    if numbers != list(range(first, first + len(numbers))):
+        notes.append(f"batch_index {numbers} ignored: item i starts from seed + i")
     elif first:
         request = replace(request, seed=(request.seed + first) % SEEDS)
         notes.append(f"batch_index: the latent begins with item {first}, which starts from seed + {first}")
     return request
 
 
-def _with_mask(mask: Any, request: SampleRequest) -> SampleRequest:
-    """Return the request with the noise mask of a latent; one that keeps nothing is no condition.
+def _with_mask(mask: Any, request: SampleRequest, notes: list[str]) -> SampleRequest:
+    """Return the request with the noise mask of a latent; one that is 1 everywhere keeps nothing, and is no condition.
 
     Args:
         mask: [B, 1, H, W], or [B, 1, T, H, W] of which the first clip's is used.
@@ -147,7 +156,9 @@ def _with_mask(mask: Any, request: SampleRequest) -> SampleRequest:
     if mask is None:
         return request
     part = mask.unbind()[0] if getattr(mask, "is_nested", False) else mask
-    if not hasattr(part, "shape") or not bool((part < 1).any()):
+    if not hasattr(part, "shape") or (part.numel() and bool((part == 1).all())):
         return request
+    if part.ndim == 5 and bool((part != part[:1]).any()):
+        notes.append(f"noise_mask: that of the first of its {len(part)} clips holds for all of them")
     planes = (part[0] if part.ndim == 5 else part).reshape(-1, *part.shape[-2:])
     return replace(request, conditions=(*request.conditions, MaskCondition(planes, of_latent=True)))

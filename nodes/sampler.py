@@ -16,6 +16,7 @@ from . import engine as on_engine
 from . import latent_input, sampler_inputs, sampler_outputs, types, vae_engines
 from .host import comfy_bridge, memory_management
 from .host.compat import schema
+from .pictures import pictures
 from .settings import with_widgets
 from .text import conditioning
 
@@ -96,13 +97,15 @@ class Sampler(io.ComfyNode):
             scheduler=scheduler,
             flow_shift=flow_shift or None,
             images=_image_list(images),
-            last_image=None if last_image is None else _colours(last_image)[0],
+            last_image=None if last_image is None else pictures("last_image", last_image)[0],
             strength=strength,
             max_sequence_length=max_sequence_length or None,
             decode=decode and pipeline.decodes,
             conditions=conditions or (),
         )
         notes: list[str] = []
+        if last_image is not None and (count := last_image.shape[:-3].numel()) > 1:
+            notes.append(f"last_image: the first of {count} pictures is used.")
         if latent is not None:
             request, notes = latent_input.start_from(latent, loader.family_of_key(pipeline.key), request)
         if positive is not None or negative is not None:
@@ -138,16 +141,5 @@ class Sampler(io.ComfyNode):
 
 def _image_list(images: Mapping[str, torch.Tensor | None] | None) -> tuple[torch.Tensor, ...]:
     """Return every picture of every connected batch, as [H, W, 3] or, with transparency, [H, W, 4]."""
-    batches = [batch for batch in (images or {}).values() if batch is not None]
-    return tuple(image for batch in batches for image in _colours(batch))
-
-
-def _colours(images: torch.Tensor) -> torch.Tensor:
-    """Return pictures [B, H, W, C] or clips [B, T, H, W, C] as [B, H, W, 3 or 4], grey as equal channels."""
-    import torch
-
-    pictures = images.flatten(0, 1) if images.ndim == 5 else images
-    channels = pictures.shape[-1]
-    if channels > 2:
-        return pictures[..., :4]
-    return torch.cat([pictures[..., :1].expand(*pictures.shape[:-1], 3), pictures[..., 1:]], dim=-1)
+    given = {name: batch for name, batch in (images or {}).items() if batch is not None}
+    return tuple(image for name, batch in given.items() for image in pictures(name, batch))

@@ -6,7 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..fallback import all_finite
 from ..pipelines import generate
+from ..pipelines.conditions.pictures import check_values
 from ..pipelines.decoding.exactness import BIT_IDENTICAL
 from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from ..report import OptimizationReport
     from ..vae import VaeSettings, VideoVAE
 
+NOT_FINITE = "what was decoded holds NaN or infinite values: it is black or broken. Check the latent, or use float32."
+OF_VIDEO_VAE = "ignored, since it is for this pack's video VAE"
 NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
 RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
 OWN_ARITHMETIC = "exactness is for the clips of a pipeline's VAE; the video VAE always runs this pack's own code"
@@ -91,8 +95,11 @@ def _decode_samples(
     else:
         frames, report = core_vae.decode(vae, samples, choices, callbacks)
         _say_not_compiled(report, choices)
-    if choices.tiling == "exact":
-        report.note(NO_EXACT)
+        if not all_finite(samples):
+            report.note(generate.GIVEN_NOT_FINITE)
+        elif not all_finite(frames):
+            report.note(NOT_FINITE)
+    _say_unused(report, choices, vae)
     return frames, report
 
 
@@ -115,6 +122,7 @@ def encode(
     if pixels.ndim not in (4, 5) or 0 in pixels.shape:
         reason = "an image is [batch, height, width, channels], clips are [batch, frames, height, width, channels]"
         raise InputError("pixels", list(pixels.shape), reason, "connect an IMAGE output")
+    check_values("pixels", pixels)  # values outside 0..1 are encoded as they are, as by ComfyUI's node
     length = pixels.shape[-4]
     vae = _decoder(vae)
     if (own := _own_networks(vae)) is not None:
@@ -135,12 +143,15 @@ def encode(
                 memory=comfy_bridge.memory_state,
             )
         made = 1 + (samples.shape[2] - 1) * family.temporal_stride if family.video else 0
+        if pixels.shape[-1] > (taken := 4 if family.alpha else 3):
+            report.note(core_vae.alpha_left_out(pixels.shape[-1], taken))
+        if pixels.ndim == 5 and not family.video:
+            report.note(core_vae.ONE_BY_ONE)
     else:
         samples, report = core_vae.encode(vae, pixels, choices, callbacks)
         _say_not_compiled(report, choices)
         made = core_vae.frames_of(vae, samples)
-    if choices.tiling == "exact":
-        report.note(NO_EXACT)
+    _say_unused(report, choices, vae)
     return _remember_length(samples, report, length, made), report
 
 
@@ -207,6 +218,16 @@ def _remember_length(samples: torch.Tensor, report: OptimizationReport, length: 
     elif 0 < made < length:
         report.note(f"the last {length - made} of {length} frames were dropped: this VAE encodes {made} of them")
     return latent
+
+
+def _say_unused(report: OptimizationReport, choices: VaeChoices, vae: Any) -> None:
+    """Note what was chosen that only this pack's video VAE follows."""
+    if choices.tiling == "exact":
+        report.note(NO_EXACT)
+    if choices.memory_budget_gib:
+        report.note(f"memory_budget_gib = {choices.memory_budget_gib:g} {OF_VIDEO_VAE}: others go by what is free")
+    if choices.temporal_slice and isinstance(vae, PipelineHandle):
+        report.note(f"temporal_slice = {choices.temporal_slice} {OF_VIDEO_VAE}: a pipeline's has slices of its own")
 
 
 def _say_not_compiled(report: OptimizationReport, choices: VaeChoices) -> None:

@@ -18,6 +18,8 @@ COMPILE_SCOPES = ("blocks", "model")
 TRISTATE = ("auto", "on", "off")
 MEMORY_MODES = ("auto", "gpu", "model_offload", "group_offload_block", "group_offload_leaf", "sequential")
 STEP_CACHE_CHOICES = ("off", "balanced", "fast")
+MOST_PIXELS = 1 << 16
+"""Of the edge of a tile: no picture has a longer one."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class TilingSettings:
         if self.tile_size < 0 or 0 < self.tile_size < 64:
             reason, cure = "tiles are at least 64 pixels", "use 64 or more, or 0 for the model's default"
             raise InputError("tile_size", self.tile_size, reason, cure)
+        if self.tile_size > MOST_PIXELS:
+            raise InputError("tile_size", self.tile_size, f"it is {MOST_PIXELS} pixels at most", "use 0 for no tiles")
         if self.overlap < 0:
             raise InputError("overlap", self.overlap, "it cannot be negative", "use 0 for the model's default")
         if self.tile_size and self.overlap >= self.tile_size:

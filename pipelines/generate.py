@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..callbacks import SILENT, Callbacks
 from ..errors import check_choice
+from ..fallback import all_finite
 from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import latents, lora, sampling
@@ -165,9 +166,9 @@ def decode(
             started = time.perf_counter()
             pictures = _decode(loaded, latent, report, callbacks, memory, exactness)
             seconds = round(time.perf_counter() - started, 4)
-    if not bool(latent.isfinite().all()):
+    if not all_finite(latent):
         report.note(GIVEN_NOT_FINITE)
-    elif not bool(pictures.isfinite().all()):
+    elif not all_finite(pictures):
         report.note(not_finite("picture", loaded))
     report.facts["size"] = "x".join(map(str, (*size, *([frames] if latent.ndim == 5 else []))))
     report.timed(_loading(loaded, before) | {"decode": seconds})

@@ -120,9 +120,10 @@ def normalize(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
 
 def check_latent(latent: torch.Tensor, family: Family) -> None:
     """Raise InputError unless the latent has the form of the family's latents."""
-    if latent.ndim not in (4, 5) or 0 in latent.shape:
-        reason = f"its shape is {list(latent.shape)}, not [batch, channels, (frames,) height, width]"
-        raise InputError("latent", "tensor", reason, "connect a LATENT output")
+    shape = list(latent.shape)
+    if latent.ndim not in (4, 5) or 0 in shape:
+        reason = "a latent is [batch, channels, (frames,) height, width]"
+        raise InputError("latent", f"shape {shape}", reason, "give the latent of a sampler or of an encode")
     # Qwen-Image's VAE is one of clips, and so are its latents, one frame long.
     if (
         latent.ndim == 5
@@ -132,15 +133,39 @@ def check_latent(latent: torch.Tensor, family: Family) -> None:
         and family.comfy_format != "Wan21"
     ):
         reason = f"it holds a clip of {latent.shape[2]} latent frames, and {family.name} makes single images"
-        raise InputError("latent", "tensor", reason, "use the model that the latent comes from")
+        raise InputError("latent", f"shape {shape}", reason, "use the model that the latent comes from")
     if family.video and family.frame_rest > 1 and latent.ndim == 5:
         rest, count = family.frame_rest, latent.shape[2]
         if count < rest + 2 or count % rest != 2:
             reason = f"it has {count} latent frames, and {family.name}'s VAE decodes {rest}n + 2, at least {rest + 2}"
-            raise InputError("latent", "tensor", reason, "use the latent of a whole clip of this kind of model")
+            raise InputError("latent", f"shape {shape}", reason, "use the latent of a whole clip of this kind of model")
     if family.latent_channels and latent.shape[1] != family.latent_channels:
         reason = f"it has {latent.shape[1]} channels, but {family.name} latents have {family.latent_channels}"
-        raise InputError("latent", "tensor", reason, "use a latent of the same kind of model")
+        raise InputError("latent", f"shape {shape}", reason, "use a latent of the same kind of model")
+
+
+def check_start(family: Family, request: SampleRequest) -> None:
+    """Refuse a latent to start from, or to keep a part of, that is no latent of the result.
+
+    Args:
+        request: with such a latent, of the family's form.
+
+    Raises:
+        InputError: it holds what is no number, or another size or length is asked for.
+    """
+    from ..fallback import all_finite
+
+    latent: Any = request.latent
+    rows, columns = (edge * family.latent_stride for edge in latent.shape[-2:])
+    frames = family.clip_frames(latent.shape[2]) if family.video and latent.ndim == 5 else None
+    for name, held in (("width", columns), ("height", rows), ("num_frames", frames)):
+        asked = getattr(request, name)
+        if None not in (held, asked) and asked != held:
+            reason = f"the latent that is given is one of {held}, and no latent is scaled or cut"
+            raise InputError(name, asked, reason, f"use {held}, or leave it out")
+    if not all_finite(latent):
+        reason = "it holds NaN or infinite values, and so would all that is made of it"
+        raise InputError("latent", "NaN", reason, "make it anew")
 
 
 def unpack(native: torch.Tensor, family: Family, width: int, height: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
-from .conditions.check import check_conditions, scaled_notes, still_missing
+from .conditions.check import check_conditions, pixel_notes, scaled_notes, still_missing
 from .conditions.clips import clip_form, clips_of, with_clip_length
 from .conditions.keyframes import keyframes_of
 from .conditions.masks import mask_of, repaints
@@ -18,9 +18,10 @@ from .conditions.rates import check_frame_rate
 from .embeddings.check import check_texts
 from .families import Family
 from .requested.ignored import assumed_notes, ignored_notes
+from .requested.references import check_references
 from .requested.sizes import fit
 from .results import refuse_without_picture
-from .schedulers import SCHEDULERS, SHORT_NAMES
+from .schedulers import SCHEDULERS, SHORT_NAMES, known_name
 from .types import SampleRequest
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     _check_scheduler_name(request.scheduler)
     conditioned = check_conditions(family, request)
     _check_images(family, request)
-    conditioned += scaled_notes(family, request, *_size(family, request))
+    conditioned += scaled_notes(family, request, *_size(family, request)) + pixel_notes(family, request)
     texts = check_texts(family, request, scale := complete_guidance(family, request), negative_acts(family, scale))
     ignored = ignored_notes(family, request, scale)
     return [*fitted, *conditioned, *texts, *ignored, *assumed_notes(family, request)]
@@ -116,6 +117,7 @@ def complete(family: Family, request: SampleRequest) -> SampleRequest:
         height=height,
         num_frames=request.num_frames or family.num_frames or None,
         frame_rate=(request.frame_rate or family.frame_rate) if family.video else None,
+        scheduler=known_name(request.scheduler),
     )
 
 
@@ -175,7 +177,7 @@ def _check_prompt(request: SampleRequest) -> None:
 
 def _check_scheduler_name(name: str) -> None:
     known = (SCHEDULER_DEFAULT, *SHORT_NAMES, *SCHEDULERS)
-    if name not in known:
+    if known_name(name) not in known:
         close = get_close_matches(name, known, 3, 0.4)
         meant = f"use {' or '.join(close)}" if close else f"use {SCHEDULER_DEFAULT!r}"
         cure = f"{meant}; short names are {', '.join(SHORT_NAMES)}"
@@ -189,7 +191,7 @@ def _check_images(family: Family, request: SampleRequest) -> None:
         _check_image("last_image", request.last_image)
         if not family.last_image:
             reason = f"{family.name} has no last frame to be given"
-            raise InputError("last_image", "tensor", reason, "leave last_image (--last-image) out")
+            raise InputError("last_image", "given", reason, "leave last_image (--last-image) out")
     if not 0.0 < request.strength <= 1.0:
         raise InputError("strength", request.strength, "it must be above 0 and at most 1", "1 starts from noise")
     count = len(request.images)
@@ -209,6 +211,8 @@ def _check_images(family: Family, request: SampleRequest) -> None:
         raise InputError("images", count or "none", f"{family.name} works on {family.pictures}", cure)
     elif count > (most := max(1, family.max_images)):
         raise InputError("images", f"{count} images", f"{family.name} takes at most {most}", "leave the others out")
+    else:
+        check_references(family, request)
 
 
 def _check_image_to_image(family: Family, request: SampleRequest) -> None:
@@ -218,13 +222,20 @@ def _check_image_to_image(family: Family, request: SampleRequest) -> None:
         cure = "give a picture in images (--image) or a latent, or set strength to 1"
         raise InputError("strength", request.strength, "below 1 there must be something to start from", cure)
     _check_steps_left(family, request, request.strength)
+    if len(request.images) > 1:
+        cure = "leave the others out, or run it once for each"
+        raise InputError("images", f"{len(request.images)} images", "with a strength a run starts from one", cure)
+    if request.images and request.latent is not None:
+        reason = "the latent is what the run starts from"
+        raise InputError("images", "1 image(s)", reason, "leave images (--image) out, or the latent")
     if request.latent is not None:
-        from .latents import check_latent
+        from .latents import check_latent, check_start
 
         if not family.known:
             reason = f"how {family.name} lays its latents out is not known here"
-            raise InputError("latent", "tensor", reason, "give a picture in images (--image) instead")
+            raise InputError("latent", "given", reason, "give a picture in images (--image) instead")
         check_latent(request.latent, family)
+        check_start(family, request)
 
 
 def _check_steps_left(family: Family, request: SampleRequest, strength: float) -> None:

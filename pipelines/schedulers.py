@@ -58,6 +58,7 @@ SHORT_NAMES = {
     "unipc": ("UniPCMultistepScheduler", "UniPCMultistepScheduler"),
 }
 """What users call them -> (class for a diffusion model, class for a flow model or "" where there is none)."""
+_KNOWN = {name.casefold(): name for name in ("model default", *SHORT_NAMES, *SCHEDULERS)}
 
 _NEEDED_SETTINGS = {
     "invert_sigmas": "its noise levels cannot rise, as this model's do",
@@ -189,6 +190,11 @@ def fitting_scheduler(
         others = f" or one of: {', '.join(named)}" if named else ""
         raise InputError("scheduler", name, reason, f"use 'model default'{others}")
     return fresh
+
+
+def known_name(name: str) -> str:
+    """A scheduler's name as it is written here: "Euler A" is "euler a". One that is not known stays as it is."""
+    return _KNOWN.get(" ".join(name.split()).casefold(), name)
 
 
 def class_of(name: str, original: Any) -> str:

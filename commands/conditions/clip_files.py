@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..media import VIDEOS, left_out, pictures_of, read_frames
+from ...errors import InputError, first_line
+from ..media import left_out, pictures_of, read_frames
+from ..videos import UNREADABLE, VIDEOS, has_sound, shape_of_video
 
 if TYPE_CHECKING:
     import torch
@@ -29,23 +31,27 @@ def read_clip(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
         return read_frames(path, name)
     frames: list[torch.Tensor] = []
     durations: set[float] = set()
-    with Image.open(path) as animation:
-        for picture in ImageSequence.Iterator(animation):
-            frames.append(torch.from_numpy(numpy.asarray(picture.convert("RGB")).astype(numpy.float32) / 255))
-            durations.add(picture.info.get("duration", 0))
+    try:
+        with Image.open(path) as animation:
+            for picture in ImageSequence.Iterator(animation):
+                frames.append(torch.from_numpy(numpy.asarray(picture.convert("RGB")).astype(numpy.float32) / 255))
+                durations.add(picture.info.get("duration", 0))
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        reason = f"its picture {len(frames) + 1} cannot be read ({first_line(error)})"
+        raise InputError(name, str(path), reason, "save it anew") from None
     milliseconds = float(durations.pop()) if len(durations) == 1 else 0.0
     return torch.stack(frames), 1000 / milliseconds if milliseconds > 0 else None
 
 
 def clip_shape(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
-    """As `read_clip`, but the frames take no memory: only their shape holds. No frame of a video is decoded."""
+    """As `read_clip`, but the frames take no memory: only their shape holds. One frame of a video is decoded."""
     import torch
     from PIL import Image
 
     shape: tuple[int, int, int] | None = None
     rate: float | None = None
     if path.is_file() and path.suffix.lower() in VIDEOS:
-        shape, rate = _shape_of_video(path)
+        shape, rate = shape_of_video(path)
     elif path.is_dir():
         files = pictures_of(path)
         try:
@@ -54,7 +60,7 @@ def clip_shape(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
                 with Image.open(file) as picture:
                     turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                     sizes.add(picture.size[::-1] if turned else picture.size)
-        except (OSError, SyntaxError, ValueError):  # reading says what is wrong with it
+        except (*UNREADABLE, Image.DecompressionBombError):  # reading says what is wrong with it
             sizes = set()
         if len(sizes) == 1:
             width, height = sizes.pop()
@@ -68,7 +74,7 @@ def clip_left_out(path: Path) -> list[str]:
     """What `read_clip` does not read of a file or of a folder's files, one sentence each."""
     several = _pictures_in(path)
     notes = [note for note in left_out(path) if several < 2 or f"the first of its {several} pictures" not in note]
-    return [*notes, *([f"{path.name}: its sound is left out."] if _has_sound(path) else [])]
+    return [*notes, *([f"{path.name}: its sound is left out."] if has_sound(path) else [])]
 
 
 def _pictures_in(path: Path) -> int:
@@ -80,33 +86,5 @@ def _pictures_in(path: Path) -> int:
     try:
         with Image.open(path) as picture:
             return int(getattr(picture, "n_frames", 1))
-    except (OSError, SyntaxError, ValueError):
+    except (*UNREADABLE, Image.DecompressionBombError):
         return 0
-
-
-def _shape_of_video(path: Path) -> tuple[tuple[int, int, int] | None, float | None]:
-    """((frames, height, width), frames per second); (None, None) for what reading will complain of."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return None, None
-            stream = container.streams.video[0]
-            count = sum(1 for packet in container.demux(stream) if packet.size)
-            rate = float(stream.average_rate) if stream.average_rate else None
-            return ((count, stream.height, stream.width) if count else None), rate
-    except av.FFmpegError:
-        return None, None
-
-
-def _has_sound(path: Path) -> bool:
-    import av
-
-    if not path.is_file() or path.suffix.lower() not in VIDEOS:
-        return False
-    try:
-        with av.open(str(path)) as container:
-            return bool(container.streams.audio)
-    except av.FFmpegError:
-        return False

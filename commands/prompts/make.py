@@ -11,6 +11,7 @@ from ...errors import InputError
 from ..files import write_text
 from ..media import read_picture
 from ..options import lora_specs, optimization_settings, pipeline_handle
+from ..videos import UNREADABLE
 from .request import LATENT, note_what_is_left_out, result_forms, sample_request, without_latent
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def target_of(item: Item, folder: Path, video: bool, maker: str) -> Path:
 def shape_of_picture(path: Path, name: str = "image", alpha: bool = False) -> torch.Tensor:
     """A tensor of a picture's shape that takes no memory, from the head of its file. Raises as `read_picture`."""
     import torch
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as picture:
@@ -153,5 +154,5 @@ def shape_of_picture(path: Path, name: str = "image", alpha: bool = False) -> to
             if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
                 width, height = height, width
         return torch.zeros(1, 1, 1).expand(height, width, 3)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (*UNREADABLE, Image.DecompressionBombError):
         return read_picture(path, name, alpha)  # says what is wrong with it

@@ -74,6 +74,9 @@ def note_what_is_left_out(args: argparse.Namespace, result: SampleResult) -> Non
     if silent and result.frame_rate is not None:
         for note in rate_left_out(args.frame_rate, args.output):
             result.report.note(note)
+    if silent and result.frames is not None and result.frames.shape[0] > 1 < result.frames.shape[1]:
+        clips, frames = result.frames.shape[:2]
+        result.report.note(f"output: the frames of {clips} clips follow each other in one folder, {frames} of each.")
     if silent and result.audio is not None and result.frames is not None:
         result.report.note("the sound is not written: an .mp4 holds it beside the pictures.")
 

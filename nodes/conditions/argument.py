@@ -10,6 +10,7 @@ from ...pipelines.conditions.arguments.names import json_or_text
 from ...pipelines.conditions.kinds import ArgumentCondition
 from .. import types
 from ..host.compat import schema
+from ..pictures import pictures
 
 if TYPE_CHECKING:
     import torch
@@ -45,4 +46,5 @@ class PipelineArgumentNode(io.ComfyNode):
         conditions: tuple[Condition, ...] | None = None,
     ) -> io.NodeOutput:
         given = None if image is not None else json_or_text(name, value)
-        return io.NodeOutput((*(conditions or ()), ArgumentCondition(name.strip(), given, image)))
+        shown = None if image is None else pictures("image", image)
+        return io.NodeOutput((*(conditions or ()), ArgumentCondition(name.strip(), given, shown)))

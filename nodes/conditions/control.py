@@ -13,6 +13,7 @@ from ...pipelines.conditions.kinds import ControlCondition
 from .. import types
 from ..host.compat import ADVANCED, schema
 from ..host.model_files import controlnet_choices, controlnet_source
+from ..pictures import pictures
 
 if TYPE_CHECKING:
     import torch
@@ -94,5 +95,6 @@ class ControlConditionNode(io.ComfyNode):
         conditions: tuple[Condition, ...] | None = None,
         mode: int = NO_MODE,
     ) -> io.NodeOutput:
-        added = ControlCondition(image, control_net, strength, start, end, None if mode == NO_MODE else mode)
+        shown, kind = pictures("image", image), None if mode == NO_MODE else mode
+        added = ControlCondition(shown, control_net, strength, start, end, kind)
         return io.NodeOutput((*(conditions or ()), added))

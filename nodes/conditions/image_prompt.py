@@ -12,6 +12,7 @@ from ...pipelines.conditions.kinds import ImagePromptCondition
 from .. import types
 from ..host.compat import ADVANCED, schema
 from ..host.model_files import image_prompt_choices, image_prompt_source
+from ..pictures import pictures
 
 if TYPE_CHECKING:
     import torch
@@ -88,4 +89,5 @@ class ImagePromptConditionNode(io.ComfyNode):
         strength: float,
         conditions: tuple[Condition, ...] | None = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput((*(conditions or ()), ImagePromptCondition(image, image_prompt_model, strength)))
+        added = ImagePromptCondition(pictures("image", image), image_prompt_model, strength)
+        return io.NodeOutput((*(conditions or ()), added))

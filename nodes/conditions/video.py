@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ...pipelines.conditions.kinds import ROLES, KeyframeCondition, VideoCondition
 from .. import types
 from ..host.compat import schema
+from ..pictures import clip, pictures
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +39,11 @@ class VideoConditionNode(io.ComfyNode):
     def execute(cls, video: Any, role: str, conditions: tuple[Condition, ...] | None = None) -> io.NodeOutput:
         if hasattr(video, "get_components"):
             parts = video.get_components()
-            clip = VideoCondition(parts.images, role, float(parts.frame_rate), sound=parts.audio is not None)
+            frames, rate = clip("video", parts.images), float(parts.frame_rate)
+            added = VideoCondition(frames, role, rate, sound=parts.audio is not None)
         else:
-            clip = VideoCondition(video, role)
-        return io.NodeOutput((*(conditions or ()), clip))
+            added = VideoCondition(clip("video", video), role)
+        return io.NodeOutput((*(conditions or ()), added))
 
 
 class KeyframeConditionNode(io.ComfyNode):
@@ -67,4 +69,5 @@ class KeyframeConditionNode(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, frame: int, strength: float, conditions: tuple[Condition, ...] | None = None
     ) -> io.NodeOutput:
-        return io.NodeOutput((*(conditions or ()), KeyframeCondition(image, frame, strength)))
+        added = KeyframeCondition(pictures("image", image), frame, strength)
+        return io.NodeOutput((*(conditions or ()), added))

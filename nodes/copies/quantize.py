@@ -12,6 +12,7 @@ from .. import types
 from ..host import comfy_bridge
 from ..host.compat import ADVANCED, schema
 from ..host.model_files import CUSTOM, default_pipeline, download_folder, pipeline_choices, pipeline_source
+from . import made_download_folder
 
 
 class QuantizeModel(io.ComfyNode):
@@ -95,8 +96,6 @@ class QuantizeModel(io.ComfyNode):
 
 
 def _target(source: str, weights_dtype: str, name: str) -> Path:
-    """The folder to write. Raises InputError for a name that is not a single folder's."""
+    """The folder to write. Raises InputError for a name that is not a single folder's, or where none can be made."""
     name = copy_name(source, weights_dtype, name)
-    parent = download_folder()
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent / name
+    return made_download_folder() / name

@@ -13,7 +13,7 @@ from ...pipelines.loading.saving.folder import save_folder
 from .. import types
 from ..host import comfy_bridge
 from ..host.compat import schema
-from ..host.model_files import download_folder
+from . import made_download_folder
 
 if TYPE_CHECKING:
     from ...pipelines.types import PipelineHandle
@@ -51,8 +51,7 @@ class SaveFolder(io.ComfyNode):
     def execute(cls, pipeline: PipelineHandle, name: str) -> io.NodeOutput:
         name = name.strip() or Path(pipeline.key.source.replace(":", "-")).stem + SUFFIX
         check_name(name)
-        parent = download_folder()
-        parent.mkdir(parents=True, exist_ok=True)
+        parent = made_download_folder()
         with comfy_bridge.NodeProgress(cls.hidden.unique_id).running() as callbacks:
             saved = save_folder(pipeline.key, parent / name, callbacks)
         lines = [str(saved.folder), *(f"{part}: {what}" for part, what in saved.components.items())]

@@ -26,6 +26,7 @@ from .core_tiles import TILE_EDGES, Tiles
 SHAPE_NETWORKS = ("hunyuan3d", "trellis", "triposplat")
 SOUND_NETWORKS = ("audio", "music")
 """Words in the names of the modules where ComfyUI has the networks of VAEs for shapes and for sound."""
+ONE_BY_ONE = "the frames of the clips were encoded one by one: this VAE encodes pictures"
 
 
 def decode(
@@ -92,14 +93,32 @@ def encode(
     channels, taken = pixels.shape[-1], vae.output_channels
     if vae.pad_channel_value is None:
         check_channels(pixels, taken)
-    latent, report = _run(Encode(vae, pixels, callbacks), choices)
+    job = Encode(vae, pixels, callbacks)
+    cropped = "" if job.replaced else _cropped(vae, pixels)
+    latent, report = _run(job, choices)
+    if cropped:
+        report.note(cropped)
     if channels > taken:
         report.note(alpha_left_out(channels, taken))
     elif channels < min(taken, 3):
         report.note(f"{taken - channels} of {taken} channels filled up as ComfyUI's VAE Encode does: they were missing")
     if pixels.ndim == 5 and latent.shape[0] != pixels.shape[0]:
-        report.note("the frames of the clips were encoded one by one: this VAE encodes pictures")
+        report.note(ONE_BY_ONE)
     return latent, report
+
+
+def _cropped(vae: Any, pixels: torch.Tensor) -> str:
+    """A note on what the VAE cuts off of pictures [..., H, W, C], "" for nothing. Raises InputError where it is all."""
+    rows, columns = pixels.shape[-3:-1]
+    kept = vae.vae_encode_crop_pixels(pixels.reshape(-1, *pixels.shape[-3:])[:1]).shape[1:3]
+    edge = vae.spacial_compression_encode()
+    if 0 in kept:
+        reason = f"one cell of this VAE's latents is {edge} pixels wide and high"
+        raise InputError("pixels", f"{columns}x{rows}", reason, "scale the picture up")
+    if tuple(kept) == (rows, columns):
+        return ""
+    size = f"cropped from {columns}x{rows} to {kept[1]}x{kept[0]}"
+    return f"{size}, as by ComfyUI's VAE Encode: this VAE encodes multiples of {edge} pixels"
 
 
 def check_channels(pixels: torch.Tensor, taken: int) -> None:

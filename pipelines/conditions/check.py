@@ -15,6 +15,7 @@ from .image_prompts.keys import check_image_prompts, image_prompts_of
 from .keyframes import check_keyframes, keyframes_of
 from .kinds import REFERENCE, ROLES
 from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints
+from .pictures import check_values, is_clear
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -86,6 +87,27 @@ def scaled_notes(family: Family, request: SampleRequest, width: int | None, heig
         if rows * width != columns * height:
             note += ", and what stands out on two sides is cut off" if cut else ", which changes its proportions"
         notes.append(f"{note}.")
+    return notes
+
+
+def pixel_notes(family: Family, request: SampleRequest) -> list[str]:
+    """Notes on what of the values of pictures and clips is not read.
+
+    Raises:
+        InputError: they are those of no picture.
+    """
+    given = [(f"images[{index}]", image, family.alpha) for index, image in enumerate(request.images)]
+    given += [] if request.last_image is None else [("last_image", request.last_image, family.alpha)]
+    given += [("control_image", control.image[:1], False) for control in controls_of(request)]
+    given += [("image_prompt", prompt.image[:1], False) for prompt in image_prompts_of(request)]
+    given += [("keyframe", keyframe.image[:1], False) for keyframe in keyframes_of(request)]
+    given += [(clip_input(role), clip.frames, False) for role, clip in clips_of(request).items()]
+    further = arguments_of(request).items()
+    given += [(f"argument {name}", each.image, True) for name, each in further if each.image is not None]
+    notes = [note for name, pixels, _ in given for note in check_values(name, pixels)]
+    clear = [name for name, pixels, alpha in given if not alpha and is_clear(pixels)]
+    if clear:
+        notes.append(f"transparency of {', '.join(clear)} ignored: {family.name} reads the colours alone.")
     return notes
 
 

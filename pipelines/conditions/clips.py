@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ...errors import InputError
 from ..classes.forms import class_of, video_to_video_class
@@ -14,7 +14,7 @@ from .keyframes import stride_of
 from .kinds import REFERENCE, ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
 from .pictures import shape_of
-from .rates import keeps_its_rate
+from .rates import LEAST_FRAME_RATE, MOST_FRAME_RATE, keeps_its_rate
 from .taking import call_takes
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ _LEADING = ("video", "pose", "control")
 """Roles of clips whose frames those of the result follow one by one."""
 _CONTINUES = ("SkyReelsV2DiffusionForcingVideoToVideoPipeline",)
 """Classes that go on where the clip ends: the result is as long as asked for, however long the clip is."""
-MOST_FRAME_RATE = 1000.0
 
 
 def clips_of(request: SampleRequest) -> dict[str, VideoCondition]:
@@ -87,7 +86,7 @@ def clip_rate(request: SampleRequest) -> float | None:
     clips = clips_of(request)
     leads = next((clips[role] for role in _LEADING if role in clips), None)
     rate = None if leads is None else leads.frame_rate
-    return rate if rate is not None and 0 < rate <= MOST_FRAME_RATE else None
+    return rate if rate is not None and LEAST_FRAME_RATE <= rate <= MOST_FRAME_RATE else None
 
 
 def check_clips(family: Family, request: SampleRequest) -> list[str]:
@@ -100,11 +99,10 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     if not clips:
         return []
     for role, each in clips.items():
-        shape_of("video", each.frames, "a clip is [frames, height, width, 3]", "give a clip")
-        if not _argument(clip_form(family, request) or family.classes[-1], role):
-            what = "clip to start from" if role == "video" else f"{role} clip"
-            raise InputError(clip_input(role), "a clip", f"{family.name} takes no {what}", "leave it out")
+        shape_of(clip_input(role), each.frames, "a clip is [frames, height, width, 3]", "give a clip")
     form = clip_form(family, request)
+    if not form:
+        _refuse_roles(family, request, clips)
     itself = form in family.classes
     if request.images and not itself:
         reason, cure = f"{form} takes none beside a clip", "leave images (--image) out"
@@ -133,6 +131,19 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     if request.batch > 1 and not itself and REFERENCE not in clips:
         raise InputError("batch", request.batch, f"{form} makes one at a time", "use 1")
     return notes
+
+
+def _refuse_roles(family: Family, request: SampleRequest, clips: Mapping[str, VideoCondition]) -> NoReturn:
+    """Raise InputError for the clip that the model takes none of, or for those that it does not take together."""
+    others = [each for each in request.conditions if not isinstance(each, VideoCondition)]
+    for role, clip in clips.items():
+        if not clip_form(family, replace(request, conditions=(*others, clip))):
+            what = "clip to start from" if role == "video" else f"{role} clip"
+            raise InputError(clip_input(role), "a clip", f"{family.name} takes no {what}", "leave it out")
+    *first, last = map(clip_input, clips)
+    raise InputError(
+        last, "a clip", f"{family.name} takes none beside {' and '.join(first)}", "leave all clips but one out"
+    )
 
 
 def check_clip_mask(family: Family, request: SampleRequest) -> list[str]:

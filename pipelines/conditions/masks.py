@@ -141,6 +141,9 @@ def _check_blending(family: Family, request: SampleRequest, condition: MaskCondi
             *_resized(condition, tuple(request.images[0].shape[:2]), "the picture's"),
             f"mask: {_no_form(family, request)}, so the latent is kept outside of the mask after every step.",
         ]
+    from ..latents import check_start
+
+    check_start(family, request)
     rows, columns = (edge * family.latent_stride for edge in request.latent.shape[-2:])
     return _resized(condition, (rows, columns), "the latent's")
 

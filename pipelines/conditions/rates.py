@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from ..types import SampleRequest
 
 
+LEAST_FRAME_RATE, MOST_FRAME_RATE = 0.001, 1000.0
+
+
 def keeps_its_rate(family: Family) -> bool:
     """Whether a model makes sound beside its frames, and its call is not told how many of these there are a second."""
     if not family.video or not family.classes:
         return False
     return family.rate_argument not in call_takes(family.classes[-1]) and _makes_sound(family)
+
+
+def check_rate(rate: float) -> None:
+    """Raise InputError for a frame rate that no video file can say."""
+    if not LEAST_FRAME_RATE <= rate <= MOST_FRAME_RATE:
+        reason = f"it must be between {LEAST_FRAME_RATE:g} and {MOST_FRAME_RATE:g}"
+        raise InputError("frame_rate", rate, reason, "use 24")
 
 
 def check_frame_rate(family: Family, request: SampleRequest) -> list[str]:
@@ -32,8 +42,7 @@ def check_frame_rate(family: Family, request: SampleRequest) -> list[str]:
     rate = request.frame_rate
     if rate is None:
         return []
-    if not 0 < rate <= 1000:
-        raise InputError("frame_rate", rate, "it must be above 0 and at most 1000", "use 24")
+    check_rate(rate)
     if rate == family.frame_rate or not keeps_its_rate(family):
         return []
     if family.frame_rate_assumed:

@@ -58,7 +58,7 @@ def decode(
     family, pipeline = loaded.family, loaded.pipeline
     if not family.known:
         reason = f"how {family.name} scales its latents is not known here"
-        raise InputError("latent", "tensor", reason, "let the sampler decode")
+        raise InputError("latent", "given", reason, "let the sampler decode")
     latents.check_latent(latent, family)
     vae = pipeline.vae
     with torch.no_grad(), _upcast(vae):
@@ -142,7 +142,8 @@ def encode(
 
     family, vae = loaded.family, loaded.pipeline.vae
     if not family.known:
-        raise InputError("pixels", "tensor", f"how {family.name} scales its latents is not known here", "")
+        reason = f"how {family.name} scales its latents is not known here"
+        raise InputError("pixels", "given", reason, "give the picture to the sampler's images")
     clips = frames if frames.ndim == 5 else frames.unsqueeze(1)
     height, width = clips.shape[2:4]
     if height % family.latent_stride or width % family.latent_stride:

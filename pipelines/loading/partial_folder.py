@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import DISK_FULL, InputError
 from ...links import link_target
 from ...optimizations.tuning.file_lock import try_lock
 
@@ -51,7 +51,9 @@ def complete_or_absent(output: Path) -> Iterator[Path]:
             target.rmdir()
         partial.rename(target)
     except (OSError, SafetensorError) as error:
-        raise InputError("output", str(output), f"it cannot be written ({error})", "free some space") from error
+        full = getattr(error, "errno", None) in DISK_FULL or "space left" in str(error)
+        cure = "free some space" if full else "choose a folder that you may write to"
+        raise InputError("output", str(output), f"it cannot be written ({error})", cure) from error
     finally:
         if handle >= 0:
             os.close(handle)

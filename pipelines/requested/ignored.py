@@ -39,11 +39,6 @@ def ignored_notes(family: Family, request: SampleRequest, guidance: float | None
         notes.append("max_sequence_length ignored: the texts are encoded already.")
     elif length is not None and (takes := call_takes(form)) and "max_sequence_length" not in takes:
         notes.append(f"max_sequence_length ignored: {form} reads as much of a prompt as its text encoders do.")
-    given = [*((f"images[{index}]", image) for index, image in enumerate(request.images))]
-    given += [] if request.last_image is None else [("last_image", request.last_image)]
-    clear = [name for name, image in given if image.shape[-1] == 4 and bool((image[..., 3] < 1.0).any())]
-    if clear and not family.alpha:
-        notes.append(f"transparency of {', '.join(clear)} ignored: {family.name} reads the colours alone.")
     if request.latent is not None and request.strength >= 1.0 and not blends(family, request):
         kept = " but for its size" if family.known else ""
         notes.append(f"latent ignored{kept}: strength = 1 starts from noise.")

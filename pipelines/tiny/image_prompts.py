@@ -6,8 +6,6 @@ are first asked for.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,31 +36,29 @@ def image_prompt_file(family: str, folder: Path) -> Path:
         cure = f"choose one of: {', '.join(f'tiny:{family}' for family in IMAGE_PROMPT_FAMILIES)}"
         reason = "there is no embedded IP-Adapter of that name"
         raise InputError("image prompt model", f"tiny:{family}", reason, cure)
+    from ...cache_folder import filled
+
     place = folder / f"embedded_image_prompt_{family}"
     file = place / f"tiny-{family}.safetensors"
     try:
         if not (file.is_file() and (place / ENCODER / "config.json").is_file()):
-            _write(family, place, file.name)
+            with filled(place, file.name, f"{ENCODER}/config.json") as made:
+                _write(family, made, file.name)
     except OSError as error:
         cure = "set FASTDIFFUSERS_CACHE to a folder that can be written"
         raise ModelFileError("image prompt model", str(file), f"it cannot be written ({error})", cure) from error
     return file
 
 
-def _write(family: str, place: Path, name: str) -> None:
+def _write(family: str, folder: Path, name: str) -> None:
     import torch
     from safetensors.torch import save_file
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"{family} image prompt".encode()))
         tensors, encoder = adapter_tensors(build(family)), vision_model()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as beside:  # another process may do the same
-        made = Path(beside, "made")
-        encoder.save_pretrained(made / ENCODER)
-        save_file(tensors, made / name)
-        if not place.is_dir():
-            os.replace(made, place)
+    encoder.save_pretrained(folder / ENCODER)
+    save_file(tensors, folder / name)
 
 
 def vision_model() -> Any:

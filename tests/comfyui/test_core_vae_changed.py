@@ -246,8 +246,13 @@ class TestChannels:
             latent, report = encode(vae, pixels)
             assert torch.equal(latent, core_encode(vae, pixels))
             assert any("alpha" in note for note in report.notes)
+            assert any("cropped from 117x165 to 112x160" in note for note in report.notes)
             tiled, _ = encode(vae, pixels, tiling="tiles", tile_size=64)
             assert torch.allclose(tiled, latent, atol=1e-5)
+
+    def test_less_than_a_cell(self, image_vae: Any) -> None:
+        with pytest.raises(InputError, match="pixels = '7x64': one cell of this VAE's latents is 8 pixels"):
+            encode(image_vae, torch.rand(1, 64, 7, 3))
 
     def test_alpha_that_a_vae_encodes(self, image_vae: Any) -> None:
         vae = with_network(image_vae, LocalModel())

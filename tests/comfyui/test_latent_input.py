@@ -14,6 +14,7 @@ import torch
 from fastdiffusers.callbacks import SILENT
 from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines.families import FAMILIES
+from fastdiffusers.pipelines.requests import check_request
 from fastdiffusers.pipelines.types import SampleRequest
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class TestSampler:
         assert read(IMAGE, taken, seed=2**64 - 1)[0].seed == 1
 
     def test_other_batch_indices_are_said(self, read: Any) -> None:
-        request, notes = read(IMAGE, {"samples": filled(2, 4, 8, 8), "batch_index": [0, 0]}, batch=2)
+        request, notes = read(IMAGE, {"samples": filled(2, 4, 8, 8), "batch_index": torch.tensor([0, 0])}, batch=2)
         assert request.seed == 5
         assert notes == ["batch_index [0, 0] ignored: item i starts from seed + i"]
 
@@ -120,6 +121,34 @@ class TestSampler:
         assert torch.equal(condition.mask, mask)
         assert condition.of_latent
         assert notes == []
+
+    @pytest.mark.parametrize(
+        ("value", "shape"), [(255.0, (1, 64, 64)), (float("nan"), (1, 64, 64)), (1.0, (0, 64, 64))]
+    )
+    def test_a_mask_that_is_none_is_handed_on_to_be_refused(
+        self, read: Any, value: float, shape: tuple[int, ...]
+    ) -> None:
+        request, _ = read(IMAGE, {"samples": filled(1, 4, 8, 8), "noise_mask": torch.full(shape, value)})
+        with pytest.raises(InputError, match="a mask is"):
+            check_request(family(IMAGE), request)
+
+    def test_of_several_clips_masks_the_first_is_used_and_that_is_said(self, read: Any) -> None:
+        mask = torch.zeros(2, 1, 3, 64, 64)
+        latent = {"samples": filled(2, 16, 3, 8, 8), "noise_mask": mask}
+        assert not any("noise_mask" in note for note in read(VIDEO, latent)[1])
+        mask[1] = 1.0
+        request, notes = read(VIDEO, latent)
+        assert "noise_mask: that of the first of its 2 clips holds for all of them" in notes
+        assert torch.equal(request.conditions[0].mask, torch.zeros(3, 64, 64))
+
+    @pytest.mark.parametrize("latent", [{}, {"samples": None}, {"samples": [1, 2]}])
+    def test_what_holds_no_latent_is_refused(self, read: Any, latent: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match=r"samples = .*a latent holds a tensor of that name"):
+            read(IMAGE, latent)
+
+    def test_more_items_than_a_run_makes(self, read: Any) -> None:
+        with pytest.raises(InputError, match=r"latent = '65 items': a run makes 64 at most. Take some of them out"):
+            read(IMAGE, {"samples": filled(65, 4, 8, 8)})
 
     def test_an_empty_latent_of_another_kind_of_model(self, read: Any) -> None:
         """Empty Latent Image is 4 channels at an eighth; Flux.2 has 128 at a sixteenth."""
@@ -241,6 +270,16 @@ class TestDecodeAndEncode:
         with pytest.raises(InputError, match="this latent holds sound"):
             self.decode(vae[0], {"samples": torch.zeros(1, 8, 4), "type": "audio"})
 
+    def test_a_latent_of_no_numbers_is_said(self, vae: tuple[Any, int]) -> None:
+        broken = {"samples": torch.full((1, vae[1], 1, 4, 6), float("nan"))}
+        if vae[1] == 16:
+            with pytest.raises(InputError, match="are not finite"):
+                self.decode(vae[0], broken)
+            return
+        assert any("holds NaN or infinite values" in note for note in self.decode(vae[0], broken)[1].notes)
+        eighth = {"samples": torch.ones(1, vae[1], 1, 4, 6).to(torch.float8_e4m3fn)}
+        assert not self.decode(vae[0], eighth)[1].notes
+
     def test_channels(self, vae: tuple[Any, int]) -> None:
         pixels = torch.rand(5, 32, 48, 4)
         latent, report = self.encode(vae[0], pixels)
@@ -353,12 +392,12 @@ class TestPipelines:
 
         return lambda name: PipelineHandle(loader.resolve(f"tiny:{name}", device="cpu"))
 
-    def run(self, kind: str, *args: Any) -> Any:
+    def run(self, kind: str, *args: Any, **choices: Any) -> Any:
         from fastdiffusers.nodes import vae_engines
         from fastdiffusers.nodes.vae_choices import VaeChoices
 
         with torch.inference_mode():
-            return getattr(vae_engines, kind)(*args, VaeChoices(), SILENT)
+            return getattr(vae_engines, kind)(*args, VaeChoices(**choices), SILENT)
 
     def test_decode(self, handle: Any) -> None:
         pictures = handle("sdxl")
@@ -366,6 +405,11 @@ class TestPipelines:
         frames, report = self.run("decode", pictures, {"samples": clip})
         assert torch.equal(frames, self.run("decode", pictures, {"samples": clip[:, :, 0]})[0])
         assert "the first of the latent's 3 frames was used: the VAE of sdxl decodes pictures" in report.notes
+        _, report = self.run("decode", pictures, {"samples": clip[:, :, 0]}, temporal_slice=4, memory_budget_gib=0.5)
+        assert [note.split(",")[0] for note in report.notes] == [
+            "memory_budget_gib = 0.5 ignored",
+            "temporal_slice = 4 ignored",
+        ]
         for name in ("wan22-t2v", "qwenimage"):  # whose VAEs have a time axis
             samples = torch.randn(1, 16, 2, 8, 8)
             assert self.run("decode", handle(name), {"samples": samples})[0].shape[1] == 5
@@ -382,8 +426,65 @@ class TestPipelines:
         assert frames.shape[1] == length or dropped == [
             "the last 3 of 4 frames were dropped: this VAE encodes 1 of them"
         ]
-        latent, _ = self.run("encode", handle("sdxl"), pixels)
+        clear = torch.cat((pixels, pixels[..., :1]), -1)
+        latent, report = self.run("encode", handle("sdxl"), clear)
         assert latent["samples"].shape[0] == length
+        assert torch.equal(latent["samples"], self.run("encode", handle("sdxl"), pixels)[0]["samples"])
+        assert "1 of 4 channels (alpha) left out: this VAE encodes 3" in report.notes
+        assert "the frames of the clips were encoded one by one: this VAE encodes pictures" in report.notes
+        with pytest.raises(InputError, match="NaN or infinite"):
+            self.run("encode", handle("sdxl"), pixels / 0)
+
+
+@pytest.mark.parametrize("scaled", [{}, {"latent_format_version_0": torch.tensor([])}])
+def test_a_latent_file_is_what_load_latent_makes_of_it(
+    core: Any, scaled: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+    from safetensors.torch import save_file
+
+    from fastdiffusers.commands.latent_file import read_latent
+
+    path = tmp_path / "a.latent"
+    save_file({"latent_tensor": filled(1, 4, 8, 8), **scaled}, path)
+    monkeypatch.setattr(folder_paths, "get_annotated_filepath", lambda name: str(path))
+    (theirs,) = sys.modules["nodes"].LoadLatent().load("a.latent")
+    assert torch.equal(read_latent(path)[0], theirs["samples"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [((0, 8, 8, 3), "no picture is in it"), ((8, 8, 3), "no picture is in it"), ((1, 8, 8, 12), "have 12 channels")],
+)
+def test_what_is_no_picture_is_refused_by_every_socket_for_one(core: Any, shape: tuple[int, ...], said: str) -> None:
+    from fastdiffusers.nodes.conditions.argument import PipelineArgumentNode
+    from fastdiffusers.nodes.conditions.control import ControlConditionNode
+    from fastdiffusers.nodes.conditions.image_prompt import ImagePromptConditionNode
+    from fastdiffusers.nodes.conditions.video import KeyframeConditionNode, VideoConditionNode
+    from fastdiffusers.nodes.sampler import _image_list
+
+    images: Any = torch.zeros(shape)
+    for socket in (
+        lambda: _image_list({"image_1": images}),
+        lambda: ControlConditionNode.execute(images, 1.0),
+        lambda: ImagePromptConditionNode.execute(images, SimpleNamespace(), 1.0),
+        lambda: KeyframeConditionNode.execute(images, 0, 1.0),
+        lambda: VideoConditionNode.execute(images, "video"),
+        lambda: PipelineArgumentNode.execute("image", "", images),
+    ):
+        with pytest.raises(InputError, match=said):
+            socket()
+
+
+def test_conditions_take_grey_pictures_and_those_of_a_clip(core: Any) -> None:
+    from fastdiffusers.nodes.conditions.control import ControlConditionNode
+    from fastdiffusers.nodes.conditions.video import VideoConditionNode
+
+    clip, grey = torch.rand(1, 3, 8, 8, 3), torch.rand(1, 8, 8, 1)
+    assert torch.equal(VideoConditionNode.execute(clip, "video").args[0][0].frames, clip[0])
+    assert torch.equal(ControlConditionNode.execute(grey, 1.0).args[0][0].image, grey.expand(1, 8, 8, 3))
+    with pytest.raises(InputError, match="2 clips are in it"):
+        VideoConditionNode.execute(clip.repeat(2, 1, 1, 1, 1), "video")
 
 
 def test_pictures_of_any_number_of_channels(core: Any) -> None:

@@ -72,15 +72,18 @@ OWN_ROOM = {
     "vae/network": {"config", "kernels", "settings"},
     "vae/kernels": set(),
     "nodes/host": {"vae_choices"},
-    "nodes/conditions": {"host", "types"},
+    "nodes/conditions": {"host", "pictures", "types"},
     "commands/launch": {"files"},
-    "commands/conditions": {"media", "options"},
+    "commands/conditions": {"media", "options", "videos"},
     "commands/plan": set(),
+    "commands/videos": set(),
     "commands/comparing": {"libraries", "media", "options"},
     "cluster/path": set(),
     "cluster/child": {"batch", "connection", "drive", "events", "fleet", "parcel", "places", "schedule", "settings"},
     "cluster/parallel": {"batch", "child", "connection", "parcel", "settings", "worker"},
-    "commands/prompts": {"conditions", "declared", "files", "keeping", "latent_file", "libraries", "media", "options"},
+    "commands/prompts": {
+        *("conditions", "declared", "files", "keeping", "latent_file", "libraries", "media", "options", "videos"),
+    },
 }
 """What a wing imports of its own room: modules and other wings. A room by name: which of its wings its own modules do.
 

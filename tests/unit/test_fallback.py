@@ -63,4 +63,6 @@ def test_what_fallbacks_ask() -> None:
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert not is_out_of_memory(ValueError("out of memory"))
     assert not all_finite((torch.ones(2), {"x": torch.tensor([float("nan")])}))
+    assert all_finite((torch.ones(2).to(torch.float8_e4m3fn), torch.ones(2, dtype=torch.uint8)))
+    assert not all_finite(torch.tensor([float("nan")]).to(torch.float8_e4m3fn))
     assert largest_difference(torch.tensor([1, 5], dtype=torch.bfloat16), torch.tensor([1.0, 3.0])) == 2.0

@@ -8,10 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ....cache_folder import cache_folder
+from ....cache_folder import cache_folder, filled
 from ....errors import ModelFileError
 from ... import tiny
-from ..partial_folder import complete_or_absent
 from .component import Weights
 
 NAME = "z-image"
@@ -40,11 +39,8 @@ def embedded_parts() -> dict[str, Path]:
     files = {component: folder / name for component, name in FILES.items()}
     if not all(file.is_file() for file in files.values()):
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.is_dir():  # somebody removed a file
-                shutil.rmtree(folder)
-            with complete_or_absent(folder) as partial:
-                _write(partial)
+            with filled(folder, *FILES.values()) as made:
+                _write(made)
         except OSError as error:
             cure = "set FASTDIFFUSERS_CACHE to a folder that can be written"
             raise ModelFileError("diffusion_model", NAME, f"it cannot be written ({error})", cure) from error

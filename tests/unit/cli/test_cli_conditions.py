@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusers import cli
+from fastdiffusers import cli, memory
 from fastdiffusers.commands.conditions.clip_files import clip_left_out, clip_shape, read_clip
 from fastdiffusers.commands.media import read_frames, write_mp4, write_picture, write_picture_folder
+from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.conditions.controlnets import resolve_controlnet
@@ -35,6 +37,16 @@ PLAIN = ("--attention", "sdpa", "--torch-compile", "off", "--vae-tiling", "off")
 PICTURE = (torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
 MASK = torch.zeros(64, 64)
 MASK[16:48, 16:] = 1.0
+
+
+UPRIGHT, RIGHT, LEFT, AROUND = (1, 0, 0, 1), (0, 1, -1, 0), (0, -1, 1, 0), (-1, 0, 0, -1)
+"""How a video is turned when it is shown: the first four entries of the matrix in its mp4."""
+
+
+def matrix(turn: tuple[int, ...]) -> bytes:
+    """As it is written: 16.16 fixed point, the last column 2.30."""
+    a, b, c, d = (value << 16 for value in turn)
+    return struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
 
 
 @pytest.fixture
@@ -182,6 +194,40 @@ def test_a_clips_shape_and_rate_are_those_of_its_frames(files: Path, what: str) 
     shape, same_rate = clip_shape(path, "video")
     assert (shape.shape, same_rate) == (frames.shape, rate)
     assert clip_left_out(path) == (["clip.mp4: its sound is left out."] if what == "mp4" else [])
+
+
+@pytest.mark.parametrize(("turn", "white"), [(RIGHT, "right"), (LEFT, "left"), (AROUND, "bottom")])
+def test_a_video_is_upright_as_its_file_says(turn: tuple[int, ...], white: str, tmp_path: Path) -> None:
+    """Telephones keep frames as the sensor lies, and write down how they are to be turned."""
+    lying = torch.zeros(2, 32, 64, 3)
+    lying[:, :16] = 1.0
+    write_mp4(lying, tmp_path / "a.mp4", 10)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.count(matrix(UPRIGHT)) == 2, "of the movie, and of its track"
+    start, end = data[: data.index(b"tkhd")], data[data.index(b"tkhd") :]
+    (tmp_path / "a.mp4").write_bytes(start + end.replace(matrix(UPRIGHT), matrix(turn), 1))
+    frames, _ = read_clip(tmp_path / "a.mp4", "video")
+    assert frames.shape == clip_shape(tmp_path / "a.mp4", "video")[0].shape
+    assert frames.shape[1:3] == ((32, 64) if turn is AROUND else (64, 32))
+    sides = {"left": frames[:, :, :8], "right": frames[:, :, -8:], "bottom": frames[:, -8:], "top": frames[:, :8]}
+    assert max(sides, key=lambda side: float(sides[side].mean())) == white
+    assert sides[white].mean() > 0.9
+
+
+def test_a_video_that_memory_cannot_hold_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mp4(torch.zeros(3, 32, 64, 3), tmp_path / "a.mp4", 10)
+    monkeypatch.setattr(memory, "device_memory", lambda device: memory.MemoryState(3 * 32 * 64 * 3 * 5 - 1, 1 << 40))
+    with pytest.raises(
+        InputError, match=r"its 3 frames of 64x32 take .* GiB, and .* are free. Cut it or scale it down"
+    ):
+        read_clip(tmp_path / "a.mp4", "video")
+    monkeypatch.setattr(memory, "device_memory", lambda device: memory.MemoryState(3 * 32 * 64 * 3 * 5, 1 << 40))
+    assert read_clip(tmp_path / "a.mp4", "video")[0].shape == (3, 32, 64, 3)
+    write_picture_folder(torch.zeros(4, 32, 64, 3), tmp_path / "clip")
+    with pytest.raises(InputError, match=r"its 4 frames of 64x32 take .* GiB, and .* are free\. Use fewer pictures"):
+        read_clip(tmp_path / "clip", "video")
 
 
 def test_what_is_not_read_of_a_keyframe_and_a_folder_is_named(files: Path) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from fastdiffusers import cli
-from fastdiffusers.commands import generate
+from fastdiffusers.commands import decode, generate
 from fastdiffusers.commands.declared import as_typed
 from fastdiffusers.commands.latent_file import write_latent
 from fastdiffusers.commands.prompts.arguments import LineParser
 from fastdiffusers.commands.prompts.lines import read_lines
+from fastdiffusers.commands.prompts.request import note_what_is_left_out
 from fastdiffusers.errors import InputError
+from fastdiffusers.report import OptimizationReport
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_doctor_refuses_what_belongs_to_another_question(
         (["--model", "tiny:flux"], ["--cuda-graphs"], "it goes with --vae"),
         (["--vae", "x.safetensors"], ["--exactness", "fast"], "--exactness = 'fast': it goes with --model"),
         (["--vae", "x.safetensors"], ["--revision", "abc"], "--revision = 'abc': it goes with --model"),
-        (["--model", "tiny:flux"], ["--frame-rate", "0"], "--frame-rate = 0.0: it must be above 0"),
+        (["--model", "tiny:flux"], ["--frame-rate", "0"], "--frame-rate = 0.0: it must be between"),
     ],
 )
 def test_decode_refuses_what_it_would_not_follow(
@@ -189,6 +193,8 @@ def test_an_error_names_the_option_that_was_typed(
         ("keyframe strength", "--keyframe strength"),
         ("positive", "--text-encoder"),
         ("overlap", "--tile-overlap"),
+        ("control start and end", "--control-start"),
+        ("pose_video, mask_image", "--pose-video, --mask"),
         ("p.jsonl line 1, seed", "p.jsonl line 1, seed"),
         ("--cluster", "--cluster"),
         ("recompile_limit", "recompile_limit"),
@@ -214,3 +220,21 @@ def test_a_class_that_diffusers_does_not_have_is_refused_before_the_load(
     said = refused(["generate", "--model", str(tmp_path), "--prompt", "x", "--output", "o.png"], capsys)
     assert "names NoSuchPipeline, which diffusers" in said
     assert said.endswith("does not have. Update diffusers, or choose another model.")
+
+
+def test_a_latent_that_does_not_fit_is_named_as_it_was_typed() -> None:
+    error = as_typed(InputError("latent", "shape [1, 4, 8, 8]", "it is so", "use another"), decode.add_arguments)
+    assert str(error).startswith("--latents = 'shape [1, 4, 8, 8]': it is so.")
+
+
+@pytest.mark.parametrize(("clips", "frames", "said"), [(2, 3, True), (1, 3, False), (2, 1, False)])
+def test_clips_whose_frames_share_a_folder_are_said(clips: int, frames: int, said: bool, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    args = parser.parse_args(["--model", "m", "--prompt", "a", "--output", str(tmp_path / "frames")])
+    made: Any = SimpleNamespace(
+        frames=torch.zeros(clips, frames, 8, 8, 3), frame_rate=8.0, audio=None, report=OptimizationReport()
+    )
+    note_what_is_left_out(args, made)
+    note = f"output: the frames of {clips} clips follow each other in one folder, {frames} of each."
+    assert made.report.notes == ([note] if said else [])

@@ -84,6 +84,8 @@ def test_comfyui_latent_files_are_read(tmp_path: Path) -> None:
     latent = torch.randn(1, 4, 8, 8)
     save_file({"latent_tensor": latent, "latent_format_version_0": torch.tensor([])}, tmp_path / "c.latent")
     assert torch.equal(read_latent(tmp_path / "c.latent")[0], latent)
+    save_file({"latent_tensor": latent.half()}, tmp_path / "old.latent")
+    assert torch.equal(read_latent(tmp_path / "old.latent")[0], latent.half().float() * (1.0 / 0.18215))
 
 
 def broken_latents(folder: Path) -> dict[str, Path]:

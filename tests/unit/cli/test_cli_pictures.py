@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import torch
 from PIL import Image
 
 from fastdiffusers.cli import main
-from fastdiffusers.commands.media import left_out, read_frames, read_picture
+from fastdiffusers.commands.conditions.clip_files import clip_left_out, read_clip
+from fastdiffusers.commands.media import left_out, read_frames, read_picture, write_mp4
+from fastdiffusers.commands.prompts.make import shape_of_picture
 from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines.arguments import call_arguments, to_pil
 from fastdiffusers.pipelines.recognize import family_of
@@ -69,6 +74,38 @@ def test_a_turned_picture_is_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the camera was turned by a quarter
     RGBA.convert("RGB").save(tmp_path / "a.jpg", exif=exif)
     assert read_picture(tmp_path / "a.jpg").shape == (48, 32, 3)
+
+
+def test_numbers_of_which_none_is_known_to_be_white_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(numpy.full((8, 8), 2**30, numpy.int32), "I").save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match="nothing says which of them is white"):
+        read_picture(tmp_path / "a.tiff")
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    for read in (read_picture, read_frames, shape_of_picture):
+        with pytest.raises(InputError, match=r"pixels, which may be meant to fill the memory\. Scale it down"):
+            read(path)
+    assert left_out(path) == []
+
+
+def test_whatever_is_wrong_with_a_file_is_one_line_and_looking_again_after_a_run_costs_nothing(tmp_path: Path) -> None:
+    """What is left out of a file is said after the run, when an error would cost the result."""
+    tiff = io.BytesIO()
+    RGBA.convert("RGB").save(tiff, "TIFF")
+    (tmp_path / "a.tiff").write_bytes(tiff.getvalue().replace(struct.pack("<HH", 257, 4), struct.pack("<HH", 9, 4)))
+    write_mp4(torch.zeros(1, 32, 32, 3), tmp_path / "a.mp4", 10)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.count(b"isomiso2") == 1
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"isomiso2", b"isom\xff\xb1o2"))
+    for name in ("a.tiff", "a.mp4"):
+        with pytest.raises(InputError, match="cannot be read as a"):
+            read_clip(tmp_path / name, "video")
+        assert clip_left_out(tmp_path / name) == []
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])

@@ -51,8 +51,10 @@ def test_a_clip_there_and_back(vae: Path, clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_video_keeps_its_rate(vae: Path, clip: Path, tmp_path: Path) -> None:
-    write_frames(read_frames(clip)[0][None], tmp_path / "clip.mp4", 12.0)
-    assert encode(vae, tmp_path / "clip.mp4", tmp_path / "latent.safetensors") == 0
+    sound, report = {"waveform": torch.zeros(1, 1, 8000), "sample_rate": 16000}, tmp_path / "report.json"
+    write_frames(read_frames(clip)[0][None], tmp_path / "clip.mp4", 12.0, sound)
+    assert encode(vae, tmp_path / "clip.mp4", tmp_path / "latent.safetensors", "--report", str(report)) == 0
+    assert "clip.mp4: its sound is left out." in json.loads(report.read_text())["notes"]
     assert decode(vae, tmp_path / "latent.safetensors", tmp_path / "back.mp4") == 0
     frames, rate = read_frames(tmp_path / "back.mp4")
     assert rate == 12.0

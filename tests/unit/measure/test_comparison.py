@@ -284,6 +284,33 @@ def test_a_recommendation_with_an_unknown_value_is_refused(tmp_path: Path) -> No
         recommended_settings(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("compile", "backend"), []),
+        (("compile", "backend"), "turbo"),
+        (("compile", "memory_check"), None),
+        (("compile", "recompile_limit"), 1.5),
+        (("vae_tiling", "overlap"), True),
+        (("vae_tiling", "tile_size"), 10**400),
+        (("precision",), {"tf32": ["on"]}),
+    ],
+)
+def test_a_recommendation_with_a_value_of_another_kind_is_refused(
+    tmp_path: Path, place: tuple[str, ...], value: object
+) -> None:
+    path = tmp_path / "results.json"
+    found = json.loads(comparison(row("compile", 0.8)).as_json())
+    for each in found["rows"]:
+        settings = each["settings"]
+        for name in place[:-1]:
+            settings = settings[name]
+        settings[place[-1]] = value
+    path.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(InputError):
+        recommended_settings(path)
+
+
 def test_two_runs_have_no_interval() -> None:
     """Student's of two is so wide that it says nothing: "+44912%"."""
     few = comparison(row("compile", versus=compare([1.0, 1.0], [0.2, 5.0])))

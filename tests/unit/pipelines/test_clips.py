@@ -196,6 +196,16 @@ def test_what_a_model_does_not_take_is_one_line(name: str, conditions: Any, chan
     assert "\n" not in str(caught.value)
 
 
+def test_of_two_clips_the_one_that_the_model_does_not_take_is_named() -> None:
+    family, both = (
+        small(family_of("WanPipeline"), one_expert=True),
+        (VideoCondition(CLIP), VideoCondition(CLIP, "control")),
+    )
+    for clips in (both, both[::-1]):
+        with pytest.raises(InputError, match="control_video = 'a clip': wan-t2v takes no control clip"):
+            check_request(family, request(*clips))
+
+
 # --- keyframes --------------------------------------------------------------------------------------------------------
 
 LTX2 = pytest.mark.skipif(

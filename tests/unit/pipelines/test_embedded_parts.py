@@ -9,6 +9,7 @@ from original_layout import original_vae
 from safetensors.torch import load_file
 from test_parts_families import assert_same
 
+from fastdiffusers.cache_folder import filled
 from fastdiffusers.errors import ModelFileError
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.loading import loader
@@ -35,3 +36,26 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("FASTDIFFUSERS_CACHE", str(tmp_path / "file"))
     with pytest.raises(ModelFileError, match="FASTDIFFUSERS_CACHE"):
         embedded_parts()
+
+
+def test_of_two_processes_that_write_at_once_the_first_one_s_folder_stays(tmp_path: Path) -> None:
+    place, names = tmp_path / "cache" / "parts", ("a", "b/c")
+
+    def fill(folder: Path, text: str) -> None:
+        (folder / "b").mkdir()
+        for name in names:
+            (folder / name).write_text(text)
+
+    with filled(place, *names) as slow:
+        fill(slow, "slow")
+        with filled(place, *names) as fast:
+            fill(fast, "fast")
+    assert [(place / name).read_text() for name in names] == ["fast", "fast"]
+    (place / "a").unlink()
+    with filled(place, *names) as again:
+        fill(again, "again")
+    assert [(place / name).read_text() for name in names] == ["again", "again"], "what is not whole is made anew"
+    assert [each.name for each in place.parent.iterdir()] == ["parts"]
+    with pytest.raises(OSError, match="space"), filled(place, *names) as third:
+        raise OSError(28, "No space left on device", str(third))
+    assert [each.name for each in place.parent.iterdir()] == ["parts"]

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiffusers.errors import InputError
+from fastdiffusers.pipelines.conditions.controlnets import resolve_controlnet
+from fastdiffusers.pipelines.conditions.kinds import ControlCondition, KeyframeCondition, MaskCondition, VideoCondition
 from fastdiffusers.pipelines.families import FAMILIES, Family
 from fastdiffusers.pipelines.recognize import family_of, small
 from fastdiffusers.pipelines.requests import check_request, complete, ready, seeds
@@ -17,6 +19,9 @@ FLUX, SDXL = family_of("FluxPipeline"), family_of("StableDiffusionXLPipeline")
 WAN, KONTEXT = family_of("WanPipeline"), family_of("FluxKontextPipeline")
 I2V, EDIT = family_of("WanImageToVideoPipeline"), family_of("QwenImageEditPipeline")
 PICTURE = torch.zeros(60, 80, 3)
+LTX2, KLEIN = family_of("LTX2Pipeline"), family_of("Flux2KleinPipeline")
+KEEPING = MaskCondition(torch.zeros(1, 64, 64), of_latent=True)
+TINY_CONTROL = resolve_controlnet("tiny:sdxl")
 
 BAD = [
     (FLUX, {"width": 0}, "width", "16"),
@@ -48,10 +53,25 @@ BAD = [
     (FLUX, {"strength": 0.01, "images": (PICTURE,)}, "strength", "0.04"),
     (WAN, {"strength": 0.5, "images": (PICTURE,)}, "strength", "no image-to-image form"),
     (FLUX, {"strength": 0.5, "latent": torch.zeros(1, 4, 8, 8)}, "latent", "16"),
-    (FLUX, {"strength": 0.5, "latent": torch.zeros(4, 8, 8)}, "latent", "LATENT"),
+    (FLUX, {"strength": 0.5, "latent": torch.zeros(4, 8, 8)}, "latent", "a latent is"),
     (WAN, {"frame_rate": 0.0}, "frame_rate", "24"),
+    (WAN, {"frame_rate": 0.0004}, "frame_rate", "between 0.001 and 1000"),
     (FLUX, {"max_sequence_length": 0}, "max_sequence_length", "4096"),
     (FLUX, {"prompt": None}, "prompt", "text"),
+    (KONTEXT, {"images": (torch.full((60, 80, 3), float("nan")),)}, "images[0]", "NaN or infinite"),
+    (KONTEXT, {"images": (torch.zeros(60, 80, 3, dtype=torch.uint8),)}, "images[0]", "Divide those of 8 bits by 255"),
+    (FLUX, {"strength": 0.5, "latent": torch.full((1, 16, 8, 8), float("inf"))}, "latent", "NaN or infinite"),
+    (FLUX, {"strength": 0.5, "images": (PICTURE, PICTURE)}, "images", "starts from one"),
+    (FLUX, {"strength": 0.5, "images": (PICTURE,), "latent": torch.zeros(1, 16, 8, 8)}, "images", "or the latent"),
+    (KONTEXT, {"images": (PICTURE[:15],)}, "images[0]", "16 pixels a side"),
+    (KLEIN, {"images": (torch.zeros(64, 64, 3), PICTURE[:63])}, "images[1]", "64 pixels a side"),
+    (KLEIN, {"images": (torch.zeros(64, 513, 3),)}, "images[0]", "1:8 to 8:1"),
+    (EDIT, {"images": (torch.zeros(1, 200, 3),)}, "images[0]", "1:199 to 199:1"),
+    (FLUX, {"strength": 0.5, "latent": torch.zeros(1, 16, 8, 8), "width": 128}, "width", "64, or leave it out"),
+    (WAN, {"latent": torch.zeros(1, 16, 3, 8, 8), "num_frames": 5, "conditions": (KEEPING,)}, "num_frames", "Use 9"),
+    (FLUX, {"latent": torch.zeros(1, 16, 8, 8), "height": 32, "conditions": (KEEPING,)}, "height", "Use 64"),
+    (SDXL, {"conditions": (ControlCondition(PICTURE[None] / 0, TINY_CONTROL),)}, "control_image", "NaN or infinite"),
+    (LTX2, {"conditions": (KeyframeCondition(PICTURE[None] / 0),)}, "keyframe", "NaN or infinite"),
 ]
 
 
@@ -71,6 +91,38 @@ def test_what_is_ignored_is_said():
     )
     assert [note.split(" ignored")[0] for note in notes] == ["negative_prompt", "guidance_2", "frame_rate", "latent"]
     assert check_request(SDXL, SampleRequest("a", negative_prompt="dark")) == []
+
+
+def test_what_is_not_read_of_the_values_of_pictures_is_said():
+    clear, signed = torch.full((1, 60, 80, 4), 0.5), PICTURE * 2 - 1
+    conditions = (ControlCondition(clear, TINY_CONTROL),)
+    note = "transparency of control_image ignored: sdxl reads the colours alone."
+    assert note in check_request(SDXL, SampleRequest("a", width=80, height=64, conditions=conditions))
+    notes = check_request(LTX2, SampleRequest("a", num_frames=9, conditions=(KeyframeCondition(clear),)))
+    assert "transparency of keyframe ignored: ltx2-t2v reads the colours alone." in notes
+    notes = check_request(KONTEXT, SampleRequest("a", images=(signed,)))
+    assert notes == ["images[0]: its values go from -1 to -1; what lies outside 0 to 1 is cut off."]
+    assert check_request(KONTEXT, SampleRequest("a", images=(PICTURE + 1.25,))) == [], "an edge that was sharpened"
+
+
+def test_of_a_clip_whose_shape_alone_is_known_one_value_is_looked_at():
+    clip = VideoCondition(torch.zeros(1, 1, 1, 1).expand(100_000, 2000, 2000, 3))
+    vace = family_of("WanVACEPipeline")
+    assert check_request(vace, SampleRequest("a", num_frames=5, width=64, height=64, conditions=(clip,)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "known"),
+    [
+        ("Euler", "euler"),
+        ("DPM++  2M", "dpm++ 2m"),
+        ("eulerdiscretescheduler", "EulerDiscreteScheduler"),
+        ("Model Default", "model default"),
+        ("UniPC ", "unipc"),
+    ],
+)
+def test_a_scheduler_is_known_however_its_letters_are(typed, known):
+    assert ready(SDXL, SampleRequest("a", scheduler=typed)).scheduler == known
 
 
 @pytest.mark.parametrize("family", [FLUX, SDXL, WAN], ids=lambda family: family.name)
@@ -136,7 +188,7 @@ def test_every_frame_count_becomes_the_nearest_valid_one_or_is_answered_with_val
         assert bool(made.notes) == (value != nearest)
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000))
+@given(st.integers(16, 5000), st.integers(16, 5000))
 def test_the_size_follows_the_pictures_aspect_and_is_always_valid(rows, columns):
     request = SampleRequest("a", images=(torch.zeros(1, 1, 3).expand(rows, columns, 3),))
     filled = complete(KONTEXT, request)
