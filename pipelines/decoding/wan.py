@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import fast_arithmetic
@@ -181,8 +182,8 @@ def _upsampled(module: Any, x: torch.Tensor, cache: FeatureCache) -> torch.Tenso
     source = x.unflatten(1, (doubled, channels)).permute(0, 3, 1, 2, 4, 5)
     last = torch.channels_last if cache.fast.channels_last else torch.contiguous_format
     planes = batch * frames * doubled
-    like = {"dtype": x.dtype, "device": x.device, "memory_format": last}
-    buffer = torch.empty((planes, channels, height + 2, width + 2), **like)
+    new = partial(torch.empty, dtype=x.dtype, device=x.device, memory_format=last)
+    buffer = new((planes, channels, height + 2, width + 2))
     for axis, size in ((2, height), (3, width)):
         buffer.narrow(axis, 0, 1).zero_()
         buffer.narrow(axis, size + 1, 1).zero_()
@@ -191,7 +192,7 @@ def _upsampled(module: Any, x: torch.Tensor, cache: FeatureCache) -> torch.Tenso
     conv = module.resample[1]
     if id(conv) not in cache.phases:
         cache.phases[id(conv)] = phases(conv.weight)
-    large = torch.empty((planes, conv.out_channels, 2 * height, 2 * width), **like)
+    large = new((planes, conv.out_channels, 2 * height, 2 * width))
     for phase, weight in enumerate(cache.phases[id(conv)]):
         a, b = divmod(phase, 2)
         window = buffer[:, :, a : a + height + 1, b : b + width + 1]
