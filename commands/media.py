@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, first_line
 from .files import check_file_target, check_named, check_writable, filling_folder, numbered, replacing
 from .keeping import Form
-from .videos import UNREADABLE, VIDEOS, check_memory, read_video
+from .videos import UNREADABLE, VIDEOS, check_memory, read_video, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +245,7 @@ def left_out(path: Path, alpha: bool = False) -> list[str]:
                     notes.append(f"{file.name}: the first of its {count} pictures is used.")
                 if not alpha and _is_clear(picture):
                     notes.append(f"{file.name}: its transparency is left out, and its colours are used alone.")
-        except (*UNREADABLE, Image.DecompressionBombError):  # a video, or what reading complains of
+        except unreadable():  # a video, or what reading complains of
             continue
     return notes
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError, first_line
 from ..media import left_out, pictures_of, read_frames
-from ..videos import UNREADABLE, VIDEOS, has_sound, shape_of_video
+from ..videos import VIDEOS, has_sound, shape_of_video, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def read_clip(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
             for picture in ImageSequence.Iterator(animation):
                 frames.append(torch.from_numpy(numpy.asarray(picture.convert("RGB")).astype(numpy.float32) / 255))
                 durations.add(picture.info.get("duration", 0))
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except unreadable() as error:
         reason = f"its picture {len(frames) + 1} cannot be read ({first_line(error)})"
         raise InputError(name, str(path), reason, "save it anew") from None
     milliseconds = float(durations.pop()) if len(durations) == 1 else 0.0
@@ -60,7 +60,7 @@ def clip_shape(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
                 with Image.open(file) as picture:
                     turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                     sizes.add(picture.size[::-1] if turned else picture.size)
-        except (*UNREADABLE, Image.DecompressionBombError):  # reading says what is wrong with it
+        except unreadable():  # reading says what is wrong with it
             sizes = set()
         if len(sizes) == 1:
             width, height = sizes.pop()
@@ -86,5 +86,5 @@ def _pictures_in(path: Path) -> int:
     try:
         with Image.open(path) as picture:
             return int(getattr(picture, "n_frames", 1))
-    except (*UNREADABLE, Image.DecompressionBombError):
+    except unreadable():
         return 0

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ..files import write_text
 from ..media import read_picture
 from ..options import lora_specs, optimization_settings, pipeline_handle
-from ..videos import UNREADABLE
+from ..videos import unreadable
 from .request import LATENT, note_what_is_left_out, result_forms, sample_request, without_latent
 
 if TYPE_CHECKING:
@@ -154,5 +154,5 @@ def shape_of_picture(path: Path, name: str = "image", alpha: bool = False) -> to
             if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
                 width, height = height, width
         return torch.zeros(1, 1, 1).expand(height, width, 3)
-    except (*UNREADABLE, Image.DecompressionBombError):
+    except unreadable():
         return read_picture(path, name, alpha)  # says what is wrong with it

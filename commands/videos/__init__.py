@@ -21,9 +21,17 @@ UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError, EOFError),
     *(struct.error, zlib.error),
 )
-"""What Pillow and PyAV raise for a file that is no picture and no video, or a broken one."""
+"""The built-in ones of what `unreadable` gives."""
 _BYTES = 5
 """Of memory that a value of a frame takes while a video is read: as it is decoded, and as a float."""
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What Pillow and PyAV raise for a file that is no picture and no video, is broken, or is too large for them."""
+    import av
+    from PIL import Image
+
+    return (*UNREADABLE, Image.DecompressionBombError, av.FFmpegError)
 
 
 def read_video(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
@@ -52,7 +60,7 @@ def read_video(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
             arrays = [_upright(frame) for frame in container.decode(video=0)]
     except InputError:
         raise
-    except (av.FFmpegError, *UNREADABLE) as error:
+    except unreadable() as error:
         reason = f"it cannot be read as a video ({first_line(error)})"
         raise InputError(name, str(path), reason, "use an mp4") from None
     if not arrays:
@@ -80,7 +88,7 @@ def shape_of_video(path: Path) -> tuple[tuple[int, int, int] | None, float | Non
             first = next(container.decode(video=0), None)
         with av.open(str(path)) as container:
             count = sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
-    except (av.FFmpegError, *UNREADABLE):
+    except unreadable():
         return None, None
     return (None if first is None else (count, *_upright(first).shape[:2])), rate
 
@@ -94,7 +102,7 @@ def has_sound(path: Path) -> bool:
     try:
         with av.open(str(path)) as container:
             return bool(container.streams.audio)
-    except (av.FFmpegError, *UNREADABLE):
+    except unreadable():
         return False
 
 
