@@ -49,11 +49,9 @@ def main() -> None:
             write_sentence(document, sentence(found))
 
 
-def sentence(found: dict[str, Any] | None) -> str:
-    """What the documents say of a result; None where there is none."""
+def sentence(found: dict[str, Any]) -> str:
+    """What the documents say of a result."""
     head = "**Two workers against one process** (`cluster_local`): "
-    if found is None:
-        return head + "not measured yet."
     ratio, threads = found["ratio"], found["threads"]
     many, one = median(found["cluster_seconds"]), median(found["one_process_seconds"])
     run = f"{found['pictures']} pictures of {found['edge']}x{found['edge']} in {found['steps']} steps"
