@@ -54,6 +54,7 @@ def test_loras_travel_with_the_handle_and_cost_no_reload(make_lora: Callable) ->
 
 def test_a_bad_lora_is_said_before_the_model_loads(make_lora: Callable) -> None:
     bad = handle("flux", LoraSpec(str(make_lora("flux")), float("nan")))
+    CACHE.clear()
     with pytest.raises(InputError, match="strength"):
         generate(bad, REQUEST, GPU)
     assert not CACHE.keys()
