@@ -35,7 +35,7 @@ def sound_of(
         {"waveform": float32 [B, channels, samples] in -1..1 on the CPU, "sample_rate": int in Hz}, or None where the
         pipeline gives no sound.
     """
-    if loaded.family.sound and not loaded.key.holds("audio_vae"):
+    if loaded.family.known and loaded.family.sound and not loaded.key.holds("audio_vae"):
         report.note("no sound: the model was loaded without its VAE for sound (audio_vae).")
         return None
     found = [getattr(output, name, None) for output in outputs for name in SOUNDS]
