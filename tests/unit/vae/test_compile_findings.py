@@ -57,11 +57,11 @@ def plain_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the plain statistics, which are slow here, so that compiled code wins; units have no part in them."""
     calls, statistics = [0], eager.group_norm_statistics
 
-    def slow(x: torch.Tensor, groups: int) -> object:
+    def slow(x: torch.Tensor, groups: int, **options: Any) -> object:
         if x.device.type != "meta":
             calls[0] += 1
             time.sleep(0.03)
-        return statistics(x, groups)
+        return statistics(x, groups, **options)
 
     monkeypatch.setattr(eager, "group_norm_statistics", slow)
     return calls

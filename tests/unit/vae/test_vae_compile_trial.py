@@ -88,10 +88,10 @@ def test_faster_compiled_code_stays_and_its_compiling_does_not_count(
     """Plain code is made slower here; units have no part of what is."""
     statistics, quick = eager.group_norm_statistics, Compiler()
 
-    def slow(x: torch.Tensor, groups: int) -> object:
+    def slow(x: torch.Tensor, groups: int, **options: Any) -> object:
         if x.device.type != "meta":
             time.sleep(0.05)
-        return statistics(x, groups)
+        return statistics(x, groups, **options)
 
     monkeypatch.setattr(eager, "group_norm_statistics", slow)
     chosen, z = settings(quick), latents(3, 4, 4)
@@ -117,10 +117,10 @@ def test_the_report_names_all_that_a_first_decode_takes_longer(
     """Slow plain code makes the check long, slow compiling the rest; what is left are fractions of both."""
     chosen, z, norm = settings(Compiler(compiling=1.0)), latents(3, 4, 4), eager.group_norm_statistics
 
-    def slow(x: torch.Tensor, groups: int) -> object:
+    def slow(x: torch.Tensor, groups: int, **options: Any) -> object:
         if x.device.type != "meta":
             time.sleep(0.05)
-        return norm(x, groups)
+        return norm(x, groups, **options)
 
     monkeypatch.setattr(eager, "group_norm_statistics", slow)
     taken = []
