@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .eager import Statistics
+from .eager import Statistics, biased
 
 __all__ = ["NAME", "CannotServeError", "fp16_conv3d", "group_norm_silu", "unavailable"]
 
@@ -63,7 +63,7 @@ def group_norm_silu(
     _require("group_norm_silu_pad3d", {"x": x, "weight": weight, "bias": bias})
     from comfy_kitchen import group_norm_silu_pad3d
 
-    x = x if input_bias is None else x + input_bias.view(-1, 1, 1, 1)
+    x = biased(x, input_bias)
     given = None
     if statistics is not None:
         given = torch.stack(statistics, dim=-1).flatten(0, 1).contiguous()

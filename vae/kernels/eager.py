@@ -83,6 +83,11 @@ def group_norm_silu(
     return out
 
 
+def biased(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`x` [B, C, T, H, W] with a bias [C] added, x itself without one."""
+    return x if bias is None else x + bias.view(-1, 1, 1, 1)
+
+
 def scale_and_shift(
     statistics: Statistics, weight: torch.Tensor, bias: torch.Tensor, input_bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +107,7 @@ def group_norm_statistics(x: torch.Tensor, groups: int, *, input_bias: torch.Ten
     """Moments of each frame and group, a cache-sized piece at a time. See `Kernels.group_norm_statistics`."""
     batch, channels, frames, height, width = x.shape
     if torch.compiler.is_compiling():
-        return _compiled_statistics(x if input_bias is None else x + input_bias.view(-1, 1, 1, 1), groups)
+        return _compiled_statistics(biased(x, input_bias), groups)
     if x.device.type == "meta":  # a dry run: what is kept, without the passing pieces
         kept = x.new_empty((batch, frames, groups), dtype=torch.float32)
         return Moments(channels // groups * height * width, kept, kept.clone())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .eager import Moments, Statistics
+from .eager import Moments, Statistics, biased
 
 NAME = "plain"
 
@@ -24,7 +24,7 @@ def group_norm_silu(
 ) -> torch.Tensor:
     """GroupNorm of each frame, then SiLU. See `Kernels.group_norm_silu`."""
     batch, channels, frames, height, width = x.shape
-    x = x if input_bias is None else x + input_bias.view(-1, 1, 1, 1)
+    x = biased(x, input_bias)
     if statistics is None:
         folded = x.transpose(1, 2).reshape(batch * frames, channels, height, width)
         y = F.group_norm(folded, groups, weight, bias, eps)
@@ -42,7 +42,7 @@ def group_norm_silu(
 
 def group_norm_statistics(x: torch.Tensor, groups: int, *, input_bias: torch.Tensor | None = None) -> Moments:
     """Moments of each frame and group. See `Kernels.group_norm_statistics`."""
-    x = x if input_bias is None else x + input_bias.view(-1, 1, 1, 1)
+    x = biased(x, input_bias)
     grouped = x.float().unflatten(1, (groups, -1))
     variance, mean = torch.var_mean(grouped, dim=(2, 4, 5), correction=0)
     count = x.shape[1] // groups * x.shape[3] * x.shape[4]
@@ -61,7 +61,7 @@ def pixel_shuffle_3d(
     """Channels to rows, columns and frames; the head frame is dropped afterwards. See `Kernels.pixel_shuffle_3d`."""
     batch, packed, frames, height, width = x.shape
     channels = packed // (4 * temporal)
-    x = x if bias is None else x + bias.view(-1, 1, 1, 1)
+    x = biased(x, bias)
     y = x.reshape(batch, 2, 2, temporal, channels, frames, height, width)
     y = y.permute(0, 4, 5, 3, 6, 1, 7, 2).reshape(batch, channels, frames * temporal, height * 2, width * 2)
     if drop_head and temporal > 1:
@@ -75,7 +75,7 @@ def put(
 ) -> torch.Tensor:
     """The sum with the bias by itself, then a copy or a sum. See `Kernels.put`."""
     out = torch.empty_like(x) if out is None else out
-    x = x if bias is None else x + bias.view(-1, 1, 1, 1)
+    x = biased(x, bias)
     return out.add_(x) if add else out.copy_(x)
 
 

@@ -20,7 +20,8 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 SIZES = ((3, 5, 7), (1, 61, 71))
-"""Frames, rows and columns of the inputs."""
+"""Frames, rows and columns of the inputs, no multiple of any block size. The second, for cards alone, has more cells
+than a block: kernels are compiled anew for small and for large planes."""
 
 
 def probe(
@@ -39,12 +40,18 @@ def probe(
         pads: it fills padded buffers whole, and has to prove it.
     """
     try:
-        for number, arguments, options in _cases(operation, device, dtype, channels, channels_last):
+        on_card = torch.device(device).type == "cuda"
+        kinds = (
+            (number, *case)
+            for number, size in enumerate(SIZES if on_card else SIZES[:1])
+            for case in _cases(operation, size, device, dtype, channels, channels_last)
+        )
+        for number, arguments, options in kinds:
             there = 1.0 if options.get("add") else float("nan")
             place = {"out": torch.full_like(arguments[0], there)} if operation == "put" else {}
             expected = getattr(eager, operation)(*arguments, **options, **place)
             places = list(_places(expected, channels_last, there, pads=pads and "add" not in options))
-            if torch.device(device).type == "cuda":  # each size and place is compiled for: small inside, large whole
+            if on_card:  # each size and place is compiled for: small inside, large whole
                 places = places[number : number + 1] or places[:1]
             for out, right in places:
                 made = function(*arguments, **options, **({} if out is None else {"out": out}))
@@ -61,42 +68,38 @@ def probe(
 
 
 def _cases(
-    operation: str, device: str, dtype: torch.dtype, channels: int, channels_last: bool
-) -> Iterator[tuple[int, tuple[Any, ...], dict[str, Any]]]:
-    """(number of the size, arguments, options) of that kind, with shapes that are no multiple of any block size.
-
-    On a card also one of more cells than a block has: kernels are compiled anew for small and for large planes.
-    """
+    operation: str, size: tuple[int, ...], device: str, dtype: torch.dtype, channels: int, channels_last: bool
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Inputs of that kind and size."""
     generator = torch.Generator().manual_seed(0)
-    for number, shape in enumerate(SIZES if torch.device(device).type == "cuda" else SIZES[:1]):
-        x = torch.randn(1, channels, *shape, generator=generator).to(device, dtype)
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last_3d)
-        groups = 32 if channels % 32 == 0 else 1
-        weight = torch.randn(channels, generator=generator).to(device, dtype)
-        if operation == "group_norm_statistics":
-            yield number, (x, groups), {}
-            yield number, (x, groups), {"input_bias": weight}
-        elif operation == "put":
-            yield number, (x,), {}
-            yield number, (x,), {"bias": weight}
-            yield number, (x,), {"bias": weight, "add": True}
-        elif operation == "pixel_shuffle_3d":
-            for z in (z for z in (1, 2) if channels % (4 * z) == 0):
-                bias = torch.randn(channels, generator=generator).to(device, dtype)
-                if z == 1:
-                    yield number, (x, z), {"residual": eager.pixel_shuffle_3d(x, z).flip(2)}
-                yield number, (x, z), {"drop_head": True, "bias": bias}
-        elif operation == "rms_norm_silu":
-            yield number, (x, weight), {}
-            yield number, (x, weight, weight.flip(0)), {"activation": False}
-        else:
-            arguments = (x, weight, weight.flip(0), groups, 1e-6)
-            given = eager.group_norm_statistics(x, groups).statistics(1e-6)
-            yield number, arguments, {}
-            yield number, arguments, {"activation": False}
-            yield number, arguments, {"statistics": given}
-            yield number, arguments, {"input_bias": weight}
+    x = torch.randn(1, channels, *size, generator=generator).to(device, dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    groups = 32 if channels % 32 == 0 else 1
+    weight = torch.randn(channels, generator=generator).to(device, dtype)
+    if operation == "group_norm_statistics":
+        yield (x, groups), {}
+        yield (x, groups), {"input_bias": weight}
+    elif operation == "put":
+        yield (x,), {}
+        yield (x,), {"bias": weight}
+        yield (x,), {"bias": weight, "add": True}
+    elif operation == "pixel_shuffle_3d":
+        for z in (z for z in (1, 2) if channels % (4 * z) == 0):
+            bias = torch.randn(channels, generator=generator).to(device, dtype)
+            if z == 1:
+                yield (x, z), {"residual": eager.pixel_shuffle_3d(x, z).flip(2)}
+            yield (x, z), {"drop_head": True, "bias": bias}
+    elif operation == "rms_norm_silu":
+        yield (x, weight), {}
+        yield (x, weight, weight.flip(0)), {"activation": False}
+    else:
+        arguments = (x, weight, weight.flip(0), groups, 1e-6)
+        given = eager.group_norm_statistics(x, groups).statistics(1e-6)
+        yield arguments, {}
+        yield arguments, {"activation": False}
+        yield arguments, {"statistics": given}
+        yield arguments, {"input_bias": weight}
 
 
 def _places(

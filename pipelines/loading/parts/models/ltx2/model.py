@@ -50,33 +50,34 @@ def of_model(shapes: Shapes) -> Shapes:
 
 def model_config(shapes: Shapes) -> Config:
     """The configuration of the diffusion model."""
-    block = "transformer_blocks.0."
-    width, channels = shapes["patchify_proj.weight"]
-    audio_width, audio_channels = shapes["audio_patchify_proj.weight"]
-    heads, *_ = shapes.get(f"{block}attn1.to_gate_logits.weight", (HEADS,))
-    audio_heads, *_ = shapes.get(f"{block}audio_attn1.to_gate_logits.weight", (HEADS,))
     embeds = "caption_projection.linear_1.weight" in shapes
     return {
-        "in_channels": channels,
-        "out_channels": shapes["proj_out.weight"][0],
-        "num_attention_heads": heads,
-        "attention_head_dim": width // heads,
-        "cross_attention_dim": shapes[f"{block}attn2.to_k.weight"][1],
-        "gated_attn": f"{block}attn1.to_gate_logits.weight" in shapes,
-        "cross_attn_mod": shapes["adaln_single.linear.weight"][0] == 9 * width,
-        "audio_in_channels": audio_channels,
-        "audio_out_channels": shapes["audio_proj_out.weight"][0],
-        "audio_num_attention_heads": audio_heads,
-        "audio_attention_head_dim": audio_width // audio_heads,
-        "audio_cross_attention_dim": shapes[f"{block}audio_attn2.to_k.weight"][1],
-        "audio_gated_attn": f"{block}audio_attn1.to_gate_logits.weight" in shapes,
-        "audio_cross_attn_mod": shapes["audio_adaln_single.linear.weight"][0] == 9 * audio_width,
+        **_stream(shapes, ""),
+        **_stream(shapes, "audio_"),
         "num_layers": count_blocks(shapes, "transformer_blocks."),
         "caption_channels": shapes["caption_projection.linear_1.weight"][1] if embeds else CAPTION,
         "use_prompt_embeddings": embeds,
         "perturbed_attn": not embeds,
         "rope_type": "split",
     }
+
+
+def _stream(shapes: Shapes, which: str) -> Config:
+    """What belongs to the picture ("") or to the sound ("audio_")."""
+    block = f"transformer_blocks.0.{which}"
+    width, channels = shapes[f"{which}patchify_proj.weight"]
+    gate = f"{block}attn1.to_gate_logits.weight"
+    heads, *_ = shapes.get(gate, (HEADS,))
+    found = {
+        "in_channels": channels,
+        "out_channels": shapes[f"{which}proj_out.weight"][0],
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "cross_attention_dim": shapes[f"{block}attn2.to_k.weight"][1],
+        "gated_attn": gate in shapes,
+        "cross_attn_mod": shapes[f"{which}adaln_single.linear.weight"][0] == 9 * width,
+    }
+    return {f"{which}{name}": value for name, value in found.items()}
 
 
 def rename_model(weights: Weights, config: Config) -> Weights:
