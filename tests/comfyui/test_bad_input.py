@@ -104,6 +104,23 @@ def test_a_request_that_cannot_work_says_so_in_one_line(
     works(server)
 
 
+def test_an_input_is_called_what_the_node_calls_it(server: Client) -> None:
+    """Where the engine has another name for it."""
+    prompt = server.sampling(TINY + "sdxl", save=False, width=64, height=64)
+    prompt["settings"] = server.node("FastDiffusersOptimizationSettings", vae_tile_size=64, vae_tile_overlap=64)
+    prompt["sample"]["inputs"]["settings"] = ["settings", 0]
+    assert "vae_tile_overlap = 64: " in server.error(server.run(prompt))["exception_message"]
+    prompt = {
+        "vae": server.node("FastDiffusersLoadVideoVAE", vae_name=TINY + "video VAE"),
+        "latent": server.node("EmptyHunyuanLatentVideo", width=64, height=64, length=1, batch_size=1),
+        "decode": server.node("FastDiffusersVAEDecode", samples=["latent", 0], vae=["vae", 0], tiling="tiles"),
+        "show": server.node("PreviewImage", images=["decode", 0]),
+    }
+    prompt["decode"]["inputs"] |= {"tile_size": 64, "overlap": 64}
+    assert server.error(server.run(prompt))["exception_message"].strip().startswith("overlap = 64: ")
+    works(server)
+
+
 def test_a_picture_for_a_text_model_is_refused(server: Client) -> None:
     prompt = server.sampling(TINY + "sd3", save=False, width=64, height=64)
     prompt["picture"] = server.node("LoadImage", image="gradient.png")

@@ -204,4 +204,4 @@ def test_another_cluster_and_what_is_refused(server: Client) -> None:
     assert "nothing answers there" in message
     assert len(message.strip().splitlines()) == 1
     too_many = spread(server, steps=1, batch_size=65)
-    assert "batch = 65" in server.error(server.run(too_many, SECONDS))["exception_message"]
+    assert "batch_size = 65" in server.error(server.run(too_many, SECONDS))["exception_message"]

@@ -23,7 +23,6 @@ from .plan import (
     family_of_parts,
     left_out,
     locate_parts,
-    pipeline_of_parts,
 )
 from .read import check_quantized, read_parts
 from .save import bytes_of_parts, write_parts
@@ -54,7 +53,6 @@ __all__ = [
     "kind_of_part",
     "left_out",
     "locate_parts",
-    "pipeline_of_parts",
     "read_parts",
     "write_configurations",
     "write_parts",

@@ -199,11 +199,6 @@ def absent_vae(diffusion_model: Path) -> Any:
     return empty_network(component, read_json(own) if own.is_file() else component.config({}))
 
 
-def pipeline_of_parts(diffusion_model: Path) -> str:
-    """The class in diffusers that a model in parts becomes."""
-    return family_of_part(diffusion_model).pipeline
-
-
 def family_of_part(diffusion_model: Path) -> PartsFamily:
     """How a model in parts is read, from its diffusion model. Raises ModelFileError where it cannot be."""
     return _family(read_part(diffusion_model, "diffusion_model"))

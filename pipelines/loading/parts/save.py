@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ....errors import ModelFileError
 from ....fallback import Signals
+from ....optimizations.components import is_modular_class
+from ...modular.build import assemble
+from ...modular.save import save_index
 from .component import Component, Config
 from .fit import beside, configuration, empty_network
 from .header import Part, read_part
@@ -23,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def write_parts(
-    parts: tuple[tuple[str, str], ...], comfyui: str, dtype: torch.dtype, folder: Path, callbacks: Signals
+    parts: tuple[tuple[str, str], ...],
+    comfyui: str,
+    dtype: torch.dtype,
+    folder: Path,
+    output: Path,
+    callbacks: Signals,
 ) -> dict[str, str]:
     """Write a diffusers folder of what `locate_parts` found.
 
@@ -31,6 +39,7 @@ def write_parts(
         comfyui: folder of a ComfyUI, whose tokenizers are used; "" for none.
         dtype: of the weights that are written: whatever is quantized in the files is written out.
         folder: empty.
+        output: what it is going to be called.
         callbacks: stage "save", one tick per component.
 
     Returns:
@@ -66,14 +75,19 @@ def write_parts(
         made[slot] = empty_network(component, config)  # for the index alone
     callbacks.tick("save", len(files), len(files))
     made["scheduler"] = read_scheduler(family, chosen)
-    made["scheduler"].save_pretrained(folder / "scheduler")
+    if made["scheduler"] is not None:
+        made["scheduler"].save_pretrained(folder / "scheduler")
     if family.more:
         more = family.more(made, beside(chosen))
         for name, value in more.items():
             value.save_pretrained(folder / name)
         made |= more
-    settings = family.settings_with(files)
-    getattr(diffusers, family.pipeline)(**made, **settings).save_config(folder)
+    made |= family.settings_with(files)
+    pipeline_class = getattr(diffusers, family.pipeline)
+    if is_modular_class(pipeline_class):
+        save_index(assemble(pipeline_class, made), folder, output)
+    else:
+        pipeline_class(**made).save_config(folder)
     return written
 
 

@@ -16,9 +16,10 @@ from ....fallback import Signals
 from ....links import link_target
 from ....optimizations.components import is_modular_class
 from ....optimizations.quantization.schemes import NONE as NOT_QUANTIZED
+from ...modular.save import save_index
 from .. import loader
 from ..partial_folder import complete_or_absent, sweep
-from ..parts import bytes_of_parts, left_out, pipeline_of_parts, write_parts
+from ..parts import MODEL_INPUT, bytes_of_parts, left_out, write_parts
 from ..progress import reading_errors
 from ..sources import TINY
 
@@ -67,32 +68,31 @@ def save_folder(key: LoadKey, output: Path, callbacks: Callbacks = SILENT) -> Sa
         signals = Signals(callbacks)
         if key.parts:
             with reading_errors(Path(key.source), signals):
-                described = write_parts(key.parts, key.comfyui, dtype, partial, signals)
+                described = write_parts(key.parts, key.comfyui, dtype, partial, output, signals)
         else:
             pipeline = loader.load(key, callbacks).pipeline
             signals.tick("save", 0, 1, Path(key.source).name)
-            pipeline.save_pretrained(partial)
+            if is_modular_class(type(pipeline)):
+                pipeline.save_pretrained(str(partial), overwrite_modular_index=True)
+                save_index(pipeline, partial, output)
+            else:
+                pipeline.save_pretrained(partial)
             signals.tick("save", 1, 1)
     size = sum(file.stat().st_size for file in output.glob("*/*.safetensors"))
     return SavedFolder(output, described, size)
 
 
 def _check_source(key: LoadKey) -> None:
-    import diffusers
-
-    path = Path(key.source)
+    path, name = Path(key.source), MODEL_INPUT if key.parts else "model"
     if key.revision or (not key.parts and not key.source.startswith(TINY) and path.is_dir()):
         cure = "use it as it is, or Quantize Model for a smaller copy"
-        raise InputError("pipeline", key.source, "it is a diffusers folder already", cure)
+        raise InputError(name, key.source, "it is a diffusers folder already", cure)
     if key.quantization != NOT_QUANTIZED:
         reason = "it is quantized while it loads, and a folder of plain weights is written"
         raise InputError("quantization", key.quantization, reason, "set it to none, and quantize the folder afterwards")
-    if key.parts and is_modular_class(getattr(diffusers, pipeline_of_parts(path))):
-        reason = "its pipeline is a modular one, and folders are written of classical ones"
-        raise InputError("pipeline", key.source, reason, "use it as it is")
     for component in left_out(key.parts) if key.parts else ():
         reason = f"it was chosen without its {component}, and a folder holds all of a model"
-        raise InputError("pipeline", key.source, reason, "choose one in its loader")
+        raise InputError(name, key.source, reason, "choose one in its loader")
 
 
 def _check_output(output: Path, needed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from fastdiffusers.pipelines.loading.parts import (
     kind_of_part,
 )
 from fastdiffusers.pipelines.loading.saving.folder import save_folder
+from fastdiffusers.pipelines.modular.index import MODULAR_INDEX
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 PLAIN = OptimizationSettings(attention="sdpa", torch_compile="off")
@@ -193,11 +195,49 @@ def test_a_distilled_flux3_is_told_by_its_tensors(made: Any, tmp_path: Path) -> 
     )
 
 
-def test_no_folder_is_written_of_a_modular_one(made: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="its pipeline is a modular one") as error:
-        save_folder(resolve(made["flux3"][0]), tmp_path / "out")
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("family", WITH_ENCODER)
+def test_a_folder_of_them_gives_what_the_parts_give(family: str, made: Any, tmp_path: Path) -> None:
+    """In bare diffusers too, and wherever it is moved."""
+    import diffusers
+
+    key = resolve(made[family][0])
+    saved = save_folder(key, tmp_path / "out")
+    assert set(saved.components) == {"transformer", "text_encoder", "vae"}
+    index = json.loads((saved.folder / MODULAR_INDEX).read_text())
+    places = {name: entry[2] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 3}
+    assert {place["pretrained_model_name_or_path"] for place in places.values()} <= {str(saved.folder), None}
+    moved = saved.folder.rename(tmp_path / "moved")
+    bare = diffusers.ModularPipeline.from_pretrained(str(moved))
+    bare.load_components(dtype=torch.float32)
+    parts = loader.load(key).pipeline
+    assert type(bare) is type(parts)
+    for name, component in parts.components.items():
+        own = bare.components[name]
+        if isinstance(component, torch.nn.Module):
+            ours, theirs = tensors(component), tensors(own)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[tensor], value) for tensor, value in theirs.items()), name
+        else:
+            assert type(own) is type(component), name
+    folder = loader.resolve(str(moved), dtype="float32", device="cpu")
+    assert loader.family_of_key(folder).name == loader.family_of_key(key).name
+    pictures = [generate(PipelineHandle(each), REQUEST, PLAIN).frames for each in (key, folder)]
+    CACHE.clear()
+    torch.testing.assert_close(*pictures, rtol=0, atol=1e-5)
+
+
+def test_no_folder_is_written_without_all_of_a_model(made: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="chosen without its text_encoder"):
+        save_folder(resolve(made["minimax-h3"][0]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_an_embedded_one_names_itself(tmp_path: Path) -> None:
+    saved = save_folder(loader.resolve("tiny:flux3", dtype="float32", device="cpu"), tmp_path / "out")
+    index = json.loads((saved.folder / MODULAR_INDEX).read_text())
+    assert index["transformer"][2]["pretrained_model_name_or_path"] == str(saved.folder)
+    assert index["prompt_upsampler"][2]["pretrained_model_name_or_path"] is None
+    assert loader.load(loader.resolve(str(saved.folder), device="cpu")).pipeline.transformer is not None
 
 
 def test_what_qwen3_vl_is_sent_is_what_its_own_template_writes() -> None:
