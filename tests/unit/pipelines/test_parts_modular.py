@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from modular_parts import BUILD, write_modular
+from modular_parts import BUILD, ORIGINAL, write_modular
 from safetensors.torch import load_file, save_file
 from test_parts_families import tensors
 
@@ -29,6 +29,10 @@ from fastdiffusers.pipelines.loading.parts import (
     choose_vae,
     kind_of_part,
 )
+from fastdiffusers.pipelines.loading.parts.fit import empty_network
+from fastdiffusers.pipelines.loading.parts.header import read_part
+from fastdiffusers.pipelines.loading.parts.models import flux3, qwenimage21
+from fastdiffusers.pipelines.loading.parts.plan import family_of_part
 from fastdiffusers.pipelines.loading.saving.folder import save_folder
 from fastdiffusers.pipelines.modular.index import MODULAR_INDEX
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
@@ -193,6 +197,45 @@ def test_a_distilled_flux3_is_told_by_its_tensors(made: Any, tmp_path: Path) -> 
     assert torch.equal(
         loaded.transformer.target_timestep_embedder.linear_1.weight, distilled.target_timestep_embedder.linear_1.weight
     )
+
+
+def write_header(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """A file of these tensors in bfloat16 of which only the header takes room."""
+    entries, end = {}, 0
+    for key, value in state.items():
+        begin, end = end, end + 2 * value.numel()
+        entries[key] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+
+
+@pytest.mark.parametrize("component", ["flux3 transformer", "qwenimage21 transformer", "qwenimage21 vae"])
+def test_the_published_sizes_are_recognised_and_built(component: str, tmp_path: Path) -> None:
+    """diffusers' defaults are those of the published models."""
+    import diffusers
+
+    family, slot = component.split()
+    names = {"flux3": "Flux3Transformer2DModel", "qwenimage21": "QwenImage21Transformer2DModel"}
+    name = names[family] if slot == "transformer" else "AutoencoderKLQwenImage21"
+    with torch.device("meta"):
+        published = getattr(diffusers, name)()
+    path = tmp_path / f"{slot}.safetensors"
+    write_header(path, ORIGINAL[family][slot](published.state_dict()))
+    assert kind_of_part(path) == (DIFFUSION_MODEL if slot == "transformer" else VAE)
+    part = read_part(path, slot)
+    titles = {"flux3": "FLUX.3", "qwenimage21": "Qwen-Image-2.1"}
+    (parts_family,) = (each for each in (*flux3.FAMILIES, *qwenimage21.FAMILIES) if each.title == titles[family])
+    if slot == "transformer":
+        assert family_of_part(path) == parts_family
+    built = empty_network(parts_family.components[slot], parts_family.components[slot].config(part.shapes))
+    assert {key: value.shape for key, value in built.state_dict().items()} == {
+        key: value.shape for key, value in published.state_dict().items()
+    }
+    assert sum(value.numel() for value in built.parameters()) > 1e8
+    configs = [{k: v for k, v in each.config.items() if not k.startswith("_")} for each in (built, published)]
+    assert json.dumps(configs[0], sort_keys=True) == json.dumps(configs[1], sort_keys=True)
 
 
 @pytest.mark.parametrize("family", WITH_ENCODER)
