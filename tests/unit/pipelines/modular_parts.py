@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,18 @@ ORIGINAL: dict[str, dict[str, Any]] = {
     },
     "minimax-h3": {"transformer": original_minimax_h3},
 }
+
+
+def write_header(path: Path, state: Tensors) -> None:
+    """A file of these tensors in bfloat16 of which only the header takes room."""
+    entries, end = {}, 0
+    for key, value in state.items():
+        begin, end = end, end + 2 * value.numel()
+        entries[key] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
 
 
 def write_modular(family: str, pipeline: Any, place: Path, name: str = "model") -> dict[str, Path]:
