@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-# pytest listens to every logger at every level, and that wakes dynamo's trace, which writes thousands of lines a graph.
+# pytest listens to every logger at every level, and that wakes dynamo's trace, which writes thousands of lines a graph;
+# while a handler waits for them, they are made even where the logger is disabled.
 logging.getLogger("torch.__trace").disabled = True
+logging.getLogger("torch.__trace").handlers.clear()
 # Started in the background, pytest ignores Ctrl-C, and the processes that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 declare_torchvision_ops()
