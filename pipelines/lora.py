@@ -212,6 +212,10 @@ def _record(state: _State, how: str, seconds: float) -> OptimizationRecord:
     ranks = [sum(f.rank for f in several) for part in state.updates.values() for several in part.values()]
     applied = f"{layers} layers, rank {max(ranks)}" if ranks else "none"
     notes = [f"{Path(path).stem}: {file.note}" for path, (_, file) in state.files.items() if file.note]
+    for spec in state.specs:
+        layers_of = state.files[spec.path][1].parts.values()
+        if not spec.strength and any(factors.magnitude is not None for part in layers_of for factors in part.values()):
+            notes.append(f"{Path(spec.path).stem}: a DoRA scales its layers at strength 0 too, as in diffusers")
     cost = f"{how}, {seconds:.3f} s" if how != "as before" else how
     return OptimizationRecord("lora", requested, applied, "; ".join(notes), cost)
 

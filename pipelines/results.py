@@ -224,6 +224,7 @@ def check_and_report(result: SampleResult, loaded: LoadedPipeline, request: Samp
             "size": _size(result, request, loaded.family),
             "steps": len(result.step_seconds),
             "guidance": request.guidance,
+            **({"guidance_2": request.guidance_2} if loaded.family.second_guidance else {}),
             "scheduler": request.scheduler,
             "seeds": list(result.seeds),
             "seconds": {name: round(value, 4) for name, value in result.stage_seconds.items()},

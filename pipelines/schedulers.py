@@ -21,6 +21,8 @@ from .families import Family
 from .modular.scheduling import use_of_blocks
 
 TRIAL_STEPS = 4
+MANY_STEPS = 20
+"""A scheduler that does not run with so many is not one that only needs more."""
 _ANOTHER_PROCESS = "it is made for another kind of process"
 
 SCHEDULERS = (
@@ -183,6 +185,10 @@ def fitting_scheduler(
     fresh = _afresh(original) if own else _candidate(original, class_name)
     uses = _uses(family, pipeline_class)
     if objection := "" if own else trial_objection(family, fresh, uses, steps):
+        for enough in range(steps + 1, MANY_STEPS + 1):
+            if not isinstance(fresh, str) and not trial_objection(family, fresh, uses, enough):
+                reason = f"its first step needs several of the model's: it makes {enough} steps or more"
+                raise InputError("scheduler", name, reason, f"use {enough} steps or more, or 'model default'")
         fitting = compatible_schedulers(original, family, steps, pipeline_class, given)
         named = [each for each in fitting if each in SCHEDULERS]  # no other can be asked for
         called = _called(family) if pipeline_class is None else pipeline_class.__name__

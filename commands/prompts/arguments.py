@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -174,7 +175,7 @@ class LineParser(OnceParser):
             for each in values:
                 if isinstance(each, bool) or not isinstance(each, (str, int, float)):
                     raise InputError(name, each, "it must be text or a number", "see generate --help")
-                words.append(f"{flag}={each}")
+                words.append(f"{flag}={_whole(name, each) if action.type is int else each}")
         return words
 
     def parse_line(self, base: argparse.Namespace, words: Sequence[str]) -> argparse.Namespace:
@@ -209,14 +210,27 @@ class LineParser(OnceParser):
             return self._options[plain]
         if plain in FOR_ALL_LINES:
             raise InputError("option", name, "it is for all lines", "give it on the command line")
-        close = get_close_matches(plain, self._options, 3, 0.5)
-        cure = f"use {' or '.join(close)}" if close else "see generate --help"
+        if "\t" in name:
+            raise InputError("option", name, "the columns are separated by tabs", "save the table with commas")
+        close = get_close_matches(plain, self._options, 3, 0.65)
+        cure = f"use {' or '.join(close)}, or leave it out" if close else "leave it out; generate --help lists them all"
         raise InputError("option", name, "there is no such option", cure)
 
 
 def _plain(name: str) -> str:
     """ "negative_prompt" for "--negative-prompt"."""
     return name.strip().lstrip("-").replace("-", "_")
+
+
+def _whole(name: str, value: str | int | float) -> str | int:
+    """A whole number, also as tables write it that know no others than floats: 1.0. Raises InputError."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise InputError(name, value, "it is no whole number", "write 1, 2 or 3, without quotes or a point")
+    return int(number) if isinstance(value, float) or "." in str(value) else value
 
 
 def _switch(name: str, value: object, flag: str) -> bool:

@@ -134,7 +134,7 @@ def results_in(folder: Path, resume: bool) -> Iterator[Results]:
             _take_over(left, manifest)
             shutil.rmtree(left, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
-        staging.chmod(0o777)
+        staging.chmod(folder.stat().st_mode)  # the processes of a cluster may write to it as they may to the folder
         try:
             yield Results(folder, manifest, staging)
         finally:

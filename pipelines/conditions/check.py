@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..families import Family
     from ..types import SampleRequest
 
+ROUNDED = 0.04
+"""Relative difference between the sides that a size's multiple may make without a note."""
 _GIVEN_BY = {
     **dict.fromkeys(MASK_ARGUMENTS, ("a mask", "use Mask Condition (--mask)")),
     "control_image": ("a control picture", "use Control Condition (--control-image)"),
@@ -87,7 +90,24 @@ def scaled_notes(family: Family, request: SampleRequest, width: int | None, heig
         if rows * width != columns * height:
             note += ", and what stands out on two sides is cut off" if cut else ", which changes its proportions"
         notes.append(f"{note}.")
-    return notes
+    return notes + [
+        f"{name}: of {columns}x{rows} where the result is {width}x{height}, {what}."
+        for name, (rows, columns), what in _brought_to_size(family, request)
+        if abs(math.log(rows * width / (columns * height))) > ROUNDED
+    ]
+
+
+def _brought_to_size(family: Family, request: SampleRequest) -> list[tuple[str, tuple[int, int], str]]:
+    """The pictures that are given the size of the result: their rows and columns, and what becomes of the shape."""
+    if not request.images or clips_of(request):
+        return []
+    here = (request.strength < 1.0 and request.latent is None) or repaints(family, request)
+    if not here and not (family.video and family.max_images == 1):
+        return []
+    pictures = [("images[0]", request.images[0])]
+    pictures += [] if request.last_image is None else [("last_image", request.last_image)]
+    what = "which changes its proportions" if here else f"so {family.name} stretches or cuts it"
+    return [(name, (picture.shape[0], picture.shape[1]), what) for name, picture in pictures]
 
 
 def pixel_notes(family: Family, request: SampleRequest) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...optimizations.components import is_modular_class
+from ..classes.forms import class_of
 from ..conditions.arguments.idle import takes_negative
 from ..conditions.forms import form_of
 from ..conditions.masks import blends
@@ -32,6 +34,8 @@ def ignored_notes(family: Family, request: SampleRequest, guidance: float | None
         notes.append(f"guidance ignored: {family.name} has no guidance scale.")
     if request.guidance_2 is not None and not family.second_guidance:
         notes.append(f"guidance_2 ignored: {family.name} has no second expert.")
+    elif request.guidance_2 not in (None, guidance) and guidance is not None and _switches_both_off(family, guidance):
+        notes.append(f"guidance_2 ignored: guidance = {guidance:g} switches it off for both experts.")
     if request.frame_rate is not None and not family.video:
         notes.append(f"frame_rate ignored: {family.name} makes single images.")
     length, form = request.max_sequence_length, form_of(family, request) or next(reversed(family.classes), "")
@@ -43,6 +47,12 @@ def ignored_notes(family: Family, request: SampleRequest, guidance: float | None
         kept = " but for its size" if family.known else ""
         notes.append(f"latent ignored{kept}: strength = 1 starts from noise.")
     return notes
+
+
+def _switches_both_off(family: Family, guidance: float) -> bool:
+    """Whether the first expert's guidance decides alone if there is any; modular pipelines have one for each."""
+    pipeline_class = class_of(family)
+    return guidance <= 1.0 and pipeline_class is not None and not is_modular_class(pipeline_class)
 
 
 def assumed_notes(family: Family, request: SampleRequest) -> list[str]:

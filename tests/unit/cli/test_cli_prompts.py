@@ -124,6 +124,12 @@ def test_a_line_with_another_model_leaves_what_belonged_to_the_first(tmp_path: P
     assert (second["model"], second["revision"], second["seed"]) == ("other/model", "", 5)
 
 
+def test_a_whole_number_may_be_written_as_tables_write_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "p.jsonl", [{"prompt": "a", "seed": 7.0}, {"prompt": "a", "steps": "2.0", "guidance": 2}])
+    first, second = options_of(path, "--model", "x")
+    assert (first["seed"], second["steps"], second["guidance"]) == (7, 2, 2.0)
+
+
 def test_a_list_of_a_line_takes_the_place_of_the_one_for_all(tmp_path: Path) -> None:
     path = written(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b", "lora": "y.safetensors:0.5@high"}])
     first, second = options_of(path, "--model", "x", "--lora", "x.safetensors")
@@ -159,6 +165,9 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "no name": ("p.csv", b"prompt,\na,b\n", "p.csv line 2, row"),
     "an open quote": ("p.csv", b'prompt\n"a\n', "p.csv line 2, table"),
     "an unknown column": ("p.csv", b"prompt,sead\na,1\n", "p.csv line 1, option = 'sead'"),
+    "a column of no option": ("p.csv", b"prompt,colour\na,1\n", "Leave it out"),
+    "tabs": ("p.csv", b"prompt\tseed\na\t1\n", "the columns are separated by tabs. Save"),
+    "no whole number": ("p.jsonl", b'{"prompt": "x", "seed": 1.5}', "line 1, seed = 1.5: it is no whole number. Write"),
     "no UTF-8": ("p.txt", b"a\nb\xff\n", "p.txt line 2, text"),
     "an open quote of words": ("p.txt", b'--prompt "a\n', "p.txt line 1, options"),
     "words behind": ("p.txt", b"--prompt a fox\n", "p.txt line 1, options = 'fox'"),

@@ -228,6 +228,14 @@ def test_other_kinds_while_the_weights_are_offloaded(
     assert torch.equal(run(pipeline), run(expected))
 
 
+@pytest.mark.parametrize("kind", ["DoRA", "plain"])
+def test_what_a_dora_does_at_strength_0_is_said(kind: str, tiny_pipeline: Callable, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline("flux")
+    path = make(pipeline, tmp_path / "made.safetensors", **KINDS[kind])
+    (record,) = set_loras(loaded(pipeline), (LoraSpec(str(path), 0.0),))
+    assert ("made: a DoRA scales its layers at strength 0 too" in record.reason) is (kind == "DoRA")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_norms_that_a_file_holds_whole_take_the_place_of_the_models_own(
     tiny_pipeline: Any, tmp_path: Path, dtype: torch.dtype

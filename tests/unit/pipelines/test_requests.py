@@ -209,6 +209,28 @@ def test_recommendations_are_valid_requests(family):
         assert (filled.frame_rate is not None) == family.video
 
 
+@pytest.mark.parametrize(
+    ("family", "asked", "note"),
+    [
+        (SDXL, {"strength": 0.5, "width": 64, "height": 64}, "which changes its proportions"),
+        (
+            SDXL,
+            {"conditions": (MaskCondition(torch.eye(60, 80)[None]),), "width": 64, "height": 64},
+            "which changes its",
+        ),
+        (I2V, {"width": 64, "height": 64}, "so wan22-i2v stretches or cuts it"),
+        (SDXL, {"strength": 0.5, "width": 640, "height": 480}, ""),
+        (I2V, {"width": 640, "height": 480}, ""),
+        (KONTEXT, {"width": 64, "height": 64}, ""),
+    ],
+)
+def test_a_picture_whose_shape_changes_is_named(family, asked, note):
+    notes = check_request(family, SampleRequest("a", images=(PICTURE,), **asked))
+    found = [each for each in notes if each.startswith("images[0]: of 80x60 where the result is 64x64")]
+    assert [note in each for each in found] == ([True] if note else [])
+    assert bool(note) or not any("proportions" in each for each in notes)
+
+
 def test_gaps_are_filled_by_the_family():
     filled = complete(WAN, SampleRequest("a"))
     assert (filled.steps, filled.guidance, filled.width, filled.height) == (50, 5.0, 832, 480)

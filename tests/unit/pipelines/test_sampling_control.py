@@ -18,7 +18,7 @@ from fastdiffusers.pipelines.decoding import pipeline_vae
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.recognize import family_of
-from fastdiffusers.pipelines.schedulers import SCHEDULERS, SHORT_NAMES, compatible_schedulers
+from fastdiffusers.pipelines.schedulers import SCHEDULERS, SHORT_NAMES, compatible_schedulers, fitting_scheduler
 from fastdiffusers.pipelines.steps import Watch, estimate_finished
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
@@ -382,6 +382,26 @@ def test_wan_with_one_expert_takes_no_second_guidance():
     loaded.pipeline, loaded.family = pipeline, family_of(pipeline)
     result = sampling.run(loaded, small_request(num_frames=5, guidance_2=2.0, decode=False))
     assert any("guidance_2 ignored" in note for note in result.report.notes)
+
+
+def test_a_guidance_that_is_off_is_off_for_both_experts():
+    loaded = load("wan22-t2v")
+    results = [
+        sampling.run(loaded, small_request(num_frames=5, guidance=1.0, guidance_2=second, decode=False))
+        for second in (4.0, None)
+    ]
+    assert torch.equal(results[0].latent, results[1].latent)
+    said = [any("guidance_2 ignored: guidance = 1" in note for note in each.report.notes) for each in results]
+    assert said == [True, False]
+    acting = sampling.run(loaded, small_request(num_frames=5, guidance=2.0, guidance_2=4.0, decode=False))
+    assert (acting.report.facts["guidance"], acting.report.facts["guidance_2"]) == (2.0, 4.0)
+    assert not any("guidance_2" in note for note in acting.report.notes)
+
+
+def test_a_scheduler_that_needs_more_steps_says_how_many():
+    with pytest.raises(InputError, match=r"it makes 4 steps or more\. Use 4 steps or more") as error:
+        fitting_scheduler(load("sdxl").pipeline.scheduler, family_of("StableDiffusionXLPipeline"), "pndm", 2)
+    assert "shapes" not in str(error.value)
 
 
 @pytest.mark.parametrize(
