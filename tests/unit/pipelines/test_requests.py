@@ -218,7 +218,7 @@ def test_recommendations_are_valid_requests(family):
             {"conditions": (MaskCondition(torch.eye(60, 80)[None]),), "width": 64, "height": 64},
             "which changes its",
         ),
-        (I2V, {"width": 64, "height": 64}, "so wan22-i2v stretches or cuts it"),
+        (I2V, {"width": 64, "height": 64}, "so wan-i2v stretches or cuts it"),
         (SDXL, {"strength": 0.5, "width": 640, "height": 480}, ""),
         (I2V, {"width": 640, "height": 480}, ""),
         (KONTEXT, {"width": 64, "height": 64}, ""),
