@@ -128,8 +128,10 @@ def test_ltx2_is_recognised_and_built(core: Any, tmp_path: Path, later: bool) ->
     assert plan.family_of_part(paths["model"]).title == ("LTX-2.3 distilled" if later else "LTX-2")
 
 
+@pytest.mark.core_has("comfy/ldm/minimax/model.py")
 def test_minimax_h3_is_recognised_and_built(core: Any, tmp_path: Path) -> None:
-    networks = pytest.importorskip("comfy.ldm.minimax.model")
+    from comfy.ldm.minimax import model as networks
+
     from fastdiffusers.pipelines.loading import loader
     from fastdiffusers.pipelines.loading.parts import plan
 
@@ -140,9 +142,11 @@ def test_minimax_h3_is_recognised_and_built(core: Any, tmp_path: Path) -> None:
     assert plan.left_out(key.parts) == ["text_encoder", "vae", "audio_vae"]
 
 
+@pytest.mark.core_has("comfy/text_encoders/qwen3vl.py")
 @pytest.mark.parametrize(("kind", "title"), [("qwen3vl_4b", "FLUX.3"), ("qwen3vl_8b", "Qwen-Image-2.1")])
 def test_qwen3_vl_is_recognised_and_built(core: Any, tmp_path: Path, kind: str, title: str) -> None:
-    encoders = pytest.importorskip("comfy.text_encoders.qwen3vl")
+    from comfy.text_encoders import qwen3vl as encoders
+
     from fastdiffusers.pipelines.loading.parts import TEXT_ENCODER, kind_of_part
     from fastdiffusers.pipelines.loading.parts.fit import problem_of
     from fastdiffusers.pipelines.loading.parts.models import FAMILIES
