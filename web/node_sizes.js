@@ -1,5 +1,5 @@
-// New nodes are wide enough for the names and values of their widgets, and high enough for a few lines in every box of
-// text. Nodes of a saved workflow keep their size.
+// New nodes are wide enough for their titles and for the names and values of their widgets, and high enough for a few
+// lines in every box of text. Nodes of a saved workflow keep their size.
 
 import { app } from "../../scripts/app.js";
 
@@ -14,6 +14,7 @@ const WIDTHS = {
   FastDiffusersVAEDecode: 340,
   FastDiffusersVAEEncode: 340,
 };
+const TITLE = { beside: 50, letter: 8 }; // pixels of a title: what is beside it, and each of its letters
 const LINES = 60; // pixels that a box of text is higher than the editor's least, which is about two lines
 
 app.registerExtension({
@@ -22,7 +23,8 @@ app.registerExtension({
     if (!node.comfyClass?.startsWith("FastDiffusers")) return;
     const boxes = (node.widgets ?? []).filter((widget) => widget.type === "customtext").length;
     node.fastDiffusersExtraHeight = boxes * LINES;
-    const width = Math.max(node.size[0], WIDTHS[node.comfyClass] ?? 0);
+    const title = TITLE.beside + TITLE.letter * (node.title ?? "").length;
+    const width = Math.max(node.size[0], title, WIDTHS[node.comfyClass] ?? 0);
     // After the other extensions have had their turn: one of them hides what is advanced.
     queueMicrotask(() => node.graph || node.setSize([width, node.computeSize()[1] + boxes * LINES]));
     node.setSize([width, node.size[1] + boxes * LINES]);
