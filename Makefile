@@ -51,6 +51,7 @@ $(VENV)/.stamp-python:
 
 # torch and its companion first and by themselves, so that no other requirement can choose another build of them.
 $(VENV)/.stamp-torch: $(VENV)/.stamp-python tests/constraints.txt
+	@echo "torch, diffusers and what they need go into $(VENV): some minutes, once"
 	$(INSTALL) torch torchvision
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from .errors import first_line
@@ -17,6 +18,19 @@ _faults: list[str] = []
 def torchvision_fault() -> str:
     """Why programs that declare nothing, ComfyUI among them, cannot import torchvision here; "" where they can."""
     return _faults[0] if _faults else ""
+
+
+def torchvision_command(torch_version: str) -> str:
+    """What installs the torchvision that belongs to a torch: of the same build, and of the release made with it.
+
+    https://github.com/pytorch/vision#installation: 0.15 is that of 2.0, and both have gone up together since.
+    """
+    release, _, build = torch_version.partition("+")
+    found = re.match(r"2\.(\d+)", release)
+    package = f"'torchvision==0.{int(found[1]) + 15}.*'" if found else "torchvision"
+    published = re.fullmatch(r"cpu|cu\d+|rocm[\d.]+", build)
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if published else ""
+    return f"pip install --force-reinstall --no-deps {package}{index}"
 
 
 def declare_torchvision_ops() -> None:

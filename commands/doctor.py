@@ -15,7 +15,7 @@ from . import environment
 from .launch import start_script
 from .launch.advice import Advice, LaunchFacts, launch_advice
 from .launch.comfyui_log import SessionLog, find_logs, last_session
-from .libraries import prepare_libraries, torchvision_fault
+from .libraries import prepare_libraries, torchvision_command, torchvision_fault
 from .options import path_argument
 from .paths import PACK, find_comfyui, find_comfyuis, model_folders
 
@@ -195,8 +195,7 @@ def advice(facts: dict[str, Any]) -> list[str]:
     if facts["torchvision"]:
         found.append(
             f"torchvision {versions['torchvision']} does not belong to torch {versions['torch']}, and ComfyUI cannot "
-            f"start with it ({facts['torchvision']}): pip install --force-reinstall --no-deps torchvision, from the "
-            "index that torch is from"
+            f"start with it ({facts['torchvision']}): {torchvision_command(versions['torch'])}"
         )
     if not facts["torch_compile"]["works"]:
         found.append(f"torch.compile cannot be used: {facts['torch_compile']['reason']}")

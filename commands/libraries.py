@@ -7,9 +7,9 @@ import logging
 import os
 import warnings
 
-from ..torchvision_ops import declare_torchvision_ops, torchvision_fault
+from ..torchvision_ops import declare_torchvision_ops, torchvision_command, torchvision_fault
 
-__all__ = ["declare_torchvision_ops", "hush_libraries", "prepare_libraries", "torchvision_fault"]
+__all__ = ["declare_torchvision_ops", "hush_libraries", "prepare_libraries", "torchvision_command", "torchvision_fault"]
 
 
 def prepare_libraries(verbose: bool) -> None:

@@ -165,7 +165,7 @@ def _record(choice: str, wanted: str, models: dict[str, nn.Module], refused: dic
         reason = "; ".join(dict.fromkeys(f"{wanted} cannot be used: {text}" for text in failures.values()))
         return OptimizationRecord(NAME, choice, "sdpa" if same else shown, reason, failed=choice != "auto")
     if choice == "auto":
-        reason = "torch picks its own fastest kernel; measure this model to let auto choose another backend"
+        reason = "torch picks its own fastest kernel; Benchmark Optimizations (bench) tells auto of a faster one"
         return OptimizationRecord(NAME, choice, "sdpa", reason)
     skipped = sum(use.skipped for use in uses.values())
     reason = f"{skipped} layers have processors that cannot be sent elsewhere and stay with sdpa" if skipped else ""

@@ -128,6 +128,20 @@ def facts(**changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize(
+    ("torch_version", "ends"),
+    [
+        ("2.13.0+cpu", " 'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu"),
+        ("2.11.0+cu130", " 'torchvision==0.26.*' --index-url https://download.pytorch.org/whl/cu130"),
+        ("2.10.0", " 'torchvision==0.25.*'"),
+        ("2.14.0a0+git1234", " 'torchvision==0.29.*'"),
+        ("3.0", " torchvision"),
+    ],
+)
+def test_the_torchvision_that_belongs_to_a_torch(torch_version: str, ends: str) -> None:
+    assert doctor.torchvision_command(torch_version) == f"pip install --force-reinstall --no-deps{ends}"
+
+
 def test_advice_is_given_only_where_something_is_wrong() -> None:
     assert doctor.advice(facts()) == []
     for change, words in (
