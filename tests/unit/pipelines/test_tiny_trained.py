@@ -21,7 +21,7 @@ from fastdiffusers.vae.embedded import TRAINED_FILE
 
 PROMPTS = ["a lighthouse at dusk, calm sea", "", "Lighthouse zoo 7!", "sea " * 90, "caf\u00e9 \u6d77"]
 WORDS = ("lighthouse", "dusk", "calm", "sea")
-STEPS_OF_VIDEO = 954
+STEPS_OF_VIDEO = 2500
 
 
 def clip_with_words() -> Any:
