@@ -153,7 +153,7 @@ def test_a_file_is_read_by_the_package(family: str, package: Path, tmp_path: Pat
         pictures.append(each("a fox", generator=torch.Generator().manual_seed(1), **call).images)
     torch.testing.assert_close(pictures[0], pictures[1], atol=1e-4, rtol=0)
     with pytest.raises(ModelFileError, match="whose weights only its package's layers read"):
-        write_parts(parts, "", torch.float32, tmp_path / "out", Signals(Callbacks()))
+        write_parts(parts, "", torch.float32, tmp_path / "out", tmp_path / "out", Signals(Callbacks()))
 
 
 def test_what_the_card_or_the_package_does_not_run_is_one_line(package: Path, tmp_path: Path) -> None:
