@@ -47,7 +47,10 @@ def work_through(args: argparse.Namespace) -> None:
         with in_line(args.prompts, item.line), elsewhere(cluster):
             maker.check(item)
     prepare_folder(args.output)
-    with Stopping(args.quiet) as stopping, results_in(args.output, args.resume) as results:
+    with (
+        Stopping(args.quiet) as stopping,
+        results_in(args.output, args.resume, elsewhere=cluster is not None and not cluster.local) as results,
+    ):
         todo = in_good_order([item for item in items if not results.has(item)])
         for item in todo:
             with in_line(args.prompts, item.line):

@@ -127,14 +127,19 @@ class Results:
 
 
 @contextmanager
-def results_in(folder: Path, resume: bool) -> Iterator[Results]:
-    """The results of one run. What an earlier one has left unfinished is removed, and so is what this one leaves."""
+def results_in(folder: Path, resume: bool, elsewhere: bool = False) -> Iterator[Results]:
+    """The results of one run. What an earlier one has left unfinished is removed, and so is what this one leaves.
+
+    Args:
+        elsewhere: processes of other machines make them.
+    """
     with disk_full(folder), opened(folder, resume) as manifest:
         for left in folder.glob(f"{UNFINISHED}*"):
             _take_over(left, manifest)
             shutil.rmtree(left, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
-        staging.chmod(folder.stat().st_mode)  # the processes of a cluster may write to it as they may to the folder
+        if elsewhere:
+            staging.chmod(0o777)  # they may run as somebody else
         try:
             yield Results(folder, manifest, staging)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,3 +137,12 @@ def test_a_latent_alone_needs_no_vae(tmp_path: Path) -> None:
     assert latent.args.vae == NO_VAE
     assert picture.args.vae is None
     assert latent.model != picture.model
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no such modes there")
+@pytest.mark.parametrize(("elsewhere", "mode"), [(False, 0o700), (True, 0o777)])
+def test_only_a_cluster_elsewhere_may_write_what_is_not_finished(tmp_path: Path, elsewhere: bool, mode: int) -> None:
+    with results_in(tmp_path, resume=False, elsewhere=elsewhere):
+        (unfinished,) = tmp_path.glob(".unfinished-*")
+        assert unfinished.stat().st_mode & 0o777 == mode
+    assert not unfinished.exists()
