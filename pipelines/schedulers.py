@@ -185,16 +185,15 @@ def fitting_scheduler(
     fresh = _afresh(original) if own else _candidate(original, class_name)
     uses = _uses(family, pipeline_class)
     if objection := "" if own else trial_objection(family, fresh, uses, steps):
-        for enough in range(steps + 1, MANY_STEPS + 1):
-            if not isinstance(fresh, str) and not trial_objection(family, fresh, uses, enough):
-                reason = f"its first step needs several of the model's: it makes {enough} steps or more"
-                raise InputError("scheduler", name, reason, f"use {enough} steps or more, or 'model default'")
         fitting = compatible_schedulers(original, family, steps, pipeline_class, given)
         named = [each for each in fitting if each in SCHEDULERS]  # no other can be asked for
+        others = f"'model default' or one of: {', '.join(named)}" if named else "'model default'"
+        for enough in () if isinstance(fresh, str) else range(steps + 1, MANY_STEPS + 1):
+            if not trial_objection(family, fresh, uses, enough):
+                reason = f"its first step needs several of the model's: it makes {enough} steps or more"
+                raise InputError("scheduler", name, reason, f"use {enough} steps or more, {others}")
         called = _called(family) if pipeline_class is None else pipeline_class.__name__
-        reason = f"it does not fit {called} ({objection})"
-        others = f" or one of: {', '.join(named)}" if named else ""
-        raise InputError("scheduler", name, reason, f"use 'model default'{others}")
+        raise InputError("scheduler", name, f"it does not fit {called} ({objection})", f"use {others}")
     return fresh
 
 
