@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -52,19 +52,9 @@ class Always(TemporalChoice):
         return allowed
 
 
-@contextmanager
-def everywhere(blocks: bool) -> Iterator[Always]:
+def everywhere(choice: Always) -> Any:
     """Convolutions by blocks of frames wherever the shape allows it."""
-    choice = Always(torch_conv3d, winograd.convolution)
-    changed = {"FEWEST_CHANNELS": 1, "FEWEST_CELLS": 1, "CHOICE": choice} if blocks else {}
-    before = {name: getattr(temporal, name) for name in changed}
-    try:
-        for name, value in changed.items():
-            setattr(temporal, name, value)
-        yield choice
-    finally:
-        for name, value in before.items():
-            setattr(temporal, name, value)
+    return patch.multiple(temporal, FEWEST_CHANNELS=1, FEWEST_CELLS=1, CHOICE=choice)
 
 
 def tiles(size: int, overlap: int) -> Row:
@@ -103,7 +93,8 @@ def main() -> None:
     found = [measure(Row("what went in"), clip, plain)]
     print(table(found), flush=True)
     for row in chosen:
-        with everywhere(row.blocks) as choice:
+        choice = Always(torch_conv3d, winograd.convolution)
+        with everywhere(choice) if row.blocks else nullcontext():
             made = decode(load(row.dtype), latents, VaeSettings(**row.settings))[0]
         found.append(measure(row, made, plain) | ({"blocks": choice.asked} if row.blocks else {}))
         print(table(found[-1:]), flush=True)

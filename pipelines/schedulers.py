@@ -190,8 +190,8 @@ def fitting_scheduler(
         others = f"'model default' or one of: {', '.join(named)}" if named else "'model default'"
         for enough in () if isinstance(fresh, str) else range(steps + 1, MANY_STEPS + 1):
             if not trial_objection(family, fresh, uses, enough):
-                reason = f"its first step needs several of the model's: it makes {enough} steps or more"
-                raise InputError("scheduler", name, reason, f"use {enough} steps or more, {others}")
+                cure = f"use {enough} steps or more, {others}"
+                raise InputError("scheduler", name, f"it makes {enough} steps or more", cure)
         called = _called(family) if pipeline_class is None else pipeline_class.__name__
         raise InputError("scheduler", name, f"it does not fit {called} ({objection})", f"use {others}")
     return fresh

@@ -224,13 +224,15 @@ def _plain(name: str) -> str:
 
 def _whole(name: str, value: str | int | float) -> str | int:
     """A whole number, also as tables write it that know no others than floats: 1.0. Raises InputError."""
+    if isinstance(value, int) or (isinstance(value, str) and "." not in value):
+        return value
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not number.is_integer():
         raise InputError(name, value, "it is no whole number", "write 1, 2 or 3, without quotes or a point")
-    return int(number) if isinstance(value, float) or "." in str(value) else value
+    return int(number)
 
 
 def _switch(name: str, value: object, flag: str) -> bool:

@@ -17,7 +17,6 @@ def save_index(pipeline: Any, folder: Path, output: Path) -> None:
     for name in pipeline.pretrained_component_names:
         if getattr(pipeline, name, None) is not None:
             library, class_name, place = pipeline.config[name]
-            place |= {"pretrained_model_name_or_path": str(output), "subfolder": name}
-            place |= {"variant": None, "revision": None}
+            place.update(pretrained_model_name_or_path=str(output), subfolder=name, variant=None, revision=None)
             pipeline.register_to_config(**{name: (library, class_name, place)})
     pipeline.save_config(folder)

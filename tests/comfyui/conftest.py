@@ -39,8 +39,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     from fastdiffusers.scripts.comfyui_server import find_comfyui
 
     core = find_comfyui()
-    newer = {item: mark.args[0] for item in items if core and (mark := item.get_closest_marker("core_has"))}
-    absent = [item for item, file in newer.items() if core and not (core / file).is_file()]
+    absent = [
+        item
+        for item in items
+        if core and (mark := item.get_closest_marker("core_has")) and not (core / mark.args[0]).is_file()
+    ]
     config.hook.pytest_deselected(items=absent)
     items[:] = [item for item in items if item not in absent]
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

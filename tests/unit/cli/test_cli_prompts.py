@@ -168,6 +168,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "a column of no option": ("p.csv", b"prompt,colour\na,1\n", "Leave it out"),
     "tabs": ("p.csv", b"prompt\tseed\na\t1\n", "the columns are separated by tabs. Save"),
     "no whole number": ("p.jsonl", b'{"prompt": "x", "seed": 1.5}', "line 1, seed = 1.5: it is no whole number. Write"),
+    "a number of 400 digits": ("p.jsonl", b'{"prompt": "x", "seed": ' + b"9" * 400 + b"}", "line 1, seed = 999"),
     "no UTF-8": ("p.txt", b"a\nb\xff\n", "p.txt line 2, text"),
     "an open quote of words": ("p.txt", b'--prompt "a\n', "p.txt line 1, options"),
     "words behind": ("p.txt", b"--prompt a fox\n", "p.txt line 1, options = 'fox'"),
