@@ -121,7 +121,7 @@ class OptimizationReport:
     def for_speed(self) -> str:
         """What is switched on to be faster, in one line."""
         active = (r for r in self.records if r.name in FOR_SPEED and r.applied not in PLAIN)
-        return " · ".join(f"{r.name} {r.applied}" for r in active) or "nothing, all of it plain"
+        return " · ".join(f"{r.name} {r.applied}" for r in active) or "nothing switched on"
 
     def summary(self) -> list[str]:
         """What a person wants to know first, one thing a line.

@@ -18,11 +18,11 @@ from ...pipelines.families import Family
 from ...pipelines.loading import checkpoints, described, hub
 from ...pipelines.loading.devices import default_dtype
 from ...pipelines.loading.hub_client import HuggingFace
+from ...pipelines.loading.sources import TINY
 from ...pipelines.modular.index import component_folder
 from ...pipelines.recognize import family_of, small
 
 OPTION = "--plan"
-TINY = "tiny:"
 TAKEN = f"give a diffusers folder, the id of a model in the Hub's cache, tiny:<family>, or {', '.join(ARCHITECTURES)}"
 DTYPE = torch.bfloat16
 """What cards load by default."""

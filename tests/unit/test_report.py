@@ -136,7 +136,7 @@ def test_the_time_of_day_is_that_at_which_the_run_ended() -> None:
     assert (
         before <= datetime.datetime.fromisoformat(report.facts["finished_at"]) <= datetime.datetime.now().astimezone()
     )
-    assert report.summary()[1] == "for speed: nothing, all of it plain"
+    assert report.summary()[1] == "for speed: nothing switched on"
 
 
 def test_a_fact_that_only_looks_like_a_moment_is_left_as_it_is() -> None:
