@@ -13,6 +13,7 @@ import copy
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ CROP = 128
 """Side in pixels of what the VAE learns from."""
 LENGTHS = (48,) * 8 + (128, 512)
 """Tokens of T5 in a step, drawn from these; short ones take a third of the time."""
+NOTHING = scenes.OBJECTS.index("none")
+THING_WEIGHT = 6.0
+"""How many times as much an error counts where the thing stands that a caption names: it takes few of a picture's
+tokens, and without it in sight sky and ground are learned alone."""
+READING_WEIGHT = 0.05
+"""What the text encoders' own loss counts: to tell, by themselves, what a caption names."""
 SCENES = 8192
 """Pictures that Flux learns from. Each is worded anew every time it comes."""
 
@@ -112,7 +119,8 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
     shift, scale = vae.config.shift_factor, vae.config.scaling_factor
     (clip_tokens, clip_size), (t5_tokens, t5_size) = models.clip_tokenizer(), models.t5_tokenizer()
     clip, t5 = models.text_encoders(clip_size, t5_size)
-    parts = {"clip": clip, "t5": t5, "flux": models.transformer()}
+    readers = models.CaptionReaders(scenes.CHOICES)
+    parts = {"clip": clip, "t5": t5, "flux": models.transformer(), "readers": readers}
     for part in parts.values():
         part.to(device).train()
     print({name: sum(p.numel() for p in part.parameters()) for name, part in {**parts, "vae": vae}.items()}, flush=True)
@@ -122,9 +130,9 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
     # exp(mu) is the shift that the pipeline's scheduler applies to 144 tokens; here it moves the logit's middle.
     mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (image_ids.shape[0] - 256)
 
-    latents, shown = encoded_scenes(vae, options, device)
+    latents, shown, weights = encoded_scenes(vae, options, device)
 
-    def prepare(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def prepare(step: int) -> list[torch.Tensor]:
         random = torch.Generator().manual_seed(options.seed * 10**9 + step)
         chosen = torch.randint(len(shown), (batch,), generator=random)
         empty = (torch.rand(batch, generator=random) < 0.1).tolist()
@@ -133,11 +141,12 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
         # Pipelines pad prompts to 512 tokens unless told otherwise, and nothing masks the padding: all lengths occur.
         length = LENGTHS[int(torch.randint(len(LENGTHS), (1,), generator=random))]
         fixed: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        return (
-            latents[chosen],
+        rows = [rows[chosen] for rows in (latents, weights, shown)]
+        return [
+            *rows,
             clip_tokens(texts, max_length=77, **fixed).input_ids,
             t5_tokens(texts, max_length=length, **fixed).input_ids,
-        )
+        ]
 
     worker = ThreadPoolExecutor(1)
     ready: dict[int, Any] = {}
@@ -146,8 +155,8 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
         for ahead in range(step, step + 4):
             if ahead not in ready:
                 ready[ahead] = worker.submit(prepare, ahead)
-        seen, clip_ids, t5_ids = ready.pop(step).result()
-        clean = FluxPipeline._pack_latents((seen.to(device).float() - shift) * scale, batch, 16, side, side)
+        seen, weight, named, clip_ids, t5_ids = (part.to(device) for part in ready.pop(step).result())
+        clean = FluxPipeline._pack_latents((seen.float() - shift) * scale, batch, 16, side, side)
         noise = torch.randn_like(clean)
         sigma = torch.sigmoid(torch.randn(batch, device=device) * 1.1 + mu)
         # The first of a few steps decide what the picture shows, and they are all near 1.
@@ -155,8 +164,8 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
         sigma = torch.where(torch.rand(batch, device=device) < 0.4, near, sigma)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            pooled = parts["clip"](clip_ids.to(device)).pooler_output
-            text = parts["t5"](t5_ids.to(device))[0]
+            pooled = parts["clip"](clip_ids).pooler_output
+            text = parts["t5"](t5_ids)[0]
             guess = parts["flux"](
                 hidden_states=noisy,
                 encoder_hidden_states=text,
@@ -166,7 +175,10 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
                 txt_ids=torch.zeros(t5_ids.shape[1], 3, device=device),
                 return_dict=False,
             )[0]
-        return {"loss": (guess.float() - (noise - clean)).square().mean()}
+        error = (guess.float() - (noise - clean)).square().mean(2)
+        reading = readers(pooled, text, t5_ids != t5.config.pad_token_id, named)
+        loss = (error * weight).sum() / weight.sum() + READING_WEIGHT * reading
+        return {"loss": loss, "plain": error.detach().mean(), "reading": reading.detach()}
 
     def show(averages: dict[str, Any]) -> None:
         sample(models.pipeline(vae, averages["clip"], averages["t5"], averages["flux"]), options.output / "flux.png")
@@ -180,22 +192,34 @@ def train_flux(options: argparse.Namespace, device: torch.device) -> None:
     sample(FluxPipeline.from_pretrained(options.output / "flux").to(device, torch.float32), options.output / "flux.png")
 
 
-def encoded_scenes(vae: Any, options: argparse.Namespace, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode `SCENES` pictures, once for all runs: latents (count, 16, side, side) in float16, and what each shows."""
+def encoded_scenes(
+    vae: Any, options: argparse.Namespace, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Encode `SCENES` pictures, once for all runs.
+
+    Returns:
+        Latents (count, 16, side, side) in float16, what each shows (count, 6), and how much each token of it counts
+        (count, tokens).
+    """
     file = options.output / "latents.pt"
     if file.is_file():
         saved = torch.load(file, weights_only=True)
-        return saved["latents"], saved["shown"]
-    latents, shown = [], []
+        return saved["latents"], saved["shown"], saved["weights"]
+    latents, shown, weights = [], [], []
     with torch.no_grad():
         for start in range(0, SCENES, 32):
             chosen = scenes.choose(32, options.seed * 10**9 + 10**8 + start)
-            latents.append(vae.encode(scenes.draw(chosen, device)).latent_dist.mode().half().cpu())
+            pictures = scenes.draw(chosen, device)
+            without = scenes.draw(replace(chosen, thing=torch.full_like(chosen.thing, NOTHING)), device)
+            of_thing = ((pictures - without).abs().amax(1, keepdim=True) > 0.1).float()
+            cells = torch.nn.functional.max_pool2d(of_thing, 16).flatten(1).cpu()
+            weights.append(1 + (THING_WEIGHT - 1) * cells)
+            latents.append(vae.encode(pictures).latent_dist.mode().half().cpu())
             columns = (chosen.time, chosen.weather, chosen.ground, chosen.thing, chosen.colour, chosen.body)
             shown.append(torch.stack(columns, 1))
-    saved = {"latents": torch.cat(latents), "shown": torch.cat(shown)}
+    saved = {"latents": torch.cat(latents), "shown": torch.cat(shown), "weights": torch.cat(weights)}
     torch.save(saved, file)
-    return saved["latents"], saved["shown"]
+    return saved["latents"], saved["shown"], saved["weights"]
 
 
 def sample(pipeline: Any, path: Path) -> None:

@@ -18,6 +18,42 @@ SAVE_EVERY = 30.0
 SHOW_EVERY = 300.0
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal by Newton and Schulz's iteration (Jordan et al. 2024), for matrices.
+
+    `torch.optim.Muon` does the same in bfloat16, which takes twice as long as all else of a step where the processor
+    has no instructions for it. This is in the weights' own precision.
+    """
+
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                mean = state.setdefault("momentum", torch.zeros_like(weight))
+                mean.lerp_(weight.grad, 1 - group["momentum"])
+                towards = orthogonal(weight.grad.lerp(mean, group["momentum"]))
+                rows, columns = weight.shape
+                weight.add_(towards, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """Bring all singular values of a matrix near 1: to 0.7 to 1.2, by five steps of a quintic polynomial."""
+    a, b, c = 3.4445, -4.775, 2.0315
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.T
+
+
 class Optimizers:
     """Muon for matrices and, as matrices, for convolutions; AdamW for the rest: embeddings, biases, norms."""
 
@@ -30,9 +66,9 @@ class Optimizers:
         self.others = [p for p in weights if p.ndim < 2 or id(p) in embeddings]
         # Muon takes two dimensions: these share the memory of the weights that they stand for.
         self.flat = [torch.nn.Parameter(p.detach().flatten(1)) for p in self.matrices]
-        self.muon = torch.optim.Muon(self.flat, lr=rate, weight_decay=0.0)
+        self.muon = Muon(self.flat, lr=rate)
         self.adam = torch.optim.AdamW(self.others, lr=rate / 10, betas=(0.9, 0.98), weight_decay=0.0)
-        self.rates = {id(self.muon): rate, id(self.adam): rate / 10}
+        self.rates: dict[int, float] = {id(self.muon): rate, id(self.adam): rate / 10}
 
     def step(self, scale: float) -> None:
         """Make one step at `scale` times the learning rates, and drop the gradients."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...pipelines.tiny import tokenizers
 from ...pipelines.tiny.components import dynamic_flow_euler
 from . import scenes
@@ -113,6 +116,32 @@ def transformer() -> Any:
         guidance_embeds=False,
         axes_dims_rope=(8, 12, 12),
     )
+
+
+class CaptionReaders(torch.nn.Module):
+    """Tell from each text encoder's result what its caption names, by a linear layer each.
+
+    They are trained along and not kept. Without them the text encoders learn only from what the transformer makes of
+    them, and it makes nothing of words that do not yet mean anything: sky and ground come, things and colours hardly.
+    """
+
+    def __init__(self, choices: tuple[int, ...]) -> None:
+        """`choices`: how many values each column of what a picture shows can have."""
+        super().__init__()
+        self.choices = choices
+        self.of_clip = torch.nn.Linear(CLIP_WIDTH, sum(choices))
+        self.of_t5 = torch.nn.Linear(T5_WIDTH, sum(choices))
+
+    def forward(self, pooled: Tensor, text: Tensor, is_word: Tensor, shown: Tensor) -> Tensor:
+        """Return the mean cross-entropy, of `pooled` (batch, width) and of the mean over the words of `text` (batch,
+        tokens, width), against `shown` (batch, columns)."""
+        words = is_word[..., None].float()
+        mean = (text.float() * words).sum(1) / words.sum(1).clamp(min=1)
+        losses = []
+        for logits in (self.of_clip(pooled.float()), self.of_t5(mean)):
+            for column, part in enumerate(logits.split(self.choices, 1)):
+                losses.append(torch.nn.functional.cross_entropy(part, shown[:, column]))
+        return torch.stack(losses).mean()
 
 
 def pipeline(vae: Any, clip: Any, t5: Any, flux: Any) -> Any:

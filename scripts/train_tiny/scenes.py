@@ -18,6 +18,8 @@ WEATHERS = ("clear", "clouds", "rain", "snow", "fog")
 GROUNDS = ("sea", "hills", "desert", "snow")
 OBJECTS = ("lighthouse", "house", "trees", "boat", "none")
 COLOURS = ("red", "white", "blue", "yellow", "green")
+CHOICES = (len(TIMES), len(WEATHERS), len(GROUNDS), len(OBJECTS), len(COLOURS), 2)
+"""How many values each field of `Scenes` has, and so each column that `describe` reads."""
 
 TIME_WORDS = (
     ("at dawn", "dawn", "at sunrise", "early morning"),
