@@ -29,9 +29,10 @@ from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
 from .requested.item import item_of_batch
+from .requested.random_numbers import StepNoise, random_numbers_kept
 from .requests import ReadyRequest, ready, seeds
 from .results import check_and_report, frames_of, not_finite
-from .schedulers import TRIAL_STEPS, scheduler_for_run
+from .schedulers import TRIAL_STEPS, scheduler_for_run, schedulers_of
 from .sound import STAGE as SOUND_STAGE
 from .sound import sound_of
 from .steps import Watch, watched
@@ -74,7 +75,11 @@ def run(
     report.facts.update(condition_facts(request))
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
-    with _cleaned_up(loaded.pipeline), controlled(loaded, request, callbacks, report) as controlnets:
+    with (
+        _cleaned_up(loaded.pipeline),
+        random_numbers_kept(loaded.device),
+        controlled(loaded, request, callbacks, report) as controlnets,
+    ):
         with watched_texts(loaded.pipeline) as texts:
             outputs, last, watch, experts = _denoise(loaded, request, callbacks, report, controlnets)
         for note in cut_notes(loaded.pipeline, texts, request):
@@ -153,6 +158,7 @@ def _denoise(
         arguments = {name: value for name, value in arguments.items() if name not in prompted}
         arguments |= {name: value for name, value in prompted.items() if value is not None}
         watch.keep = blend_for(loaded, request)
+        watch.noise = StepNoise(seeds(request), loaded.device, schedulers_of(pipeline))
         # The scheduler sees no first frame of image-to-video, and not what an inpaint class puts back after it.
         if shows_latents and not modular:
             arguments["callback_on_step_end"] = watch.keep_latents

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..optimizations.tuning.meters import Stopwatch
     from .conditions.blend import Blend
+    from .requested.random_numbers import StepNoise
 
 OnStep = Callable[[int, int, "torch.Tensor | None"], None]
 """(steps done, steps in all, estimate of the finished latent in the family's layout)."""
@@ -39,12 +40,14 @@ class Watch:
         latent: the last step's result, in the family's layout; None where only a progress bar was seen.
         encodes: beginning and end of each call of the VAE's encoder.
         keep: what puts the kept part of a latent back after every step; None where nothing is kept.
+        noise: what schedulers draw without a generator; None for PyTorch's own random numbers as they are.
     """
 
     stopwatch: Stopwatch
     latent: torch.Tensor | None = None
     encodes: list[tuple[Any, Any]] = field(default_factory=list)
     keep: Blend | None = None
+    noise: StepNoise | None = None
     _before_loop: float = 0.0
     loop_start: int = 0
     """Steps that were done when the current loop began: a pipeline may have several, one after another or nested."""
@@ -198,6 +201,8 @@ class _WatchedStep:
         keep = self._watch.keep
         if keep is not None:
             keep.before(self._scheduler, timestep, sample)
+        if self._watch.noise is not None:
+            kwargs = self._watch.noise.for_step(self._step, sample, args, kwargs)
         output = self._step(model_output, timestep, sample, *args, **kwargs)
         if keep is not None:
             output = keep.after(self._scheduler, output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,8 +138,7 @@ def controlled(
     try:
         for model in models:
             model.to(loaded.device)
-        with _seeded(loaded, request.seed) if models else nullcontext():
-            yield models
+        yield models
     finally:
         stays = "memory_mode" not in report or report["memory_mode"].applied in ("gpu", "on the cpu")
         for model in models:
@@ -147,17 +146,6 @@ def controlled(
                 setattr(model, name, None)
             if not stays:
                 model.to("cpu")
-
-
-@contextmanager
-def _seeded(loaded: LoadedPipeline, seed: int) -> Iterator[None]:
-    """torch's own random numbers from the run's seed, for its time: SD3's form encodes its control picture with them,
-    not with the run's generator."""
-    import torch
-
-    with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _read(key: ControlNetKey, loaded: LoadedPipeline) -> Any:
