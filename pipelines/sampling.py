@@ -206,7 +206,8 @@ def _denoise(
                     outputs.append(tried(replace(item, steps=request.steps)))
                     each_last.append(watch.latent)
                 last = _joined(each_last)
-            for note in filter(None, (steps_note(request, scheduler), *idle_notes(pipeline, scheduler, request))):
+            done = watch.done // len(outputs)
+            for note in filter(None, (steps_note(request, scheduler, done), *idle_notes(pipeline, scheduler, request))):
                 report.note(note)
         return outputs, last, watch, step_experts(pipeline)
 

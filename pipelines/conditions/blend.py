@@ -40,10 +40,11 @@ class Blend:
         kept: the latent in the layout of the pipeline's loop.
         mask: of the same shape, 1 = made anew.
         from_noise: the run starts from noise alone, not from `kept` with noise.
+        left_out: steps at the beginning that a strength below 1 leaves out.
     """
 
-    def __init__(self, kept: torch.Tensor, mask: torch.Tensor, from_noise: bool) -> None:
-        self._kept, self._mask, self._from_noise = kept, mask, from_noise
+    def __init__(self, kept: torch.Tensor, mask: torch.Tensor, from_noise: bool, left_out: int = 0) -> None:
+        self._kept, self._mask, self._from_noise, self._left_out = kept, mask, from_noise, left_out
         self._noise: torch.Tensor | None = None
         self._position = 0
 
@@ -70,8 +71,7 @@ class Blend:
         self._kept = self._kept.to(sample.device, sample.dtype)
         self._mask = self._mask.to(sample.device, sample.dtype)
         timesteps = scheduler.timesteps
-        where = (timesteps == torch.as_tensor(timestep, device=timesteps.device)).nonzero()
-        self._position = int(where[0]) if len(where) else 0
+        self._position = self._first(scheduler, torch.as_tensor(timestep, device=timesteps.device))
         if self._from_noise:
             self._noise = sample / getattr(scheduler, "init_noise_sigma", 1.0)
         else:
@@ -79,6 +79,13 @@ class Blend:
             clean = _noised(scheduler, self._kept, nothing, timesteps[self._position])
             amount = _noised(scheduler, nothing, torch.ones_like(nothing), timesteps[self._position])
             self._noise = (sample - clean) / amount
+
+    def _first(self, scheduler: Any, timestep: torch.Tensor) -> int:
+        """Where among a scheduler's timesteps the run begins. Some of PNDM's, say, stand there twice."""
+        places = (scheduler.timesteps == timestep).nonzero().flatten().tolist()
+        told = getattr(scheduler, "begin_index", None)
+        begins = self._left_out * getattr(scheduler, "order", 1) if told is None else told
+        return begins if begins in places else next(iter(places), 0)
 
     def after(self, scheduler: Any, output: Any) -> Any:
         """A step's output with the kept part put back."""

@@ -45,7 +45,10 @@ def blend_for(loaded: LoadedPipeline, request: SampleRequest) -> Blend | None:
     copies = -(-request.batch // native.shape[0])
     native = native.repeat(copies, *(1,) * (native.ndim - 1))[: request.batch]
     mask = resized_to_latent(condition.mask, tuple(native.shape))
-    return Blend(latents.pack(native, family), latents.pack(mask, family), request.strength >= 1.0)
+    steps = request.steps or 0
+    left_out = steps - min(int(steps * request.strength), steps)  # as the image-to-image forms of diffusers count them
+    packed = latents.pack(native, family), latents.pack(mask, family)
+    return Blend(*packed, from_noise=request.strength >= 1.0, left_out=left_out)
 
 
 def _resized(picture: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 from itertools import pairwise
-from math import isfinite
+from math import ceil, isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ....errors import InputError
@@ -106,15 +106,16 @@ def with_steps(request: Request, scheduler: Any) -> Request:
     return replace(request, steps=steps)
 
 
-def steps_note(request: SampleRequest, scheduler: Any) -> str:
+def steps_note(request: SampleRequest, scheduler: Any, done: int) -> str:
     """How many steps a run made of its schedule, or of a number of them where the scheduler made more; else "".
 
     Args:
         scheduler: of the run, after it.
+        done: steps that one call of the pipeline made.
     """
     schedule = schedule_of(request)
     if schedule is None:
-        return _evaluations_note(request, scheduler)
+        return _evaluations_note(request, scheduler, done)
     steps, name, kind = schedule.steps(scheduler), schedule.name, type(scheduler).__name__
     if steps < len(schedule.values):
         end = schedule.values[-1]
@@ -127,13 +128,19 @@ def steps_note(request: SampleRequest, scheduler: Any) -> str:
     return f"steps: {steps}, as many as argument {name} gives values."
 
 
-def _evaluations_note(request: SampleRequest, scheduler: Any) -> str:
+def _evaluations_note(request: SampleRequest, scheduler: Any, done: int) -> str:
     """That a scheduler, of second order say, has the model evaluated more often than there are steps."""
     timesteps, steps = getattr(scheduler, "timesteps", None), request.steps or 0
-    made = 0 if timesteps is None else len(timesteps)
-    if made <= steps or request.strength < 1.0:
+    kind = type(scheduler).__name__
+    if timesteps is None or len(timesteps) <= steps:
         return ""
-    return f"steps: {made} evaluations of the model for {steps} steps, as {type(scheduler).__name__} makes them."
+    if request.strength >= 1.0:
+        return f"steps: {len(timesteps)} evaluations of the model for {steps} steps, as {kind} makes them."
+    part = ceil(steps * request.strength)
+    if done <= part:
+        return ""
+    made = f"the last {done} of the {len(timesteps)} evaluations of the model that {kind} makes for {steps} steps"
+    return f"steps: {made}, where a strength of {request.strength:g} leaves {part} of the steps."
 
 
 def _refuse_steps(asked: int, schedule: Schedule, steps: int, scheduler: str = "") -> None:

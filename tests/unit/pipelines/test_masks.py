@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import diffusers
@@ -230,6 +231,19 @@ def test_what_is_blended_is_kept_outside_of_the_mask_and_new_inside(family: str)
     kept = asked.latent.reshape(result.latent.shape)
     torch.testing.assert_close(result.latent[cells == 0], kept[cells == 0], atol=1e-5, rtol=1e-5)
     assert (result.latent[cells == 1] - kept[cells == 1]).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("skip", [True, False], ids=["as SD 1.5 has it", "with all evaluations"])
+@pytest.mark.parametrize(("steps", "strength"), [(10, 0.8), (5, 0.6), (10, 0.4), (4, 1.0)])
+def test_a_start_between_two_equal_timesteps_keeps_the_latent(steps: int, strength: float, skip: bool) -> None:
+    """PNDM has some of them twice; the last step's result is to be the latent, not the latent with some noise."""
+    pipeline = tiny.build("sdxl")
+    pipeline.scheduler = diffusers.PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=skip)
+    asked = masked_latent("sdxl", torch.zeros_like(MASK), steps=steps, strength=strength)
+    result = sampling.run(held(pipeline), asked)
+    torch.testing.assert_close(result.latent, asked.latent.reshape(result.latent.shape), atol=1e-4, rtol=1e-4)
+    notes = [note for note in result.report.notes if note.startswith("steps:")]
+    assert bool(notes) == (len(result.step_seconds) > ceil(steps * strength)), notes
 
 
 def test_blending_is_what_an_inpaint_class_does() -> None:
