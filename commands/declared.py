@@ -143,7 +143,13 @@ def add_tiling_options(group: argparse._ActionsContainer) -> None:
 
 def add_tile_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--tile-size", type=int, default=0, metavar="PIXELS", help="tile edge, 0: the model's default")
-    group.add_argument("--tile-overlap", type=int, default=0, metavar="PIXELS", help="overlap, 0: the model's default")
+    group.add_argument(
+        "--tile-overlap",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="overlap, 0: the model's own, a quarter of --tile-size",
+    )
 
 
 _SWITCHES: dict[str, Adds] = {"torch_compile": add_compiler_options, "vae_tiling": add_tile_options}

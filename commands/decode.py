@@ -74,6 +74,8 @@ def _check_options(args: argparse.Namespace) -> None:
         of_pipelines = declared_by(_add_exactness) | declared_by(add_model_options)
         wanted = "--model"
         ignored = {name: option for name, option in of_pipelines.items() if name not in both}
+        switch = {name: option for name, option in declared_by(add_tiling_options).items() if name == "vae_tiling"}
+        refuse_given(args, switch, "--mode says how the video VAE is cut", "leave it out; --mode tiles makes tiles")
     refuse_given(args, ignored, f"it goes with {wanted}", "leave it out")
 
 

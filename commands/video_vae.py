@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..vae.embedded import PREFIX, TRAINED
 from ..vae.settings import CONVOLUTIONS, KERNEL_CHOICES, MODES
+from .declared import add_tile_options, declared_by, refuse_given
 from .options import add_vae_compile_options, vae_compile_settings
 
 if TYPE_CHECKING:
@@ -46,8 +47,16 @@ def add_own_options(group: argparse._ActionsContainer) -> None:
 
 
 def vae_settings(args: argparse.Namespace) -> VaeSettings:
-    """The settings that the options describe. Raises InputError for values out of range."""
+    """The settings that the options describe.
+
+    Raises:
+        InputError: a value is out of range, or one describes tiles where there are none.
+    """
     from ..vae import VaeSettings
+
+    if args.mode in ("whole", "exact"):
+        reason, cure = f"--mode {args.mode} makes no tiles, so it would do nothing", "leave it out, or use --mode tiles"
+        refuse_given(args, declared_by(add_tile_options), reason, cure)
 
     chosen: dict[str, Any] = {
         "mode": args.mode,
@@ -60,7 +69,7 @@ def vae_settings(args: argparse.Namespace) -> VaeSettings:
         "fp16_accumulation": args.fp16_accumulation,
     }
     if args.tile_size:
-        chosen |= {"tile_size": args.tile_size}
+        chosen |= {"tile_size": args.tile_size, "tile_overlap": args.tile_size // 4}
     if args.tile_overlap:
         chosen |= {"tile_overlap": args.tile_overlap}
     if how := vae_compile_settings(args):

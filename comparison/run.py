@@ -246,7 +246,14 @@ def check_active(result: SampleResult, settings: OptimizationSettings) -> None:
 
 
 def with_picture(request: SampleRequest, family: Family) -> SampleRequest:
-    """The request with a drawn picture where the model needs one and none was given."""
+    """The request with a drawn picture where the model needs one and none was given.
+
+    Raises:
+        InputError: a picture is given to a model that could only start from it, and a comparison starts from noise.
+    """
+    if request.images and family.images == "none":
+        reason = f"{family.name} is a text-only model, and a comparison starts from noise"
+        raise InputError("image", f"{len(request.images)} image(s)", reason, "leave it out")
     if family.images != "required" or request.images:
         return request
     width, height = request.width or family.width or 512, request.height or family.height or 512

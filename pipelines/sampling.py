@@ -168,8 +168,10 @@ def _denoise(
             encoded = request.positive is not None
             return call_blocks(pipeline, arguments, encoded) if modular else pipeline(**arguments)
         except (AttributeError, TypeError, ValueError) as error:
-            if isinstance(arguments.get("generator"), list) and not watch.done and "list" in str(error):
+            if not watch.done and isinstance(arguments.get("generator"), list) and "list" in str(error):
                 raise _OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error
+            if not watch.done and request.batch > 1 and "per prompt is not" in str(error):
+                raise _OneByOne(f"{type(pipeline).__name__} makes one at a time") from error
             raise
 
     def tried(request: SampleRequest) -> Any:

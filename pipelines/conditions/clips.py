@@ -187,8 +187,8 @@ def _check_lengths(family: Family, request: SampleRequest, clips: Mapping[str, V
         if role == "video" and clip_form(family, request) in _CONTINUES:
             continue
         if count < wanted and role == "video":
-            cure = f"use {_fitting(family, count)} or fewer, or 0 for the clip's"
-            raise InputError("num_frames", wanted, f"the clip has {count} frames", cure)
+            cure = f"use {_fitting(family, count)} or fewer in num_frames (--num-frames), or 0 for the clip's"
+            raise InputError(name, f"{count} frames", f"the result has {wanted}", cure)
         if count < wanted:
             whose = "the pose clip" if leads else "the result"
             raise InputError(name, f"{count} frames", f"{whose} has {wanted}", "use clips that are as long")

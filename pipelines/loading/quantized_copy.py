@@ -173,7 +173,12 @@ def _source_folder(
 ) -> Iterator[tuple[Path, str]]:
     """The folder to read and the device to compute on; an embedded tiny pipeline is written out first."""
     options: dict[str, Any] = {"revision": revision, "device": device, "library": library, "callbacks": callbacks}
-    key = loader.resolve(source, quantization="sdnq-int8", **options)
+    try:
+        key = loader.resolve(source, quantization="sdnq-int8", **options)
+    except InputError as error:
+        if error.name != "quantization":
+            raise
+        raise InputError("model", source, error.reason, "choose the model that it was made from") from None
     folder = folder_of(key)
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:

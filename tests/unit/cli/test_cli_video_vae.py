@@ -83,6 +83,10 @@ def test_exact_modes_give_what_the_whole_gives(options: list[str], vae: Path, tm
     [
         (["--tile-size", "8"], "tile-size = 8"),
         (["--tile-size", "64", "--tile-overlap", "64"], "tile-overlap = 64"),
+        (["--mode", "whole", "--tile-size", "64"], "--tile-size = 64: --mode whole makes no tiles"),
+        (["--mode", "exact", "--tile-overlap", "8"], "--tile-overlap = 8: --mode exact makes no tiles"),
+        (["--vae-tiling", "on"], "--vae-tiling = 'on': --mode says how the video VAE is cut"),
+        (["--mode", "tiles", "--vae-tiling", "off"], "--vae-tiling = 'off': --mode says"),
         (["--temporal-slice", "-1"], "temporal-slice = -1"),
         (["--memory-budget-gib", "-1"], "memory-budget-gib = -1"),
         (["--mode", "exact", "--memory-budget-gib", "1e-6"], "memory-budget-gib"),
@@ -101,6 +105,17 @@ def test_a_bad_option_is_one_clear_line(
     assert len(err.splitlines()) == 1
     assert named in err
     assert list(tmp_path.iterdir()) == [latent]
+
+
+def test_tiles_overlap_by_a_quarter_unless_told_otherwise(vae: Path, tmp_path: Path) -> None:
+    """As the node has it; 64 pixels, which is what tiles of the usual size share, are all of a small tile."""
+    write_latent(torch.randn(1, 16, 1, 14, 14), tmp_path / "l.safetensors", {})
+    tiles = ("--mode", "tiles", "--tile-size", "64")
+    for name, options in (("left", ()), ("given", ("--tile-overlap", "16")), ("more", ("--tile-overlap", "32"))):
+        assert decode(vae, tmp_path / "l.safetensors", tmp_path / name, *tiles, *options) == 0
+    left, given, more = (read_frames(tmp_path / name)[0] for name in ("left", "given", "more"))
+    assert torch.equal(left, given)
+    assert not torch.equal(left, more)
 
 
 def test_bad_latents_and_bad_checkpoints_are_one_clear_line(

@@ -266,6 +266,13 @@ def test_a_model_that_needs_a_picture_gets_one() -> None:
     assert with_picture(own, needy) is own  # type: ignore[arg-type]
 
 
+def test_a_picture_for_a_model_of_text_alone_is_refused_with_a_cure_that_there_is() -> None:
+    """A run may start from it with a strength below 1; a comparison has none to set."""
+    texts = SimpleNamespace(images="none", name="sdxl", width=48, height=32)
+    with pytest.raises(InputError, match=r"^image = .*a comparison starts from noise\. Leave it out\.$"):
+        with_picture(SampleRequest("a fox", images=(torch.zeros(8, 8, 3),)), texts)  # type: ignore[arg-type]
+
+
 def test_all_leaves_out_what_does_not_work_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing.attention, "available", lambda device, dtype: {"flash": "not installed", "cudnn": ""})
     names = ("compile", "flash", "cudnn", "channels-last")

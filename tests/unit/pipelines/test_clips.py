@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -101,7 +102,7 @@ def test_the_clips_length_becomes_one_that_the_model_makes() -> None:
     asked = ready(family, request(VideoCondition(long), strength=0.5))
     assert asked.num_frames == 9
     assert any("the first 9 of its 10 frames" in note for note in asked.notes)
-    with pytest.raises(InputError, match=r"the clip has 10 frames.*9 or fewer"):
+    with pytest.raises(InputError, match=r"video = '10 frames': the result has 13\. Use 9 or fewer in num_frames"):
         ready(family, request(VideoCondition(long), strength=0.5, num_frames=13))
 
 
@@ -136,6 +137,16 @@ def test_vace_takes_clip_mask_and_references_as_in_bare_diffusers(what: str) -> 
     ours = sampling.run(held("wan21-vace"), request(*conditions, images=images, num_frames=5))
     theirs = tiny.build("wan21-vace")(num_frames=5, generator=seed(), output_type="pt", **CALL, **call)
     assert torch.allclose(ours.frames, frames(theirs), atol=1e-6)
+
+
+def test_vace_makes_the_items_of_a_batch_one_by_one() -> None:
+    """Its class refuses several videos of a prompt."""
+    loaded, asked = held("wan21-vace"), request(VideoCondition(CLIP), steps=2, num_frames=5)
+    batch = sampling.run(loaded, replace(asked, batch=2))
+    for index in range(2):
+        single = sampling.run(loaded, replace(asked, seed=SEED + index))
+        assert torch.equal(batch.frames[index], single.frames[0])
+    assert any(note.startswith("WanVACEPipeline makes one at a time") for note in batch.report.notes)
 
 
 def test_vace_makes_a_video_from_text_alone_and_says_what_it_is_short_of() -> None:
@@ -354,7 +365,7 @@ def test_a_clip_that_is_gone_on_from_may_be_shorter_than_the_result() -> None:
     assert around_it.num_frames != len(CLIP), "in the form around the same models too"
     given = clip_arguments(family.name, family, asked, to_pil)
     assert len(given["video"]) == len(CLIP)
-    with pytest.raises(InputError, match="the clip has 5 frames"):
+    with pytest.raises(InputError, match="video = '5 frames': the result has 17"):
         check_request(held("wan21-t2v").family, ready(family, request(VideoCondition(CLIP), num_frames=17)))
 
 
