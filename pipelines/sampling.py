@@ -71,7 +71,7 @@ def run(
     request = ready(loaded.family, request)
     for note in request.notes:
         report.note(note)
-    report.facts.update(condition_facts(request))
+    report.facts.update(condition_facts(loaded.family, request))
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with _cleaned_up(loaded.pipeline), controlled(loaded, request, callbacks, report) as controlnets:

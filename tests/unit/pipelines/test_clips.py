@@ -18,7 +18,13 @@ from fastdiffusers.pipelines.arguments import call_arguments, form_for, to_pil
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.conditions.clips import clip_arguments
 from fastdiffusers.pipelines.conditions.keyframes import keyframe_arguments, keyframe_form
-from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition, KeyframeCondition, MaskCondition, VideoCondition
+from fastdiffusers.pipelines.conditions.kinds import (
+    ArgumentCondition,
+    KeyframeCondition,
+    MaskCondition,
+    Sound,
+    VideoCondition,
+)
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.recognize import family_of, family_of_configuration, small
@@ -107,7 +113,7 @@ def test_the_clips_length_becomes_one_that_the_model_makes() -> None:
 
 @pytest.mark.parametrize(("asked", "made"), [(None, 12.5), (24.0, 24.0)])
 def test_the_clips_frame_rate_is_the_results_and_its_sound_is_named(asked: float | None, made: float) -> None:
-    clip = VideoCondition(CLIP, frame_rate=12.5, sound=True)
+    clip = VideoCondition(CLIP, frame_rate=12.5, sound=Sound(torch.zeros(1, 9), 9))
     family = small(family_of("WanPipeline"), one_expert=True)
     result = ready(family, request(clip, strength=0.5, frame_rate=asked))
     assert result.frame_rate == made
