@@ -433,6 +433,12 @@ def test_a_reference_is_refused_where_nothing_reads_one() -> None:
     with pytest.raises(InputError, match="takes no reference clip"):
         check_request(held("wan21-t2v").family, request(VideoCondition(CLIP, "reference"), num_frames=5))
     family = small(family_of("LTX2ImageToVideoPipeline"))
+    two = (VideoCondition(CLIP, "reference"), VideoCondition(CLIP, "reference"))
+    with pytest.raises(InputError, match=r"reference_video = '2 clips': LTX2InContextPipeline reads one reference"):
+        check_request(small(family_of("LTX2Pipeline")), request(*two, num_frames=9))
+    heard = VideoCondition(CLIP, "reference", sound=Sound(torch.zeros(1, 9), 9))
+    notes = check_request(small(family_of("LTX2Pipeline")), request(heard, num_frames=9))
+    assert "reference_video: its sound is left out." in notes
     with pytest.raises(InputError, match="keyframe at frame 0"):
         check_request(family, request(VideoCondition(CLIP, "reference"), num_frames=9, images=(PICTURE[0],)))
 
