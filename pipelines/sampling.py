@@ -217,7 +217,8 @@ def _makes_batches(arguments: dict[str, Any]) -> bool:
 def _joined(latents: list[torch.Tensor | None]) -> torch.Tensor | None:
     import torch
 
-    found = [latent for latent in latents if latent is not None]
+    # MiniMax-H3's rows have no batch.
+    found = [latent[None] if latent.ndim == 2 else latent for latent in latents if latent is not None]
     alike = len(found) == len(latents) and len({latent.shape for latent in found}) == 1
     return torch.cat(found) if alike else None
 

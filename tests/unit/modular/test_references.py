@@ -17,7 +17,7 @@ from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
 from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.conditions import references
-from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition, Sound, VideoCondition
+from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition, MaskCondition, Sound, VideoCondition
 from fastdiffusers.pipelines.embeddings.given import Embeddings
 from fastdiffusers.pipelines.generate import decode, generate
 from fastdiffusers.pipelines.loading.loader import family_of_key, resolve
@@ -122,6 +122,19 @@ def test_a_run_with_references_after_a_cancelled_one_is_as_a_fresh_one_and_its_l
     assert not torch.equal(turned.latent, first.latent), "their order counts"
 
 
+def test_a_batch_is_made_one_by_one_each_with_its_seed_and_sound() -> None:
+    asked = replace(REQUEST, steps=2, conditions=(reference(PICTURE),))
+    both = generate(HANDLE, replace(asked, batch=2), GPU)
+    second = generate(HANDLE, replace(asked, seed=6), GPU)
+    assert both.frames is not None
+    assert both.frames.shape == (2, 124, 32, 32, 3)
+    assert torch.allclose(both.frames[1], second.frames[0], atol=1e-5)
+    assert both.audio is not None
+    assert second.audio is not None
+    assert torch.allclose(both.audio["waveform"][1], second.audio["waveform"][0], atol=1e-5)
+    assert any("made one by one" in note for note in both.report.notes)
+
+
 def test_what_becomes_of_references_is_said() -> None:
     asked = replace(REQUEST, width=None, height=None, images=(OTHER,), conditions=(reference(CLIP, 12.0),))
     made = ready(family(), asked)
@@ -161,6 +174,7 @@ NARROW = torch.zeros(16, 80, 3)
         ({"conditions": (reference(CLIP, 24.0, Sound(torch.full((1, 9), float("nan")), 9)),)}, "NaN or infinite"),
         ({"conditions": (reference(CLIP, 24.0, Sound(torch.zeros(9), 9)),)}, "sound of shape"),
         ({"conditions": (reference(PICTURE),), "strength": 0.5}, "strength = 0.5"),
+        ({"conditions": (reference(PICTURE), MaskCondition(PICTURE[..., 0]))}, "takes no mask with a reference"),
         ({"conditions": (reference(PICTURE), VideoCondition(CLIP))}, "video = 'a clip': minimax-h3 takes no clip"),
         ({"conditions": (ArgumentCondition("references", [1]),)}, "Use Video Condition with the role reference"),
         ({"images": (PICTURE, OTHER), "num_frames": 100}, r"num_frames = 100: minimax-h3 makes 17n \+ 5"),
