@@ -15,7 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputError, MissingDependencyError
-from .kinds import REFERENCE, VideoCondition
+from .kinds import REFERENCE, Sound, VideoCondition
 from .rates import check_rate
 from .taking import call_takes
 
@@ -81,7 +81,6 @@ def check_references(family: Family, request: SampleRequest) -> list[str]:
 
     Raises:
         InputError: there are too many, or one is of a shape, a rate or a length that the model does not read.
-        MissingDependencyError: a clip's sound has another rate than the model's, and nothing here converts it.
     """
     references, notes = named_references(request), []
     clips = [name for name, each in references if len(each.frames) > 1]
@@ -127,19 +126,22 @@ def _check_clip(family: Family, request: SampleRequest, name: str, clip: VideoCo
         at = "" if scale == 1 else f" at {family.frame_rate:g} per second"
         notes.append(f"{name}: the first {read} of its {there} frames{at} are encoded.")
     if clip.sound is not None:
-        notes += _check_sound(family, name, clip.sound.waveform)
+        notes += _check_sound(name, clip.sound, wanted / (family.frame_rate or 1.0))
     return notes
 
 
-def _check_sound(family: Family, name: str, waveform: Any) -> list[str]:
+def _check_sound(name: str, sound: Sound, seconds: float) -> list[str]:
+    waveform, notes = sound.waveform, []
     shape = list(waveform.shape)
     if len(shape) != 2 or 0 in shape:
         raise InputError(name, f"sound of shape {shape}", "sound is [channels, samples]", "leave the sound out")
     if not bool(waveform.isfinite().all()):
         raise InputError(name, "sound", "it holds NaN or infinite values", "make the sound anew, or leave it out")
     if shape[0] > _CHANNELS:
-        return [f"{name}: the first {_CHANNELS} of its sound's {shape[0]} channels are used."]
-    return []
+        notes.append(f"{name}: the first {_CHANNELS} of its sound's {shape[0]} channels are used.")
+    if shape[1] > seconds * sound.sample_rate:
+        notes.append(f"{name}: of its sound's {shape[1] / sound.sample_rate:.3g} s the first {seconds:.3g} are used.")
+    return notes
 
 
 def check_reference_parts(

@@ -141,12 +141,13 @@ def test_what_becomes_of_references_is_said() -> None:
     assert (made.images, made.width, made.height) == ((), family().width, family().height), "they bind no size"
     assert "images: 1 reference; a picture alone, beside no reference, is minimax-h3's first frame." in made.notes
     assert "reference_video: the first 56 of its 68 frames at 24 per second are encoded." in made.notes
-    long = reference(CLIP.repeat(4, 1, 1, 1), None, Sound(torch.zeros(6, 9), 32_000))
+    long = reference(CLIP.repeat(4, 1, 1, 1), None, Sound(torch.zeros(6, 600), 100))
     notes = check_request(family(), replace(REQUEST, conditions=(long,)))
-    assert notes[:3] == [
+    assert notes[:4] == [
         "reference_video: 24 frames per second assumed, since it has no rate.",
         "reference_video: the first 124 of its 136 frames are encoded.",
         "reference_video: the first 2 of its sound's 6 channels are used.",
+        "reference_video: of its sound's 6 s the first 5.17 are used.",
     ]
     text = Embeddings(torch.zeros(1, 4, 32), tags=torch.ones(4, dtype=torch.long))
     notes = check_request(family(), replace(REQUEST, positive=text, conditions=(reference(PICTURE),)))
