@@ -64,7 +64,7 @@ def generate(
         Exception: whatever stops the run, unchanged. The pipeline stays in the cache, usable.
     """
     request = ready(loader.family_of_key(handle.key), request)
-    check_before_load(handle.key, request)
+    check_before_load(handle.key, request, handle.loras)
     lora.check_loras(handle.loras)
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.check import check_conditions, pixel_notes, scaled_notes, still_missing
-from .conditions.clips import clip_form, clips_of, with_clip_length
+from .conditions.clips import clip_form, sized_clips, with_clip_length
 from .conditions.keyframes import keyframes_of
 from .conditions.masks import mask_of, repaints
 from .conditions.rates import check_frame_rate
+from .conditions.references import with_references
 from .embeddings.check import check_texts
 from .families import Family
 from .requested.ignored import assumed_notes, ignored_notes
@@ -51,7 +52,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
         cure = "leave it out for the model's own" if family.guidance is None else f"{family.guidance:g} is recommended"
         _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
     _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
-    request, fitted = fit(family, with_clip_length(family, request))
+    request, fitted = fit(family, with_clip_length(family, with_references(family, request)))
     _check_aspect(family, request)
     fitted += check_frame_rate(family, request)
     _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
@@ -102,7 +103,7 @@ def complete(family: Family, request: SampleRequest) -> SampleRequest:
 
     The size follows a reference image's aspect.
     """
-    request, _ = fit(family, with_clip_length(family, request))
+    request, _ = fit(family, with_clip_length(family, with_references(family, request)))
     guidance = complete_guidance(family, request)
     guidance_2 = request.guidance_2
     if guidance_2 is None and request.guidance is None:
@@ -263,8 +264,8 @@ def _size(family: Family, request: SampleRequest) -> tuple[int | None, int | Non
         height, width = (edge * family.latent_stride for edge in request.latent.shape[-2:])
     elif not family.width or not family.height:
         return request.width, request.height
-    elif request.images or clips_of(request):
-        first = request.images[0] if request.images else next(iter(clips_of(request).values())).frames[0]
+    elif request.images or (clips := sized_clips(family, request)):
+        first = request.images[0] if request.images else next(iter(clips.values())).frames[0]
         rows, columns = first.shape[:2]
         scale = math.sqrt(family.width * family.height / (rows * columns))
         width, height = (max(1, round(edge * scale / multiple)) * multiple for edge in (columns, rows))

@@ -72,7 +72,7 @@ def run(
     request = ready(loaded.family, request)
     for note in request.notes:
         report.note(note)
-    report.facts.update(condition_facts(request))
+    report.facts.update(condition_facts(loaded.family, request))
     callbacks.tick("text encode", 0, 1)
     stages: dict[str, float] = {}
     with (
@@ -226,7 +226,8 @@ def _makes_batches(arguments: dict[str, Any]) -> bool:
 def _joined(latents: list[torch.Tensor | None]) -> torch.Tensor | None:
     import torch
 
-    found = [latent for latent in latents if latent is not None]
+    # MiniMax-H3's rows have no batch.
+    found = [latent[None] if latent.ndim == 2 else latent for latent in latents if latent is not None]
     alike = len(found) == len(latents) and len({latent.shape for latent in found}) == 1
     return torch.cat(found) if alike else None
 

@@ -99,7 +99,7 @@ def check(handle: PipelineHandle, request: SampleRequest) -> None:
     require_ray()
     if handle.key.device not in ("auto", "cpu"):
         raise InputError("device", handle.key.device, SEVERAL_CARDS, "choose auto where the model is loaded")
-    check_before_load(handle.key, ready(family_of_key(handle.key), request))
+    check_before_load(handle.key, ready(family_of_key(handle.key), request), handle.loras)
     check_loras(handle.loras)
 
 

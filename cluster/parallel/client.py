@@ -65,7 +65,7 @@ def generate_together(
         if not failed:  # what "auto" declines is in the table alone, and this one is asked for
             result.report.note(f"parallel auto is off: {why}.")
         return result
-    check_before_load(handle.key, ready(family, request))
+    check_before_load(handle.key, ready(family, request), handle.loras)
     check_loras(handle.loras)
     make_room()
     kept = replace(handle, vae=None)

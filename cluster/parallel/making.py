@@ -77,7 +77,7 @@ class Maker:
         family = family_of_key(handle.key)
         if self._group.rank and not family.known:
             request = replace(request, decode=False)  # such a pipeline decodes by itself
-        check_before_load(handle.key, ready(family, request))
+        check_before_load(handle.key, ready(family, request), handle.loras)
         check_loras(handle.loras)
         before = CACHE.peek(handle.key)
         loading = Callbacks(show, _stops(cancelled), previews=False)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ...pipelines.conditions.kinds import ROLES
+from ...pipelines.conditions.kinds import REFERENCE, ROLES
 from ...pipelines.loading.small_files import plain_path
 from ..media import left_out, read_picture
 from ..options import path_argument
+from ..videos import read_sound
 from .clip_files import clip_left_out, clip_shape, read_clip
 from .given import argument
 
@@ -82,11 +84,13 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         "--image-prompt-strength", type=float, metavar="X", help="1 (default): as the IP-Adapter was trained, 0 to 2"
     )
     for role in ROLES:
+        several: dict[str, Any] = {"action": "append", "default": []} if role == REFERENCE else {}
         group.add_argument(
             "--video" if role == "video" else f"--{role}-video",
             type=path_argument,
             metavar="FILE",
-            help=f"clip {_FOR[role]}: a video file, or a folder of pictures",
+            help=f"clip {_FOR[role]}: a video file, or a folder of pictures{_AGAIN if several else ''}",
+            **several,
         )
     group.add_argument(
         "--keyframe",
@@ -111,8 +115,9 @@ _FOR = {
     "pose": "of the pose, for Wan-Animate",
     "face": "of the face, for Wan-Animate",
     "background": "of the background, for Wan-Animate",
-    "reference": "that an LTX-2 LoRA made for one keeps to",
+    "reference": "that an LTX-2 LoRA made for one keeps to, or a reference of MiniMax-H3",
 }
+_AGAIN = "; of MiniMax-H3 a picture too, and repeat for several, in their order"
 _KEYFRAME = re.compile(r"(?P<file>.+?)(?:@(?P<frame>-?\d+))?(?::(?P<strength>[0-9.]+))?", re.DOTALL)
 
 
@@ -169,7 +174,7 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
         read: what reads a picture; with any other than `read_picture`, of clips only the shape is read.
     """
     from ...pipelines.conditions.controlnets import resolve_controlnet
-    from ...pipelines.conditions.kinds import ControlCondition, MaskCondition, VideoCondition
+    from ...pipelines.conditions.kinds import ControlCondition, MaskCondition, Sound, VideoCondition
 
     pictures = args.control_image
     models: list[ControlNetKey | None] = [resolve_controlnet(source) for source in args.controlnet]
@@ -195,13 +200,20 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
         image = read(picture, "control_image")[None]
         found.append(ControlCondition(image, model, **limits, mode=mode))
     found += _image_prompts(args, read)
-    for role in ROLES:
-        clip = getattr(args, "video" if role == "video" else f"{role}_video")
-        if clip is not None:
-            frames, rate = reads(clip, "video" if role == "video" else f"{role}_video")
-            found.append(VideoCondition(frames, role, rate))
+    for role, name, clip in _clips(args):
+        frames, rate = reads(clip, name)
+        heard = read_sound(clip, name) if role == REFERENCE else None
+        found.append(VideoCondition(frames, role, rate, None if heard is None else Sound(*heard)))
     found += [keyframe(text, read) for text in args.keyframe]
     return (*found, *(argument(text, read) for text in args.argument))
+
+
+def _clips(args: argparse.Namespace) -> Iterator[tuple[str, str, Path]]:
+    """(role, name of the input, file) of every clip, in the order in which they are given."""
+    for role in ROLES:
+        name = "video" if role == "video" else f"{role}_video"
+        given = getattr(args, name)
+        yield from ((role, name, clip) for clip in (given if isinstance(given, list) else [given]) if clip is not None)
 
 
 def _image_prompts(args: argparse.Namespace, read: Callable[..., torch.Tensor]) -> list[Condition]:
@@ -227,7 +239,6 @@ def conditions_left_out(args: argparse.Namespace) -> list[str]:
     """What of the files of the conditions is not read, one sentence each."""
     matched = [_KEYFRAME.fullmatch(text) for text in args.keyframe]
     keyframes = [plain_path("keyframe", found["file"]) for found in matched if found is not None]
-    clips = [getattr(args, "video" if role == "video" else f"{role}_video") for role in ROLES]
     pictures = [*([] if args.mask is None else [args.mask]), *args.control_image, *args.image_prompt, *keyframes]
     notes = [note for path in pictures for note in left_out(path)]
-    return [*notes, *(note for path in clips if path is not None for note in clip_left_out(path))]
+    return [*notes, *(note for role, _, clip in _clips(args) for note in clip_left_out(clip, heard=role == REFERENCE))]

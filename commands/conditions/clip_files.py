@@ -70,11 +70,15 @@ def clip_shape(path: Path, name: str) -> tuple[torch.Tensor, float | None]:
     return torch.zeros(1, 1, 1, 1).expand(*shape, 3), rate
 
 
-def clip_left_out(path: Path) -> list[str]:
-    """What `read_clip` does not read of a file or of a folder's files, one sentence each."""
+def clip_left_out(path: Path, heard: bool = False) -> list[str]:
+    """What `read_clip` does not read of a file or of a folder's files, one sentence each.
+
+    Args:
+        heard: whether its sound is read beside the frames.
+    """
     several = _pictures_in(path)
     notes = [note for note in left_out(path) if several < 2 or f"the first of its {several} pictures" not in note]
-    return [*notes, *([f"{path.name}: its sound is left out."] if has_sound(path) else [])]
+    return [*notes, *([f"{path.name}: its sound is left out."] if not heard and has_sound(path) else [])]
 
 
 def _pictures_in(path: Path) -> int:

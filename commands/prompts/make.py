@@ -61,7 +61,7 @@ class Maker:
         optimization_settings(item.args)
         target_of(item, Path("."), _makes_video(item, family), family.name)
         request = ready(family, sample_request(item.args, decode=not _is_latent(item), read=shape_of_picture))
-        check_before_load(handle.key, request)
+        check_before_load(handle.key, request, handle.loras)
         check_loras(handle.loras)
 
     def make(

@@ -106,6 +106,33 @@ def has_sound(path: Path) -> bool:
         return False
 
 
+def read_sound(path: Path, name: str) -> tuple[torch.Tensor, int] | None:
+    """The sound of a video file at its own rate, float [channels, samples], and samples per second; None without one.
+
+    Args:
+        name: of the input, for errors.
+
+    Raises:
+        InputError: the track cannot be read.
+    """
+    import av
+    import torch
+
+    if not has_sound(path):
+        return None
+    try:
+        with av.open(str(path)) as container:
+            track = container.streams.audio[0]
+            plain = av.AudioResampler(format="fltp", layout=track.layout, rate=track.rate)  # the numbers alone change
+            blocks = [block for heard in container.decode(track) for block in plain.resample(heard)]
+            blocks += plain.resample(None)
+            waveform = [torch.from_numpy(block.to_ndarray()) for block in blocks]
+            return (torch.cat(waveform, dim=1), int(track.rate)) if waveform else None
+    except unreadable() as error:
+        reason = f"its sound cannot be read ({first_line(error)})"
+        raise InputError(name, str(path), reason, "use an mp4, or one without sound") from None
+
+
 def check_memory(name: str, path: Path, shape: tuple[int, int, int], cure: str) -> None:
     """Raise InputError for a clip that takes more memory than is free.
 

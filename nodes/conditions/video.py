@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ...pipelines.conditions.kinds import ROLES, KeyframeCondition, VideoCondition
+from ...pipelines.conditions.kinds import ROLES, KeyframeCondition, Sound, VideoCondition
 from .. import types
 from ..host.compat import schema
 from ..pictures import clip, pictures
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from ...pipelines.conditions.kinds import Condition
@@ -40,10 +42,17 @@ class VideoConditionNode(io.ComfyNode):
         if hasattr(video, "get_components"):
             parts = video.get_components()
             frames, rate = clip("video", parts.images), float(parts.frame_rate)
-            added = VideoCondition(frames, role, rate, sound=parts.audio is not None)
+            added = VideoCondition(frames, role, rate, _sound(parts.audio))
         else:
             added = VideoCondition(clip("video", video), role)
         return io.NodeOutput((*(conditions or ()), added))
+
+
+def _sound(audio: Mapping[str, Any] | None) -> Sound | None:
+    """An AUDIO's first item; None where there is nothing to hear."""
+    if audio is None or not audio["waveform"].numel():
+        return None
+    return Sound(audio["waveform"][0], int(audio["sample_rate"]))
 
 
 class KeyframeConditionNode(io.ComfyNode):

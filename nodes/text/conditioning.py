@@ -63,7 +63,7 @@ REFUSED = {
     "keyframe_idxs": ("keyframes", "leave them out; Keyframe Condition has keyframes"),
     "generated_keyframes": ("keyframes", "leave them out; Keyframe Condition has keyframes"),
     "minimax_keyframes": ("keyframes", PICTURES),
-    "minimax_refs": ("references", "leave MiniMax's reference node out"),
+    "minimax_refs": ("references", "leave MiniMax's reference node out; Video Condition and images have references"),
     "guide_attention_entries": ("guides", "leave them out; Keyframe Condition has keyframes"),
     "prompt_type": ("a type of prompt", "leave it out"),
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...errors import InputError
 from .arguments.names import arguments_of
 from .arguments.ranges import reference_size
-from .clips import check_clip_mask, check_clips, clip_input, clips_of, takes_clip_mask
+from .clips import check_clip_mask, check_clips, clip_input, clips_of, named_clips, sized_clips, takes_clip_mask
 from .control import check_controls, controls_of
 from .forms import form_of
 from .further import check_arguments
@@ -17,6 +17,7 @@ from .keyframes import check_keyframes, keyframes_of
 from .kinds import REFERENCE, ROLES
 from .masks import MASK_ARGUMENTS, check_mask, mask_of, repaints
 from .pictures import check_values, is_clear
+from .references import reference_facts
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -76,7 +77,7 @@ def scaled_notes(family: Family, request: SampleRequest, width: int | None, heig
     """
     if not width or not height:
         return []
-    size, clips = (width, height), clips_of(request)
+    size, clips = (width, height), sized_clips(family, request)
     sizes = {role: reference_size(family, request, *size) if role == REFERENCE else size for role in clips}
     given = [("control_image", control.image[0], False, size) for control in controls_of(request)]
     given += [(clip_input(role), clip.frames[0], False, sizes[role]) for role, clip in clips.items()]
@@ -121,7 +122,7 @@ def pixel_notes(family: Family, request: SampleRequest) -> list[str]:
     given += [("control_image", control.image[:1], False) for control in controls_of(request)]
     given += [("image_prompt", prompt.image[:1], False) for prompt in image_prompts_of(request)]
     given += [("keyframe", keyframe.image[:1], False) for keyframe in keyframes_of(request)]
-    given += [(clip_input(role), clip.frames, False) for role, clip in clips_of(request).items()]
+    given += [(name, clip.frames, False) for name, clip in named_clips(request)]
     further = arguments_of(request).items()
     given += [(f"argument {name}", each.image, True) for name, each in further if each.image is not None]
     notes = [note for name, pixels, _ in given for note in check_values(name, pixels)]
@@ -131,15 +132,17 @@ def pixel_notes(family: Family, request: SampleRequest) -> list[str]:
     return notes
 
 
-def condition_facts(request: SampleRequest) -> dict[str, str]:
+def condition_facts(family: Family, request: SampleRequest) -> dict[str, str]:
     """What a run was held to beside its control models, for the report."""
-    mask, clips, keyframes = mask_of(request), clips_of(request), keyframes_of(request)
+    mask, clips, keyframes = mask_of(request), sized_clips(family, request), keyframes_of(request)
     facts = {}
     if mask is not None:
         facts["mask"] = f"{mask.mask.shape[-1]}x{mask.mask.shape[-2]}"
     if clips:
         shapes = {clip_input(role): clip.frames.shape for role, clip in clips.items()}
         facts["clips"] = "; ".join(f"{name} {of[0]} frames of {of[2]}x{of[1]}" for name, of in shapes.items())
+    elif references := reference_facts(request):
+        facts["references"] = references
     if further := arguments_of(request):
         facts["arguments"] = ", ".join(further)
     if keyframes:

@@ -15,6 +15,8 @@ from .kinds import REFERENCE, ROLES, VideoCondition
 from .masks import check_values, mask_of, scaled
 from .pictures import shape_of
 from .rates import LEAST_FRAME_RATE, MOST_FRAME_RATE, keeps_its_rate
+from .references import ARGUMENT as REFERENCES
+from .references import check_references, named_references, reference_values, references_of, takes_references
 from .taking import call_takes
 
 if TYPE_CHECKING:
@@ -33,15 +35,29 @@ _CONTINUES = ("SkyReelsV2DiffusionForcingVideoToVideoPipeline",)
 
 
 def clips_of(request: SampleRequest) -> dict[str, VideoCondition]:
-    """Role -> clip. Raises InputError where two have one role."""
+    """Role -> clip, of several references the first. Raises InputError where two have another role."""
     found: dict[str, VideoCondition] = {}
     for condition in request.conditions:
         if isinstance(condition, VideoCondition):
+            if condition.role in found and condition.role == REFERENCE:
+                continue
             if condition.role in found:
                 reason = "a run takes one clip of each kind"
                 raise InputError(clip_input(condition.role), "two clips", reason, "leave one of them out")
             found[condition.role] = condition
     return found
+
+
+def named_clips(request: SampleRequest) -> list[tuple[str, VideoCondition]]:
+    """Every clip with the name of its input, references last."""
+    others = ((clip_input(role), clip) for role, clip in clips_of(request).items() if role != REFERENCE)
+    return [*others, *named_references(request)]
+
+
+def sized_clips(family: Family, request: SampleRequest) -> dict[str, VideoCondition]:
+    """Role -> clip of those that are brought to the size of the result; references of MiniMax-H3 keep their own."""
+    clips = clips_of(request)
+    return {} if REFERENCE in clips and takes_references(family) else clips
 
 
 def clip_form(family: Family, request: SampleRequest) -> str:
@@ -98,11 +114,14 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     clips, notes = clips_of(request), []
     if not clips:
         return []
-    for role, each in clips.items():
-        shape_of(clip_input(role), each.frames, "a clip is [frames, height, width, 3]", "give a clip")
+    for name, each in named_clips(request):
+        shape_of(name, each.frames, "a clip is [frames, height, width, 3]", "give a clip")
     form = clip_form(family, request)
     if not form:
         _refuse_roles(family, request, clips)
+    if len(references_of(request)) > 1 and not takes_references(family):
+        reason = f"{form} reads one reference"
+        raise InputError(clip_input(REFERENCE), f"{len(references_of(request))} clips", reason, "leave the others out")
     itself = form in family.classes
     if request.images and not itself:
         reason, cure = f"{form} takes none beside a clip", "leave images (--image) out"
@@ -111,6 +130,8 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     if request.strength < 1.0 and "strength" not in call_takes(form):
         reason = f"{family.name} makes all of its frames anew beside a clip, and has no strength"
         raise InputError("strength", request.strength, reason, "use 1")
+    if REFERENCE in clips and takes_references(family):
+        return check_references(family, request)
     if not itself and request.strength >= 1.0 and "strength" in call_takes(form):
         if (steps := request.steps or family.steps) * _OWN_STRENGTH < 1:
             reason = f"{form} takes {_OWN_STRENGTH:g} of them beside a clip, so none would be left"
@@ -126,7 +147,7 @@ def check_clips(family: Family, request: SampleRequest) -> list[str]:
     elif rate is not None and family.video and rate != family.frame_rate:
         own = f"{family.frame_rate:g}, with which its sound goes"
         notes.append(f"frame_rate: {own}; the clip has {rate:g}, so it plays at another speed.")
-    notes += [f"{clip_input(role)}: its sound is left out." for role, clip in clips.items() if clip.sound]
+    notes += [f"{clip_input(role)}: its sound is left out." for role, clip in clips.items() if clip.sound is not None]
     notes += _check_lengths(family, request, clips)
     if request.batch > 1 and not itself and REFERENCE not in clips:
         raise InputError("batch", request.batch, f"{form} makes one at a time", "use 1")
@@ -214,7 +235,9 @@ def clip_arguments(form: str, family: Family, request: SampleRequest, to_picture
     }
     if "driving_video_fps" in call_takes(form) and "video" in clips:
         given["driving_video_fps"] = clips["video"].frame_rate
-    if REFERENCE in clips:
+    if REFERENCE in clips and REFERENCES in call_takes(form):
+        given[REFERENCES] = reference_values(family, request, to_picture)
+    elif REFERENCE in clips:
         frames, made = clips[REFERENCE].frames, ltx.reference_class(form)
         used = _used_of_reference(family, request, len(frames))
         size = reference_size(family, request, request.width or 0, request.height or 0)

@@ -16,7 +16,7 @@ ROLES = {
     "pose": ("pose_video",),
     "face": ("face_video",),
     "background": ("background_video",),
-    REFERENCE: ("reference_conditions",),
+    REFERENCE: ("reference_conditions", "references"),
 }
 """What a clip is for -> the arguments of a call that take it."""
 
@@ -77,21 +77,32 @@ class ControlCondition:
 
 
 @dataclass(frozen=True, eq=False)
+class Sound:
+    """The sound of a clip. Attributes: waveform, float [channels, samples]; sample rate in Hz."""
+
+    waveform: torch.Tensor
+    sample_rate: int
+
+
+@dataclass(frozen=True, eq=False)
 class VideoCondition:
     """A clip that the result starts from or keeps to.
 
     Attributes:
         frames: float [T, H, W, 3] in 0..1.
         role: one of `ROLES`: "video" to start from or to edit, "control", or the "pose", "face" or "background" of an
-            animated person, or the "reference" of an LTX-2 LoRA made for one.
+            animated person, or a "reference": of an LTX-2 LoRA made for one, or of MiniMax-H3, for which one frame is
+            a picture.
         frame_rate: frames per second, None where it has none.
-        sound: it has sound, which no run reads.
+        sound: None where it has none.
+        given_as: what it came as, "" for a clip of its role.
     """
 
     frames: torch.Tensor
     role: str = "video"
     frame_rate: float | None = None
-    sound: bool = False
+    sound: Sound | None = None
+    given_as: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from ...optimizations.components import is_modular_class
 from ..classes.forms import class_of, inpaint_class
 from ..modular.blocks import blocks_of, inputs
 from .control import control_form_of, control_models
-from .kinds import MaskCondition, VideoCondition
+from .kinds import REFERENCE, MaskCondition, VideoCondition
 from .taking import call_takes
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
     if condition is None:
         return []
     if has_clip(request):
-        raise InputError("mask", _GIVEN, f"{family.name} takes no mask with a clip", _LEAVE)
+        roles = {each.role for each in request.conditions if isinstance(each, VideoCondition)}
+        what = "a reference" if roles == {REFERENCE} else "a clip"
+        raise InputError("mask", _GIVEN, f"{family.name} takes no mask with {what}", _LEAVE)
     shape = check_values(condition)
     form = repaints(family, request)
     if keeps_nothing(family, request, inpaint_form(family)):

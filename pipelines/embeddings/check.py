@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ..conditions.references import references_of
 from .table import ENCODINGS, NOT_TAKEN, NOT_USED, Encoding
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def _unused(family: Family, request: SampleRequest, encoding: Encoding, guided: 
         hidden = text is not None and text.mask is not None and not bool((text.mask > 0).all())
         if hidden and not (encoding.mask or encoding.listed):
             notes.append(f"the attention mask of {name} is ignored: {family.name} reads its padding too.")
-        if text is not None and request.images and encoding.tags and (text.tags is None or bool((text.tags > 0).all())):
+        shown = bool(request.images or references_of(request))
+        if text is not None and shown and encoding.tags and (text.tags is None or bool((text.tags > 0).all())):
             notes.append(f"{name} says nothing of the pictures: {family.name}'s own encoding would show them to it.")
         if text is not None and not encoding.sizes and (text.original_size or text.crop or text.target_size):
             notes.append(f"the sizes of {name} are ignored: {family.name} takes none.")

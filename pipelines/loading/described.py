@@ -55,6 +55,23 @@ def denoiser_of_key(key: LoadKey) -> tuple[type, Mapping[str, Any]] | None:
     return _denoiser_of_folder(path) if path.is_dir() else None
 
 
+@lru_cache(maxsize=64)
+def part_configurations(key: LoadKey, names: tuple[str, ...]) -> dict[str, Mapping[str, Any]] | None:
+    """The configuration of each of these components that a key's model holds; None where only the load tells it."""
+    path = folder_of(key)
+    if path is None:
+        pipeline: Any = tiny.build(key.source.removeprefix(TINY))
+        parts = {name: getattr(pipeline, name, None) for name in names}
+        return {name: dict(part.config) for name, part in parts.items() if part is not None}
+    if key.parts:
+        return {name: {} for name in names if key.holds(name)}
+    if not path.is_dir():
+        return None
+    index = checkpoints.read_index(path)
+    held = checkpoints.components(index)
+    return {name: configuration(component_folder(path, index, name), name) for name in names if name in held}
+
+
 def sounds_per_second(parts: Any) -> float | None:
     """Latents of sound that a model makes a second; None of one that makes none with its frames, or does not say.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from ...errors import InputError
+from ..conditions.references import references_of
 
 if TYPE_CHECKING:
     from ..types import LoadKey, SampleRequest
@@ -19,6 +20,8 @@ def check_absent(key: LoadKey, request: SampleRequest) -> None:
         require_vae(key, "decode", "on", cure)
     if request.images or request.last_image is not None:
         require_vae(key, "images", "given", "choose a VAE in the loader: it encodes them")
+    if references_of(request):
+        require_vae(key, "reference_video", "given", "choose a VAE in the loader: it encodes them")
 
 
 def require_vae(key: LoadKey, name: str, value: str, cure: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..arguments import form_class
 from ..conditions.arguments.schedules import schedule_of, with_steps
 from ..conditions.check import deciding_inputs
@@ -11,24 +13,33 @@ from ..conditions.image_prompts.files import check_image_prompt_fits
 from ..conditions.image_prompts.keys import check_form_takes, image_prompts_of
 from ..conditions.keyframes import check_keyframe_scheduler
 from ..conditions.rates import check_sound_length
+from ..conditions.references import DENOISER, SOUND_VAE, check_reference_parts, references_of, refuse_loras
 from ..embeddings.check import check_widths
 from ..loading import loader
-from ..loading.described import denoiser_of_key, sounds_of_key
+from ..loading.described import denoiser_of_key, part_configurations, sounds_of_key
+from ..lora import names
 from ..requests import SCHEDULER_DEFAULT, ReadyRequest
 from ..schedulers import TRIAL_STEPS, fitting_scheduler
-from ..types import LoadKey
+from ..types import LoadKey, LoraSpec
 from .absent import check_absent
 
 
-def check_before_load(key: LoadKey, request: ReadyRequest) -> None:
+def check_before_load(key: LoadKey, request: ReadyRequest, loras: Sequence[LoraSpec] = ()) -> None:
     """Refuse what only another model could do, as far as its configuration files tell.
+
+    Args:
+        loras: what the model is to run with.
 
     Raises:
         InputError: a scheduler, control model or image prompt's model that does not fit, another number of steps than
             a scheduler makes of a schedule, encoded texts of another family, or what a component that was left out
-            would have to do.
+            would have to do; LoRAs beside references.
+        MissingDependencyError: a reference's sound needs a package that is not installed.
     """
     check_absent(key, request)
+    if references_of(request):
+        check_reference_parts(request.family, request, part_configurations(key, (DENOISER, SOUND_VAE)))
+        refuse_loras(request.family, request, names(loras))
     prompts = image_prompts_of(request)
     asks = request.positive is not None or control_models(request) or prompts
     denoiser = denoiser_of_key(key) if asks else None

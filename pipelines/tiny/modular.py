@@ -38,10 +38,37 @@ def flux3() -> Any:
 
 
 def minimax_h3() -> Any:
-    """MiniMax-H3: video and sound from one sequence, its VAE with the strides of the real one."""
+    """MiniMax-H3: video and sound from one sequence, its VAE with the strides of the real one, and the denoiser that
+    reads references."""
+    import diffusers
+    import torch
+
+    transformer = _video_transformer()
+    tokenizer = qwen_tokenizer()
+    pipeline = _made_of(
+        "MiniMaxH3ModularPipeline",
+        text_encoder=qwen3_vl_encoder(layers=52),  # the hidden state 50 is read
+        tokenizer=tokenizer,
+        processor=qwen3_vl_processor(tokenizer),
+        vae=_video_vae(),
+        audio_vae=_audio_vae(),
+        transformer=transformer,
+        scheduler=diffusers.MiniMaxH3Scheduler(shift=12.0),
+        audio_scheduler=diffusers.MiniMaxH3Scheduler(shift=3.0),
+        # The geometry of references: the real one, 2048 pixels and 768, is much for a processor.
+        reference_image_short_edge=64,
+        canvas_short_edge=32,
+        canvas_max_pixels=32 * 64,
+    )
+    with torch.random.fork_rng(devices=[]):  # the weights of the others do not depend on it
+        pipeline.update_components(transformer_ref=_video_transformer())
+    return pipeline
+
+
+def _video_transformer() -> Any:
     import diffusers
 
-    transformer = diffusers.MiniMaxH3Transformer3DModel(
+    transformer: Any = diffusers.MiniMaxH3Transformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
         hidden_size=24,
@@ -56,18 +83,7 @@ def minimax_h3() -> Any:
         time_embed_dim=16,
         rope_freq_dim=2,
     )
-    tokenizer = qwen_tokenizer()
-    return _made_of(
-        "MiniMaxH3ModularPipeline",
-        text_encoder=qwen3_vl_encoder(layers=52),  # the hidden state 50 is read
-        tokenizer=tokenizer,
-        processor=qwen3_vl_processor(tokenizer),
-        vae=_video_vae(),
-        audio_vae=_audio_vae(),
-        transformer=transformer,
-        scheduler=diffusers.MiniMaxH3Scheduler(shift=12.0),
-        audio_scheduler=diffusers.MiniMaxH3Scheduler(shift=3.0),
-    )
+    return transformer
 
 
 def _video_vae() -> Any:

@@ -165,6 +165,27 @@ def test_a_video_of_core_is_a_clip(server: Client) -> None:
     assert np.array_equal(from_frames, server.images(server.succeed(graph(server, "wan21-vace", nodes))))
 
 
+def test_references_reach_minimax_h3_in_their_order_with_a_videos_sound(server: Client) -> None:
+    pytest.importorskip("diffusers.modular_pipelines.minimax_h3", reason="this diffusers has no MiniMax-H3")
+    nodes = clip("reference", frames=16)
+    nodes["heard"] = {"class_type": "EmptyAudio", "inputs": {"duration": 0.5, "sample_rate": 32000, "channels": 2}}
+    made = {"images": ["many", 0], "fps": 30.0, "audio": ["heard", 0]}
+    nodes["made"] = {"class_type": "CreateVideo", "inputs": made}
+    given = {"video": ["made", 0], "role": "reference"}
+    nodes["clip"] = {"class_type": "FastDiffusersVideoCondition", "inputs": given}
+    nodes["last"]["inputs"] |= {"video": ["one", 0], "conditions": ["clip", 0]}
+    prompt = graph(server, "minimax-h3", nodes)
+    prompt["sample"]["inputs"] |= {"width": 32, "height": 32, "steps": 3, "decode": False}
+    shown = server.report(server.succeed(prompt))["facts"]["references"].split("; ")
+    assert [each.partition(" of ")[0] for each in shown] == ["16 frames", "picture"]
+    assert shown[0].endswith(" at 30 per second with sound")
+    prompt["sample"]["inputs"]["images.image_1"] = ["many", 0]
+    message = server.error(server.run(prompt))
+    assert message["exception_message"].startswith(
+        "references = '17 pictures': Leave the others out. Reason: minimax-h3"
+    )
+
+
 def test_keyframes_reach_ltx2(server: Client) -> None:
     import diffusers
 

@@ -40,6 +40,7 @@ _OWN_INPUTS = {
     "control_image": "Control Condition",
     "control_mode": "Control Condition",
     "video": "Video Condition",
+    "references": "Video Condition with the role reference",
 }
 """Argument -> the input that gives it."""
 _WITH_IMAGES = {"image": "images", "strength": "strength", "mask_image": "Mask Condition"}

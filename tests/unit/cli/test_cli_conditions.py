@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from PIL import Image
 
 from fastdiffusers import cli, memory
+from fastdiffusers.commands import generate as generate_command
+from fastdiffusers.commands.conditions import conditions
 from fastdiffusers.commands.conditions.clip_files import clip_left_out, clip_shape, read_clip
-from fastdiffusers.commands.media import read_frames, write_mp4, write_picture, write_picture_folder
+from fastdiffusers.commands.media import read_frames, read_picture, write_mp4, write_picture, write_picture_folder
+from fastdiffusers.commands.prompts.request import sample_request
 from fastdiffusers.errors import InputError
 from fastdiffusers.optimizations.settings import OptimizationSettings
 from fastdiffusers.pipelines import tiny
+from fastdiffusers.pipelines.arguments import to_pil
 from fastdiffusers.pipelines.conditions.controlnets import resolve_controlnet
 from fastdiffusers.pipelines.conditions.image_prompts.keys import resolve_image_prompt
 from fastdiffusers.pipelines.conditions.kinds import (
@@ -26,8 +32,11 @@ from fastdiffusers.pipelines.conditions.kinds import (
     MaskCondition,
     VideoCondition,
 )
+from fastdiffusers.pipelines.conditions.references import reference_values
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
+from fastdiffusers.pipelines.recognize import family_of
+from fastdiffusers.pipelines.requests import ready
 from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
 
 sys.path.append(str(Path(__file__).parents[1] / "pipelines"))
@@ -263,3 +272,45 @@ def test_an_image_prompt(files: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ):
         assert run("tiny:sdxl", out, *more) != 0
         assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_references_are_read_as_diffusers_reads_them_in_the_order_given(files: Path, tmp_path: Path) -> None:
+    h3: Any = pytest.importorskip("diffusers.modular_pipelines.minimax_h3", reason="this diffusers has no MiniMax-H3")
+    video, picture, report = tmp_path / "heard.mp4", files / "picture.png", tmp_path / "report.json"
+    sound = torch.sin(torch.arange(16_000) / 9).expand(2, -1) / 2
+    write_mp4(torch.rand(16, 32, 48, 3), video, 30.0, (sound, 32_000))
+    given = ("--image", str(picture), "--reference-video", str(video), "--reference-video", str(picture))
+    parser = argparse.ArgumentParser()
+    generate_command.add_arguments(parser)
+    typed = parser.parse_args(["--model", "m", "--prompt", "p", "--output", "o.mp4", *given])
+    asked = ready(family_of("MiniMaxH3ModularPipeline"), sample_request(typed, decode=True))
+    first, clip, last = reference_values(asked.family, asked, lambda frame, size: to_pil(frame))
+    theirs = h3.MiniMaxH3VideoReference.from_file(video)
+    assert numpy.array_equal(numpy.stack([numpy.asarray(frame) for frame in clip.frames]), theirs.frames)
+    assert torch.equal(clip.audio, theirs.audio)
+    assert (clip.fps, clip.sample_rate) == (theirs.fps, theirs.sample_rate) == (30.0, 32_000)
+    assert (
+        first.image.tobytes() == last.image.tobytes() == h3.MiniMaxH3ImageReference.from_file(picture).image.tobytes()
+    )
+    (shape,) = [each for each in conditions(typed, lambda path, *names, **how: read_picture(path)) if each.sound][:1]
+    assert shape.frames.stride() == (0, 0, 0, 0), "of a clip that is only planned with, the shape alone is read"
+    line = [
+        "generate",
+        "--model",
+        "tiny:minimax-h3",
+        "--prompt",
+        "a",
+        "--steps",
+        "2",
+        "--width",
+        "32",
+        "--height",
+        "32",
+    ]
+    line += ["--dtype", "float32", "--device", "cpu", "--quiet", "--output", str(tmp_path / "latent.safetensors")]
+    assert cli.main([*line, "--report", str(report), *given]) == 0
+    said = json.loads(report.read_text())
+    assert said["facts"]["references"].startswith(
+        "picture of 64x64; 16 frames of 48x32 at 30 per second with sound; pict"
+    )
+    assert not [note for note in said["notes"] if "sound is left out" in note]

@@ -127,7 +127,7 @@ def test_decode_refuses_what_it_would_not_follow(
     ("words", "said"),
     [
         (["--mask", "a", "--mask=b"], "argument --mask: it is given twice, and takes one file: say it once"),
-        (["--reference-video", "a", "--reference-video", "b"], "argument --reference-video: it is given twice"),
+        (["--pose-video", "a", "--pose-video", "b"], "argument --pose-video: it is given twice"),
         (["--report", "b.json"] * 2, "argument --report: it is given twice"),
     ],
 )

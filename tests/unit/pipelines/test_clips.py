@@ -19,7 +19,13 @@ from fastdiffusers.pipelines.arguments import call_arguments, form_for, to_pil
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.conditions.clips import clip_arguments
 from fastdiffusers.pipelines.conditions.keyframes import keyframe_arguments, keyframe_form
-from fastdiffusers.pipelines.conditions.kinds import ArgumentCondition, KeyframeCondition, MaskCondition, VideoCondition
+from fastdiffusers.pipelines.conditions.kinds import (
+    ArgumentCondition,
+    KeyframeCondition,
+    MaskCondition,
+    Sound,
+    VideoCondition,
+)
 from fastdiffusers.pipelines.generate import generate
 from fastdiffusers.pipelines.loading import loader
 from fastdiffusers.pipelines.recognize import family_of, family_of_configuration, small
@@ -108,7 +114,7 @@ def test_the_clips_length_becomes_one_that_the_model_makes() -> None:
 
 @pytest.mark.parametrize(("asked", "made"), [(None, 12.5), (24.0, 24.0)])
 def test_the_clips_frame_rate_is_the_results_and_its_sound_is_named(asked: float | None, made: float) -> None:
-    clip = VideoCondition(CLIP, frame_rate=12.5, sound=True)
+    clip = VideoCondition(CLIP, frame_rate=12.5, sound=Sound(torch.zeros(1, 9), 9))
     family = small(family_of("WanPipeline"), one_expert=True)
     result = ready(family, request(clip, strength=0.5, frame_rate=asked))
     assert result.frame_rate == made
@@ -438,6 +444,12 @@ def test_a_reference_is_refused_where_nothing_reads_one() -> None:
     with pytest.raises(InputError, match="takes no reference clip"):
         check_request(held("wan21-t2v").family, request(VideoCondition(CLIP, "reference"), num_frames=5))
     family = small(family_of("LTX2ImageToVideoPipeline"))
+    two = (VideoCondition(CLIP, "reference"), VideoCondition(CLIP, "reference"))
+    with pytest.raises(InputError, match=r"reference_video = '2 clips': LTX2InContextPipeline reads one reference"):
+        check_request(small(family_of("LTX2Pipeline")), request(*two, num_frames=9))
+    heard = VideoCondition(CLIP, "reference", sound=Sound(torch.zeros(1, 9), 9))
+    notes = check_request(small(family_of("LTX2Pipeline")), request(heard, num_frames=9))
+    assert "reference_video: its sound is left out." in notes
     with pytest.raises(InputError, match="keyframe at frame 0"):
         check_request(family, request(VideoCondition(CLIP, "reference"), num_frames=9, images=(PICTURE[0],)))
 
