@@ -1,6 +1,6 @@
 """Train the embedded tiny Flux from drawn landscapes, and the embedded video VAE from such that move.
 
-`python . scripts.train_tiny --stage vae --steps 2500 --output FOLDER`, then the same with `--stage flux --steps 8500`.
+`python . scripts.train_tiny --stage vae --steps 2500 --output FOLDER`, then the same with `--stage flux --steps 3000`.
 A stage that was stopped goes on where it was. FOLDER/flux is then a pipeline in float16 that
 `FluxPipeline.from_pretrained` reads; the `.jsonl` files are the losses. `--stage video` is by itself, and makes
 FOLDER/video_vae.safetensors, and FOLDER/clip.mp4 to try it with.

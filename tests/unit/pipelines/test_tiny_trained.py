@@ -178,7 +178,7 @@ def test_the_weights_and_their_training_are_here_and_small(trained_weights: Path
     assert sum(path.stat().st_size for path in files) < 8 * 10**6
     for folder, stage, steps in (
         (trained_weights, "vae", 2500),
-        (trained_weights, "flux", 8500),
+        (trained_weights, "flux", 3000),
         (of_video, "video", STEPS_OF_VIDEO),
     ):
         assert "Seed 0" in (folder / "README.md").read_text(encoding="utf-8")
