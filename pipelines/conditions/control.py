@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from ..classes.forms import class_of
 from .controls.modes import check_modes, check_own_modes, is_union, with_modes
+from .controls.several import annotation, check_several
 from .kinds import ControlCondition, ControlNetKey
 from .pictures import shape_of
 from .taking import call_takes, component_classes, modular_class
@@ -79,7 +79,7 @@ def accepted_models(form: str) -> tuple[str, ...]:
     if own := component_classes(form, "controlnet"):
         return own
     names = {
-        word.strip("'>").rsplit(".", 1)[-1] for word in _annotation(form).replace("[", " ").replace("]", " ").split()
+        word.strip("'>").rsplit(".", 1)[-1] for word in annotation(form).replace("[", " ").replace("]", " ").split()
     }
     return tuple(sorted(name for name in names if name.endswith("Model") and "Multi" not in name))
 
@@ -165,8 +165,7 @@ def _check_form(
         raise InputError(
             "images", f"{len(request.images)} image(s)", reason, "leave images (--image) out, or add a mask"
         )
-    if len(models) > 1 and (modular_class(plain) is not None or "Multi" not in _annotation(plain)):
-        raise InputError("controlnet", f"{len(models)} models", f"{plain} takes one", "leave all but one out")
+    check_several(plain, models)
     form = control_form_of(family, request, repainted)
     check_modes(controls, form, call_takes(form), request.batch)
     if "control_guidance_start" not in call_takes(form):
@@ -256,9 +255,3 @@ def described(family: Family, request: SampleRequest, repainted: bool) -> list[s
             else:
                 found.append(f"{said}, {control.start:g} to {control.end:g} of the steps, {acts} of {steps}")
     return found
-
-
-def _annotation(form: str) -> str:
-    import diffusers
-
-    return str(inspect.signature(getattr(diffusers, form).__init__).parameters["controlnet"].annotation)

@@ -54,7 +54,8 @@ def bare(family: str, form: str, nets: int = 1, **changes: Any) -> torch.Tensor:
     model = [tiny.build_controlnet(family) for _ in range(nets)]
     wanted = inspect.signature(getattr(diffusers, form).__init__).parameters
     parts = {name: part for name, part in pipeline.components.items() if name in wanted}
-    made = getattr(diffusers, form)(**parts, controlnet=model if nets > 1 else model[0])
+    several: Any = diffusers.QwenImageMultiControlNetModel(model[:1]) if "Qwen" in form and nets > 1 else model
+    made = getattr(diffusers, form)(**parts, controlnet=several if nets > 1 else model[0])
     takes = inspect.signature(made.__call__).parameters
     image = "control_image" if "control_image" in takes else "image"
     arguments = {
@@ -129,12 +130,20 @@ def test_start_and_end_are_applied(family: str) -> None:
         torch.testing.assert_close(none.frames, without.frames, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["flux", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["flux", "sdxl", "sd3", "qwenimage"])
 def test_several_control_pictures_add_up_as_in_bare_diffusers(family: str) -> None:
     pipeline = held(tiny.build(family))
     ours = sampling.run(pipeline, request(family, control(family)))
     theirs = bare(family, family_with_form(family), nets=2)
     torch.testing.assert_close(ours.frames, theirs, atol=1e-6, rtol=0)
+
+
+def test_different_control_models_where_one_reads_all_pictures_are_refused_before_the_load() -> None:
+    other = replace(resolve_controlnet("tiny:qwenimage"), source="other")
+    asked = request("qwenimage", control("qwenimage", model=other))
+    with pytest.raises(InputError, match=r"tiny:qwenimage, other.*one and the same control model"):
+        check_request(family_of("QwenImagePipeline"), asked)
+    check_request(family_of("QwenImagePipeline"), request("qwenimage", control("qwenimage")))
 
 
 def test_a_batch_has_a_seed_for_each_item() -> None:
