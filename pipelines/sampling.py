@@ -29,6 +29,7 @@ from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
 from .requested.item import item_of_batch
+from .requested.posterior_noise import sampled_by_item
 from .requests import ReadyRequest, ready, seeds
 from .results import check_and_report, frames_of, not_finite
 from .schedulers import TRIAL_STEPS, scheduler_for_run
@@ -160,7 +161,8 @@ def _denoise(
             raise _OneByOne(f"{family.name} makes one at a time")
         try:
             encoded = request.positive is not None
-            return call_blocks(pipeline, arguments, encoded) if modular else pipeline(**arguments)
+            with sampled_by_item(getattr(pipeline, "vae", None), seeds(request)):
+                return call_blocks(pipeline, arguments, encoded) if modular else pipeline(**arguments)
         except (AttributeError, TypeError, ValueError) as error:
             if isinstance(arguments.get("generator"), list) and not watch.done and "list" in str(error):
                 raise _OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error
