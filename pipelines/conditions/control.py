@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -93,17 +94,8 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
     Raises:
         InputError: this model takes none, or a control model of another kind.
     """
-    controls, notes = controls_of(request), []
-    for control in controls:
-        shape = shape_of("control_image", control.image, "a control picture is [batch, height, width, 3 or 4]")
-        if not 0.0 <= control.strength <= MOST_STRENGTH:
-            reason = f"it must be between 0 and {MOST_STRENGTH:g}"
-            raise InputError("control strength", control.strength, reason, "1 is as it was trained")
-        if not 0.0 <= control.start < control.end <= 1.0:
-            reason = "start and end are shares of the steps, 0 <= start < end <= 1"
-            raise InputError("control start", f"{control.start:g} to {control.end:g}", reason, "use 0 and 1")
-        if shape[0] > 1:
-            notes.append(f"control_image: the first of {shape[0]} is used.")
+    controls = controls_of(request)
+    notes = [note for control in controls for note in _check_values(control)]
     models = control_models(request)
     if not controls:
         return []
@@ -112,6 +104,36 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
     if len(models) < len(controls):
         raise InputError("controlnet", "none", "one of the control pictures has no control model", "give each its own")
     return notes + _check_form(family, request, controls, masked, repainted)
+
+
+def without_idle(family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str]]:
+    """The request without the control pictures whose strength for a control model is 0, and a note on each.
+
+    Those of Flux and Qwen-Image would change the result all the same: their forms draw random numbers of the run to
+    encode the picture. A class with a control model of its own keeps its picture.
+
+    Raises:
+        InputError: the other values of one make no sense.
+    """
+    notes, kept = [], list(request.conditions)
+    for control in () if "control_image" in family.required else controls_of(request):
+        if control.model is not None and control.strength == 0.0:
+            _check_values(control)
+            kept.remove(control)
+            notes.append(f"control_image for {control.model.shown} left out: control strength is 0.")
+    return (replace(request, conditions=tuple(kept)), notes) if notes else (request, [])
+
+
+def _check_values(control: ControlCondition) -> list[str]:
+    """A note where only the first of several pictures is used. Raises InputError for values that make no sense."""
+    shape = shape_of("control_image", control.image, "a control picture is [batch, height, width, 3 or 4]")
+    if not 0.0 <= control.strength <= MOST_STRENGTH:
+        reason = f"it must be between 0 and {MOST_STRENGTH:g}"
+        raise InputError("control strength", control.strength, reason, "1 is as it was trained")
+    if not 0.0 <= control.start < control.end <= 1.0:
+        reason = "start and end are shares of the steps, 0 <= start < end <= 1"
+        raise InputError("control start", f"{control.start:g} to {control.end:g}", reason, "use 0 and 1")
+    return [f"control_image: the first of {shape[0]} is used."] if shape[0] > 1 else []
 
 
 def _check_own_control(family: Family, controls: list[ControlCondition]) -> list[str]:

@@ -39,7 +39,8 @@ SEED = 3
 
 
 def control(family: str, **changes: Any) -> ControlCondition:
-    return ControlCondition(EDGES, **{"model": resolve_controlnet(f"tiny:{family}"), "strength": 0.8, **changes})
+    given = {"image": EDGES, "model": resolve_controlnet(f"tiny:{family}"), "strength": 0.8}
+    return ControlCondition(**{**given, **changes})
 
 
 def request(family: str, *others: Any, **changes: Any) -> SampleRequest:
@@ -126,8 +127,21 @@ def test_start_and_end_are_applied(family: str) -> None:
     assert torch.equal(ours.frames, bare(family, form, control_guidance_start=0.3, control_guidance_end=0.9))
     none = sampling.run(pipeline, request(family, conditions=(control(family, strength=0.0),)))
     without = sampling.run(pipeline, request(family, conditions=()))
-    if family == "sdxl":  # Flux's form draws a control latent before its noise
-        torch.testing.assert_close(none.frames, without.frames, atol=1e-5, rtol=0)
+    assert torch.equal(none.frames, without.frames)
+    assert none.report.notes == [
+        f"control_image for tiny:{family} left out: control strength is 0.",
+        *without.report.notes,
+    ]
+
+
+def test_at_strength_0_a_control_picture_is_left_out_before_the_load_and_the_others_stay() -> None:
+    """The forms of Flux and Qwen-Image would take random numbers of the run to encode it."""
+    stays, family = control("qwenimage"), family_of("QwenImagePipeline")
+    asked = request("qwenimage", conditions=(stays, control("qwenimage", strength=0.0)))
+    assert ready(family, asked).conditions == (stays,)
+    for wrong, words in (({"start": 0.5, "end": 0.5}, "start < end"), ({"image": EDGES[0]}, "batch, height")):
+        with pytest.raises(InputError, match=words):
+            ready(family, request("qwenimage", conditions=(control("qwenimage", strength=0.0, **wrong),)))
 
 
 @pytest.mark.parametrize("family", ["flux", "sdxl", "sd3", "qwenimage"])
