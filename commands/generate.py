@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..report import log_run
+from .comparing.recommended import note_other_measurements
 from .files import check_file_target, write_text
 from .libraries import prepare_libraries
 from .media import check_output
@@ -83,7 +84,9 @@ def _make_here(args: argparse.Namespace) -> SampleResult:
         if not latent_only:
             video = family.video and args.num_frames != 1
             check_output(args.output, video)
-        return generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
+        result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
+    note_other_measurements(args.recommended, handle, settings, result)
+    return result
 
 
 def _make_there(args: argparse.Namespace, engine: Engine) -> SampleResult:
