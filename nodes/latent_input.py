@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..pipelines.conditions.kinds import MaskCondition
+from ..pipelines.decoding.padding import CLIP_LENGTH
 from ..pipelines.requests import MAX_BATCH
 from .host.core_vae import first_frame
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ..pipelines.families import Family
     from ..pipelines.types import SampleRequest
 
-CLIP_LENGTH = "clip_length"
-"""Key in a LATENT: frames of the clip before it was filled up to what its VAE encodes, for the decode to cut off."""
 OTHER_KINDS = {"audio": "sound", "hunyuan3dv2": "a 3D shape", "trellis2": "a 3D shape"}
 """`type` of the latents that hold neither pictures nor clips."""
 FOR_SAMPLING = ("noise_mask", "batch_index", "downscale_ratio_spacial", "downscale_ratio_temporal")

@@ -10,13 +10,13 @@ from ..fallback import all_finite
 from ..pipelines import generate
 from ..pipelines.conditions.pictures import check_values
 from ..pipelines.decoding.exactness import BIT_IDENTICAL
+from ..pipelines.decoding.padding import CLIP_LENGTH, without_padding
 from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle
 from ..report import OptimizationRecord
 from . import latent_input, types, video_vae
 from .engine import refuse_as_vae
 from .host import comfy_bridge, core_vae, memory_management
-from .latent_input import CLIP_LENGTH
 from .vae_choices import VaeChoices
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ OF_VIDEO_VAE = "ignored, since it is for this pack's video VAE"
 NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
 RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
 OWN_ARITHMETIC = "exactness is for the clips of a pipeline's VAE; the video VAE always runs this pack's own code"
-MOST_PADDING = 17
-"""Frames at a time in which a VAE takes a clip: more than that is not filled up (MiniMax H3 takes 17 at a time)."""
 
 
 def decode(
@@ -63,13 +61,7 @@ def decode(
         report.note(note)
     if given.unused:
         report.facts["not needed of the latent"] = ", ".join(given.unused)
-    length = latent.get(CLIP_LENGTH)
-    made = frames.shape[1] if frames.ndim == 5 else 0
-    # Other nodes may have cut or joined the latent since: then its clip is not the one whose length was remembered.
-    if length is not None and 0 < length < made < length + MOST_PADDING:
-        report.note(f"{made - length} padding frames cut off behind frame {length}")
-        frames = frames[:, :length]
-    return frames, report
+    return without_padding(frames, latent.get(CLIP_LENGTH), report), report
 
 
 def _decode_samples(
