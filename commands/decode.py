@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from ..pipelines.decoding.padding import CLIP_LENGTH, without_padding
+from ..pipelines.latents import check_kind
 from ..report import log_run
 from .declared import add_tiling_options, declared_by, refuse_given
 from .files import check_file_target, write_text
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
     video = len(shape) == 5 and shape[2] > 1
     check_output(args.output, video)
     latent, metadata = read_latent(args.latents)
+    check_kind("latents", latent)
     sound = read_sound(args.latents)
     made_for = _rate_in(metadata)
     frame_rate = (made_for or 24.0) if args.frame_rate is None else args.frame_rate

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..pipelines.conditions.kinds import MaskCondition
 from ..pipelines.decoding.padding import CLIP_LENGTH
+from ..pipelines.latents import check_kind
 from ..pipelines.requests import MAX_BATCH
 from .host.core_vae import first_frame
 
@@ -48,7 +49,7 @@ def read(latent: Mapping[str, Any]) -> LatentInput:
     """Return the pictures or clips of a LATENT.
 
     Raises:
-        InputError: it holds sound, a shape, or no latent at all.
+        InputError: it holds sound, a shape, whole numbers, or no latent at all.
     """
     kind = OTHER_KINDS.get(latent.get("type", ""))
     if kind is None and "coords" in latent:
@@ -66,6 +67,7 @@ def read(latent: Mapping[str, Any]) -> LatentInput:
         samples = parts[0]
         if len(parts) > 1:
             notes.append("the latent holds sound too, which was left out: only its video was used")
+    check_kind("samples", samples)
     return LatentInput(samples, notes, sorted(set(latent) - {"samples", CLIP_LENGTH, "type"}))
 
 

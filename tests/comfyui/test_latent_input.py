@@ -271,6 +271,8 @@ class TestDecodeAndEncode:
             self.decode(vae[0], {"samples": torch.zeros(1, 8, 4), "type": "audio"})
 
     def test_a_latent_of_no_numbers_is_said(self, vae: tuple[Any, int]) -> None:
+        with pytest.raises(InputError, match="samples = 'int32': a latent holds numbers with a floating point"):
+            self.decode(vae[0], {"samples": torch.zeros(1, vae[1], 1, 4, 6, dtype=torch.int32)})
         broken = {"samples": torch.full((1, vae[1], 1, 4, 6), float("nan"))}
         if vae[1] == 16:
             with pytest.raises(InputError, match="are not finite"):
