@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..vae.embedded import PREFIX, TRAINED
 from ..vae.settings import CONVOLUTIONS, KERNEL_CHOICES, MODES
+from .declared import add_tile_options, declared_by, refuse_given
 from .options import add_vae_compile_options, vae_compile_settings
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def vae_settings(args: argparse.Namespace) -> VaeSettings:
         "overlap_tiles": args.overlap_tiles,
         "fp16_accumulation": args.fp16_accumulation,
     }
+    if args.mode in ("whole", "exact"):
+        reason, cure = f"--mode {args.mode} cuts no tiles, so it would do nothing", "leave it out, or use --mode tiles"
+        refuse_given(args, declared_by(add_tile_options), reason, cure)
     if args.tile_size:
         chosen |= {"tile_size": args.tile_size}
     if args.tile_overlap:

@@ -99,6 +99,7 @@ def test_exact_modes_give_what_the_whole_gives(options: list[str], vae: Path, tm
     [
         (["--tile-size", "8"], "tile-size = 8"),
         (["--tile-size", "64", "--tile-overlap", "64"], "tile-overlap = 64"),
+        (["--mode", "exact", "--tile-size", "64"], "--tile-size = 64: --mode exact cuts no tiles"),
         (["--temporal-slice", "-1"], "temporal-slice = -1"),
         (["--memory-budget-gib", "-1"], "memory-budget-gib = -1"),
         (["--mode", "exact", "--memory-budget-gib", "1e-6"], "memory-budget-gib"),
