@@ -33,7 +33,7 @@ def sampled_by_item(vae: Any, seeds: Sequence[int]) -> Iterator[None]:
     @functools.wraps(encode)
     def encode_for_items(*args: Any, **kwargs: Any) -> Any:
         encoded = encode(*args, **kwargs)
-        posterior = getattr(encoded, "latent_dist", None)
+        posterior: Any = getattr(encoded, "latent_dist", None)
         if hasattr(posterior, "mean") and hasattr(posterior, "std") and not posterior.mean.shape[0] % len(seeds):
             posterior.sample = functools.partial(_sample, posterior, posterior.sample, seeds, generators)
         return encoded
