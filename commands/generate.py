@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..report import log_run
-from .comparing.recommended import note_other_measurements
 from .files import check_file_target, write_text
 from .libraries import prepare_libraries
 from .media import check_output
@@ -17,6 +16,7 @@ from .prompts import arguments
 from .prompts.engine_options import engine_of
 from .prompts.parallel import add_parallel_options, check_parallel_options, generate_for
 from .prompts.queue import SomeFailedError, work_through
+from .prompts.recommended import note_other_measurements
 from .prompts.request import (
     check_latent_target,
     leave_vae_out,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...callbacks import SILENT, Callbacks
 from ...errors import InputError
-from ..comparing.recommended import note_other_measurements
 from ..files import write_text
 from ..media import read_picture
 from ..options import lora_specs, optimization_settings, pipeline_handle
 from ..videos import unreadable
+from .recommended import note_other_measurements
 from .request import LATENT, note_what_is_left_out, result_forms, sample_request, without_latent
 
 if TYPE_CHECKING:
