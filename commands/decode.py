@@ -10,6 +10,8 @@ from ..callbacks import Callbacks
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
+from ..pipelines.decoding.padding import CLIP_LENGTH, without_padding
+from ..pipelines.latents import check_kind
 from ..report import log_run
 from .declared import add_tiling_options, declared_by, refuse_given
 from .files import check_file_target, write_text
@@ -87,6 +89,12 @@ def _rate_in(metadata: dict[str, str]) -> float | None:
         return None
 
 
+def _length_in(metadata: dict[str, str]) -> int | None:
+    """Frames of the clip before it was filled up, as a latent's file says; None where it says nothing."""
+    length = metadata.get(CLIP_LENGTH, "")
+    return int(length) if length.isdecimal() and len(length) < 9 else None
+
+
 def run(args: argparse.Namespace) -> None:
     from ..pipelines.conditions.rates import check_rate
 
@@ -97,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
     video = len(shape) == 5 and shape[2] > 1
     check_output(args.output, video)
     latent, metadata = read_latent(args.latents)
+    check_kind("latents", latent)
     sound = read_sound(args.latents)
     made_for = _rate_in(metadata)
     frame_rate = (made_for or 24.0) if args.frame_rate is None else args.frame_rate
@@ -108,6 +117,7 @@ def run(args: argparse.Namespace) -> None:
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)
+    frames = without_padding(frames, _length_in(metadata), report)
     for note in rate_left_out(args.frame_rate, args.output):
         report.note(note)
     written = write_or_keep(args.output, frame_forms(frames, args.output, frame_rate if video else None, sound))

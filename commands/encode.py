@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
+from ..pipelines.decoding.padding import CLIP_LENGTH
 from ..report import log_run
 from .declared import add_tile_options
 from .files import check_file_target, write_text
@@ -47,11 +48,14 @@ def run(args: argparse.Namespace) -> None:
     from ..vae import encode
 
     with TerminalProgress(args.quiet) as callbacks, compiling(args):
-        latent, report = encode(load(args), frames[None], settings, callbacks)
+        vae = load(args)
+        latent, report = encode(vae, frames[None], settings, callbacks)
     for note in [*left_out(args.frames), *([f"{args.frames.name}: its sound is left out."] if sound else [])]:
         report.note(note)
-    rate = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
-    written = write_or_keep(args.output, latent_forms(latent, rate))
+    metadata = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
+    if vae.config.frames(latent.shape[2]) > len(frames):
+        metadata[CLIP_LENGTH] = str(len(frames))
+    written = write_or_keep(args.output, latent_forms(latent, metadata))
     log_run("encode", report)
     if args.report is not None:
         write_text(args.report, report.as_json())

@@ -16,6 +16,7 @@ from .prompts import arguments
 from .prompts.engine_options import engine_of
 from .prompts.parallel import add_parallel_options, check_parallel_options, generate_for
 from .prompts.queue import SomeFailedError, work_through
+from .prompts.recommended import note_other_measurements
 from .prompts.request import (
     check_latent_target,
     leave_vae_out,
@@ -83,7 +84,9 @@ def _make_here(args: argparse.Namespace) -> SampleResult:
         if not latent_only:
             video = family.video and args.num_frames != 1
             check_output(args.output, video)
-        return generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
+        result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)
+    note_other_measurements(args.recommended, handle, settings, result)
+    return result
 
 
 def _make_there(args: argparse.Namespace, engine: Engine) -> SampleResult:

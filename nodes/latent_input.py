@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..pipelines.conditions.kinds import MaskCondition
+from ..pipelines.decoding.padding import CLIP_LENGTH
+from ..pipelines.latents import check_kind
 from ..pipelines.requests import MAX_BATCH
 from .host.core_vae import first_frame
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from ..pipelines.families import Family
     from ..pipelines.types import SampleRequest
 
-CLIP_LENGTH = "clip_length"
-"""Key in a LATENT: frames of the clip before it was filled up to what its VAE encodes, for the decode to cut off."""
 OTHER_KINDS = {"audio": "sound", "hunyuan3dv2": "a 3D shape", "trellis2": "a 3D shape"}
 """`type` of the latents that hold neither pictures nor clips."""
 FOR_SAMPLING = ("noise_mask", "batch_index", "downscale_ratio_spacial", "downscale_ratio_temporal")
@@ -49,7 +49,7 @@ def read(latent: Mapping[str, Any]) -> LatentInput:
     """Return the pictures or clips of a LATENT.
 
     Raises:
-        InputError: it holds sound, a shape, or no latent at all.
+        InputError: it holds sound, a shape, whole numbers, or no latent at all.
     """
     kind = OTHER_KINDS.get(latent.get("type", ""))
     if kind is None and "coords" in latent:
@@ -67,6 +67,7 @@ def read(latent: Mapping[str, Any]) -> LatentInput:
         samples = parts[0]
         if len(parts) > 1:
             notes.append("the latent holds sound too, which was left out: only its video was used")
+    check_kind("samples", samples)
     return LatentInput(samples, notes, sorted(set(latent) - {"samples", CLIP_LENGTH, "type"}))
 
 

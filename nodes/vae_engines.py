@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..fallback import all_finite
+from ..optimizations.vae_memory import TILING
 from ..pipelines import generate
 from ..pipelines.conditions.pictures import check_values
 from ..pipelines.decoding.exactness import BIT_IDENTICAL
+from ..pipelines.decoding.exactness import RECORD as EXACTNESS
+from ..pipelines.decoding.padding import CLIP_LENGTH, without_padding
 from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle
 from ..report import OptimizationRecord
 from . import latent_input, types, video_vae
 from .engine import refuse_as_vae
 from .host import comfy_bridge, core_vae, memory_management
-from .latent_input import CLIP_LENGTH
 from .vae_choices import VaeChoices
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ OF_VIDEO_VAE = "ignored, since it is for this pack's video VAE"
 NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
 RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
 OWN_ARITHMETIC = "exactness is for the clips of a pipeline's VAE; the video VAE always runs this pack's own code"
-MOST_PADDING = 17
-"""Frames at a time in which a VAE takes a clip: more than that is not filled up (MiniMax H3 takes 17 at a time)."""
 
 
 def decode(
@@ -63,13 +63,7 @@ def decode(
         report.note(note)
     if given.unused:
         report.facts["not needed of the latent"] = ", ".join(given.unused)
-    length = latent.get(CLIP_LENGTH)
-    made = frames.shape[1] if frames.ndim == 5 else 0
-    # Other nodes may have cut or joined the latent since: then its clip is not the one whose length was remembered.
-    if length is not None and 0 < length < made < length + MOST_PADDING:
-        report.note(f"{made - length} padding frames cut off behind frame {length}")
-        frames = frames[:, :length]
-    return frames, report
+    return without_padding(frames, latent.get(CLIP_LENGTH), report), report
 
 
 def _decode_samples(
@@ -80,6 +74,7 @@ def _decode_samples(
             frames, report = video_vae.decode(own, samples, _settings(vae, choices), callbacks)
         if choices.exactness != BIT_IDENTICAL:
             report.note(OWN_ARITHMETIC)
+        _say_no_tiles_of_own(report, choices)
         return frames, _say_recognised(report, vae)
     if isinstance(vae, PipelineHandle):
         settings, note = choices.for_pipeline(), ""
@@ -129,6 +124,7 @@ def encode(
         with choices.compiling():
             samples, report = video_vae.encode(own, pixels, _settings(vae, choices), callbacks)
         latent = _remember_length(samples, report, length, own.config.frames(samples.shape[2]))
+        _say_no_tiles_of_own(report, choices)
         return latent, _say_recognised(report, vae)
     if isinstance(vae, PipelineHandle):
         settings = choices.for_pipeline()
@@ -221,13 +217,42 @@ def _remember_length(samples: torch.Tensor, report: OptimizationReport, length: 
 
 
 def _say_unused(report: OptimizationReport, choices: VaeChoices, vae: Any) -> None:
-    """Note what was chosen that only this pack's video VAE follows."""
+    """Note what was chosen that this kind of VAE, or this way of running it, does not follow."""
+    pipeline = isinstance(vae, PipelineHandle)
     if choices.tiling == "exact":
         report.note(NO_EXACT)
     if choices.memory_budget_gib:
         report.note(f"memory_budget_gib = {choices.memory_budget_gib:g} {OF_VIDEO_VAE}: others go by what is free")
-    if choices.temporal_slice and isinstance(vae, PipelineHandle):
+    if choices.temporal_slice and pipeline:
         report.note(f"temporal_slice = {choices.temporal_slice} {OF_VIDEO_VAE}: a pipeline's has slices of its own")
+    elif choices.temporal_slice and getattr(vae, "latent_dim", 3) < 3:
+        report.note(f"temporal_slice = {choices.temporal_slice} ignored: this VAE is one of pictures")
+    applied = report[TILING].applied if TILING in report else ""
+    if applied.startswith("its own ") and "tiles" not in applied:
+        _say_no_tiles(report, choices, f"it ran its {applied}, as in ComfyUI's own node", ("temporal_slice",))
+        if choices.exactness != BIT_IDENTICAL and EXACTNESS not in report:
+            report.note(f"exactness = {choices.exactness} ignored: it ran its {applied}")
+    elif choices.tiling == "whole" and (pipeline or "tiles" not in applied):
+        _say_no_tiles(report, choices, "tiling is 'whole'", () if pipeline else ("temporal_slice",))
+
+
+def _say_no_tiles_of_own(report: OptimizationReport, choices: VaeChoices) -> None:
+    """Note the same of this pack's video VAE, which never goes over to tiles from these."""
+    if choices.tiling in ("whole", "exact"):
+        _say_no_tiles(report, choices, f"tiling is {choices.tiling!r}")
+
+
+def _say_no_tiles(report: OptimizationReport, choices: VaeChoices, why: str, further: tuple[str, ...] = ()) -> None:
+    """Note which widgets said how tiles are cut, where none were.
+
+    Args:
+        further: names of those beside the two of every VAE.
+    """
+    names = [name for name in ("tile_size", "overlap", *further) if getattr(choices, name)]
+    said = [name for name in names if not any(note.startswith(f"{name} = ") for note in report.notes)]
+    if said:
+        given = ", ".join(f"{name} = {getattr(choices, name)}" for name in said)
+        report.note(f"{given} ignored: {why}")
 
 
 def _say_not_compiled(report: OptimizationReport, choices: VaeChoices) -> None:

@@ -14,7 +14,7 @@ from .classes.guidance import OWN_SCHEDULES
 from .conditions.arguments.idle import takes_negative
 from .conditions.clips import clip_arguments, clip_form
 from .conditions.control import control_arguments
-from .conditions.controls.modes import networks
+from .conditions.controls.several import networks
 from .conditions.forms import form_of
 from .conditions.further import argument_values, refuse_twice
 from .conditions.keyframes import check_keyframe_scheduler, keyframe_arguments

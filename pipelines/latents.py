@@ -118,12 +118,21 @@ def normalize(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
     return (latent - mean) / std
 
 
+def check_kind(name: str, latent: torch.Tensor) -> None:
+    """Raise InputError for a latent of whole numbers. Eight bits with a floating point are numbers like others."""
+    if not latent.is_floating_point():
+        kind = str(latent.dtype).removeprefix("torch.")
+        reason = "a latent holds numbers with a floating point"
+        raise InputError(name, kind, reason, "give the latent of a sampler or of an encode as it is")
+
+
 def check_latent(latent: torch.Tensor, family: Family) -> None:
-    """Raise InputError unless the latent has the form of the family's latents."""
+    """Raise InputError unless the latent has the form of the family's latents, and numbers with a floating point."""
     shape = list(latent.shape)
     if latent.ndim not in (4, 5) or 0 in shape:
         reason = "a latent is [batch, channels, (frames,) height, width]"
         raise InputError("latent", f"shape {shape}", reason, "give the latent of a sampler or of an encode")
+    check_kind("latent", latent)
     # Qwen-Image's VAE is one of clips, and so are its latents, one frame long.
     if (
         latent.ndim == 5

@@ -12,6 +12,7 @@ from ..errors import InputError
 from .classes.guidance import OWN_SCHEDULES
 from .conditions.check import check_conditions, pixel_notes, scaled_notes, still_missing
 from .conditions.clips import clip_form, sized_clips, with_clip_length
+from .conditions.control import without_idle
 from .conditions.keyframes import keyframes_of
 from .conditions.masks import mask_of, repaints
 from .conditions.rates import check_frame_rate
@@ -44,6 +45,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     Raises:
         InputError: the first thing that cannot be done, naming the input, its value, the reason and the cure.
     """
+    request, left_out = without_idle(family, request)
     _check_purpose(family, request)
     _check_range("steps", request.steps, family.min_steps, MAX_STEPS, f"{family.steps} is recommended")
     _check_range("batch", request.batch, 1, MAX_BATCH, "run it several times for more")
@@ -64,7 +66,7 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     conditioned += scaled_notes(family, request, *_size(family, request)) + pixel_notes(family, request)
     texts = check_texts(family, request, scale := complete_guidance(family, request), negative_acts(family, scale))
     ignored = ignored_notes(family, request, scale)
-    return [*fitted, *conditioned, *texts, *ignored, *assumed_notes(family, request)]
+    return [*left_out, *fitted, *conditioned, *texts, *ignored, *assumed_notes(family, request)]
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,10 @@ def ready(family: Family, request: SampleRequest) -> ReadyRequest:
 def complete(family: Family, request: SampleRequest) -> SampleRequest:
     """The request brought to what the family takes, and every gap filled by what it recommends.
 
-    The size follows a reference image's aspect.
+    The size follows a reference image's aspect. A control picture of strength 0 is left out.
     """
-    request, _ = fit(family, with_clip_length(family, with_references(family, request)))
+    request, _ = without_idle(family, with_references(family, request))
+    request, _ = fit(family, with_clip_length(family, request))
     guidance = complete_guidance(family, request)
     guidance_2 = request.guidance_2
     if guidance_2 is None and request.guidance is None:

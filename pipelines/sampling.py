@@ -29,6 +29,7 @@ from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
 from .requested.item import item_of_batch
+from .requested.posterior_noise import sampled_by_item
 from .requested.random_numbers import StepNoise, random_numbers_kept
 from .requests import ReadyRequest, ready, seeds
 from .results import check_and_report, frames_of, not_finite
@@ -166,7 +167,8 @@ def _denoise(
             raise _OneByOne(f"{family.name} makes one at a time")
         try:
             encoded = request.positive is not None
-            return call_blocks(pipeline, arguments, encoded) if modular else pipeline(**arguments)
+            with sampled_by_item(getattr(pipeline, "vae", None), watch.noise.generators):
+                return call_blocks(pipeline, arguments, encoded) if modular else pipeline(**arguments)
         except (AttributeError, TypeError, ValueError) as error:
             if not watch.done and isinstance(arguments.get("generator"), list) and "list" in str(error):
                 raise _OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error

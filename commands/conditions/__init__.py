@@ -48,7 +48,10 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         "embedded one",
     )
     group.add_argument(
-        "--control-strength", type=float, metavar="X", help="1 (default): as the control model was trained"
+        "--control-strength",
+        type=float,
+        metavar="X",
+        help="1 (default): as the control model was trained; 0: without it",
     )
     group.add_argument("--control-start", type=float, metavar="SHARE", help="share of the steps, 0 (default) to 1")
     group.add_argument("--control-end", type=float, metavar="SHARE", help="share of the steps, 0 to 1 (default)")

@@ -24,6 +24,8 @@ DEVICE = torch.device("cuda")
 AS_LOADED = "bfloat16"
 BITS = {AS_LOADED: 16, "8 bits": 8, "4 bits": 4}
 """How weights are stored -> bits of each weight of a quantized layer."""
+AS_STORED = "as stored"
+"""In place of the first, for a model of which something is quantized."""
 SCHEMES = {"8 bits": ("sdnq-int8", "torchao-int8", "torchao-fp8"), "4 bits": ("sdnq-uint4", "bnb-nf4")}
 """The quantizations that store so, in the denoisers and large text encoders."""
 
@@ -33,7 +35,7 @@ class Fit:
     """What fits with the weights stored in one way.
 
     Attributes:
-        stored: one of `BITS`.
+        stored: one of `BITS`, or `AS_STORED`.
         weights: bytes by component.
         mode, why: the memory mode that "auto" takes, and the sum behind it.
         tiling, tiling_why: "off" or the tiles in which "auto" decodes.
@@ -105,6 +107,8 @@ def _fit(model: Model, stored: str, vram: int, working: int, workload: Workload)
     to_come = largest if mode == "model_offload" else 0
     needs = [Need("of weights still to come", to_come), Need("assumed for compiled code", compile.ASSUMED_OVERHEAD)]
     short = shortage(left, needs, keep=int(CompileSettings().headroom_gib * GIB))
+    if stored == AS_LOADED and model.quantized:
+        stored = AS_STORED
     return Fit(stored, weights, mode, why, tiling.applied, tiling.reason, short)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from ...pipelines.recognize import family_of, small
 
 OPTION = "--plan"
 TAKEN = f"give a diffusers folder, the id of a model in the Hub's cache, tiny:<family>, or {', '.join(ARCHITECTURES)}"
+QUANTIZED = "quantization_config"
+"""Entry of a component's configuration that says how its weights are quantized."""
 DTYPE = torch.bfloat16
 """What cards load by default."""
 
@@ -50,12 +52,14 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Model:
-    """What is planned for. Attributes: name, to show; skeleton; family; libraries, of each component, and its class."""
+    """What is planned for. Attributes: name, to show; skeleton; family; libraries, of each component, and its class;
+    quantized, how the components are stored that are: "sdnq int8"."""
 
     name: str
     skeleton: Skeleton
     family: Family
     libraries: Mapping[str, tuple[str, str]]
+    quantized: Mapping[str, str] = field(default_factory=dict)
 
 
 class Stored(nn.Module):
@@ -122,7 +126,18 @@ def _folder(folder: Path, name: str) -> Model:
     modules = {part: module for part, module in made.items() if module is not None}
     pipeline_class = _pipeline_class(index["_class_name"])
     order = getattr(pipeline_class, "model_cpu_offload_seq", None)
-    return Model(name, Skeleton(modules, index, order), family, libraries)
+    configs = {part: described.configuration(places[part], part).get(QUANTIZED) for part in modules}
+    quantized = {part: _how(config) for part, config in configs.items() if config is not None}
+    return Model(name, Skeleton(modules, index, order), family, libraries, quantized)
+
+
+def _how(config: Any) -> str:
+    """How weights are quantized, as their configuration says it: by what, and to what."""
+    said = config if isinstance(config, Mapping) else {}
+    entries = [said.get(name) for name in ("weights_dtype", "bnb_4bit_quant_type", "quant_type")]
+    entries += ["int8" if said.get("load_in_8bit") else None]
+    kinds = [entry for entry in entries if isinstance(entry, str)]
+    return " ".join([str(said.get("quant_method", "quantized")), *kinds[:1]])
 
 
 def _component(folder: Path, part: str, library: str, class_name: str, name: str) -> nn.Module | None:
@@ -139,7 +154,7 @@ def _component(folder: Path, part: str, library: str, class_name: str, name: str
     if kind is None or not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         files = list(folder.glob("*.safetensors"))
         return Stored(sum(file.stat().st_size for file in files)) if files else None
-    if "quantization_config" in described.configuration(folder, part):
+    if QUANTIZED in described.configuration(folder, part):
         return Stored(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     try:
         with _without_data():

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...memory import GIB, gib
 from ...optimizations.offload import WORKING_MEMORY
-from .figures import AS_LOADED, SCHEMES, Fit, Plan
+from .figures import AS_LOADED, AS_STORED, SCHEMES, Fit, Plan
 
 NOTE = (
     "Weights of 8 and 4 bits: the matrices of linear layers in the denoisers and large text encoders; scales and what "
@@ -41,6 +41,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    if quantized := plan.model.quantized:
+        others = [name for name in names if name not in quantized]
+        said = [f"{name} {how}" for name, how in quantized.items()] + ([f"the rest {AS_LOADED}"] if others else [])
+        yield f"  {AS_STORED}: {', '.join(said)}; what is quantized counts as its files do, in every column."
     if len(plan.fits) > 1:
         yield from (f"  {stored}: {', '.join(schemes)}" for stored, schemes in SCHEMES.items())
         yield f"  {NOTE}."
@@ -85,7 +89,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "decode": plan.decode,
         "working": plan.working,
         "attention_scores": plan.scores,
-        "schemes": {AS_LOADED: ["none"], **{stored: list(names) for stored, names in SCHEMES.items()}},
+        "quantized": dict(plan.model.quantized),
+        "schemes": {plan.fits[0].stored: ["none"], **{stored: list(names) for stored, names in SCHEMES.items()}},
         "several_cards": list(SEVERAL_CARDS),
         "fits": [{**asdict(fit), "in_short": fit.in_short} for fit in plan.fits],
     }

@@ -12,6 +12,7 @@ from ..files import write_text
 from ..media import read_picture
 from ..options import lora_specs, optimization_settings, pipeline_handle
 from ..videos import unreadable
+from .recommended import note_other_measurements
 from .request import LATENT, note_what_is_left_out, result_forms, sample_request, without_latent
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ class Maker:
 
         handle, family = self._handle(item, callbacks)
         target = target_of(item, folder, _makes_video(item, family), family.name)
-        request = sample_request(item.args, decode=not _is_latent(item))
-        result = generate(handle, request, optimization_settings(item.args), callbacks)
+        request, settings = sample_request(item.args, decode=not _is_latent(item)), optimization_settings(item.args)
+        result = generate(handle, request, settings, callbacks)
+        note_other_measurements(item.args.recommended, handle, settings, result)
         return written(item, result, target, folder, facts)
 
     def _handle(self, item: Item, callbacks: Callbacks) -> tuple[PipelineHandle, Family]:

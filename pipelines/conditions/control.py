@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ..classes.forms import class_of
 from .controls.modes import check_modes, check_own_modes, is_union, with_modes
+from .controls.several import annotation, check_several
 from .kinds import ControlCondition, ControlNetKey
 from .pictures import shape_of
 from .taking import call_takes, component_classes, modular_class
@@ -79,7 +80,7 @@ def accepted_models(form: str) -> tuple[str, ...]:
     if own := component_classes(form, "controlnet"):
         return own
     names = {
-        word.strip("'>").rsplit(".", 1)[-1] for word in _annotation(form).replace("[", " ").replace("]", " ").split()
+        word.strip("'>").rsplit(".", 1)[-1] for word in annotation(form).replace("[", " ").replace("]", " ").split()
     }
     return tuple(sorted(name for name in names if name.endswith("Model") and "Multi" not in name))
 
@@ -93,17 +94,8 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
     Raises:
         InputError: this model takes none, or a control model of another kind.
     """
-    controls, notes = controls_of(request), []
-    for control in controls:
-        shape = shape_of("control_image", control.image, "a control picture is [batch, height, width, 3 or 4]")
-        if not 0.0 <= control.strength <= MOST_STRENGTH:
-            reason = f"it must be between 0 and {MOST_STRENGTH:g}"
-            raise InputError("control strength", control.strength, reason, "1 is as it was trained")
-        if not 0.0 <= control.start < control.end <= 1.0:
-            reason = "start and end are shares of the steps, 0 <= start < end <= 1"
-            raise InputError("control start", f"{control.start:g} to {control.end:g}", reason, "use 0 and 1")
-        if shape[0] > 1:
-            notes.append(f"control_image: the first of {shape[0]} is used.")
+    controls = controls_of(request)
+    notes = [note for control in controls for note in _check_values(control)]
     models = control_models(request)
     if not controls:
         return []
@@ -112,6 +104,36 @@ def check_controls(family: Family, request: SampleRequest, masked: bool, repaint
     if len(models) < len(controls):
         raise InputError("controlnet", "none", "one of the control pictures has no control model", "give each its own")
     return notes + _check_form(family, request, controls, masked, repainted)
+
+
+def without_idle(family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str]]:
+    """The request without the control pictures whose strength for a control model is 0, and a note on each.
+
+    Those of Flux and Qwen-Image would change the result all the same: their forms draw random numbers of the run to
+    encode the picture. A class with a control model of its own keeps its picture.
+
+    Raises:
+        InputError: the other values of one make no sense.
+    """
+    notes, kept = [], list(request.conditions)
+    for control in () if "control_image" in family.required else controls_of(request):
+        if control.model is not None and control.strength == 0.0:
+            _check_values(control)
+            kept.remove(control)
+            notes.append(f"control_image for {control.model.shown} left out: control strength is 0.")
+    return (replace(request, conditions=tuple(kept)), notes) if notes else (request, [])
+
+
+def _check_values(control: ControlCondition) -> list[str]:
+    """A note where only the first of several pictures is used. Raises InputError for values that make no sense."""
+    shape = shape_of("control_image", control.image, "a control picture is [batch, height, width, 3 or 4]")
+    if not 0.0 <= control.strength <= MOST_STRENGTH:
+        reason = f"it must be between 0 and {MOST_STRENGTH:g}"
+        raise InputError("control strength", control.strength, reason, "1 is as it was trained")
+    if not 0.0 <= control.start < control.end <= 1.0:
+        reason = "start and end are shares of the steps, 0 <= start < end <= 1"
+        raise InputError("control start", f"{control.start:g} to {control.end:g}", reason, "use 0 and 1")
+    return [f"control_image: the first of {shape[0]} is used."] if shape[0] > 1 else []
 
 
 def _check_own_control(family: Family, controls: list[ControlCondition]) -> list[str]:
@@ -165,8 +187,7 @@ def _check_form(
         raise InputError(
             "images", f"{len(request.images)} image(s)", reason, "leave images (--image) out, or add a mask"
         )
-    if len(models) > 1 and (modular_class(plain) is not None or "Multi" not in _annotation(plain)):
-        raise InputError("controlnet", f"{len(models)} models", f"{plain} takes one", "leave all but one out")
+    check_several(plain, models)
     form = control_form_of(family, request, repainted)
     check_modes(controls, form, call_takes(form), request.batch)
     if "control_guidance_start" not in call_takes(form):
@@ -256,9 +277,3 @@ def described(family: Family, request: SampleRequest, repainted: bool) -> list[s
             else:
                 found.append(f"{said}, {control.start:g} to {control.end:g} of the steps, {acts} of {steps}")
     return found
-
-
-def _annotation(form: str) -> str:
-    import diffusers
-
-    return str(inspect.signature(getattr(diffusers, form).__init__).parameters["controlnet"].annotation)

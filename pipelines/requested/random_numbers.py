@@ -39,7 +39,8 @@ class StepNoise:
 
         torch.manual_seed(seeds[0])
         several = seeds if len(seeds) > 1 else ()
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in several]
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in several]
+        """Of the items of a batch; none for a single one."""
         for scheduler in schedulers:
             if isinstance(getattr(scheduler, "noise_sampler_seed", 0), (list, type(None))):
                 # Drawn as `BatchedBrownianTree` draws the one of a single run.
@@ -52,8 +53,8 @@ class StepNoise:
     ) -> dict[str, Any]:
         """What `scheduler.step` is called with beside its first three arguments: generators where none are given."""
         mine = dict(named)
-        if len(self._generators) == sample.shape[0] and mine.get("generator") is None:
+        if len(self.generators) == sample.shape[0] and mine.get("generator") is None:
             names = list(inspect.signature(step).parameters)
             if "generator" in names[3 + len(given) :]:
-                mine["generator"] = self._generators
+                mine["generator"] = self.generators
         return mine

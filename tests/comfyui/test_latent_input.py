@@ -213,19 +213,19 @@ class TestDecodeAndEncode:
         save_file(network.state_dict(), path)
         return types.VideoVaeHandle(types.video_vae_file(str(path), video_vae.identity(path))), 16
 
-    def decode(self, vae: Any, latent: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+    def decode(self, vae: Any, latent: dict[str, Any], **choices: Any) -> tuple[torch.Tensor, Any]:
         from fastdiffusers.nodes import vae_engines
         from fastdiffusers.nodes.vae_choices import VaeChoices
 
         with torch.inference_mode():
-            return vae_engines.decode(vae, latent, VaeChoices(), SILENT)
+            return vae_engines.decode(vae, latent, VaeChoices(**choices), SILENT)
 
-    def encode(self, vae: Any, pixels: torch.Tensor) -> tuple[dict[str, Any], Any]:
+    def encode(self, vae: Any, pixels: torch.Tensor, **choices: Any) -> tuple[dict[str, Any], Any]:
         from fastdiffusers.nodes import vae_engines
         from fastdiffusers.nodes.vae_choices import VaeChoices
 
         with torch.inference_mode():
-            return vae_engines.encode(vae, pixels, VaeChoices(), SILENT)
+            return vae_engines.encode(vae, pixels, VaeChoices(**choices), SILENT)
 
     @pytest.mark.parametrize("length", [1, 2, 4, 5, 7, 8])
     @pytest.mark.parametrize("axes", [4, 5])
@@ -271,6 +271,8 @@ class TestDecodeAndEncode:
             self.decode(vae[0], {"samples": torch.zeros(1, 8, 4), "type": "audio"})
 
     def test_a_latent_of_no_numbers_is_said(self, vae: tuple[Any, int]) -> None:
+        with pytest.raises(InputError, match="samples = 'int32': a latent holds numbers with a floating point"):
+            self.decode(vae[0], {"samples": torch.zeros(1, vae[1], 1, 4, 6, dtype=torch.int32)})
         broken = {"samples": torch.full((1, vae[1], 1, 4, 6), float("nan"))}
         if vae[1] == 16:
             with pytest.raises(InputError, match="are not finite"):
@@ -279,6 +281,17 @@ class TestDecodeAndEncode:
         assert any("holds NaN or infinite values" in note for note in self.decode(vae[0], broken)[1].notes)
         eighth = {"samples": torch.ones(1, vae[1], 1, 4, 6).to(torch.float8_e4m3fn)}
         assert not self.decode(vae[0], eighth)[1].notes
+
+    @pytest.mark.parametrize("kind", ["decode", "encode"])
+    def test_widgets_for_tiles_are_said_to_do_nothing_where_none_are_cut(self, vae: tuple[Any, int], kind: str) -> None:
+        given: Any = {"samples": torch.randn(1, vae[1], 1, 4, 6)} if kind == "decode" else torch.rand(1, 32, 48, 3)
+        how = {"tile_size": 64, "overlap": 32, "temporal_slice": 8}
+        for tiling in ("whole", "exact") if vae[1] == 16 else ("whole",):
+            notes = getattr(self, kind)(vae[0], given, tiling=tiling, **how)[1].notes
+            further = "" if vae[1] == 16 else ", temporal_slice = 8"
+            assert f"tile_size = 64, overlap = 32{further} ignored: tiling is '{tiling}'" in notes
+        notes = getattr(self, kind)(vae[0], given, tiling="tiles", **how)[1].notes
+        assert not any("ignored" in note for note in notes)
 
     def test_channels(self, vae: tuple[Any, int]) -> None:
         pixels = torch.rand(5, 32, 48, 4)
@@ -410,6 +423,11 @@ class TestPipelines:
             "memory_budget_gib = 0.5 ignored",
             "temporal_slice = 4 ignored",
         ]
+        edges: dict[str, Any] = {"tile_size": 64, "overlap": 32}
+        _, report = self.run("decode", pictures, {"samples": clip[:, :, 0]}, tiling="whole", **edges)
+        assert report.notes == ["tile_size = 64, overlap = 32 ignored: tiling is 'whole'"]
+        _, report = self.run("decode", pictures, {"samples": clip[:, :, 0]}, tiling="tiles", **edges)
+        assert not report.notes
         for name in ("wan22-t2v", "qwenimage"):  # whose VAEs have a time axis
             samples = torch.randn(1, 16, 2, 8, 8)
             assert self.run("decode", handle(name), {"samples": samples})[0].shape[1] == 5

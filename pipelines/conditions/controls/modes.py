@@ -86,9 +86,3 @@ def with_modes(
 def _by_item(form: str) -> bool:
     """Whether a class takes a mode for each item of a batch: FLUX.1's that start from a picture."""
     return form.startswith("Flux") and form != "FluxControlNetPipeline"
-
-
-def networks(form: str, models: Sequence[Any]) -> Any:
-    """What a form is made with: the control model, or a list of several. SDXL's unions read their pictures at once."""
-    found = list({id(model): model for model in models}.values()) if "Union" in form else list(models)
-    return found if len(found) > 1 else found[0]

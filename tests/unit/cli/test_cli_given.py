@@ -205,12 +205,17 @@ def test_what_an_input_is_called_where_it_is_typed(name: str, typed: str) -> Non
     assert str(error) == f"{typed} = 1: it is so. Leave it."
 
 
-def test_a_latent_that_is_broken_already_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_latent_that_is_broken_already_is_said_to_be_and_one_of_whole_numbers_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     latents = tmp_path / "l.safetensors"
     write_latent(torch.full((1, 16, 8, 8), float("nan")), latents, {})
     words = ["decode", "--model", "tiny:flux-random", "--latents", str(latents), "--output", str(tmp_path / "o.png")]
     assert cli.main(words) == 0
     assert "note: the latent that was given holds NaN or infinite values" in capsys.readouterr().out
+    write_latent(torch.zeros((1, 16, 8, 8), dtype=torch.int32), latents, {})
+    assert cli.main(words) == 2
+    assert "'int32': a latent holds numbers with a floating point." in capsys.readouterr().err
 
 
 def test_a_class_that_diffusers_does_not_have_is_refused_before_the_load(

@@ -22,6 +22,7 @@ from fastdiffusers.pipelines import tiny
 from fastdiffusers.scripts import plan_table
 
 CARD = torch.device("cuda")
+HOW = {"quant_method": "sdnq", "weights_dtype": "int8"}
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +72,18 @@ def test_quantized_weights_count_as_they_are_stored(saved: Path, tmp_path: Path)
     (folder / "transformer").unlink()
     (folder / "transformer").mkdir()
     config = json.loads((saved / "transformer" / "config.json").read_text(encoding="utf-8"))
-    (folder / "transformer" / "config.json").write_text(json.dumps({**config, "quantization_config": {}}), "utf-8")
+    (folder / "transformer" / "config.json").write_text(json.dumps({**config, "quantization_config": HOW}), "utf-8")
     weights = next((saved / "transformer").glob("*.safetensors"))
     (folder / "transformer" / weights.name).symlink_to(weights)
-    fits = figures.plan(skeleton.model_of(str(folder)), GIB).fits
-    assert {fit.weights["transformer"] for fit in fits} == {weights.stat().st_size}
+    plan = figures.plan(skeleton.model_of(str(folder)), GIB)
+    assert {fit.weights["transformer"] for fit in plan.fits} == {weights.stat().st_size}
+    assert [fit.stored for fit in plan.fits] == ["as stored", "8 bits", "4 bits"]
+    lines = text.as_text(plan).splitlines()
+    assert lines[2].split() == ["weights", "as", "stored", "8", "bits", "4", "bits"]
+    (said,) = (line for line in lines if "bfloat16" in line)
+    assert said.startswith("  as stored: transformer sdnq int8, the rest bfloat16; what is quantized counts as")
+    assert text.as_dict(plan)["schemes"]["as stored"] == ["none"]
+    assert text.as_dict(plan)["quantized"] == {"transformer": "sdnq int8"}
 
 
 def test_a_model_in_the_cache_of_the_hub_is_planned_without_a_network(

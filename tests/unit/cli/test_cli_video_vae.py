@@ -50,6 +50,22 @@ def test_a_clip_there_and_back(vae: Path, clip: Path, tmp_path: Path) -> None:
     assert json.loads(report.read_text())["optimizations"]
 
 
+def test_what_a_clip_was_filled_up_with_is_cut_off_again(vae: Path, clip: Path, tmp_path: Path) -> None:
+    (clip / "frame_00004.png").unlink()
+    latent, report = tmp_path / "latent.safetensors", tmp_path / "report.json"
+    assert encode(vae, clip, latent) == 0
+    samples, metadata = read_latent(latent)
+    assert metadata["clip_length"] == "4"
+    assert decode(vae, latent, tmp_path / "back", "--report", str(report)) == 0
+    assert read_frames(tmp_path / "back")[0].shape[0] == 4
+    said = json.loads(report.read_text())
+    assert "1 padding frames cut off behind frame 4" in said["notes"]
+    assert said["facts"]["size"] == "48x32x4"
+    write_latent(samples, latent, {"clip_length": "four"})  # of another program
+    assert decode(vae, latent, tmp_path / "all") == 0
+    assert read_frames(tmp_path / "all")[0].shape[0] == 5
+
+
 def test_a_video_keeps_its_rate(vae: Path, clip: Path, tmp_path: Path) -> None:
     sound, report = {"waveform": torch.zeros(1, 1, 8000), "sample_rate": 16000}, tmp_path / "report.json"
     write_frames(read_frames(clip)[0][None], tmp_path / "clip.mp4", 12.0, sound)

@@ -39,7 +39,8 @@ SEED = 3
 
 
 def control(family: str, **changes: Any) -> ControlCondition:
-    return ControlCondition(EDGES, **{"model": resolve_controlnet(f"tiny:{family}"), "strength": 0.8, **changes})
+    given = {"image": EDGES, "model": resolve_controlnet(f"tiny:{family}"), "strength": 0.8}
+    return ControlCondition(**{**given, **changes})
 
 
 def request(family: str, *others: Any, **changes: Any) -> SampleRequest:
@@ -54,7 +55,8 @@ def bare(family: str, form: str, nets: int = 1, **changes: Any) -> torch.Tensor:
     model = [tiny.build_controlnet(family) for _ in range(nets)]
     wanted = inspect.signature(getattr(diffusers, form).__init__).parameters
     parts = {name: part for name, part in pipeline.components.items() if name in wanted}
-    made = getattr(diffusers, form)(**parts, controlnet=model if nets > 1 else model[0])
+    several: Any = diffusers.QwenImageMultiControlNetModel(model[:1]) if "Qwen" in form and nets > 1 else model
+    made = getattr(diffusers, form)(**parts, controlnet=several if nets > 1 else model[0])
     takes = inspect.signature(made.__call__).parameters
     image = "control_image" if "control_image" in takes else "image"
     arguments = {
@@ -125,11 +127,24 @@ def test_start_and_end_are_applied(family: str) -> None:
     assert torch.equal(ours.frames, bare(family, form, control_guidance_start=0.3, control_guidance_end=0.9))
     none = sampling.run(pipeline, request(family, conditions=(control(family, strength=0.0),)))
     without = sampling.run(pipeline, request(family, conditions=()))
-    if family == "sdxl":  # Flux's form draws a control latent before its noise
-        torch.testing.assert_close(none.frames, without.frames, atol=1e-5, rtol=0)
+    assert torch.equal(none.frames, without.frames)
+    assert none.report.notes == [
+        f"control_image for tiny:{family} left out: control strength is 0.",
+        *without.report.notes,
+    ]
 
 
-@pytest.mark.parametrize("family", ["flux", "sdxl", "sd3"])
+def test_at_strength_0_a_control_picture_is_left_out_before_the_load_and_the_others_stay() -> None:
+    """The forms of Flux and Qwen-Image would take random numbers of the run to encode it."""
+    stays, family = control("qwenimage"), family_of("QwenImagePipeline")
+    asked = request("qwenimage", conditions=(stays, control("qwenimage", strength=0.0)))
+    assert ready(family, asked).conditions == (stays,)
+    for wrong, words in (({"start": 0.5, "end": 0.5}, "start < end"), ({"image": EDGES[0]}, "batch, height")):
+        with pytest.raises(InputError, match=words):
+            ready(family, request("qwenimage", conditions=(control("qwenimage", strength=0.0, **wrong),)))
+
+
+@pytest.mark.parametrize("family", ["flux", "sdxl", "sd3", "qwenimage"])
 def test_several_control_pictures_add_up_as_in_bare_diffusers(family: str) -> None:
     pipeline = held(tiny.build(family))
     ours = sampling.run(pipeline, request(family, control(family)))
@@ -137,10 +152,23 @@ def test_several_control_pictures_add_up_as_in_bare_diffusers(family: str) -> No
     torch.testing.assert_close(ours.frames, theirs, atol=1e-6, rtol=0)
 
 
-def test_a_batch_has_a_seed_for_each_item() -> None:
-    both = sampling.run(held(tiny.build("sdxl")), request("sdxl", batch=2))
-    one = sampling.run(held(tiny.build("sdxl")), request("sdxl", seed=SEED + 1))
+def test_different_control_models_where_one_reads_all_pictures_are_refused_before_the_load() -> None:
+    other = replace(resolve_controlnet("tiny:qwenimage"), source="other")
+    asked = request("qwenimage", control("qwenimage", model=other))
+    with pytest.raises(InputError, match=r"tiny:qwenimage, other.*one and the same control model"):
+        check_request(family_of("QwenImagePipeline"), asked)
+    check_request(family_of("QwenImagePipeline"), request("qwenimage", control("qwenimage")))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_a_batch_has_a_seed_for_each_item(family: str) -> None:
+    """SD3's form samples what its control picture is encoded to without a generator."""
+    pipeline = held(tiny.build(family))
+    pictures = (control(family),) * 2
+    both = sampling.run(pipeline, request(family, batch=2, conditions=pictures))
+    one = sampling.run(pipeline, request(family, seed=SEED + 1, conditions=pictures))
     torch.testing.assert_close(both.frames[1], one.frames[0], atol=1e-4, rtol=0)
+    assert "encode" not in vars(pipeline.pipeline.vae)
 
 
 # --- one pipeline, no copies ------------------------------------------------------------------------------------------
