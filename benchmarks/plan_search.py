@@ -89,8 +89,8 @@ class Decoder:
 
     def once(self, way: Way) -> float:
         with ExitStack() as stack:
-            if way.cut is not None:
-                stack.enter_context(patch.object(planner, "cuts", lambda *_: iter([way.cut])))
+            if (cut := way.cut) is not None:
+                stack.enter_context(patch.object(planner, "cuts", lambda *_: iter([cut])))
             started = self._clock()
             decode_raw(self._vaes[way.layout], self._z, VaeSettings())
             return self._clock() - started
@@ -98,7 +98,7 @@ class Decoder:
 
 def cuts(frames: int) -> list[Cut]:
     """Every size of slices of so many latent frames, way to cut planes and number of frames at the end."""
-    planes: list[dict[str, int]] = [{}]
+    planes: list[dict[str, Any]] = [{}]
     planes += [{"workspace": mib << 20} for mib in WORKSPACES]
     planes += [{"rows": rows, "columns": columns} for rows, columns in STRIPS]
     sizes = sorted({min(size, max(1, frames - 1)) for size in SIZES})

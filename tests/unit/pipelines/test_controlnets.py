@@ -160,13 +160,13 @@ def test_different_control_models_where_one_reads_all_pictures_are_refused_befor
     check_request(family_of("QwenImagePipeline"), request("qwenimage", control("qwenimage")))
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3"])
-def test_a_batch_has_a_seed_for_each_item(family: str) -> None:
-    """SD3's form samples what its control picture is encoded to without a generator."""
+@pytest.mark.parametrize(("family", "scheduler"), [("sdxl", "model default"), ("sd3", "model default"), ("sd3", "lcm")])
+def test_a_batch_has_a_seed_for_each_item(family: str, scheduler: str) -> None:
+    """SD3's form samples what its control picture is encoded to without a generator, and flow's LCM its noise."""
     pipeline = held(tiny.build(family))
-    pictures = (control(family),) * 2
-    both = sampling.run(pipeline, request(family, batch=2, conditions=pictures))
-    one = sampling.run(pipeline, request(family, seed=SEED + 1, conditions=pictures))
+    asked = request(family, batch=2, conditions=(control(family),) * 2, scheduler=scheduler)
+    both = sampling.run(pipeline, asked)
+    one = sampling.run(pipeline, replace(asked, batch=1, seed=SEED + 1))
     torch.testing.assert_close(both.frames[1], one.frames[0], atol=1e-4, rtol=0)
     assert "encode" not in vars(pipeline.pipeline.vae)
 
