@@ -91,7 +91,7 @@ def test_long_clips_in_time() -> None:
     assert max(row["largest_difference"] for row in times.values()) <= 5e-6
 
 
-@pytest.mark.parametrize("row", data("picture_quality")["rows"], ids=lambda row: row["row"])
+@pytest.mark.parametrize("row", data("picture_quality", "amd_epyc")["rows"], ids=lambda row: row["row"])
 def test_what_an_optimization_leaves_of_the_picture(row: dict[str, Any]) -> None:
     close = f"{row['psnr_db']:.1f} dB ({row['psnr_db_least']:.1f}) | {row['ssim']:.4f}"
     assert f"| {row['row']} | {close} | {row['max_difference']:.3f} | {row['seam']:.1f} |" in FIGURES
