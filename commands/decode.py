@@ -11,7 +11,6 @@ from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from ..pipelines.decoding.padding import CLIP_LENGTH, without_padding
-from ..pipelines.latents import check_kind
 from ..report import log_run
 from .declared import add_tiling_options, declared_by, refuse_given
 from .files import check_file_target, write_text
@@ -97,6 +96,7 @@ def _length_in(metadata: dict[str, str]) -> int | None:
 
 def run(args: argparse.Namespace) -> None:
     from ..pipelines.conditions.rates import check_rate
+    from ..pipelines.latents import check_kind
 
     _check_options(args)
     if args.report is not None:
