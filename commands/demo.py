@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HELP = "run the embedded tiny pipeline, plain and with everything on, and the video VAE; show what differs"
 
-PROMPT = "a red lighthouse at dusk, calm sea"
+PROMPT, SEED = "a red lighthouse at dusk, calm sea", 8
 LOSSLESS = OptimizationSettings(
     attention="auto",
     torch_compile="on",
@@ -182,7 +182,7 @@ def sample(args: argparse.Namespace, settings: OptimizationSettings, callbacks: 
 
     handle = PipelineHandle(resolve(f"tiny:{args.family}", dtype=args.dtype, device=args.device))
     start = time.perf_counter()
-    result = generate(handle, SampleRequest(PROMPT, steps=args.steps), settings, callbacks)
+    result = generate(handle, SampleRequest(PROMPT, steps=args.steps, seed=SEED), settings, callbacks)
     return Run(result, time.perf_counter() - start)
 
 
