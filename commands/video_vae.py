@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..vae.embedded import PREFIX, TRAINED
-from ..vae.settings import CONVOLUTIONS, KERNEL_CHOICES, MODES
+from ..vae.settings import CONVOLUTIONS, KERNEL_CHOICES, MODES, tile_choices
 from .declared import add_tile_options, declared_by, refuse_given
 from .options import add_vae_compile_options, vae_compile_settings
 
@@ -57,7 +57,6 @@ def vae_settings(args: argparse.Namespace) -> VaeSettings:
     if args.mode in ("whole", "exact"):
         reason, cure = f"--mode {args.mode} makes no tiles, so it would do nothing", "leave it out, or use --mode tiles"
         refuse_given(args, declared_by(add_tile_options), reason, cure)
-
     chosen: dict[str, Any] = {
         "mode": args.mode,
         "temporal_slice": args.temporal_slice,
@@ -68,10 +67,7 @@ def vae_settings(args: argparse.Namespace) -> VaeSettings:
         "overlap_tiles": args.overlap_tiles,
         "fp16_accumulation": args.fp16_accumulation,
     }
-    if args.tile_size:
-        chosen |= {"tile_size": args.tile_size, "tile_overlap": args.tile_size // 4}
-    if args.tile_overlap:
-        chosen |= {"tile_overlap": args.tile_overlap}
+    chosen |= tile_choices(args.tile_size, args.tile_overlap)
     if how := vae_compile_settings(args):
         chosen |= how.for_video_vae()
     return VaeSettings(**chosen)

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..optimizations.settings import CompileSettings, OptimizationSettings, TilingSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
-from ..vae.settings import VaeSettings
+from ..vae.settings import VaeSettings, tile_choices
 from . import types
 from .host.compat import ADVANCED
 
@@ -57,13 +57,9 @@ class VaeChoices:
         Args:
             handle: says how the VAE runs; None for one of ComfyUI's own VAEs, which runs by the defaults.
         """
-        defaults = VaeSettings()
-        tile_size = self.tile_size or defaults.tile_size
-        overlap = self.overlap or (self.tile_size // 4 if self.tile_size else defaults.tile_overlap)
         return VaeSettings(
             self.tiling,
-            tile_size=tile_size,
-            tile_overlap=overlap,
+            **tile_choices(self.tile_size, self.overlap),
             temporal_slice=-(-self.temporal_slice // TEMPORAL_FACTOR),
             memory_budget_gib=self.memory_budget_gib,
             **({} if handle is None else handle.settings()),

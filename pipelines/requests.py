@@ -15,6 +15,7 @@ from .conditions.clips import clip_form, sized_clips, with_clip_length
 from .conditions.control import without_idle
 from .conditions.keyframes import keyframes_of
 from .conditions.masks import mask_of, repaints
+from .conditions.pictures import check_image
 from .conditions.rates import check_frame_rate
 from .conditions.references import with_references
 from .embeddings.check import check_texts
@@ -27,7 +28,7 @@ from .schedulers import SCHEDULERS, SHORT_NAMES, known_name
 from .types import SampleRequest
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 MAX_STEPS = 1000
 """The schedulers divide 1000 training timesteps."""
@@ -190,9 +191,9 @@ def _check_scheduler_name(name: str) -> None:
 
 def _check_images(family: Family, request: SampleRequest) -> None:
     for index, image in enumerate(request.images):
-        _check_image(f"images[{index}]", image)
+        check_image(f"images[{index}]", image)
     if request.last_image is not None:
-        _check_image("last_image", request.last_image)
+        check_image("last_image", request.last_image)
         if not family.last_image:
             reason = f"{family.name} has no last frame to be given"
             raise InputError("last_image", "given", reason, "leave last_image (--last-image) out")
@@ -248,12 +249,6 @@ def _check_steps_left(family: Family, request: SampleRequest, strength: float) -
     if int(steps * strength) < 1:
         cure = f"use at least {math.ceil(100 / steps) / 100:g} or more steps"
         raise InputError("strength", strength, f"of {steps} steps, none would be left", cure)
-
-
-def _check_image(name: str, image: torch.Tensor) -> None:
-    shape = list(getattr(image, "shape", ()))
-    if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
-        raise InputError(name, f"shape {shape}", "an image is [height, width, 3 or 4]", "give a picture")
 
 
 def _size(family: Family, request: SampleRequest) -> tuple[int | None, int | None]:

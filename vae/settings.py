@@ -108,6 +108,13 @@ class VaeSettings:
             raise InputError("strips", self.strips, "it is (rows, columns), each 0 or more", "use (0, 0)")
 
 
+def tile_choices(size: int, overlap: int) -> dict[str, Any]:
+    """`tile_size` and `tile_overlap` of `VaeSettings` from what a user chose, in pixels, 0 for nothing chosen: tiles of
+    a chosen size overlap by a quarter."""
+    chosen = {"tile_size": size, "tile_overlap": overlap or size // 4}
+    return {name: value for name, value in chosen.items() if value}
+
+
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or as two."""
     return value if isinstance(value, tuple) else (value, value)

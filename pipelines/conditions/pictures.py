@@ -11,6 +11,13 @@ FAR_OUT = 0.5
 """How far beyond 0 or 1 values of a picture may lie without a word: what a sharp scaling leaves at edges."""
 
 
+def check_image(name: str, image: Any) -> None:
+    """Raise InputError for what is no picture [height, width, 3 or 4]."""
+    shape = list(getattr(image, "shape", ()))
+    if len(shape) != 3 or shape[-1] not in (3, 4) or 0 in shape:
+        raise InputError(name, f"shape {shape}", "an image is [height, width, 3 or 4]", "give a picture")
+
+
 def shape_of(name: str, frames: Any, what: str, cure: str = "give a picture") -> list[int]:
     """The shape of pictures or of the frames of a clip, [count, height, width, channels].
 

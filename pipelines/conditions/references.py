@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputError, MissingDependencyError
 from .kinds import REFERENCE, Sound, VideoCondition
+from .pictures import check_image
 from .rates import check_rate
 from .taking import call_takes
 
@@ -56,11 +57,7 @@ def with_references(family: Family, request: Request) -> Request:
     if len(request.images) < 2 and not references_of(request):
         return request
     for index, image in enumerate(request.images):
-        shape = list(getattr(image, "shape", ()))
-        if len(shape) != 3:
-            raise InputError(
-                f"images[{index}]", f"shape {shape}", "an image is [height, width, 3 or 4]", "give a picture"
-            )
+        check_image(f"images[{index}]", image)
     pictures = (
         VideoCondition(image[None], REFERENCE, given_as=f"images[{index}]")
         for index, image in enumerate(request.images)
