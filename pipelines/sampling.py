@@ -28,9 +28,8 @@ from .embeddings.hooks import handed_over
 from .families import Family
 from .loading.mapped_files import check_unchanged
 from .modular.run import Ran, call_blocks, fresh_parts, ignored
-from .requested.item import item_of_batch
-from .requested.posterior_noise import sampled_by_item
-from .requested.random_numbers import StepNoise, random_numbers_kept
+from .requested.item import OneByOne, item_of_batch, makes_batches
+from .requested.random_numbers import StepNoise, random_numbers_kept, sampled_by_item
 from .requests import ReadyRequest, ready, seeds
 from .results import check_and_report, frames_of, not_finite
 from .schedulers import TRIAL_STEPS, scheduler_for_run, schedulers_of
@@ -140,6 +139,8 @@ def _denoise(
 
     def on_step(done: int, total: int, estimate: torch.Tensor | None) -> None:
         check_unchanged(loaded.key.source, loaded.mapped)
+        if done == 1 and watch.noise is not None and watch.noise.shared:
+            raise OneByOne(f"{type(pipeline).__name__} draws random numbers for a whole batch at once")
         preview = _preview(estimate, loaded, request)
         known = watch.known_seconds
         total += calls_to_come * (total - begun)
@@ -163,17 +164,17 @@ def _denoise(
         # The scheduler sees no first frame of image-to-video, and not what an inpaint class puts back after it.
         if shows_latents and not modular:
             arguments["callback_on_step_end"] = watch.keep_latents
-        if request.batch > 1 and not _makes_batches(arguments):
-            raise _OneByOne(f"{family.name} makes one at a time")
+        if request.batch > 1 and not makes_batches(arguments):
+            raise OneByOne(f"{family.name} makes one at a time")
         try:
             encoded = request.positive is not None
             with sampled_by_item(getattr(pipeline, "vae", None), watch.noise.generators):
                 return call_blocks(pipeline, arguments, encoded) if modular else pipeline(**arguments)
         except (AttributeError, TypeError, ValueError) as error:
             if not watch.done and isinstance(arguments.get("generator"), list) and "list" in str(error):
-                raise _OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error
+                raise OneByOne(f"{family.name} takes no list of generators ({first_line(error)})") from error
             if not watch.done and request.batch > 1 and "per prompt is not" in str(error):
-                raise _OneByOne(f"{type(pipeline).__name__} makes one at a time") from error
+                raise OneByOne(f"{type(pipeline).__name__} makes one at a time") from error
             raise
 
     def tried(request: SampleRequest) -> Any:
@@ -201,8 +202,9 @@ def _denoise(
         with guidance, texts, watched(pipeline, loaded.device, on_step, family.known and callbacks.previews) as watch:
             try:
                 outputs, last = [tried(request)], watch.latent
-            except _OneByOne as why:
+            except OneByOne as why:
                 report.note(f"{why}: the batch was made one by one, each with its own seed.")
+                watch.forget()
                 outputs, each_last = [], []
                 for index in range(request.batch):
                     calls_to_come, begun = request.batch - 1 - index, watch.done
@@ -214,15 +216,6 @@ def _denoise(
             for note in filter(None, (steps_note(request, scheduler, done), *idle_notes(pipeline, scheduler, request))):
                 report.note(note)
         return outputs, last, watch, step_experts(pipeline)
-
-
-class _OneByOne(Exception):  # noqa: N818 - not an error: the batch is made in another way
-    """The pipeline makes no batch, or none with a seed for each item; the message says which."""
-
-
-def _makes_batches(arguments: dict[str, Any]) -> bool:
-    several = any(name.startswith("num_") and name.endswith("_per_prompt") for name in arguments)
-    return several or isinstance(arguments.get("prompt"), list)
 
 
 def _joined(latents: list[torch.Tensor | None]) -> torch.Tensor | None:

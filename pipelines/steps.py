@@ -113,6 +113,12 @@ class Watch:
         """Seconds of each step that the device has done, without what the caller did between two steps."""
         return tuple(self._seconds[1:])
 
+    def forget(self) -> None:
+        """Forget what was seen: the run begins again."""
+        self.latent, self.loop_start, self._started = None, 0, time.perf_counter()
+        for seen in (self.encodes, self._marks, self._seconds):
+            seen.clear()
+
     def keep_latents(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """For `callback_on_step_end`: what the pipeline goes on with, where that is more than the scheduler gave."""
         self.latent = tensors["latents"]

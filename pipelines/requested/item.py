@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..conditions.kinds import MaskCondition
 from ..conditions.masks import blends
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
     from ..types import SampleRequest
 
 SEEDS = 1 << 64
+
+
+class OneByOne(Exception):  # noqa: N818 - not an error: the batch is made in another way
+    """The pipeline makes no batch, or none with a seed for each item; the message says which."""
+
+
+def makes_batches(arguments: Mapping[str, Any]) -> bool:
+    """Whether a pipeline that is called with `arguments` makes several items in one call."""
+    several = any(name.startswith("num_") and name.endswith("_per_prompt") for name in arguments)
+    return several or isinstance(arguments.get("prompt"), list)
 
 
 def item_of_batch(family: Family, request: SampleRequest, index: int) -> SampleRequest:

@@ -290,6 +290,34 @@ def test_a_batch_that_a_class_does_not_make_is_made_one_by_one(kind: type, loop:
     assert any("one by one" in note for note in result.report.notes)
 
 
+class DrawsForAll(Looping):
+    """Makes batches, and draws noise for all items at once before the loop, as EasyAnimate's inpainting does."""
+
+    def __call__(self, prompt, num_inference_steps=STEPS, generator=None, output_type="pil", num_images_per_prompt=1):
+        drawn = torch.randn(num_images_per_prompt, 4, 4, 3)
+        generators = generator if isinstance(generator, list) else [generator]
+        made = super().__call__(prompt, num_inference_steps, generators[0])
+        return BaseOutput(images=made.images + drawn.numpy())
+
+
+@pytest.mark.parametrize("loop", ["with", "copy"])
+def test_a_batch_for_whose_items_a_class_draws_at_once_is_made_one_by_one(loop: str) -> None:
+    pipeline, ticks = looping(loop), Ticks()
+    pipeline.__class__ = DrawsForAll
+    result = sampling.run(loaded(pipeline), SampleRequest("a cat", steps=2, batch=2, seed=5), ticks.callbacks)
+    for index in range(2):
+        with torch.random.fork_rng():
+            torch.manual_seed(5 + index)
+            bare = pipeline("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(5 + index))
+        assert torch.equal(result.frames[index], torch.from_numpy(bare.images))
+    assert len(result.step_seconds) == 4, "the step of the first attempt is forgotten"
+    assert ticks.seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert any(note.startswith("DrawsForAll draws random numbers for a whole batch") for note in result.report.notes)
+    single = sampling.run(loaded(pipeline), SampleRequest("a cat", steps=2, seed=5))
+    assert torch.equal(single.frames[0], result.frames[0])
+    assert not any("one by one" in note for note in single.report.notes)
+
+
 def test_an_error_of_the_model_is_not_taken_for_one_about_generators() -> None:
     class Broken(OneGenerator):
         def loop_with(self, *args: Any) -> Any:
