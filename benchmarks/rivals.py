@@ -8,7 +8,7 @@ peak is that of live tensors above weights and output, counted in a run that is 
 Rivals are the class in ComfyUI's own folder, where that has one, and whatever `--rival MODULE:FACTORY` names: a
 function of a state dict that returns an object with `decode(z)`, unscaled latents [1, 16, T', H', W'] to pixels, and
 `encode(x)`, pixels in -1..1 to means of unscaled latents, or only one of them. `--busy N` keeps so many other processes
-at work meanwhile.
+at work meanwhile. `--bfloat16` adds this VAE in bfloat16 with its fast convolutions, for processors that compute in it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 
 from ..memory import LiveBytes
 from ..vae import VaeConfig, VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict
+from ..vae.network.convolution import onednn_takes
 from .common import store, table
 from .plain_video_vae import formula_weights
 from .vae_decode import full_size_shapes
@@ -41,6 +42,7 @@ DECODES = ((1, 4, 4), (2, 8, 8), (3, 16, 16))
 ENCODES = ((9, 128, 128),)
 """Clips: frames, height, width."""
 OURS = "this VAE, auto"
+FAST = "this VAE, bfloat16, fast"
 
 
 @dataclass
@@ -112,16 +114,18 @@ def rivals(weights: Weights, comfyui: str, named: list[str]) -> dict[str, Any]:
     return found
 
 
-def rows(vae: VideoVAE, others: dict[str, Any], direction: str) -> tuple[Run, list[Row]]:
-    """This VAE's plain code, and every implementation of a direction, ours first."""
+def rows(vae: VideoVAE, half: VideoVAE | None, others: dict[str, Any], direction: str) -> tuple[Run, list[Row]]:
+    """This VAE's plain code, and every implementation of a direction, ours first. `half`: the same VAE in bfloat16."""
     means = vae.config.latent_channels
 
-    def own(settings: VaeSettings) -> Run:
+    def own(settings: VaeSettings, vae: VideoVAE = vae) -> Run:
         if direction == "decode":
             return lambda z: decode_raw(vae, z, settings)[0]
         return lambda x: encode_raw(vae, x, settings)[0][:, :means]
 
     found = [Row(OURS, own(VaeSettings()))]
+    if half is not None:
+        found.append(Row(FAST, own(VaeSettings(convolution="fast"), half)))
     found += [Row(name, getattr(other, direction)) for name, other in others.items() if hasattr(other, direction)]
     return own(VaeSettings(mode="whole", kernels="plain")), found
 
@@ -149,10 +153,14 @@ def measure(found: list[Row], plain: Run, x: torch.Tensor, rounds: int) -> None:
 def as_table(found: list[Row]) -> list[dict[str, Any]]:
     """The rows as data. The ratios are their time over ours: above 1, this VAE is faster."""
     ours, data = found[0], []
+    fast = next((row for row in found if row.name == FAST), None)
     for row in found:
         ratios = [theirs / own for theirs, own in zip(row.seconds, ours.seconds, strict=False)] or [float("nan")]
         worked = [theirs / own for theirs, own in zip(row.cpu_seconds, ours.cpu_seconds, strict=False)]
-        problem = {"problem": row.problem} if row.problem else {}
+        more: dict[str, Any] = {"problem": row.problem} if row.problem else {}
+        if fast is not None:
+            over = [theirs / quick for theirs, quick in zip(row.seconds, fast.seconds, strict=False)]
+            more["time_over_fast"] = round(statistics.median(over), 3) if over else ""
         data.append(
             {
                 "implementation": row.name,
@@ -164,7 +172,7 @@ def as_table(found: list[Row]) -> list[dict[str, Any]]:
                 "cpu_time_over_ours": round(statistics.median(worked), 3) if worked else "",
                 "peak_mib": round(row.peak / 2**20, 1),
                 "max_difference": float(f"{row.difference:.2e}"),
-                **problem,
+                **more,
             }
         )
     return data
@@ -197,11 +205,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="other processes at work meanwhile")
+    parser.add_argument("--bfloat16", action="store_true", help="also this VAE in bfloat16, convolutions fast")
     parser.add_argument("--no-store", action="store_true", help="do not write benchmarks/results")
     args = parser.parse_args()
+    if args.bfloat16 and not onednn_takes(torch.bfloat16):
+        parser.error("--bfloat16: this processor does not convolve in bfloat16")
     torch.set_num_threads(args.threads)
     weights = formula_weights(full_size_shapes())
     vae = from_state_dict(weights, dtype=torch.float32)
+    half = from_state_dict(weights, dtype=torch.bfloat16) if args.bfloat16 else None
     others = rivals(weights, args.comfyui, args.rival)
     loads = [[round(load, 2) for load in os.getloadavg()]] if hasattr(os, "getloadavg") else []
     cases: list[dict[str, Any]] = []
@@ -213,7 +225,7 @@ def main() -> None:
                     x = torch.randn((1, VaeConfig().latent_channels, *size), generator=generator)
                 else:
                     x = torch.rand((1, 3, *size), generator=generator) * 2 - 1
-                plain, found = rows(vae, others, direction)
+                plain, found = rows(vae, half, others, direction)
                 measure(found, plain, x, args.rounds)
                 case = f"{direction} {'x'.join(map(str, size))}"
                 data = as_table(found)
@@ -230,7 +242,7 @@ def main() -> None:
             "load_averages": loads,
             "cases": cases,
         }
-        name = f"rivals_busy_{args.busy}" if args.busy else "rivals"
+        name = "rivals" + ("_bfloat16" if args.bfloat16 else "") + (f"_busy_{args.busy}" if args.busy else "")
         print(f"stored in {store(name, everything, 'cpu')}")
 
 
