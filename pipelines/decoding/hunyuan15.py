@@ -3,7 +3,8 @@
 diffusers runs this decoder over the whole clip at once and builds a causal attention mask of (frames * h * w) squared.
 Causality makes both unnecessary: a convolution needs the two frames before it, and the attention of one frame needs the
 keys and values of that frame and of the ones before, without any mask. The result is the same within rounding.
-With `FastArithmetic`, norm and activation are one operation that writes into the padded buffer of the convolution.
+With `FastArithmetic`, norm and activation are one operation that writes into the padded buffer of the convolution, and
+on a processor convolutions over time make several frames at once.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import fast_arithmetic
-from .fast_arithmetic import FastArithmetic
+from .fast_arithmetic import FastArithmetic, over_time
 from .layers import latent_chunks, moved_in_parts, padded, replicate_border
 
 if TYPE_CHECKING:
     import torch
+
+    from ...vae.network.temporal import Temporal
 
 
 @dataclass
@@ -26,12 +29,14 @@ class CausalCache:
 
     Attributes:
         fast: how it computes; None repeats diffusers' operations.
+        temporal: how it convolves over time.
         frames: per causal convolution, its last two input frames (padded to the sides unless `fast`).
         keys, values: per attention block, [B, 1, positions so far, C]; they grow with the clip, at latent resolution.
         first_chunk: True for the first latent frame, which is not doubled in time.
     """
 
     fast: FastArithmetic | None
+    temporal: Temporal
     frames: dict[int, torch.Tensor] = field(default_factory=dict)
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -57,7 +62,9 @@ def refuse_fast(vae: Any) -> str:
 
 def stream(vae: Any, latents: torch.Tensor, step: int, fast: FastArithmetic | None = None) -> Iterator[torch.Tensor]:
     """Runs of pixel frames [B, 3, t, H, W]: the first latent frame alone, then `step` at a time."""
-    cache = CausalCache(fast)
+    from ...vae.network.temporal import Temporal
+
+    cache = CausalCache(fast, Temporal(0 if fast is None else fast.block_frames))
     for cache.first_chunk, chunk in latent_chunks(latents, step):
         yield _decoder_step(vae.decoder, chunk if fast is None else fast.lay_out(chunk), cache)
 
@@ -110,8 +117,6 @@ def _fast_conv(
     module: Any, hidden: torch.Tensor, cache: CausalCache, fast: FastArithmetic, norm: Any = None
 ) -> torch.Tensor:
     """`_conv` of the tensor, or of `silu(norm(tensor))`, that is written once: where the convolution reads it."""
-    from ...vae.network.convolution import conv3d
-
     pad = module.time_causal_padding
     front = pad[4]
     buffer, inside = padded(hidden, pad)
@@ -126,7 +131,7 @@ def _fast_conv(
         )
         cache.frames[id(module)] = inside[:, :, -front:].clone()
     replicate_border(buffer, pad)
-    return conv3d(buffer, module.conv.weight, module.conv.bias)
+    return over_time(module.conv, buffer, cache.temporal)
 
 
 def _resnet(block: Any, hidden: torch.Tensor, cache: CausalCache) -> torch.Tensor:

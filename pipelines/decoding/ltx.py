@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .fast_arithmetic import FastArithmetic
+from .fast_arithmetic import FastArithmetic, over_time
 from .layers import moved_in_parts, unpatchify
 
 if TYPE_CHECKING:
     import torch
+
+    from ...vae.network.temporal import Temporal
 
     Runs = Iterator[torch.Tensor]
 
@@ -50,7 +52,9 @@ def temporal_factor(vae: Any) -> int:
 
 def stream(vae: Any, latents: torch.Tensor, step: int, fast: FastArithmetic | None = None) -> Runs:
     """Runs of pixel frames [B, 3, t, H, W] from `step` latent frames at a time; the first come some runs later."""
-    layers = _Layers(fast, causal=_is_causal(vae.decoder))
+    from ...vae.network.temporal import Temporal
+
+    layers = _Layers(fast, _is_causal(vae.decoder), Temporal(0 if fast is None else fast.block_frames))
     return layers.decoder(vae.decoder, iter(latents.split(step, dim=2)))
 
 
@@ -61,10 +65,17 @@ def _is_causal(decoder: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Layers:
-    """The layers over runs of frames. Attributes: fast: None repeats diffusers' operations; causal: no look ahead."""
+    """The layers over runs of frames.
+
+    Attributes:
+        fast: how they compute; None repeats diffusers' operations.
+        causal: whether no frame looks ahead.
+        temporal: how convolutions go over time.
+    """
 
     fast: FastArithmetic | None
     causal: bool
+    temporal: Temporal
 
     def decoder(self, decoder: Any, runs: Runs) -> Runs:
         if self.fast is not None:
@@ -91,17 +102,28 @@ class _Layers:
         front = taps - 1 - behind
         before: torch.Tensor | None = None
         for run in runs:
-            held = run[:, :, :1].expand(-1, -1, front, -1, -1) if before is None else before
-            ready = [torch.cat((held, run), dim=2)]
+            held = [run[:, :, :1]] * front if before is None else [before]  # no expanded view: the layout stays
+            ready = [torch.cat((*held, run), dim=2)]
             del held, run
             frames = ready[0].shape[2]
             # A clone: a view would keep all the frames of this run alive until the next one.
             before = ready[0][:, :, max(0, frames - taps + 1) :].clone()
             if frames >= taps:
-                yield module.conv(ready.pop())
+                yield self.over_time(module.conv, ready.pop())
         if behind and before is not None:
-            last = before[:, :, -1:].expand(-1, -1, behind, -1, -1)
-            yield module.conv(torch.cat((before, last), dim=2))
+            last = [before[:, :, -1:]] * behind
+            yield self.over_time(module.conv, torch.cat((before, *last), dim=2))
+
+    def over_time(self, conv: Any, run: torch.Tensor) -> torch.Tensor:
+        """The convolution of a run with the frames that stand before it."""
+        import torch.nn.functional as F
+
+        if self.fast is None:
+            return conv(run)
+        _, rows, columns = conv.padding
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        around = F.pad(run, (columns, columns, rows, rows, 0, 0), mode=mode) if rows or columns else run
+        return over_time(conv, around, self.temporal)
 
     def activated(self, norm: Any, activation: Any, runs: Runs) -> Runs:
         return map(partial(self._normed, norm, activation), runs)
@@ -122,7 +144,15 @@ class _Layers:
                 self.convolved(block.conv1, self.activated(block.norm1, block.nonlinearity, inputs)),
             ),
         )
-        return _summed(branch, lambda run: _shortcut(block, run), runs)
+        return _summed(branch, lambda run: self.shortcut(block, run), runs)
+
+    def shortcut(self, block: Any, run: torch.Tensor) -> torch.Tensor:
+        if block.norm3 is not None:
+            run = block.norm3(run.movedim(1, -1)).movedim(-1, 1)
+        if block.conv_shortcut is None:
+            return run
+        # Of one frame each: no padding in time.
+        return self.over_time(getattr(block.conv_shortcut, "conv", block.conv_shortcut), run)
 
     def upsampled(self, module: Any, runs: Runs) -> Runs:
         """Pixel shuffle of the convolution, plus that of the input; the first of the clip's doubled frames is cut."""
@@ -163,15 +193,10 @@ def _without_first(runs: Runs, drop: int) -> Runs:
     return map(cut, runs)
 
 
-def _shortcut(block: Any, run: torch.Tensor) -> torch.Tensor:
-    if block.norm3 is not None:
-        run = block.norm3(run.movedim(1, -1)).movedim(-1, 1)
-    if block.conv_shortcut is None:
-        return run
-    return getattr(block.conv_shortcut, "conv", block.conv_shortcut)(run)  # of one frame each: no padding in time
-
-
 def _shuffled(stride: tuple[int, int, int], run: torch.Tensor) -> torch.Tensor:
-    """[B, C * s0 * s1 * s2, T, H, W] -> [B, C, T * s0, H * s1, W * s2]."""
+    """[B, C * s0 * s1 * s2, T, H, W] -> [B, C, T * s0, H * s1, W * s2], channels-last where the run is."""
+    if run.stride(1) == 1 and run.shape[1] > 1:
+        cells = run.movedim(1, -1).unflatten(-1, (-1, *stride)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return cells.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
     split = run.unflatten(1, (-1, *stride)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return split.flatten(6, 7).flatten(4, 5).flatten(2, 3)

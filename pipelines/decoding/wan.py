@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import fast_arithmetic
-from .fast_arithmetic import FastArithmetic
+from .fast_arithmetic import FastArithmetic, over_time
 from .layers import latent_chunks, padded, unpatchify
 
 if TYPE_CHECKING:
@@ -147,26 +147,7 @@ def _convolved(conv: Any, x: torch.Tensor, cache: FeatureCache, norm: Any = None
         carried.surround()
         # A clone: a view would keep the whole buffer alive until the next run.
         cache.frames[id(conv)] = inside[:, :, -front:].clone()
-    return _over_time(conv, buffer, cache)
-
-
-def _over_time(conv: Any, buffer: torch.Tensor, cache: FeatureCache) -> torch.Tensor:
-    """The convolution of a padded buffer, several frames at once where that is measured to be faster."""
-    import torch
-
-    from ...vae.network.convolution import conv3d
-
-    weight = conv.weight
-    outputs, _, taps, rows, columns = weight.shape
-    batch, _, frames, height, width = buffer.shape
-    made = (frames - taps + 1, height - rows + 1, width - columns + 1)
-    cells = made[1] * made[2]
-    if cache.temporal.may(buffer, weight, conv.stride, frames, cells, head=False):
-        last = torch.channels_last_3d
-        out = torch.empty((batch, outputs, *made), dtype=buffer.dtype, device=buffer.device, memory_format=last)
-        if cache.temporal.convolve(str(id(conv)), buffer, weight, conv.bias, out, head=False, cells=cells):
-            return out
-    return conv3d(buffer, weight, conv.bias)
+    return over_time(conv, buffer, cache.temporal)
 
 
 def _upsampled(module: Any, x: torch.Tensor, cache: FeatureCache) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -330,13 +331,19 @@ def test_the_decode_job_takes_the_choice_and_reports_it(always_faster: None) -> 
         generate.decode(handle, latent, settings, exactness="fastest")
 
 
-def test_convolutions_by_blocks_of_frames_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder as wide as the real ones, of which few cells are made."""
+@pytest.fixture
+def in_blocks(monkeypatch: pytest.MonkeyPatch) -> list[temporal.Temporal]:
+    """Convolutions over time go by the largest blocks of frames, however few cells they make; what each decode used."""
     monkeypatch.setattr(temporal, "FEWEST_CELLS", 1)
     monkeypatch.setattr(temporal.CHOICE, "most", lambda x, weight, allowed: allowed)
     used: list[temporal.Temporal] = []
     real = temporal.Temporal
     monkeypatch.setattr(temporal, "Temporal", lambda most: used.append(real(most)) or used[-1])
+    return used
+
+
+def test_convolutions_by_blocks_of_frames_give_the_same(in_blocks: list[temporal.Temporal]) -> None:
+    """A decoder as wide as the real ones, of which few cells are made."""
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=96, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True]).eval()
     latents = torch.randn(1, 16, 5, 4, 3)
@@ -345,7 +352,32 @@ def test_convolutions_by_blocks_of_frames_give_the_same(monkeypatch: pytest.Monk
         expected = vae.decode(latents, return_dict=False)[0]
         frames = torch.cat(list(stream_frames(vae, latents, 2, fast)), dim=2)
     torch.testing.assert_close(frames, expected, atol=2e-5, rtol=0)
-    assert any(block == 4 for _, _, block in used[0].used)
+    assert any(block == 4 for _, _, block in in_blocks[0].used)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_decoder_convolves_by_blocks_of_frames(
+    name: str,
+    in_blocks: list[temporal.Temporal],
+    monkeypatch: pytest.MonkeyPatch,
+    build_vae: Callable[[str], Any],
+    latents_for: Callable[..., torch.Tensor],
+    plain_decode: Callable[..., torch.Tensor],
+) -> None:
+    monkeypatch.setattr(temporal, "FEWEST_CHANNELS", 8)
+    vae = build_vae(name)
+    latents = latents_for(vae, 6, 3, 3)
+    expected = plain_decode(vae, latents)
+    fast = FastArithmetic(Kernels(), channels_last=True, block_frames=4)
+    with torch.no_grad():
+        frames = torch.cat(list(stream_frames(vae, latents, 2, fast)), dim=2)
+        again = torch.cat(list(stream_frames(vae, latents, 6, fast)), dim=2)
+    torch.testing.assert_close(frames, expected, atol=3e-5 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(again, expected, atol=3e-5 * float(expected.abs().max()), rtol=0)
+    counts = sum((each.used for each in in_blocks), Counter[Any]())
+    assert sum(count for (_, _, block), count in counts.items() if block == 4) > 10
+    stream_frames(vae, latents, 2)
+    assert not in_blocks[-1].most or len(in_blocks) == 2, "diffusers' own operations stay as they are"
 
 
 def test_a_doubled_plane_is_convolved_by_its_phases() -> None:
