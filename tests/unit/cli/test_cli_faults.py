@@ -21,6 +21,8 @@ from fastdiffusers.pipelines.loading.devices import dtype_name
 
 PACK = Path(__file__).resolve().parents[3]
 
+LISTENING = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+"""Started by nohup, the tests ignore a closed terminal, and the processes that they start inherit that."""
 SLOW_COPY = """
 import os, sys, time
 from pathlib import Path
@@ -49,7 +51,7 @@ def started(program: str, *arguments: str, **options: object) -> subprocess.Pope
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_like_ctrl_c_and_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
-    process = started(SLOW_COPY, str(tmp_path / "copy"))
+    process = started(LISTENING + SLOW_COPY, str(tmp_path / "copy"))
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     assert len(list(tmp_path.iterdir())) == 1
@@ -63,7 +65,7 @@ def test_a_signal_stops_like_ctrl_c_and_leaves_nothing_behind(number: signal.Sig
 def test_a_closed_terminal_leaves_nothing_behind(tmp_path: Path) -> None:
     """The terminal goes, and with it stderr: saying "cancelled" must not end in another error."""
     controller, terminal = os.openpty()
-    program = "import os, fcntl, termios\nos.setsid()\nfcntl.ioctl(2, termios.TIOCSCTTY, 0)\n" + SLOW_COPY
+    program = "import os, fcntl, termios\nos.setsid()\nfcntl.ioctl(2, termios.TIOCSCTTY, 0)\n" + LISTENING + SLOW_COPY
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "copy")], stdout=subprocess.PIPE, stderr=terminal, text=True
     )
