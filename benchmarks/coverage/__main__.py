@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=Path, metavar="FOLDER", help="a checkout of diffusers, for its tests' cases")
     parser.add_argument("--plain", action="store_true", help="without the optimizations")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    parser.add_argument("--update", action="store_true", help="keep what is stored; try the rest and what --only names")
+    parser.add_argument("--update", action="store_true", help="keep what is stored; try what is missing and --only")
     parser.add_argument("--list", action="store_true", help="every installed class and what is known of it")
     parser.add_argument("--no-store", action="store_true", help="write neither results nor tables")
     parser.add_argument("--seconds", type=float, default=180.0, help="most processor time of a case (default: 180)")

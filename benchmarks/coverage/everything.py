@@ -30,18 +30,21 @@ def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[st
     import transformers  # noqa: F401
     from diffusers.utils import logging
 
-    from .tables import stored_cases
+    from .tables import stored_cases, without_options
     from .trial import try_case
 
     logging.set_verbosity_error()
     _warm_up(options=not args.plain)
     kept = Journal(journal, args.resume)
     stored = stored_cases() if args.update else {}
+    only_options = set() if args.plain else without_options(stored)
     limits = Limits(args.seconds, args.gib)
     waiting = []
     for each in _all(args, hub):
         named = args.only and any(name.lower() in f"{each.name} {each.pipeline}".lower() for name in args.only)
         if not named and (each.name in stored if args.update else args.only):
+            if each.name in only_options and isinstance(each, cases.Case):
+                waiting.append(each)
             continue
         result = kept.results.get(each.name)
         if result is None:
@@ -55,10 +58,13 @@ def run(args: argparse.Namespace, hub: Path, journal: Path) -> dict[str, dict[st
         if result["state"] == "equal" and "options" not in result and isinstance(each, cases.Case):
             waiting.append(each)
     for case in () if args.plain else waiting:
+        known = {**stored, **kept.results}[case.name]
+        if "options" in known:
+            continue
         result = within_limits(partial(try_case, case), limits)
         if result["state"] == "not finished":
             options = {"all": {"state": "not finished", "reason": result["reason"]}}
-            result = kept.results[case.name] | {"options": options}
+            result = known | {"options": options}
         kept.add(case.name, {"pipeline": case.pipeline, "source": case.source, **result})
         told = {name: found["state"] for name, found in result.get("options", {}).items()}
         print(f"{result['state']:12} {case.name}: {told}", flush=True)

@@ -146,6 +146,17 @@ def stored_cases() -> dict[str, dict[str, Any]]:
     return found
 
 
+def without_options(cases: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The fastest case of each class that equals bare diffusers and with which no optimization was tried."""
+    tried = {case["pipeline"] for case in cases.values() if "options" in case}
+    fastest: dict[str, str] = {}
+    for name in sorted(cases, key=lambda name: (cases[name].get("seconds", float("inf")), name)):
+        case = cases[name]
+        if case["state"] == "equal" and case["pipeline"] not in tried:
+            fastest.setdefault(case["pipeline"], name)
+    return set(fastest.values())
+
+
 def listed() -> str:
     """The installed classes and what is known of each from the result file, one line each."""
     from .cases import modular_classes, pipeline_classes

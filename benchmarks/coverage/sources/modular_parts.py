@@ -164,10 +164,7 @@ def fitted(name: str, given: dict[str, Any]) -> dict[str, Any]:
         name: of a modular class.
         given: the classical twin's components by name.
     """
-    if name not in _FITTED:
-        return {}
-    part, make = _FITTED[name]
-    return {part: make(given)}
+    return {part: make(given) for part, make in _FITTED.get(name, {}).items()}
 
 
 def _helios(kind: str) -> Callable[[dict[str, Any]], Any]:
@@ -192,18 +189,21 @@ def _another_transformer(name: str = "", **changes: Any) -> Callable[[dict[str, 
     return make
 
 
-_FITTED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "HeliosPyramidModularPipeline": ("scheduler", _helios("HeliosScheduler")),
-    "HeliosPyramidDistilledModularPipeline": ("scheduler", _helios("HeliosDMDScheduler")),
-    "Cosmos3DistilledModularPipeline": ("distilled_sigmas", lambda given: [1.0, 0.5]),
-    "Flux3DistilledModularPipeline": ("transformer", _another_transformer(flow_map=True)),
-    "Wan22VaceModularPipeline": ("transformer_2", _another_transformer("Wan22VaceModularPipeline")),
-    "LTX25ModularPipeline": (
-        "diffusion_decoder",
-        lambda given: _seeded(partial(_diffusion_decoder, given["vae"])),
-    ),
+def _flow_euler(given: dict[str, Any]) -> Any:
+    import diffusers
+
+    return diffusers.FlowMatchEulerDiscreteScheduler()
+
+
+_FITTED: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
+    "HeliosPyramidModularPipeline": {"scheduler": _helios("HeliosScheduler")},
+    "HeliosPyramidDistilledModularPipeline": {"scheduler": _helios("HeliosDMDScheduler")},
+    "Cosmos3DistilledModularPipeline": {"distilled_sigmas": lambda given: [1.0, 0.5], "scheduler": _flow_euler},
+    "Flux3DistilledModularPipeline": {"transformer": _another_transformer(flow_map=True)},
+    "Wan22VaceModularPipeline": {"transformer_2": _another_transformer("Wan22VaceModularPipeline")},
+    "LTX25ModularPipeline": {"diffusion_decoder": lambda given: _seeded(partial(_diffusion_decoder, given["vae"]))},
 }
-"""Modular class -> (component or setting of its index, what makes it of the classical twin's components)."""
+"""Modular class -> component or setting of its index -> what makes it of the classical twin's components."""
 
 
 def _diffusion_decoder(vae: Any) -> Any:

@@ -191,3 +191,16 @@ def test_no_optimization_is_offered_where_the_coverage_shows_that_it_fails() -> 
     assert len({name.split()[-1] for name in tried}) >= 6
     assert {name: found for name, found in tried.items() if found["state"] == "fails"} == {}
     assert all(found["reason"] for found in tried.values() if found["state"] == "declined")
+
+
+def test_optimizations_that_nobody_tried_are_tried_with_the_fastest_case_of_their_class() -> None:
+    equal = {"state": "equal", "pipeline": "A"}
+    cases = {
+        "slow": {**equal, "seconds": 2.0},
+        "fast": {**equal, "seconds": 1.0},
+        "of another kind": {**equal, "state": "refused", "seconds": 0.5},
+        "tried": {**equal, "pipeline": "B", "options": {}},
+        "also of B": {**equal, "pipeline": "B"},
+        "without a time": {**equal, "pipeline": "C"},
+    }
+    assert tables.without_options(cases) == {"fast", "without a time"}
