@@ -60,7 +60,7 @@ def apply(
     if matmul is not None:
         report.set(matmul)
     report.set(attention.use(pipeline, settings.attention, device))
-    report.set(step_cache.enable(pipeline, settings.step_cache, workload.steps, settings))
+    report.set(step_cache.enable(pipeline, settings.step_cache, workload.steps, settings, workload.controlled))
     _apply_memory_and_precision(pipeline, settings, report, device, workload, look)
     report.set(projections.use(pipeline, settings.fused_projections))
     report.set(

@@ -148,6 +148,7 @@ class Workload:
         step_seconds: what a plain step takes here, as measured.
         streamed: finished frames leave the device while later ones are decoded, where the VAE allows it.
         further_weights: bytes of models that come beside the pipeline's, of a control model say.
+        controlled: a control model adds to what the denoiser's blocks give.
         compile_overhead: bytes that compiled code takes beyond plain code here, as measured; None when it was not.
 
     0 means "not known yet".
@@ -161,6 +162,7 @@ class Workload:
     step_seconds: float = 0.0
     streamed: bool = False
     further_weights: int = 0
+    controlled: bool = False
     compile_overhead: int | None = None
 
 

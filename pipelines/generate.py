@@ -14,7 +14,7 @@ from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import latents, lora, sampling
 from .cache import CACHE
-from .conditions.weights import bytes_to_come
+from .conditions.weights import bytes_to_come, is_controlled
 from .decoding import pipeline_vae
 from .decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
 from .decoding.streaming import refuse_streaming
@@ -226,9 +226,8 @@ def _optimized(
     from ..optimizations.vae_memory import decode_that_shrinks
 
     pipeline = loaded.pipeline
-    lora_records = []
-    if loras or lora.active_loras(loaded):
-        lora_records = lora.set_loras(loaded, loras, callbacks, before_rebuild=revert)
+    changes = bool(loras or lora.active_loras(loaded))
+    lora_records = lora.set_loras(loaded, loras, callbacks, before_rebuild=revert) if changes else []
     report = apply(pipeline, settings, device=loaded.device, workload=workload, callbacks=callbacks, memory=memory)
     for record in lora_records:
         report.set(record)
@@ -273,6 +272,7 @@ def workload_of(loaded: LoadedPipeline, request: SampleRequest) -> Workload:
         batch=filled.batch,
         steps=filled.steps or 0,
         further_weights=bytes_to_come(loaded, filled),
+        controlled=is_controlled(filled),
         streamed=loaded.family.known and loaded.family.video and not refuse_streaming(loaded.vae),
     )
 

@@ -18,6 +18,7 @@ import torch
 
 from ...errors import first_line
 from ..components import denoisers, is_modular_class
+from .checked_forward import CheckedForward
 from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable, same_timestep, timestep_of
 
 _MOVED = "cache-dit cannot be used here"
@@ -27,6 +28,7 @@ class CacheDitEngine(StepCacheEngine):
     """cache-dit's dual block cache on every denoiser of a pipeline."""
 
     name = "cache-dit"
+    against_control = "cache-dit runs the blocks without what a control model adds to each"
 
     def __init__(self, pipeline: Any, choice: str, level: Level, steps: int) -> None:
         if importlib.util.find_spec("cache_dit") is None:
@@ -58,14 +60,18 @@ class CacheDitEngine(StepCacheEngine):
             except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
                 self.remove()
                 raise StepCacheUnavailable(f"cache-dit does not fit this model ({first_line(error)})") from error
-        self._wrapped = [model.__dict__.get("forward") for model in self._models]
         self._calls = [_Calls(model, self._separate) for model in self._models]
+        self._checked = [
+            CheckedForward(model, calls.in_first_step) for model, calls in zip(self._models, self._calls, strict=True)
+        ]
+        self._wrapped = [model.__dict__["forward"] for model in self._models]
 
     def begin(self, steps: int) -> None:
         self._warmup = self._level.warmup_steps(steps)
         self._separate_runs = 0
-        for calls in self._calls:
+        for calls, checked in zip(self._calls, self._checked, strict=True):
             calls.restart()
+            checked.unfit = ""
         self._empty(self._warmup, separate=False, models=self._models)
 
     def end(self) -> Counts:
@@ -80,9 +86,12 @@ class CacheDitEngine(StepCacheEngine):
             for context, length in zip(contexts, lengths, strict=True):
                 saved += (len(context.cached_steps) + len(context.cfg_cached_steps)) * (length - self._probe)
             note = note or calls.note
+        unfit = next(filter(None, (checked.unfit for checked in self._checked)), "")
         self._empty(self._level.warmup_steps(0), separate=False, models=self._models)
         self._put_children_in_order()
-        return Counts(steps, skipped, f"{saved / runs:.0%} of the block runs" if saved else "", note)
+        if unfit and skipped:
+            note, unfit = f"in some of the steps it was off: {unfit}", ""
+        return Counts(steps, skipped, f"{saved / runs:.0%} of the block runs" if saved else "", note, unfit)
 
     def remove(self) -> None:
         for calls in self._calls:
@@ -168,6 +177,10 @@ class _Calls:
 
     def remove(self) -> None:
         self._hook.remove()
+
+    def in_first_step(self) -> bool:
+        """Whether the call that runs may belong to the run's first step, which has two of them at the most."""
+        return self.count <= 2
 
     def _before_call(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.count < 3:

@@ -16,6 +16,8 @@ from ..components import denoisers, is_modular_class
 from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable
 
 FIRST_BLOCK, TAYLOR_SEER = "FirstBlockCache", "TaylorSeer"
+NOTHING_IS_ALIKE = -1.0
+"""A threshold that no change is below."""
 
 TECHNIQUES = {
     "FluxModularPipeline": FIRST_BLOCK,
@@ -42,6 +44,8 @@ class DiffusersHooksEngine(StepCacheEngine):
         if kind not in TECHNIQUES:
             raise StepCacheUnavailable(f"diffusers has no step cache that works on {kind}")
         self.technique = TECHNIQUES[kind]
+        if self.technique == FIRST_BLOCK:
+            self.against_control = "with FirstBlockCache what a control model adds would count twice"
         self.name = f"diffusers {self.technique}"
         self.choice = choice
         self._level = level
@@ -92,6 +96,18 @@ class DiffusersHooksEngine(StepCacheEngine):
             return step >= self._warmup and (step - self._warmup - 1) % (self._level.in_a_row + 1) != 0
         return not next(_hooks(model)).state_manager.get_state().should_compute
 
+    def before_call(self, model: Any, step: int, in_a_row: int) -> None:
+        """Let the coming call skip blocks or not: diffusers' `FirstBlockCache` knows neither a warm-up nor a limit.
+
+        Args:
+            step: number of the call in its guidance half.
+            in_a_row: how many calls of that half were skipped just before.
+        """
+        may = step >= self._warmup and in_a_row < self._level.in_a_row
+        for hook in _hooks(model):
+            if hasattr(hook, "threshold"):
+                hook.threshold = self._level.threshold if may else NOTHING_IS_ALIKE
+
     def _apply(self) -> None:
         from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 
@@ -129,11 +145,15 @@ class _Run:
 
     def __init__(self, model: torch.nn.Module, engine: DiffusersHooksEngine) -> None:
         self._engine = engine
-        self._hook = model.register_forward_hook(self._after_call)
+        self._hooks = (
+            model.register_forward_pre_hook(self._before_call),
+            model.register_forward_hook(self._after_call),
+        )
         self.restart()
 
     def restart(self) -> None:
         self._steps: dict[str, int] = {}
+        self._in_a_row: dict[str, int] = {}
         self.skipped = 0
 
     @property
@@ -145,13 +165,20 @@ class _Run:
         return len(self._steps) or 1
 
     def remove(self) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before_call(self, model: torch.nn.Module, args: Any) -> None:
+        half = _context_name(model)
+        self._engine.before_call(model, self._steps.get(half, 0), self._in_a_row.get(half, 0))
 
     def _after_call(self, model: torch.nn.Module, args: Any, output: Any) -> None:
         half = _context_name(model)
         step = self._steps.get(half, 0)
         self._steps[half] = step + 1
-        self.skipped += self._engine.is_skipped(model, step)
+        skipped = self._engine.is_skipped(model, step)
+        self._in_a_row[half] = self._in_a_row.get(half, 0) + 1 if skipped else 0
+        self.skipped += skipped
 
 
 def _hooks(model: torch.nn.Module) -> Iterator[Any]:

@@ -57,12 +57,14 @@ class Counts:
         skipped: those of them that reused the work of others.
         saved: what that saved, for a person: "61% of the block runs"; "" when nothing.
         note: what was out of the ordinary, or "".
+        unfit: why nothing was skipped, although steps were alike, or "".
     """
 
     steps: int
     skipped: int
     saved: str = ""
     note: str = ""
+    unfit: str = ""
 
 
 class StepCacheUnavailable(Exception):  # noqa: N818 - not an error: the next engine is asked
@@ -74,10 +76,17 @@ class StepCacheEngine(ABC):
 
     Constructing it puts it to work or raises StepCacheUnavailable with the pipeline untouched.
 
-    Attributes: name, for the report; choice, the level's name; steps, of the next run, 0 when not known.
+    Attributes:
+        name: for the report.
+        choice: the level's name.
+        steps: of the next run, 0 when not known.
+        against_control: why it must not run where a control model adds to what the blocks give, or "".
+        controlled: whether that is how it runs.
     """
 
     name: str
+    against_control: str = ""
+    controlled: bool = False
     choice: str
     steps: int = 0
 

@@ -29,7 +29,11 @@ _ATTRIBUTE = "_fastdiffusers_step_cache"
 
 
 def enable(
-    pipeline: Any, choice: str, steps: int = 0, settings: OptimizationSettings | None = None
+    pipeline: Any,
+    choice: str,
+    steps: int = 0,
+    settings: OptimizationSettings | None = None,
+    controlled: bool = False,
 ) -> OptimizationRecord:
     """Switch step caching on a pipeline's denoisers to `choice`: in place, idempotent, reversible with `disable`.
 
@@ -38,6 +42,7 @@ def enable(
         choice: "off", "balanced" or "fast".
         steps: denoising steps of the next run, 0 when not known yet; `running` is told again.
         settings: what else is asked for, to say what cannot be combined; None checks nothing.
+        controlled: a control model adds to what the blocks of the denoiser give.
 
     Returns:
         The record for the report. When nothing can be cached it says why, and the pipeline is as without caching.
@@ -45,7 +50,7 @@ def enable(
     check_choice("step_cache", choice, STEP_CACHE_CHOICES)
     current = _engine(pipeline)
     reason = "" if choice == "off" or settings is None else incompatibility(settings)
-    if current is not None and (current.choice != choice or reason):
+    if current is not None and (current.choice != choice or current.controlled != controlled or reason):
         disable(pipeline)
         current = None
     if choice == "off":
@@ -62,7 +67,11 @@ def enable(
         except StepCacheUnavailable as refusal:
             refusals.append(str(refusal))
             continue
-        engine.steps = steps
+        if controlled and engine.against_control:
+            engine.remove()
+            refusals.append(engine.against_control)
+            continue
+        engine.steps, engine.controlled = steps, controlled
         setattr(_holder(pipeline), _ATTRIBUTE, engine)
         return _active_record(engine)
     return OptimizationRecord("step_cache", choice, "off", "; ".join(refusals), failed=True)
@@ -98,7 +107,7 @@ def running(pipeline: Any, report: OptimizationReport, steps: int = 0) -> Iterat
     engine = _engine(pipeline)
     if engine is not None and not engine.intact():
         disable(pipeline)
-        report.set(enable(pipeline, engine.choice, engine.steps))
+        report.set(enable(pipeline, engine.choice, engine.steps, controlled=engine.controlled))
         engine = _engine(pipeline)
     if engine is None:
         yield
@@ -111,7 +120,9 @@ def running(pipeline: Any, report: OptimizationReport, steps: int = 0) -> Iterat
         engine.end()
         raise
     counts = engine.end()
-    if "step_cache" in report:
+    if counts.unfit and "step_cache" in report:
+        report.set(OptimizationRecord("step_cache", engine.choice, "off", counts.unfit, failed=True))
+    elif "step_cache" in report:
         text = f"{engine.choice}, {engine.name}: {counts.skipped} of {counts.steps} steps skipped"
         reason = counts.note
         if 0 < steps < MIN_STEPS:

@@ -11,11 +11,17 @@ from ...safetensors_header import read_shapes
 from ..loading.sources import TINY
 from .control import control_models
 from .image_prompts.keys import image_prompts_of
+from .kinds import ControlCondition
 
 if TYPE_CHECKING:
     import torch
 
     from ..types import LoadedPipeline, SampleRequest
+
+
+def is_controlled(request: SampleRequest) -> bool:
+    """Whether a control model takes part in a run."""
+    return any(isinstance(each, ControlCondition) for each in request.conditions)
 
 
 def bytes_to_come(loaded: LoadedPipeline, request: SampleRequest) -> int:
