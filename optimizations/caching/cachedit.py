@@ -7,6 +7,7 @@ lives on the model: one context per list of blocks, started and emptied by us ar
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -20,8 +21,6 @@ from ...errors import first_line
 from ..components import denoisers, is_modular_class
 from .checked_forward import CheckedForward
 from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable, same_timestep, timestep_of
-
-_MOVED = "cache-dit cannot be used here"
 
 
 class CacheDitEngine(StepCacheEngine):
@@ -50,7 +49,7 @@ class CacheDitEngine(StepCacheEngine):
             raise StepCacheUnavailable("the model has too few blocks to skip any")
         self._probe = level.probe_blocks(shortest)
         # SD3's last block gives no text states: there is nothing of theirs to extrapolate.
-        every = (block for model_lists in lists for blocks in model_lists for block in blocks)
+        every = (block for model in lists for blocks in model for block in blocks)
         self._forecast_text = not any(getattr(block, "context_pre_only", False) for block in every)
         with _quiet():
             import cache_dit
@@ -61,9 +60,7 @@ class CacheDitEngine(StepCacheEngine):
                 self.remove()
                 raise StepCacheUnavailable(f"cache-dit does not fit this model ({first_line(error)})") from error
         self._calls = [_Calls(model, self._separate) for model in self._models]
-        self._checked = [
-            CheckedForward(model, calls.in_first_step) for model, calls in zip(self._models, self._calls, strict=True)
-        ]
+        self._checked = [CheckedForward(model, functools.partial(_skipped_runs, model)) for model in self._models]
         self._wrapped = [model.__dict__["forward"] for model in self._models]
 
     def begin(self, steps: int) -> None:
@@ -71,18 +68,19 @@ class CacheDitEngine(StepCacheEngine):
         self._separate_runs = 0
         for calls, checked in zip(self._calls, self._checked, strict=True):
             calls.restart()
-            checked.unfit = ""
+            checked.restart()
         self._empty(self._warmup, separate=False, models=self._models)
 
     def end(self) -> Counts:
         steps = skipped = runs = saved = 0
         note = ""
-        for model, lengths, calls in zip(self._models, self._blocks, self._calls, strict=True):
-            contexts = [model._context_manager.get_context(name) for name in model._context_names]
+        for model, lengths, calls, checked in zip(self._models, self._blocks, self._calls, self._checked, strict=True):
+            contexts = _contexts(model)
             cached = [set(context.cached_steps) for context in contexts]
             skipped += len(set.intersection(*cached))
-            steps += calls.count // (2 if calls.separate else 1)
-            runs += calls.count * sum(lengths)
+            count = calls.count - checked.own_calls
+            steps += count // (2 if calls.separate else 1)
+            runs += count * sum(lengths)
             for context, length in zip(contexts, lengths, strict=True):
                 saved += (len(context.cached_steps) + len(context.cfg_cached_steps)) * (length - self._probe)
             note = note or calls.note
@@ -178,10 +176,6 @@ class _Calls:
     def remove(self) -> None:
         self._hook.remove()
 
-    def in_first_step(self) -> bool:
-        """Whether the call that runs may belong to the run's first step, which has two of them at the most."""
-        return self.count <= 2
-
     def _before_call(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.count < 3:
             self._timesteps.append(timestep_of(kwargs, args))
@@ -196,6 +190,15 @@ class _Calls:
             if self.separate:
                 self._on_separate(self)
         self.count += 1
+
+
+def _contexts(model: Any) -> list[Any]:
+    """cache-dit's records of a denoiser's lists of blocks."""
+    return [model._context_manager.get_context(name) for name in model._context_names]
+
+
+def _skipped_runs(model: Any) -> int:
+    return sum(len(context.cached_steps) + len(context.cfg_cached_steps) for context in _contexts(model))
 
 
 def _adapter_of(pipeline: Any) -> Any:
@@ -219,7 +222,7 @@ def _adapter_of(pipeline: Any) -> Any:
             adapter.skip_post_init = False
             adapter.__post_init__()
         except (AssertionError, AttributeError, ImportError, TypeError, ValueError) as error:
-            raise StepCacheUnavailable(f"{_MOVED} ({first_line(error)})") from error
+            raise StepCacheUnavailable(f"cache-dit cannot be used here ({first_line(error)})") from error
     return adapter
 
 

@@ -158,13 +158,18 @@ def test_between_runs_no_tensor_is_kept(tiny_pipeline: Callable, run: Callable) 
     assert all(not context.calibrator.states for context in contexts)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize(
+    ("engine", "family"),
+    [
+        pytest.param(engine, family, marks=needs_cache_dit if engine is CacheDitEngine else ())
+        for engine in (CacheDitEngine, DiffusersHooksEngine)
+        for family in TINY_FAMILIES
+        if serves(engine, family)
+    ],
+)
 def test_too_few_steps_are_computed_in_full(
     family: str, engine: Any, tiny_pipeline: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not serves(engine, family):
-        pytest.skip("the engine does not serve it")
     only(engine, monkeypatch)
     pipeline = tiny_pipeline(family)
     few = MIN_STEPS - 1
