@@ -112,19 +112,27 @@ def _entry(name: str, conditioning: Sequence[Any]) -> tuple[Any, Mapping[str, An
 
 def _embeddings(text: Any, values: Mapping[str, Any]) -> Embeddings:
     """Embeddings of an entry; sizes that it leaves out are those that ComfyUI takes for them."""
-    mask = values.get("attention_mask")
+    mask, tags = values.get("attention_mask"), values.get("minimax_token_tags")
+    tokens = text.shape[1] if mask is not None or tags is not None else 0
     original = _size(values, "height", "width")
     return Embeddings(
         text,
         pooled=values.get("pooled_output"),
-        mask=None if mask is None else mask.reshape(mask.shape[0], -1)[:, -text.shape[1] :],
+        mask=None if mask is None else _of_all(mask.reshape(mask.shape[0], -1)[:, -tokens:], tokens),
         original_size=original,
         crop=_size(values, "crop_h", "crop_w"),
         target_size=_size(values, "target_height", "target_width"),
         ids=_row(values.get("t5xxl_ids")),
         weights=_row(values.get("t5xxl_weights")),
-        tags=values.get("minimax_token_tags"),
+        tags=None if tags is None else _of_all(tags, tokens),
     )
+
+
+def _of_all(marks: Any, tokens: int) -> Any:
+    """A mark of each token, [..., T]: Conditioning (Concat) keeps those of the first text, and the second's all count."""
+    from torch.nn.functional import pad
+
+    return pad(marks, (0, max(0, tokens - marks.shape[-1])), value=1)
 
 
 def _row(found: Any) -> Any:

@@ -35,6 +35,8 @@ SIZES = {
 }
 SAID = {"ltx2": 3e-4, "ltx23": 3e-4}
 """How much another text changes the picture at least, where that is little."""
+MARKED = ("zimage", "qwenimage", "krea2", "minimax-h3")
+"""Families with whose texts a mask comes, or what kind each token is of."""
 WIDGETS: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 5, "num_frames": 5, "guidance": 2.0}
 
 
@@ -154,6 +156,20 @@ def test_what_else_a_text_says_is_applied_or_refused_by_name(
         assert "guidance of positive, 2.5, ignored: the sampler's own, 4, goes before it" in other["notes"]
     plain = server.latent(server.succeed(encoded(server, "flux", encoders["flux"], guidance=-1.0)))
     assert bool((server.latent(entry) == plain).all()) == (kind == "ConditioningSetTimestepRange")
+
+
+@pytest.mark.parametrize("family", [each for each in HERE if each in MARKED])
+def test_of_texts_behind_each_other_all_tokens_count(
+    server: Client, encoders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    """Conditioning (Concat) keeps what marks the tokens of the first text alone."""
+    joined = encoded(server, family, encoders[family], positive=["joined", 0], guidance=1.0)
+    joined["joined"] = server.node("ConditioningConcat", conditioning_to=["positive", 0], conditioning_from=["more", 0])
+    joined["more"] = server.node("CLIPTextEncode", clip=["clip", 0], text="two men in the snow, far away from the sea")
+    made, _ = pictures(server, joined, tmp_path / "joined")
+    first, _ = pictures(server, encoded(server, family, encoders[family], guidance=1.0), tmp_path / "first")
+    assert made.shape == first.shape
+    assert float((made - first).abs().max()) > SAID.get(family, 1e-3)
 
 
 def test_a_text_of_another_family_is_refused_before_anything_loads(server: Client, encoders: dict[str, Path]) -> None:
