@@ -9,10 +9,12 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..callbacks import SILENT, Callbacks
 from .loading import loader, sources
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 Load = Callable[[LoadKey, Callbacks], LoadedPipeline]
 Check = Callable[[LoadKey], None]
+COLLECTIONS, SECONDS_BETWEEN = 5, 0.1
+"""How often what was released is looked for before something else is said to hold it, and the pause before each."""
 
 
 class PipelineCache:
@@ -139,10 +143,26 @@ class PipelineCache:
         if not remains:
             return
         gc.collect()  # hooks and pipelines refer to each other
-        for key, reference in remains:
-            if reference() is not None:
-                log.warning("%s was released, but something outside the cache still holds it in memory", key.source)
         _return_device_memory()
+        if held := [(key, reference) for key, reference in remains if reference() is not None]:
+            threading.Thread(target=_collect_again, args=(held,), name="fastdiffusers-free", daemon=True).start()
+
+
+def _collect_again(held: list[tuple[LoadKey, weakref.ref[Any]]]) -> None:
+    """Collect what was released, and say what something else holds.
+
+    A finalizer may release a pipeline in the middle of a collection, as ComfyUI's own after `/free`: another one within
+    it does nothing.
+    """
+    for _ in range(COLLECTIONS):
+        time.sleep(SECONDS_BETWEEN)
+        gc.collect()
+        held = [(key, reference) for key, reference in held if reference() is not None]
+        if not held:
+            _return_device_memory()
+            return
+    for key, _reference in held:
+        log.warning("%s was released, but something outside the cache still holds it in memory", key.source)
 
 
 def _return_device_memory() -> None:

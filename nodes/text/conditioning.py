@@ -129,7 +129,7 @@ def _embeddings(text: Any, values: Mapping[str, Any]) -> Embeddings:
 
 
 def _of_all(marks: Any, tokens: int) -> Any:
-    """A mark of each token, [..., T]: Conditioning (Concat) keeps those of the first text, and the second's all count."""
+    """A mark of each token, [..., T]. Conditioning (Concat) keeps those of the first text; the others all count."""
     from torch.nn.functional import pad
 
     return pad(marks, (0, max(0, tokens - marks.shape[-1])), value=1)

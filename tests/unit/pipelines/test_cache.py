@@ -185,8 +185,38 @@ def test_something_that_keeps_a_pipeline_alive_is_logged(counting, caplog):
     with cache.use(A) as loaded:
         leak = loaded.pipeline
     cache.clear()
+    ended()
     assert "still holds it" in caplog.text
     assert leak is not None
+
+
+def ended() -> None:
+    """Wait until what was released has been looked for."""
+    for thread in threading.enumerate():
+        if thread.name == "fastdiffusers-free":
+            thread.join(10)
+
+
+def test_what_a_finalizer_releases_within_a_collection_goes_too(counting, caplog):
+    """ComfyUI collects after `/free`, and the last handle goes in the middle of that."""
+
+    class Handle: ...
+
+    cache = make(counting)
+    with cache.use(A) as loaded:
+        pipeline = loaded.pipeline
+        pipeline.itself = pipeline  # hooks refer to what they are on
+        reference = weakref.ref(pipeline)
+        del pipeline, loaded
+    handle = Handle()
+    handle.itself = handle
+    weakref.finalize(handle, cache.discard, A)
+    del handle
+    gc.collect()
+    ended()
+    assert cache.keys() == ()
+    assert reference() is None
+    assert not caplog.text
 
 
 def test_capacity_is_at_least_one():
