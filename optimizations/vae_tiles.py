@@ -45,6 +45,9 @@ def refuse_tiling(vae: Any) -> str:
         return f"{name} has no tiled decode"
     if name == "AutoencoderTiny" and vae.config.latent_channels != 4:
         return f"{name} encodes to 4 channels in tiles, and here there are {vae.config.latent_channels}"
+    if name == "AutoencoderTiny" and 2 ** (len(vae.config.encoder_block_out_channels) - 1) != vae.spatial_scale_factor:
+        scale = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        return f"{name} cuts tiles for a latent {vae.spatial_scale_factor} times as small, and here it is {scale} times"
     return ""
 
 

@@ -283,9 +283,10 @@ def test_vaes_that_tile_by_themselves_are_said_to(mode):
     assert record.applied == "tiles of 256 px"
 
 
-def tiny_vae(channels):
-    blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
-    return diffusers.AutoencoderTiny(**blocks, latent_channels=channels).eval()
+def tiny_vae(channels, stages=4):
+    blocks = {"encoder_block_out_channels": (8,) * stages, "decoder_block_out_channels": (8,) * stages}
+    depth = {"num_encoder_blocks": (1,) * stages, "num_decoder_blocks": (1,) * stages}
+    return diffusers.AutoencoderTiny(**blocks, **depth, latent_channels=channels).eval()
 
 
 def test_a_tiny_vae_encodes_in_tiles_without_dividing_by_zero_or_not_at_all():
@@ -300,6 +301,12 @@ def test_a_tiny_vae_encodes_in_tiles_without_dividing_by_zero_or_not_at_all():
     assert "AutoencoderTiny encodes to 4 channels in tiles, and here there are 16" in record.reason
     with torch.no_grad():
         assert vae.encode(picture).latents.shape == (1, 16, 24, 20)
+    vae = tiny_vae(4, stages=2)
+    record, _ = vae_memory.use(pipeline_with(vae), TilingSettings("on", 64), Workload(160, 192), PLENTY)
+    assert record.failed
+    assert "cuts tiles for a latent 8 times as small, and here it is 2 times" in record.reason
+    with torch.no_grad():
+        assert vae.decode(vae.encode(picture).latents).sample.shape == picture.shape
 
 
 def out_of_memory():

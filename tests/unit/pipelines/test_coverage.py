@@ -15,7 +15,7 @@ import pytest
 import torch
 from other_pipelines import build
 
-from fastdiffusers.benchmarks.coverage import tables
+from fastdiffusers.benchmarks.coverage import options, tables
 from fastdiffusers.benchmarks.coverage.cases import Case, NotBuilt, modular_classes, pipeline_classes
 from fastdiffusers.benchmarks.coverage.conditions import condition_of, with_limits
 from fastdiffusers.benchmarks.coverage.inputs import pictures_of
@@ -26,6 +26,8 @@ from fastdiffusers.benchmarks.coverage.trial import try_case
 from fastdiffusers.pipelines import sampling
 from fastdiffusers.pipelines.conditions.kinds import VideoCondition
 from fastdiffusers.pipelines.recognize import family_of
+from fastdiffusers.pipelines.types import SampleResult
+from fastdiffusers.report import OptimizationReport
 
 INPUTS = {"prompt": "a fox", "num_inference_steps": 2, "width": 32, "height": 32}
 
@@ -56,6 +58,20 @@ def test_a_wrong_picture_and_a_failure_are_noticed(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(sampling, "frames_of", broken)
     assert try_case(case(), options=False)["reason"] == "no such kernel"
+
+
+def test_rounding_that_a_pipeline_makes_much_of_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured by rounding its weights otherwise, which leaves no trace; pictures of 8 bits may differ by a level."""
+    monkeypatch.setattr(options, "TOLERANCE", -1.0)
+    attention = try_case(case())["options"]["attention"]
+    assert attention["state"] == "works"
+    assert attention["reason"].startswith("weights that are rounded otherwise make ")
+    monkeypatch.setattr(options, "SENSITIVE", -1.0)
+    assert try_case(case())["options"]["attention"]["state"] == "fails"
+    levels = (torch.arange(256) / 255).reshape(1, 1, 16, 16, 1)
+    made = lambda frames: SampleResult(frames, None, None, (0,), [], {}, OptimizationReport())
+    assert options._in_levels(made(levels))
+    assert not options._in_levels(made(levels * 0.99))
 
 
 def test_an_input_that_no_request_carries_is_handed_over_and_named() -> None:
