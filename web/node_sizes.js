@@ -14,7 +14,7 @@ const WIDTHS = {
   FastDiffusersVAEDecode: 340,
   FastDiffusersVAEEncode: 340,
 };
-const TITLE = { beside: 50, letter: 8 }; // pixels of a title: what is beside it, and each of its letters
+const TITLE = { beside: 80, letter: 8 }; // pixels of a title: what is beside it, and each of its letters
 const LINES = 60; // pixels that a box of text is higher than the editor's least, which is about two lines
 
 app.registerExtension({
