@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from .processor_threads import given_threads
+
 ENVIRONMENT_VARIABLE = "FASTDIFFUSERS_CACHE"
 ATTENTION_LIBRARIES = ("xformers", "flash-attn", "flash-attn-3", "sageattention")
 PACKAGES = ("diffusers", *ATTENTION_LIBRARIES, "triton", "triton-windows", "comfy-kitchen", "fastdiffusers")
@@ -131,7 +133,7 @@ def device_name(device: torch.device) -> str:
         properties = getattr(torch, device.type).get_device_properties(device)
         return f"{properties.name}, {round(properties.total_memory / 2**30)} GiB"
     if device.type == "cpu":
-        return f"{processor_name()}, {torch.get_num_threads()} threads"
+        return f"{processor_name()}, {given_threads()} threads"
     return f"{device.type}, {platform.machine()}"
 
 

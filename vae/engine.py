@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch
 from ..callbacks import Callbacks
 from ..compile_clock import Compilations
 from ..errors import FastDiffusersError
+from ..processor_threads import Look, helpful_threads
 from .compiled import CompileTime, CompileWatch, compiled_network
 from .cuda_graphs import CudaBackend, GraphedNetwork
 from .kernels import Kernels
@@ -71,6 +73,7 @@ class Job:
         network: one slice through the VAE, compiled and recorded where the settings ask for it.
         notes: what had to be changed about the settings.
         compilations: what compiling has taken, in the attempts before this one too.
+        look: called often, so that as many threads of a processor compute as help; None where it does not choose.
     """
 
     vae: VideoVAE
@@ -86,6 +89,7 @@ class Job:
     watch: CompileWatch | None = field(init=False, default=None)
     notes: list[str] = field(default_factory=list)
     compilations: Compilations = field(default_factory=Compilations)
+    look: Look | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         settings, device = self.settings, self.vae.device
@@ -104,9 +108,16 @@ class Job:
     def run(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Fill `out` [B, C', T', H', W'], float32 on any device and with any strides, from `x` [B, C, T, H, W]."""
         fused = self.settings.kernels == "auto"
+        # Compiled code has its number of threads in it.
+        plain_processor = self.vae.device.type == "cpu" and self.settings.compile is None
+        threads = helpful_threads() if plain_processor else nullcontext(self.look)
+        half_sums = fused and self.settings.fp16_accumulation
         try:
-            with torch.inference_mode(), rules(alternatives=fused, half_sums=fused and self.settings.fp16_accumulation):
+            with torch.inference_mode(), rules(alternatives=fused, half_sums=half_sums), threads as self.look:
                 self._run(x, out)
+            if self.look is not None and self.look.fewest < self.look.given:
+                chosen = f"{self.look.fewest} of {self.look.given} threads"
+                self.notes.append(f"{chosen} for a time: other programs keep the processor busy, and more were slower")
         finally:
             if isinstance(self.network, GraphedNetwork):
                 self.network.drop()
@@ -178,7 +189,15 @@ class Job:
         """What is asked within a slice. A card is given all of a slice's work long before it has done it."""
         if self.vae.device.type != "cpu":
             return None
-        return self.callbacks.check_cancel if self.watch is None else self.watch.signals.check_cancel
+        check = self.callbacks.check_cancel if self.watch is None else self.watch.signals.check_cancel
+        if (look := self.look) is None:
+            return check
+
+        def look_and_check() -> None:
+            look()
+            check()
+
+        return look_and_check
 
     def _slices(self, x: torch.Tensor) -> list[tuple[int, int]]:
         return slices(x.shape[2], self.plan.temporal_slice, self.task.frames)

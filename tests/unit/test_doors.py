@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parents[2]
-GROUND = {"errors", "callbacks", "report"}
+GROUND = {"errors", "callbacks", "processor_threads", "report"}
 LEAVES = GROUND | {
     "fallback",
     "memory",
