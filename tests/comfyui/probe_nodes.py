@@ -97,6 +97,21 @@ class KeepImages:
         return ()
 
 
+class Value:
+    """Any value, written as JSON, from an output that can be linked to everything."""
+
+    CATEGORY = "test"
+    FUNCTION = "make"
+    RETURN_TYPES = ("*",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"json": ("STRING", {"default": "null"})}}
+
+    def make(self, **written: str) -> tuple[Any]:
+        return (json.loads(written["json"]),)
+
+
 def _classes(family: str) -> tuple[Any, Any]:
     from comfy import sd1_clip, sdxl_clip
     from comfy.text_encoders import flux, pixart_t5, qwen_image, sd3_clip, wan, z_image
@@ -236,4 +251,5 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "TestZeroConditioning": ZeroConditioning,
     "TestTinyTextEncoder": TinyTextEncoder,
     "TestKeepImages": KeepImages,
+    "TestValue": Value,
 }
