@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MAX_STEPS = 1000
 """The schedulers divide 1000 training timesteps."""
 MAX_BATCH = 64
+MAX_SEQUENCE_LENGTH = 4096
+MAX_FLOW_SHIFT = 100.0
 _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 SCHEDULER_DEFAULT = "model default"
 
@@ -54,11 +56,12 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     for name in ("guidance", "guidance_2"):
         cure = "leave it out for the model's own" if family.guidance is None else f"{family.guidance:g} is recommended"
         _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
-    _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
+    _check_range("flow_shift", request.flow_shift, 0.01, MAX_FLOW_SHIFT, "leave it out for the model's own")
     request, fitted = fit(family, with_clip_length(family, with_references(family, request)))
     _check_aspect(family, request)
     fitted += check_frame_rate(family, request)
-    _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
+    own = "leave it out for the model's own"
+    _check_range("max_sequence_length", request.max_sequence_length, 1, MAX_SEQUENCE_LENGTH, own)
     _check_guided_steps(family, request)
     _check_prompt(request)
     _check_scheduler_name(request.scheduler)
