@@ -112,6 +112,24 @@ class Value:
         return (json.loads(written["json"]),)
 
 
+class TinyVae:
+    """ComfyUI's small VAE for latents of so many channels, with weights of zeros."""
+
+    CATEGORY = "test"
+    FUNCTION = "make"
+    RETURN_TYPES = ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"channels": ("INT", {"default": 4, "min": 4})}}
+
+    def make(self, channels: int) -> tuple[Any]:
+        from comfy.taesd.taesd import TAESD
+
+        weights = TAESD(latent_channels=channels).state_dict()
+        return (comfy.sd.VAE(sd={name: torch.zeros_like(weight) for name, weight in weights.items()}),)
+
+
 def _classes(family: str) -> tuple[Any, Any]:
     from comfy import sd1_clip, sdxl_clip
     from comfy.text_encoders import flux, pixart_t5, qwen_image, sd3_clip, wan, z_image
@@ -251,5 +269,6 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "TestZeroConditioning": ZeroConditioning,
     "TestTinyTextEncoder": TinyTextEncoder,
     "TestKeepImages": KeepImages,
+    "TestTinyVae": TinyVae,
     "TestValue": Value,
 }
