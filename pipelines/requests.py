@@ -21,7 +21,7 @@ from .conditions.references import with_references
 from .embeddings.check import check_texts
 from .families import Family
 from .requested.ignored import assumed_notes, ignored_notes
-from .requested.references import check_references
+from .requested.references import check_references, check_references_of_clip
 from .requested.sizes import fit
 from .results import refuse_without_picture
 from .schedulers import SCHEDULERS, SHORT_NAMES, known_name
@@ -203,6 +203,7 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     if not 0.0 < request.strength <= 1.0:
         raise InputError("strength", request.strength, "it must be above 0 and at most 1", "1 starts from noise")
     count = len(request.images)
+    check_references_of_clip(family, request)
     if family.own_strength is not None and count and request.strength >= 1.0:
         _check_steps_left(family, request, family.own_strength)
     if repaints(family, request) or clip_form(family, request):
