@@ -10,6 +10,8 @@ from ..errors import InputError
 LOCAL = "local"
 PATIENCE = 120.0
 """Seconds to wait for a free card where nothing else is said."""
+MOST_PATIENCE = 86400.0
+MOST_THREADS = 1024
 FORMS = "use local, local:2 for two workers, or HOST:PORT of a running Ray"
 _COUNT = "what follows local: is how many workers, a whole number from 1 to 1024"
 
@@ -55,10 +57,11 @@ def parse_cluster(text: str, cpus: int | None = None, patience: float = PATIENCE
     Raises:
         InputError: it is none of these, or a number is out of range.
     """
-    if cpus is not None and not 1 <= cpus <= 1024:
-        raise InputError("cpus", cpus, "a worker has 1 to 1024 threads", "leave it out for an equal share")
-    if not 0 < patience <= 86400:
-        raise InputError("cluster_wait", patience, "it must be above 0 and at most 86400 seconds", "use 120")
+    if cpus is not None and not 1 <= cpus <= MOST_THREADS:
+        raise InputError("cpus", cpus, f"a worker has 1 to {MOST_THREADS} threads", "leave it out for an equal share")
+    if not 0 < patience <= MOST_PATIENCE:
+        reason = f"it must be above 0 and at most {MOST_PATIENCE:g} seconds"
+        raise InputError("cluster_wait", patience, reason, "use 120")
     if text == LOCAL:
         return ClusterSettings(cpus=cpus, patience=patience)
     if "://" in text:

@@ -29,8 +29,10 @@ _UNKNOWN: dict[str, Any] = {
     "images": "optional",
     "negative_above": -1.0,  # which guidance switches a negative prompt off is the model's to say
 }
+MAX_FRAMES = 100000
+"""Of a clip that a server is asked for: how many its model makes is not known here."""
 PICTURES = Family("the server's model", max_images=16, **_UNKNOWN)
-CLIPS = Family("the server's model", max_images=1, video=True, num_frames=0, max_frames=100000, **_UNKNOWN)
+CLIPS = Family("the server's model", max_images=1, video=True, num_frames=0, max_frames=MAX_FRAMES, **_UNKNOWN)
 """A model of which nothing is known but that it makes pictures, or clips: their ranges are checked, and no more."""
 _NO_FIELD = "the servers have no field for it"
 _LEAVE_OUT = "leave it out, or run the model here"

@@ -11,6 +11,7 @@ from .copies.quantize import QuantizeModel
 from .copies.save_folder import SaveFolder
 from .engine import LoadEngine
 from .host.comfy_bridge import keep_measurements_with_the_user
+from .host.linked_inputs import with_links_checked_later
 from .host.shown_errors import with_cures_first
 from .lora import LoadLora
 from .parts import LoadPipelineParts
@@ -47,4 +48,4 @@ class FastDiffusersExtension(ComfyExtension):
             TinyEncoder,
             ShowReport,
         ]
-        return [with_cures_first(node) for node in nodes]
+        return [with_cures_first(with_links_checked_later(node)) for node in nodes]

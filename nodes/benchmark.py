@@ -18,8 +18,10 @@ from ..errors import FastDiffusersError
 from ..optimizations.settings import CompileSettings, OptimizationSettings
 from ..optimizations.tuning.candidates import Plan
 from ..optimizations.tuning.store import default_store
+from ..pipelines.families import MAX_FRAMES, MAX_SIZE
 from ..pipelines.generate import generate
 from ..pipelines.loading import loader
+from ..pipelines.requests import MAX_STEPS
 from ..pipelines.types import SampleRequest
 from ..report import logger as run_logger
 from . import types
@@ -143,10 +145,10 @@ def _what_to_compare() -> list[io.Input]:
 def _the_work() -> list[io.Input]:
     return [
         io.String.Input("prompt", default=PROMPT, multiline=True),
-        io.Int.Input("steps", default=0, min=0, max=1000),
-        io.Int.Input("width", default=0, min=0, max=16384, step=8),
-        io.Int.Input("height", default=0, min=0, max=16384, step=8),
-        io.Int.Input("num_frames", default=0, min=0, max=100000),
+        io.Int.Input("steps", default=0, min=0, max=MAX_STEPS),
+        io.Int.Input("width", default=0, min=0, max=MAX_SIZE, step=8),
+        io.Int.Input("height", default=0, min=0, max=MAX_SIZE, step=8),
+        io.Int.Input("num_frames", default=0, min=0, max=MAX_FRAMES),
         io.Float.Input("guidance", default=-1.0, min=-1.0, max=100.0, step=0.1, round=0.001),
         io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate="fixed"),
         types.CompileSettings.Input("compile_settings", optional=True),

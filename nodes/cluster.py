@@ -15,7 +15,7 @@ from ..cluster.child import client
 from ..cluster.connection import require_ray
 from ..cluster.parallel.choice import PARALLEL_CHOICES, parallel_settings
 from ..cluster.parallel.client import generate_together
-from ..cluster.settings import LOCAL, PATIENCE, ClusterSettings, parse_cluster
+from ..cluster.settings import LOCAL, MOST_PATIENCE, MOST_THREADS, PATIENCE, ClusterSettings, parse_cluster
 from ..errors import FastDiffusersError, InputError
 from ..pipelines.generate import generate as generate_here
 from ..pipelines.loading.devices import resolve_dtype
@@ -41,8 +41,8 @@ class ClusterSettingsNode(io.ComfyNode):
             search_aliases=["cluster", "ray", "multi gpu", "several gpus", "distributed", "parallel", "workers"],
             inputs=[
                 io.String.Input("address", default=LOCAL),
-                io.Int.Input("threads", default=0, min=0, max=1024, **ADVANCED),
-                io.Float.Input("wait", default=PATIENCE, min=1.0, max=86400.0, step=10.0, **ADVANCED),
+                io.Int.Input("threads", default=0, min=0, max=MOST_THREADS, **ADVANCED),
+                io.Float.Input("wait", default=PATIENCE, min=1.0, max=MOST_PATIENCE, step=10.0, **ADVANCED),
                 io.Combo.Input("parallel", options=list(PARALLEL_CHOICES), default="off"),
             ],
             outputs=[types.Cluster.Output(display_name="cluster")],

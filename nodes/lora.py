@@ -59,4 +59,5 @@ class LoadLora(io.ComfyNode):
     @classmethod
     def execute(cls, pipeline: PipelineHandle, lora_name: str, strength: float, expert: str) -> io.NodeOutput:
         added = LoraSpec(lora_path(lora_name), strength, expert)
+        lora.check_loras((added,))
         return io.NodeOutput(memory_management.keep_while_alive(replace(pipeline, loras=(*pipeline.loras, added))))

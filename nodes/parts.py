@@ -13,7 +13,7 @@ from ..optimizations.settings import MEMORY_MODES
 from ..pipelines.loading import loader, parts
 from ..pipelines.types import PipelineHandle
 from . import types
-from .host import comfy_bridge, memory_management
+from .host import comfy_bridge, core_vae, memory_management
 from .host.compat import ADVANCED, schema
 from .host.model_files import (
     CHECKPOINT_PREFIX,
@@ -156,6 +156,9 @@ class LoadPipelineParts(io.ComfyNode):
             quantization=quantization,
             device=comfy_bridge.device_name(device),
         )
+        if comfyui_vae is not None:
+            family = loader.family_of_key(key)
+            core_vae.check_belongs("comfyui_vae", comfyui_vae, family.name, family.latent_channels)
         handle = PipelineHandle(key=key, memory_mode=memory_mode, vae=comfyui_vae)
         return io.NodeOutput(memory_management.keep_while_alive(handle))
 

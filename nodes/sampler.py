@@ -107,7 +107,8 @@ class Sampler(io.ComfyNode):
         if last_image is not None and (count := last_image.shape[:-3].numel()) > 1:
             notes.append(f"last_image: the first of {count} pictures is used.")
         if latent is not None:
-            request, notes = latent_input.start_from(latent, loader.family_of_key(pipeline.key), request)
+            request, more = latent_input.start_from(latent, loader.family_of_key(pipeline.key), request)
+            notes += more
         if positive is not None or negative is not None:
             request, more = conditioning.add_texts(request, loader.family_of_key(pipeline.key), positive, negative)
             notes += more

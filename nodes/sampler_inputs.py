@@ -6,7 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..engines.requests import MAX_FRAMES
 from ..optimizations.settings import ATTENTION_CHOICES, COMPILE_CHOICES, STEP_CACHE_CHOICES, TRISTATE
+from ..pipelines.conditions.rates import MOST_FRAME_RATE
+from ..pipelines.families import MAX_SIZE
+from ..pipelines.requests import MAX_BATCH, MAX_FLOW_SHIFT, MAX_SEQUENCE_LENGTH, MAX_STEPS
 from ..pipelines.schedulers import SHORT_NAMES
 from . import types
 from .host.compat import ADVANCED
@@ -42,12 +46,12 @@ def _what_to_make() -> list[Any]:
         io.String.Input("prompt", multiline=True, dynamic_prompts=True),
         io.String.Input("negative_prompt", multiline=True, dynamic_prompts=True),
         io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-        io.Int.Input("steps", default=0, min=0, max=1000),
+        io.Int.Input("steps", default=0, min=0, max=MAX_STEPS),
         io.Float.Input("guidance", default=-1.0, min=-1.0, max=100.0, step=0.1, round=0.001),
-        io.Int.Input("width", default=0, min=0, max=16384, step=8),
-        io.Int.Input("height", default=0, min=0, max=16384, step=8),
-        io.Int.Input("num_frames", default=0, min=0, max=100000),
-        io.Int.Input("batch_size", default=1, min=1, max=4096, **ADVANCED),
+        io.Int.Input("width", default=0, min=0, max=MAX_SIZE, step=8),
+        io.Int.Input("height", default=0, min=0, max=MAX_SIZE, step=8),
+        io.Int.Input("num_frames", default=0, min=0, max=MAX_FRAMES),
+        io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, **ADVANCED),
         io.Combo.Input("scheduler", options=list(SCHEDULERS), default=MODEL_DEFAULT, **ADVANCED),
     ]
 
@@ -85,8 +89,10 @@ def _advanced_inputs() -> list[Any]:
         io.Float.Input(
             "guidance_2", default=-1.0, min=-1.0, max=100.0, step=0.1, round=0.001, optional=True, **ADVANCED
         ),
-        io.Float.Input("frame_rate", default=0.0, min=0.0, max=240.0, step=1.0, optional=True, **ADVANCED),
-        io.Int.Input("max_sequence_length", default=0, min=0, max=8192, optional=True, **ADVANCED),
+        io.Float.Input("frame_rate", default=0.0, min=0.0, max=MOST_FRAME_RATE, step=1.0, optional=True, **ADVANCED),
+        io.Int.Input("max_sequence_length", default=0, min=0, max=MAX_SEQUENCE_LENGTH, optional=True, **ADVANCED),
         io.Boolean.Input("decode", default=True, optional=True, **ADVANCED),
-        io.Float.Input("flow_shift", default=0.0, min=0.0, max=100.0, step=0.1, round=0.001, optional=True, **ADVANCED),
+        io.Float.Input(
+            "flow_shift", default=0.0, min=0.0, max=MAX_FLOW_SHIFT, step=0.1, round=0.001, optional=True, **ADVANCED
+        ),
     ]

@@ -57,6 +57,7 @@ class LoadVideoVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name: str, dtype: str, **how: Any) -> io.NodeOutput:
         path = Path(video_vae_path(vae_name))
+        video_vae.check_file(str(path))
         file = types.video_vae_file(str(path), video_vae.identity(path), dtype)
         return io.NodeOutput(types.VideoVaeHandle(file, **how))
 

@@ -12,6 +12,8 @@ NETS = "_nets"
 """Entry of a part's configuration that counts the control models or adapters in it, where it holds several."""
 MAX_SIZE = 16384
 """Largest width or height that any family is asked for, in pixels."""
+MAX_FRAMES = 4096
+"""Longest clip that any family is asked for, in frames."""
 
 
 @dataclass(frozen=True)

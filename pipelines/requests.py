@@ -21,7 +21,7 @@ from .conditions.references import with_references
 from .embeddings.check import check_texts
 from .families import Family
 from .requested.ignored import assumed_notes, ignored_notes
-from .requested.references import check_references
+from .requested.references import check_references, check_references_of_clip
 from .requested.sizes import fit
 from .results import refuse_without_picture
 from .schedulers import SCHEDULERS, SHORT_NAMES, known_name
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MAX_STEPS = 1000
 """The schedulers divide 1000 training timesteps."""
 MAX_BATCH = 64
+MAX_SEQUENCE_LENGTH = 4096
+MAX_FLOW_SHIFT = 100.0
 _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 SCHEDULER_DEFAULT = "model default"
 
@@ -54,11 +56,12 @@ def check_request(family: Family, request: SampleRequest) -> list[str]:
     for name in ("guidance", "guidance_2"):
         cure = "leave it out for the model's own" if family.guidance is None else f"{family.guidance:g} is recommended"
         _check_range(name, getattr(request, name), 0.0, 1000.0, cure)
-    _check_range("flow_shift", request.flow_shift, 0.01, 100.0, "leave it out for the model's own")
+    _check_range("flow_shift", request.flow_shift, 0.01, MAX_FLOW_SHIFT, "leave it out for the model's own")
     request, fitted = fit(family, with_clip_length(family, with_references(family, request)))
     _check_aspect(family, request)
     fitted += check_frame_rate(family, request)
-    _check_range("max_sequence_length", request.max_sequence_length, 1, 4096, "leave it out for the model's own")
+    own = "leave it out for the model's own"
+    _check_range("max_sequence_length", request.max_sequence_length, 1, MAX_SEQUENCE_LENGTH, own)
     _check_guided_steps(family, request)
     _check_prompt(request)
     _check_scheduler_name(request.scheduler)
@@ -200,6 +203,7 @@ def _check_images(family: Family, request: SampleRequest) -> None:
     if not 0.0 < request.strength <= 1.0:
         raise InputError("strength", request.strength, "it must be above 0 and at most 1", "1 starts from noise")
     count = len(request.images)
+    check_references_of_clip(family, request)
     if family.own_strength is not None and count and request.strength >= 1.0:
         _check_steps_left(family, request, family.own_strength)
     if repaints(family, request) or clip_form(family, request):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ...pipelines.conditions.kinds import ROLES, KeyframeCondition, Sound, VideoCondition
+from ...pipelines.families import MAX_FRAMES
 from .. import types
 from ..host.compat import schema
 from ..pictures import clip, pictures
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ...pipelines.conditions.kinds import Condition
+    from ...pipelines.families import MAX_FRAMES
+from ...pipelines.conditions.kinds import Condition
 
 
 class VideoConditionNode(io.ComfyNode):
@@ -67,7 +69,7 @@ class KeyframeConditionNode(io.ComfyNode):
             search_aliases=["keyframe", "first frame", "last frame", "ltx", "guide"],
             inputs=[
                 io.Image.Input("image"),
-                io.Int.Input("frame", default=0, min=-1, max=100000),
+                io.Int.Input("frame", default=0, min=-1, max=MAX_FRAMES - 1),
                 io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01),
                 types.Conditions.Input("conditions", optional=True),
             ],

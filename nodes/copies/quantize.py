@@ -7,7 +7,7 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ...errors import FastDiffusersError
-from ...pipelines.loading.quantized_copy import WEIGHTS_DTYPES, copy_name, quantize_folder
+from ...pipelines.loading.quantized_copy import MAX_RANK, WEIGHTS_DTYPES, copy_name, quantize_folder
 from .. import types
 from ..host import comfy_bridge
 from ..host.compat import ADVANCED, schema
@@ -51,7 +51,7 @@ class QuantizeModel(io.ComfyNode):
                 ),
                 io.Combo.Input("weights_dtype", options=list(WEIGHTS_DTYPES), default="int8"),
                 io.String.Input("name", default=""),
-                io.Int.Input("svd_rank", default=0, min=0, max=1024, **ADVANCED),
+                io.Int.Input("svd_rank", default=0, min=0, max=MAX_RANK, **ADVANCED),
                 io.Boolean.Input("quantized_matmul", default=False, **ADVANCED),
             ],
             outputs=[io.String.Output(display_name="folder")],

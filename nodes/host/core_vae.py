@@ -159,7 +159,23 @@ def frames_of(vae: Any, latent: torch.Tensor) -> int:
     return int(ratio[0](latent.shape[2]))
 
 
-def _check_kind(vae: Any, verb: str) -> None:
+def check_belongs(name: str, vae: Any, model: str, channels: int) -> None:
+    """Raise InputError for a VAE that cannot decode what a model makes, before it is made.
+
+    Args:
+        name: of the input.
+        vae: `comfy.sd.VAE`; of another object nothing is known.
+        channels: of the model's latents, 0 where that is not known.
+    """
+    if not isinstance(vae, comfy.sd.VAE):
+        return
+    _check_kind(vae, "decode", name)
+    if channels and vae.latent_channels != channels:
+        reason = f"it takes latents of {vae.latent_channels} channels, and those of {model} have {channels}"
+        raise InputError(name, "connected", reason, "connect the VAE that belongs to the model")
+
+
+def _check_kind(vae: Any, verb: str, name: str = "vae") -> None:
     """Raise InputError for a VAE of sound or shapes, and ComfyUI's own error for an empty object."""
     vae.throw_exception_if_invalid()
     network = getattr(vae.first_stage_model, "_orig_mod", vae.first_stage_model)
@@ -167,9 +183,9 @@ def _check_kind(vae: Any, verb: str) -> None:
     reason = f"this node {verb}s images and video"
     if any(word in module for word in SHAPE_NETWORKS):
         cure = "use the decode node that belongs to it, such as VAE Decode Hunyuan 3D"
-        raise InputError("vae", "a VAE of 3D shapes", reason, cure)
+        raise InputError(name, "a VAE of 3D shapes", reason, cure)
     if vae.latent_dim == 1 or vae.extra_1d_channel is not None or any(word in module for word in SOUND_NETWORKS):
-        raise InputError("vae", "an audio VAE", reason, f"use VAE {verb.capitalize()} Audio")
+        raise InputError(name, "an audio VAE", reason, f"use VAE {verb.capitalize()} Audio")
 
 
 def _as_it_is(

@@ -13,6 +13,8 @@ _ON_NODES = {
     "batch": ("batch_size",),
     "compile_headroom_gib": ("headroom_gib",),
     "compile_scope": ("scope",),
+    "lora expert": ("expert",),
+    "lora strength": ("strength",),
     "latents": ("samples", "latent"),
     "frames": ("pixels", "images"),
     "mode": ("tiling",),
@@ -30,7 +32,7 @@ def with_cures_first(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     An input is named as the node names it.
     """
     run: Any = node.execute.__func__
-    if hasattr(run, "__wrapped__"):
+    if hasattr(run, "_cures_first"):
         return node
 
     @functools.wraps(run)
@@ -43,6 +45,7 @@ def with_cures_first(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
             error.args = (error.in_short(),)
             raise
 
+    execute._cures_first = True  # type: ignore[attr-defined]
     node.execute = classmethod(execute)
     return node
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from ..families import Family
+from ..families import MAX_FRAMES, Family
 from .forms import image_to_image_class, image_to_video_class
 from .frame_rates import ASSUMED, frame_rate_of
 from .guidance import guidance_rules
@@ -56,7 +56,7 @@ def family_from_signature(pipeline_class: type) -> Family:
         makes=makes(pipeline_class),
         sound_alone=makes_sound_alone(pipeline_class),
         frame_step=4 if frames and name.startswith("Wan") else 1,
-        max_frames=4096 if frames else 1,
+        max_frames=MAX_FRAMES if frames else 1,
         images="optional" if video_form else picture_use(pipeline_class),
         image_argument=picture or "image",
         alpha=name in READS_ALPHA,

@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def resized_to_latent(mask: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def resized_to_latent(mask: torch.Tensor, shape: tuple[int, ...], of_frames: bool = True) -> torch.Tensor:
     """A mask [B, H, W] or [H, W] in the shape of a ComfyUI latent, as ComfyUI's own `reshape_mask`.
 
     Args:
-        shape: [B, C, h, w], or [B, C, T, h, w], where the mask's batch is a clip's frames.
+        shape: [B, C, h, w], or [B, C, T, h, w].
+        of_frames: of a latent with a time axis, whether the mask's batch is a clip's frames. Else it is one for each
+            picture, where ComfyUI mixes those of Qwen-Image, whose latents are clips of one frame.
     """
     from torch.nn.functional import interpolate
 
     rows, columns = mask.shape[-2:]
     if len(shape) == 5:
-        mask = interpolate(mask.float().reshape(1, 1, -1, rows, columns), size=shape[2:], mode="trilinear")
+        planes = (1, 1, -1, rows, columns) if of_frames else (-1, 1, 1, rows, columns)
+        mask = interpolate(mask.float().reshape(planes), size=shape[2:], mode="trilinear")
     else:
         mask = interpolate(mask.float().reshape(-1, 1, rows, columns), size=shape[2:], mode="bilinear")
     mask = mask.expand(mask.shape[0], shape[1], *mask.shape[2:])

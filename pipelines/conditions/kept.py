@@ -44,7 +44,7 @@ def blend_for(loaded: LoadedPipeline, request: SampleRequest) -> Blend | None:
     native = latents.from_comfy(request.latent, family, loaded.vae)
     copies = -(-request.batch // native.shape[0])
     native = native.repeat(copies, *(1,) * (native.ndim - 1))[: request.batch]
-    mask = resized_to_latent(condition.mask, tuple(native.shape))
+    mask = resized_to_latent(condition.mask, tuple(native.shape), family.video)
     steps = request.steps or 0
     left_out = steps - min(int(steps * request.strength), steps)  # as the image-to-image forms of diffusers count them
     packed = latents.pack(native, family), latents.pack(mask, family)

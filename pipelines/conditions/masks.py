@@ -91,7 +91,7 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
         roles = {each.role for each in request.conditions if isinstance(each, VideoCondition)}
         what = "a reference" if roles == {REFERENCE} else "a clip"
         raise InputError("mask", _GIVEN, f"{family.name} takes no mask with {what}", _LEAVE)
-    shape = check_values(condition)
+    check_values(condition)
     form = repaints(family, request)
     if keeps_nothing(family, request, inpaint_form(family)):
         return ["mask: it is 1 everywhere, so nothing is kept, and the run is the one without a mask."]
@@ -103,8 +103,7 @@ def check_mask(family: Family, request: SampleRequest) -> list[str]:
             "images", f"{len(request.images)} images", f"{form} takes at most {most}", "leave the others out"
         )
     notes = _resized(condition, tuple(request.images[0].shape[:2]), "the picture's")
-    if len(shape) == 3 and shape[0] > 1:
-        notes.append(f"mask: the first of {shape[0]} is used.")
+    notes += _surplus(condition, 1)
     if bool(((condition.mask > 0) & (condition.mask < 1)).any()):
         notes.append(f"mask: {form} keeps a pixel or makes it anew, so 0.5 and above is made anew, and less is kept.")
     return notes
@@ -138,21 +137,31 @@ def _check_blending(family: Family, request: SampleRequest, condition: MaskCondi
     if family.layout == "tokens" and request.images:
         reason = f"{family.name} makes the frames after a first frame by themselves, without a mask"
         raise InputError("mask", _GIVEN, reason, "leave images (--image) out, or the mask")
+    surplus = _surplus(condition, 0 if family.video else request.batch)
     if request.latent is None:
         return [
             *_resized(condition, tuple(request.images[0].shape[:2]), "the picture's"),
+            *surplus,
             f"mask: {_no_form(family, request)}, so the latent is kept outside of the mask after every step.",
         ]
     from ..latents import check_start
 
     check_start(family, request)
     rows, columns = (edge * family.latent_stride for edge in request.latent.shape[-2:])
-    return _resized(condition, (rows, columns), "the latent's")
+    return [*_resized(condition, (rows, columns), "the latent's"), *surplus]
 
 
 def _no_form(family: Family, request: SampleRequest) -> str:
     beside = " with a control model" if control_models(request) and inpaint_form(family) else ""
     return f"{family.name} has no inpaint form{beside}"
+
+
+def _surplus(condition: MaskCondition, used: int) -> list[str]:
+    """A note on masks that are not used. Those of a clip's frames all are: `used` is 0 for them."""
+    count = condition.mask.shape[0] if condition.mask.ndim == 3 else 1
+    if not 0 < used < count:
+        return []
+    return [f"mask: the first of {count} is used." if used == 1 else f"mask: the first {used} of {count} are used."]
 
 
 def _resized(condition: MaskCondition, size: tuple[int, ...], whose: str) -> list[str]:

@@ -84,6 +84,7 @@ def check_texts(family: Family, request: SampleRequest, guidance: float | None, 
     for name, text in used.items():
         if text is not None:
             _check_shape(name, text)
+            _check_numbers(name, text.tokens, text.weights, text.pooled if encoding.pooled_argument else None)
             _check_second_tokens(name, family, encoding, text)
     if guided and encoding.alike and request.negative is not None:
         lengths = [text.tokens.shape[1] for text in (request.positive, request.negative)]
@@ -108,6 +109,15 @@ def _check_shape(name: str, text: Embeddings) -> None:
     shape = list(text.tokens.shape)
     if len(shape) != 3 or 0 in shape:
         raise InputError(name, f"shape {shape}", "embeddings are [batch, tokens, width]", "connect a text encoder")
+
+
+def _check_numbers(name: str, *given: Any) -> None:
+    """Refuse what holds no numbers, as of a latent: the run would end in it, and nothing tell that it began so."""
+    from ...fallback import all_finite
+
+    if not all_finite(given):
+        reason = "it holds NaN or infinite values, and so would all that is made of it"
+        raise InputError(name, "NaN", reason, "encode the text anew, in float32 where its text encoder overflows")
 
 
 def check_widths(family: Family, request: SampleRequest, denoiser: type, config: Mapping[str, Any]) -> None:

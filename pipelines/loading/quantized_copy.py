@@ -38,6 +38,7 @@ from .sources import TINY, folder_of
 if TYPE_CHECKING:
     import torch
 
+MAX_RANK = 1024
 WEIGHTS_DTYPES = ("int8", "uint4", "int6", "uint5", "uint3", "float8_e4m3fn")
 """Types to offer. SDNQ knows more, and `quantize_folder` takes any of them."""
 
@@ -101,8 +102,8 @@ def quantize_folder(
         ModelFileError: the source cannot be read.
         MissingDependencyError: SDNQ is not installed.
     """
-    if not 0 <= svd_rank <= 1024:
-        raise InputError("svd_rank", svd_rank, "it must be between 0 and 1024", "use 0 for none, or 32")
+    if not 0 <= svd_rank <= MAX_RANK:
+        raise InputError("svd_rank", svd_rank, f"it must be between 0 and {MAX_RANK}", "use 0 for none, or 32")
     weights_dtype = dtype_name(weights_dtype)
     with import_sdnq_safely(_NEEDED_FOR):
         sdnq_config(weights_dtype)  # an unknown type is said before anything is downloaded

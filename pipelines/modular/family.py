@@ -8,7 +8,7 @@ from typing import Any
 
 from ..classes.frame_rates import ASSUMED, frame_rate_of
 from ..classes.guidance import GUIDER
-from ..families import Family
+from ..families import MAX_FRAMES, Family
 from .blocks import LEAST, default_blocks, guiders, inputs, outputs, running_blocks
 from .models import CLASSICAL, MODELS, SCALE
 
@@ -58,7 +58,7 @@ def modular_family(pipeline_class: type, classical: Family | None = None) -> Fam
         rate_argument=rate_argument or "frame_rate",
         required=_required(blocks),
         makes=_makes(given),
-        max_frames=4096 if video else 1,
+        max_frames=MAX_FRAMES if video else 1,
         images=_picture_use(blocks, picture),
         image_argument=picture or "image",
         max_images=_MOST_REFERENCES if picture == "reference_images" else 1 if picture else 0,

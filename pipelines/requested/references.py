@@ -1,4 +1,4 @@
-"""Reference pictures that are too small or too narrow for the class that reads them."""
+"""Reference pictures that are too small, too narrow or too many for the class that reads them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..families import Family
     from ..types import SampleRequest
 
+VACE_ARGUMENT = "reference_images"
 _LEAST = {
     "Flux2": (64, 8),  # Flux2ImageProcessor.check_image_input
     "ZImageOmni": (64, 8),  # the same
@@ -35,3 +36,22 @@ def check_references(family: Family, request: SampleRequest) -> None:
         if most and max(rows, columns) > most * min(rows, columns):
             reason = f"{family.name} reads pictures from 1:{most} to {most}:1"
             raise InputError(f"images[{index}]", size, reason, "cut a part out")
+
+
+def check_references_of_clip(family: Family, request: SampleRequest) -> None:
+    """Raise InputError for more pictures beside a clip than Wan VACE's classes read.
+
+    They put one latent frame of zeros before the clip's mask for each, and take them from its own latent frames.
+
+    Args:
+        request: with the number of frames that is made.
+    """
+    count, frames = len(request.images), request.num_frames or family.num_frames
+    if not family.video or family.image_argument != VACE_ARGUMENT or not frames:
+        return
+    most = 1 + (frames - family.frame_rest) // family.frame_step
+    if count > most:
+        needed = (count - 1) * family.frame_step + family.frame_rest
+        reason = f"{family.name} reads one for each latent frame of the clip at most, and {frames} frames have {most}"
+        cure = f"leave the others out, or make {needed} frames or more"
+        raise InputError("images", f"{count} images", reason, cure)

@@ -97,6 +97,39 @@ class KeepImages:
         return ()
 
 
+class Value:
+    """Any value, written as JSON, from an output that can be linked to everything."""
+
+    CATEGORY = "test"
+    FUNCTION = "make"
+    RETURN_TYPES = ("*",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"json": ("STRING", {"default": "null"})}}
+
+    def make(self, **written: str) -> tuple[Any]:
+        return (json.loads(written["json"]),)
+
+
+class TinyVae:
+    """ComfyUI's small VAE for latents of so many channels, with weights of zeros."""
+
+    CATEGORY = "test"
+    FUNCTION = "make"
+    RETURN_TYPES = ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"channels": ("INT", {"default": 4, "min": 4})}}
+
+    def make(self, channels: int) -> tuple[Any]:
+        from comfy.taesd.taesd import TAESD
+
+        weights = TAESD(latent_channels=channels).state_dict()
+        return (comfy.sd.VAE(sd={name: torch.zeros_like(weight) for name, weight in weights.items()}),)
+
+
 def _classes(family: str) -> tuple[Any, Any]:
     from comfy import sd1_clip, sdxl_clip
     from comfy.text_encoders import flux, pixart_t5, qwen_image, sd3_clip, wan, z_image
@@ -236,4 +269,6 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "TestZeroConditioning": ZeroConditioning,
     "TestTinyTextEncoder": TinyTextEncoder,
     "TestKeepImages": KeepImages,
+    "TestTinyVae": TinyVae,
+    "TestValue": Value,
 }

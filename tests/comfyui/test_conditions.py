@@ -260,3 +260,18 @@ def test_an_argument_of_the_pipelines_call_reaches_it(server: Client) -> None:
     for name, value, said in (("rescale", "0.7", "guidance_rescale"), ("eta", " ", "it has no value")):
         message = server.error(server.run(graph(server, "sdxl", argument(name, value))))
         assert said in message["exception_message"], message
+
+
+@pytest.mark.parametrize("with_latent", [False, True])
+def test_a_second_last_picture_is_said_with_a_latent_too(server: Client, with_latent: bool) -> None:
+    nodes = {
+        "one": {"class_type": "LoadImage", "inputs": {"image": "gradient.png"}},
+        "two": {"class_type": "RepeatImageBatch", "inputs": {"image": ["one", 0], "amount": 2}},
+        "empty": server.node("EmptyHunyuanLatentVideo", width=64, height=64, length=5, batch_size=1),
+    }
+    prompt = graph(server, "wan22-i2v", nodes, picture=True, num_frames=5, last_image=["two", 0])
+    if with_latent:
+        prompt["sample"]["inputs"]["latent"] = ["empty", 0]
+    said = notes(server, server.succeed(prompt))
+    assert "last_image: the first of 2 pictures is used." in said
+    assert with_latent == any(note.startswith("latent ignored but for its size") for note in said)

@@ -73,6 +73,40 @@ def test_what_is_left_out_is_asked_for_by_name(server: Client) -> None:
             server.succeed(prompt)
 
 
+def test_a_vae_for_other_latents_is_refused_before_a_step_is_made(server: Client) -> None:
+    """Its loader says so: after the last step the latent would be lost with the run."""
+    prompt = graph(server, {"comfyui_vae": ["other", 0]}, positive=["text", 0])
+    for channels, said in ((4, "it takes latents of 4 channels, and those of zimage have 16"), (16, "")):
+        prompt["other"] = server.node("TestTinyVae", channels=channels)
+        entry = server.run(prompt)
+        if not said:
+            assert entry["status"]["status_str"] == "success"
+            continue
+        error = server.error(entry)
+        assert error["node_id"] == "load"
+        assert error["exception_message"].startswith("comfyui_vae = 'connected': ")
+        assert said in error["exception_message"]
+        assert "\n" not in error["exception_message"].strip()
+
+
+@pytest.mark.parametrize("kind", ["sound", "other"])
+def test_what_a_vae_cannot_decode_is_told_from_the_object(core: Any, kind: str) -> None:
+    import core_vaes
+
+    from fastdiffusers.errors import InputError
+    from fastdiffusers.nodes.host.core_vae import check_belongs
+
+    vae = core_vaes.image_vae(core)
+    if kind == "sound":
+        vae.latent_dim = 1
+    with pytest.raises(InputError, match=r"^comfyui_vae = "):
+        check_belongs("comfyui_vae", vae, "sdxl", 4 if kind == "sound" else 128)
+    if kind == "other":
+        check_belongs("comfyui_vae", vae, "sdxl", 4)
+        check_belongs("comfyui_vae", vae, "a model outside the table", 0)
+        check_belongs("comfyui_vae", object(), "sdxl", 4)
+
+
 @pytest.fixture
 def vae_file(models: Path) -> Iterator[str]:
     from fastdiffusers.pipelines.loading.parts import embedded_parts

@@ -48,6 +48,9 @@ _TOGETHER = {
     "skip_layer_guidance_stop": "skip_guidance_layers",
 }
 """Argument -> another without which it does nothing."""
+_FURTHER_TEXTS = ("prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
+_ZEROED = ("StableDiffusionXL", "AnimateDiffSDXL", "TextToVideoZeroSDXL")
+"""How the names of classes begin that, where their model says so, take zeros for a negative text that is left out."""
 _GUIDE_TOO = ("audio_guidance_scale", "stg_scale", "audio_stg_scale", "modality_scale", "audio_modality_scale")
 """Arguments that guide whatever the guidance is."""
 
@@ -130,9 +133,26 @@ def idle_notes(pipeline: Any, scheduler: Any, request: SampleRequest) -> list[st
         if name in ATTENTION and isinstance(value, dict):
             if dropped := _dropped(pipeline, value):
                 notes.append(f"argument {name}: {', '.join(dropped)} ignored: no attention layer takes it.")
-        elif why := _idle(pipeline, scheduler, name, arguments):
+        elif why := _not_encoded(pipeline, request, name) or _idle(pipeline, scheduler, name, arguments):
             notes.append(f"argument {name} ignored: {why}.")
     return notes
+
+
+def _not_encoded(pipeline: Any, request: SampleRequest, name: str) -> str:
+    """Why a text for a further text encoder was not read, "" where nothing says so."""
+    if name not in _FURTHER_TEXTS:
+        return ""
+    kind, number = type(pipeline).__name__, name[-1]
+    if kind.startswith("StableDiffusion3") and getattr(pipeline, f"text_encoder_{number}", None) is None:
+        return f"the model came without text_encoder_{number}, which reads it"
+    if not kind.startswith(_ZEROED):
+        return ""
+    if getattr(pipeline, "text_encoder", None) is None:
+        return "this model has one text encoder, and that reads the other one"
+    written = request.negative_prompt or getattr(getattr(request, "family", None), "empty_negative", None)
+    if name.startswith("negative") and not written and pipeline.config.get("force_zeros_for_empty_prompt"):
+        return "without a negative_prompt (--negative-prompt) this model takes zeros for both texts"
+    return ""
 
 
 def _idle(pipeline: Any, scheduler: Any, name: str, arguments: dict[str, Any]) -> str:

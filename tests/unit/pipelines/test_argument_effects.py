@@ -25,7 +25,28 @@ SIZE = {"width": 64, "height": 64}
 
 @pytest.fixture(scope="module")
 def held() -> dict[str, LoadedPipeline]:
-    return {name: loaded(tiny.build(name)) for name in ("flux", "sdxl", "sd3", "ltx2-t2v", "zimage")}
+    pipelines = {name: tiny.build(name) for name in ("flux", "sdxl", "sd3", "ltx2-t2v", "zimage")}
+    pipelines["sdxl without zeros"] = tiny.build("sdxl")
+    pipelines["sdxl without zeros"].register_to_config(force_zeros_for_empty_prompt=False)
+    pipelines["sdxl refiner"] = _refiner()
+    pipelines["sd3 without T5"] = tiny.build("sd3")
+    pipelines["sd3 without T5"].text_encoder_3 = None
+    return {name: loaded(pipeline) for name, pipeline in pipelines.items()}
+
+
+def _refiner() -> Any:
+    """SDXL's second text encoder alone, as its refiner has it."""
+    parts = dict(tiny.build("sdxl").components)
+    sizes, width = parts["unet"].config, parts["text_encoder_2"].config.hidden_size
+    ids = sizes.projection_class_embeddings_input_dim - sizes.addition_time_embed_dim  # its score is in place of a size
+    torch.manual_seed(0)
+    parts["unet"] = diffusers.UNet2DConditionModel.from_config(
+        sizes, cross_attention_dim=width, projection_class_embeddings_input_dim=ids
+    )
+    parts |= {"text_encoder": None, "tokenizer": None}
+    made = diffusers.StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
+    made.unet.eval()
+    return made
 
 
 def asking(values: dict[str, Any], **fields: Any) -> SampleRequest:
@@ -37,6 +58,7 @@ def made(pipeline: LoadedPipeline, values: dict[str, Any], **fields: Any) -> Sam
     return sampling.run(pipeline, asking(values, **fields))
 
 
+REFINED = {"images": (torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1)),), "strength": 0.9}
 IDLE: tuple[tuple[str, dict[str, Any], dict[str, Any], str], ...] = (
     ("sdxl", {"eta": 0.5}, {}, "argument eta ignored: EulerDiscreteScheduler has none"),
     ("sdxl", {"guidance_rescale": 0.5}, {"guidance": 1.0}, "guidance = 1 switches it off"),
@@ -44,6 +66,10 @@ IDLE: tuple[tuple[str, dict[str, Any], dict[str, Any], str], ...] = (
     ("sdxl", {"negative_original_size": [8, 8]}, {}, "it acts with argument negative_target_size"),
     ("sdxl", {"cross_attention_kwargs": {"foo": 1}}, {}, "cross_attention_kwargs: foo ignored"),
     ("flux", {"joint_attention_kwargs": {"foo": 1}}, {}, "joint_attention_kwargs: foo ignored"),
+    ("sdxl", {"negative_prompt_2": "a ship"}, {}, "negative_prompt_2 ignored: without a negative_prompt"),
+    ("sdxl", {"negative_prompt_2": "a ship"}, {"guidance": 1.0}, "guidance = 1 switches it off"),
+    ("sd3 without T5", {"prompt_3": "a ship", "negative_prompt_3": "a cat"}, {}, "came without text_encoder_3"),
+    ("sdxl refiner", {"prompt_2": "a ship", "negative_prompt_2": "a cat"}, REFINED, "this model has one text encoder"),
     ("flux", {"negative_prompt_2": "a ship"}, {}, "without argument true_cfg_scale above 1"),
     ("flux", {"true_cfg_scale": 1}, {}, "it guides above 1, and is 1"),
     ("sd3", {"mu": 0.5}, {}, "this model's scheduler has a shift of its own"),
@@ -70,6 +96,12 @@ def test_what_does_nothing_is_said_to_and_does_nothing(
 ACTING: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("sdxl", {"eta": 0.5}, {"scheduler": "ddim"}),
     ("sdxl", {"guidance_rescale": 0.9}, {}),
+    ("sdxl", {"negative_prompt_2": "a ship"}, {"negative_prompt": "fog"}),
+    ("sdxl", {"prompt_2": "a ship"}, {}),
+    ("sdxl without zeros", {"negative_prompt_2": "a ship"}, {}),
+    ("sd3", {"negative_prompt_2": "a ship"}, {}),
+    ("sd3", {"negative_prompt_3": "a ship"}, {}),
+    ("sd3", {"prompt_3": "a ship"}, {}),
     ("sdxl", {"negative_original_size": [8, 8], "negative_target_size": [9, 9]}, {}),
     ("flux", {"true_cfg_scale": 3, "negative_prompt_2": "a ship"}, {"negative_prompt": "a ship"}),
     ("sd3", {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 0.9}, {}),

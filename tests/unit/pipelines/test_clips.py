@@ -145,6 +145,28 @@ def test_vace_takes_clip_mask_and_references_as_in_bare_diffusers(what: str) -> 
     assert torch.allclose(ours.frames, frames(theirs), atol=1e-6)
 
 
+@pytest.mark.parametrize("clip", [True, False], ids=["with a clip", "alone"])
+@pytest.mark.parametrize("name", ["WanVACEPipeline", "Wan22VaceModularPipeline"])
+def test_vace_reads_a_reference_for_each_latent_frame_at_most(name: str, clip: bool) -> None:
+    if not hasattr(diffusers, name):
+        pytest.skip("this diffusers has no such class")
+    conditions = [VideoCondition(CLIP.repeat(2, 1, 1, 1)[:9])] if clip else []
+    for frames, most in ((9, 3), (5, 2), (1, 1)):
+        asked = request(*conditions, num_frames=frames, images=(PICTURE[0],) * most)
+        check_request(family_of(name), asked)
+        more = rf"^images = '{most + 1} images'.* {frames} frames have {most}\. .* make {4 * most + 1} frames or more"
+        with pytest.raises(InputError, match=more):
+            check_request(family_of(name), replace(asked, images=(PICTURE[0],) * (most + 1)))
+
+
+def test_as_many_references_as_vace_reads_run_and_bare_diffusers_fails_with_one_more() -> None:
+    asked = request(num_frames=5, images=(PICTURE[0],) * 2, steps=1)
+    sampling.run(held("wan21-vace"), asked)
+    call = {**CALL, "num_frames": 5, "num_inference_steps": 1, "reference_images": [to_pil(PICTURE[0])] * 3}
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        tiny.build("wan21-vace")(**call)
+
+
 def test_vace_makes_the_items_of_a_batch_one_by_one() -> None:
     """Its class refuses several videos of a prompt."""
     loaded, asked = held("wan21-vace"), request(VideoCondition(CLIP), steps=2, num_frames=5)

@@ -322,11 +322,27 @@ def test_what_does_not_fit_is_refused_before_anything_loads() -> None:
         ("minimax-h3", {"positive": wide["sdxl"], "num_frames": 124}, "64 wide, and minimax-h3 takes 32.*Qwen3-VL-32B"),
         ("flux", {"positive": replace(wide["flux"], ids=torch.zeros(1, 3))}, "T5's tokens for Anima's own network"),
     ]
+    broken = r"^{} = 'NaN': it holds NaN or infinite values"
+    for part in ("tokens", "pooled"):
+        text = replace(wide["sdxl"], **{part: torch.full_like(getattr(wide["sdxl"], part), torch.nan)})
+        cases.append(("sdxl", {"positive": text, "guidance": 1.0}, broken.format("positive")))
+        cases.append(("sdxl", {"positive": wide["sdxl"], "negative": text, "guidance": 5.0}, broken.format("negative")))
+    endless = replace(wide["qwenimage"], tokens=wide["qwenimage"].tokens / 0)
+    cases.append(("qwenimage", {"positive": endless, "guidance": 1.0}, broken.format("positive")))
     for family, changes, said in cases:
         with pytest.raises(InputError, match=said) as error:
             run(family, **changes)
         assert "\n" not in str(error.value)
     assert CACHE.keys() == ()
+
+
+def test_a_text_of_no_numbers_that_is_not_read_changes_nothing() -> None:
+    """The negative one where guidance switches it off."""
+    text = encode(tiny.build("sdxl"), POSITIVE)
+    assert text.pooled is not None
+    broken = replace(text, tokens=text.tokens * torch.nan, pooled=text.pooled * torch.nan)
+    made = run("sdxl", positive=text, negative=broken, guidance=1.0)
+    assert torch.equal(made.latent, run("sdxl", positive=text, guidance=1.0).latent)
 
 
 @pytest.fixture(scope="module")

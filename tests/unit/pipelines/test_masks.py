@@ -284,6 +284,54 @@ def test_a_model_without_an_inpaint_form_blends_its_first_picture() -> None:
     assert torch.equal(whole.frames, sampling.run(pipeline, request(conditions=())).frames)
 
 
+def two_masks() -> torch.Tensor:
+    other = torch.ones_like(MASK)
+    other[:, :40] = 0.0
+    return torch.cat([MASK, other])
+
+
+@pytest.mark.usefixtures("small_edit_pictures")
+@pytest.mark.parametrize("family", ["zimage", "qwenimage", "qwenimage-edit"])
+def test_each_item_of_a_batch_keeps_to_its_own_mask(family: str) -> None:
+    """Qwen-Image's latents have a time axis, and its masks are not frames all the same."""
+    pipeline, edits = held(tiny.build(family)), family == "qwenimage-edit"
+
+    def run(mask: torch.Tensor, **changes: Any) -> torch.Tensor:
+        asked = request(mask, **changes) if edits else masked_latent(family, mask, **changes)
+        result = sampling.run(pipeline, asked)
+        assert not any("used" in note for note in result.report.notes if note.startswith("mask"))
+        return result.latent
+
+    both = run(two_masks(), batch=2)
+    for index, mask in enumerate(two_masks()):
+        torch.testing.assert_close(both[index], run(mask, seed=SEED + index)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ["mask: the first of 2 is used."]),
+        ({"batch": 2}, []),
+        ({"batch": 3}, []),
+        ({"conditions": (MaskCondition(two_masks().repeat(2, 1, 1), of_latent=True),), "batch": 3}, ["3 of 4 are"]),
+    ],
+)
+def test_masks_that_no_item_of_a_batch_takes_are_said(changes: dict[str, Any], said: list[str]) -> None:
+    asked = replace(masked_latent("flux", two_masks()), **changes)
+    notes = [note for note in check_request(family_of("FluxPipeline"), asked) if note.startswith("mask: the first")]
+    assert len(notes) == len(said)
+    assert all(words in note for words, note in zip(said, notes, strict=True))
+    if "conditions" not in changes:
+        edit = request(two_masks(), **changes, guidance=None)
+        more = check_request(family_of("QwenImageEditPipeline"), edit)
+        assert [note for note in more if note.startswith("mask: the first")] == said
+
+
+def test_the_masks_of_a_clips_frames_are_all_used() -> None:
+    notes = check_request(family_of("WanPipeline"), masked_latent("wan22-t2v", two_masks()))
+    assert not [note for note in notes if note.startswith("mask: the first")]
+
+
 # --- the whole way, and bad input -------------------------------------------------------------------------------------
 
 
