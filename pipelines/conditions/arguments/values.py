@@ -110,8 +110,9 @@ def _as(kind: Any, value: Any, default: Any = None) -> Any:
         return _plain(kind, value)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return next((each for each in kind if value in (each, each.value)), _NO)
-    if _is_tensor(kind):
-        return value if _is_tensor(type(value)) else _NO
+    if _is_tensor(kind):  # or several where the annotation says one, as ConsisID's does
+        several = isinstance(value, list) and value and all(_is_tensor(type(each)) for each in value)
+        return value if several or _is_tensor(type(value)) else _NO
     if _is_array(kind):
         return value.numpy() if _is_tensor(type(value)) else value if _is_array(type(value)) else _NO
     if _is_list(kind):

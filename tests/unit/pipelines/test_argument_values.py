@@ -104,6 +104,12 @@ def test_a_single_tensor_stands_for_a_list_of_one() -> None:
     assert torch.equal(result.frames[:, 0], bare(pipeline, num_inference_steps=3, guidance_scale=0.0))
 
 
+def test_several_tensors_are_taken_where_the_annotation_says_one() -> None:
+    """ConsisID's call says a tensor and reads one for each layer."""
+    several = [torch.zeros(1, 4), torch.zeros(1, 4)]
+    assert check_value("ConsisIDPipeline", "id_vit_hidden", torch.Tensor | None, None, several) is several
+
+
 def test_the_negative_prompt_acts_beside_the_true_guidance_of_a_flux() -> None:
     pipeline = tiny.build("flux")
     result = made(pipeline, {"true_cfg_scale": 4}, negative_prompt="a ship", steps=3)
