@@ -12,7 +12,7 @@ from ..pipelines import generate
 from ..pipelines.conditions.pictures import check_values
 from ..pipelines.decoding.exactness import BIT_IDENTICAL
 from ..pipelines.decoding.exactness import RECORD as EXACTNESS
-from ..pipelines.decoding.padding import CLIP_LENGTH, without_padding
+from ..pipelines.decoding.padding import padding_of, without_padding
 from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle
 from ..report import OptimizationRecord
@@ -63,7 +63,7 @@ def decode(
         report.note(note)
     if given.unused:
         report.facts["not needed of the latent"] = ", ".join(given.unused)
-    return without_padding(frames, latent.get(CLIP_LENGTH), report), report
+    return without_padding(frames, given.samples.shape, latent, report), report
 
 
 def _decode_samples(
@@ -138,7 +138,7 @@ def encode(
                 callbacks,
                 memory=comfy_bridge.memory_state,
             )
-        made = 1 + (samples.shape[2] - 1) * family.temporal_stride if family.video else 0
+        made = family.clip_frames(samples.shape[2]) if family.video else 0
         if pixels.shape[-1] > (taken := 4 if family.alpha else 3):
             report.note(core_vae.alpha_left_out(pixels.shape[-1], taken))
         if pixels.ndim == 5 and not family.video:
@@ -208,12 +208,9 @@ def _remember_length(samples: torch.Tensor, report: OptimizationReport, length: 
         length: frames that were given.
         made: frames that a decode will give; 0 for pictures.
     """
-    latent: dict[str, Any] = {"samples": samples}
-    if made > length:
-        latent[CLIP_LENGTH] = length
-    elif 0 < made < length:
+    if 0 < made < length:
         report.note(f"the last {length - made} of {length} frames were dropped: this VAE encodes {made} of them")
-    return latent
+    return {"samples": samples} | padding_of(length, made, samples.shape)
 
 
 def _say_unused(report: OptimizationReport, choices: VaeChoices, vae: Any) -> None:

@@ -36,8 +36,8 @@ _loaded: WeakKeyDictionary[VideoVaeFile, tuple[VideoVAE, ExternalModelPatcher]] 
 """The weights live as long as handles name their file: as long as ComfyUI keeps a loader node's output."""
 _borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, ExternalModelPatcher, tuple[str, torch.dtype]]]
 _borrowed = WeakKeyDictionary()
-"""The same for ComfyUI's own VAEs: this pack's networks with a copy of their weights, as long as ComfyUI keeps them; and
-in which state those weights were, since other nodes change them in place."""
+"""The same for ComfyUI's own VAEs: this pack's networks with a copy of their weights, as long as ComfyUI keeps them;
+and in which state those weights were, since other nodes change them in place."""
 _lock = threading.Lock()
 
 
