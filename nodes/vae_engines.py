@@ -148,7 +148,7 @@ def encode(
         _say_not_compiled(report, choices)
         made = core_vae.frames_of(vae, samples)
     _say_unused(report, choices, vae)
-    return _remember_length(samples, report, length, made), report
+    return _remember_length(samples, report, length, made, drops_last=core_vae.drops_last(vae)), report
 
 
 def decode_result(vae: Any, result: SampleResult, settings: OptimizationSettings, callbacks: Callbacks) -> None:
@@ -201,14 +201,19 @@ def _takes_clips(family: Family) -> bool:
     return family.video or family.comfy_format == "Wan21"
 
 
-def _remember_length(samples: torch.Tensor, report: OptimizationReport, length: int, made: int) -> dict[str, Any]:
+def _remember_length(
+    samples: torch.Tensor, report: OptimizationReport, length: int, made: int, *, drops_last: bool = True
+) -> dict[str, Any]:
     """Return the LATENT of pictures or of a clip, and note frames that were dropped.
 
     Args:
         length: frames that were given.
         made: frames that a decode will give; 0 for pictures.
+        drops_last: a decode gives the first of the frames that were given.
     """
-    if 0 < made < length:
+    if 0 < made < length and not drops_last:
+        report.note(f"the {length} frames became {samples.shape[2]} of the latent, which a decode turns into {made}")
+    elif 0 < made < length:
         report.note(f"the last {length - made} of {length} frames were dropped: this VAE encodes {made} of them")
     return {"samples": samples} | padding_of(length, made, samples.shape)
 
