@@ -99,7 +99,7 @@ def test_tiles_of_a_clip_leave_no_gap(vaes: Any, kind: str, frames: int, tempora
     assert torch.equal(made, whole) or kind != "LTX-2"
 
 
-@pytest.mark.parametrize(("frames", "temporal_slice"), [(23, 22), (23, 2), (24, 10), (53, 22)])
+@pytest.mark.parametrize(("frames", "temporal_slice"), [(21, 14), (23, 2), (53, 22)])
 def test_slices_of_wan_s_clips_begin_with_a_latent_s_frame(core: Any, frames: int, temporal_slice: int) -> None:
     with torch.inference_mode():
         vae = core_vaes.small_wan(core_vaes.video_vae(core), "wan 2.1")
