@@ -10,7 +10,7 @@ from ..callbacks import Callbacks
 from ..errors import InputError
 from ..optimizations.settings import OptimizationSettings
 from ..pipelines.decoding.exactness import BIT_IDENTICAL, EXACTNESS_CHOICES
-from ..pipelines.decoding.padding import CLIP_LENGTH, without_padding
+from ..pipelines.decoding.padding import without_padding
 from ..report import log_run
 from .declared import add_tiling_options, declared_by, refuse_given
 from .files import check_file_target, write_text
@@ -88,12 +88,6 @@ def _rate_in(metadata: dict[str, str]) -> float | None:
         return None
 
 
-def _length_in(metadata: dict[str, str]) -> int | None:
-    """Frames of the clip before it was filled up, as a latent's file says; None where it says nothing."""
-    length = metadata.get(CLIP_LENGTH, "")
-    return int(length) if length.isdecimal() and len(length) < 9 else None
-
-
 def run(args: argparse.Namespace) -> None:
     from ..pipelines.conditions.rates import check_rate
     from ..pipelines.latents import check_kind
@@ -117,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     with TerminalProgress(args.quiet) as callbacks:
         decode = decode_with_pipeline if args.vae is None else decode_with_video_vae
         frames, report = decode(args, latent, callbacks)
-    frames = without_padding(frames, _length_in(metadata), report)
+    frames = without_padding(frames, latent.shape, metadata, report)
     for note in rate_left_out(args.frame_rate, args.output):
         report.note(note)
     written = write_or_keep(args.output, frame_forms(frames, args.output, frame_rate if video else None, sound))

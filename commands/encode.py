@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from ..pipelines.decoding.padding import CLIP_LENGTH
+from ..pipelines.decoding.padding import padding_of
 from ..report import log_run
 from .declared import add_tile_options
 from .files import check_file_target, write_text
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> None:
     for note in [*left_out(args.frames), *([f"{args.frames.name}: its sound is left out."] if sound else [])]:
         report.note(note)
     metadata = {} if frame_rate is None else {"frame_rate": str(frame_rate)}
-    if vae.config.frames(latent.shape[2]) > len(frames):
-        metadata[CLIP_LENGTH] = str(len(frames))
+    padding = padding_of(len(frames), vae.config.frames(latent.shape[2]), latent.shape)
+    metadata |= {name: str(number) for name, number in padding.items()}
     written = write_or_keep(args.output, latent_forms(latent, metadata))
     log_run("encode", report)
     if args.report is not None:

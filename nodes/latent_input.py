@@ -1,7 +1,8 @@
 """A LATENT as this pack's nodes read it.
 
 Beside `samples` ComfyUI's nodes write: `noise_mask`, `batch_index`, `downscale_ratio_spacial` and `_temporal`, `type`
-and `sample_rate` for sound and shapes, `coords` and the like for shapes. Each is honoured, refused, or said.
+and `sample_rate` for sound and shapes, `coords` and the like for shapes. VAE Encode (Fast) writes `clip_length`,
+`clip_latent_frames` and `clip_count` of a clip that it filled up. Each is honoured, refused, or said.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..pipelines.conditions.kinds import MaskCondition
-from ..pipelines.decoding.padding import CLIP_LENGTH
+from ..pipelines.decoding.padding import PADDING_KEYS
 from ..pipelines.latents import check_kind
 from ..pipelines.requests import MAX_BATCH
 from .host.core_vae import first_frame
@@ -68,7 +69,7 @@ def read(latent: Mapping[str, Any]) -> LatentInput:
         if len(parts) > 1:
             notes.append("the latent holds sound too, which was left out: only its video was used")
     check_kind("samples", samples)
-    return LatentInput(samples, notes, sorted(set(latent) - {"samples", CLIP_LENGTH, "type"}))
+    return LatentInput(samples, notes, sorted(set(latent) - {"samples", "type", *PADDING_KEYS}))
 
 
 def start_from(latent: Mapping[str, Any], family: Family, request: SampleRequest) -> tuple[SampleRequest, list[str]]:

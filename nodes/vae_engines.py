@@ -12,7 +12,7 @@ from ..pipelines import generate
 from ..pipelines.conditions.pictures import check_values
 from ..pipelines.decoding.exactness import BIT_IDENTICAL
 from ..pipelines.decoding.exactness import RECORD as EXACTNESS
-from ..pipelines.decoding.padding import CLIP_LENGTH, without_padding
+from ..pipelines.decoding.padding import padding_of, without_padding
 from ..pipelines.loading import loader
 from ..pipelines.types import PipelineHandle
 from ..report import OptimizationRecord
@@ -63,7 +63,7 @@ def decode(
         report.note(note)
     if given.unused:
         report.facts["not needed of the latent"] = ", ".join(given.unused)
-    return without_padding(frames, latent.get(CLIP_LENGTH), report), report
+    return without_padding(frames, given.samples.shape, latent, report), report
 
 
 def _decode_samples(
@@ -138,7 +138,7 @@ def encode(
                 callbacks,
                 memory=comfy_bridge.memory_state,
             )
-        made = 1 + (samples.shape[2] - 1) * family.temporal_stride if family.video else 0
+        made = family.clip_frames(samples.shape[2]) if family.video else 0
         if pixels.shape[-1] > (taken := 4 if family.alpha else 3):
             report.note(core_vae.alpha_left_out(pixels.shape[-1], taken))
         if pixels.ndim == 5 and not family.video:
@@ -148,7 +148,7 @@ def encode(
         _say_not_compiled(report, choices)
         made = core_vae.frames_of(vae, samples)
     _say_unused(report, choices, vae)
-    return _remember_length(samples, report, length, made), report
+    return _remember_length(samples, report, length, made, drops_last=core_vae.drops_last(vae)), report
 
 
 def decode_result(vae: Any, result: SampleResult, settings: OptimizationSettings, callbacks: Callbacks) -> None:
@@ -201,19 +201,21 @@ def _takes_clips(family: Family) -> bool:
     return family.video or family.comfy_format == "Wan21"
 
 
-def _remember_length(samples: torch.Tensor, report: OptimizationReport, length: int, made: int) -> dict[str, Any]:
+def _remember_length(
+    samples: torch.Tensor, report: OptimizationReport, length: int, made: int, *, drops_last: bool = True
+) -> dict[str, Any]:
     """Return the LATENT of pictures or of a clip, and note frames that were dropped.
 
     Args:
         length: frames that were given.
         made: frames that a decode will give; 0 for pictures.
+        drops_last: a decode gives the first of the frames that were given.
     """
-    latent: dict[str, Any] = {"samples": samples}
-    if made > length:
-        latent[CLIP_LENGTH] = length
+    if 0 < made < length and not drops_last:
+        report.note(f"the {length} frames became {samples.shape[2]} of the latent, which a decode turns into {made}")
     elif 0 < made < length:
         report.note(f"the last {length - made} of {length} frames were dropped: this VAE encodes {made} of them")
-    return latent
+    return {"samples": samples} | padding_of(length, made, samples.shape)
 
 
 def _say_unused(report: OptimizationReport, choices: VaeChoices, vae: Any) -> None:

@@ -18,6 +18,7 @@ from ..errors import ModelFileError
 from ..vae.checkpoint import read_shapes
 from .host import core_changes
 from .host.core_vae import alpha_left_out, as_clip, check_channels
+from .host.core_weights import fingerprint
 from .host.memory_management import ExternalModelPatcher, make_room
 from .types import VideoVaeFile, VideoVaeHandle
 
@@ -33,8 +34,10 @@ log = logging.getLogger(__name__)
 
 _loaded: WeakKeyDictionary[VideoVaeFile, tuple[VideoVAE, ExternalModelPatcher]] = WeakKeyDictionary()
 """The weights live as long as handles name their file: as long as ComfyUI keeps a loader node's output."""
-_borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, ExternalModelPatcher]] = WeakKeyDictionary()
-"""The same for ComfyUI's own VAEs: this pack's networks with a copy of their weights, as long as ComfyUI keeps them."""
+_borrowed: WeakKeyDictionary[nn.Module, tuple[VideoVAE, ExternalModelPatcher, tuple[str, torch.dtype]]]
+_borrowed = WeakKeyDictionary()
+"""The same for ComfyUI's own VAEs: this pack's networks with a copy of their weights, as long as ComfyUI keeps them;
+and in which state those weights were, since other nodes change them in place."""
 _lock = threading.Lock()
 
 
@@ -65,10 +68,12 @@ def borrow(vae: Any) -> VideoVAE | None:
         vae: `comfy.sd.VAE`. It and its network are only read.
     """
     network = getattr(vae, "first_stage_model", None)
-    if network is None or not engine.is_video_vae(network.state_dict().keys()) or not core_changes.as_loaded(vae):
+    if network is None or not engine.is_video_vae(network.state_dict().keys()) or not _unchanged(vae):
         return None
     with _lock:
-        if network not in _borrowed:
+        state = fingerprint(network), vae.vae_dtype
+        if network not in _borrowed or _borrowed[network][2] != state:
+            _borrowed.pop(network, None)
             weights = network.state_dict()
             patcher = ExternalModelPatcher(vae.device, sum(tensor.nbytes for tensor in weights.values()))
             make_room(patcher)
@@ -79,10 +84,14 @@ def borrow(vae: Any) -> VideoVAE | None:
                 log.info("ComfyUI's own networks decode this VAE: %s", error)
                 return None
             patcher.follow([own])
-            _borrowed[network] = own, patcher
-        own, patcher = _borrowed[network]
+            _borrowed[network] = own, patcher, state
+        own, patcher, _ = _borrowed[network]
     make_room(patcher)
     return own.to(vae.device)
+
+
+def _unchanged(vae: Any) -> bool:
+    return core_changes.as_loaded(vae, engine.VaeConfig.scaling_factor, engine.VaeConfig.shifting_factor)
 
 
 def decode(

@@ -16,7 +16,7 @@ import comfy.utils
 import torch
 
 from ...callbacks import Callbacks
-from . import core_changes, core_streaming
+from . import core_changes, core_streaming, core_tae
 from .core_tiles import Tiles, plan_tiles
 from .observed_network import ObservedNetwork
 
@@ -43,20 +43,30 @@ class Job:
         unit: pixels per element of `data` in height and width.
         frames_per_unit: frames per element of `data` in time.
         grain: what tile edges must be multiples of, in elements of `data`.
+        time_grain: the same of the frames in a tile.
         replaced: another node has replaced the VAE's `decode` or `encode`, which then runs first, as in ComfyUI's node.
         own_tiles: the VAE cuts into tiles by itself, or another node has replaced how it does.
+        not_cut: why it cannot be cut into tiles; "" where it can.
+        whole_in_time: it can be cut in height and width only.
     """
 
     stage: str
     unit: int
     frames_per_unit: int
     grain: int
+    time_grain: int = 1
 
     def __init__(self, vae: Any, data: torch.Tensor, callbacks: Callbacks) -> None:
         self.vae, self.data, self.callbacks = vae, data, callbacks
         tiled = [name for name in dir(type(vae)) if f"{self.stage}_tiled" in name]
         self.replaced = core_changes.replaced(vae, self.stage)
         self.own_tiles = getattr(vae, "handles_tiling", False) or core_changes.replaced(vae, *tiled)
+        self.not_cut = "" if self.own_tiles else core_tae.not_cut(vae)
+        self.whole_in_time = not self.own_tiles and core_tae.not_cut_in_time(vae)
+
+    def cut_data(self) -> torch.Tensor:
+        """The part of `data` that tiles are cut from."""
+        return self.data
 
     def memory(self, shape: tuple[int, ...]) -> int:
         """Bytes that a run over one item of `shape` is expected to take, by ComfyUI's own formula."""
@@ -82,13 +92,14 @@ class Job:
     def plan(self, edge: int, overlap: int, frames: int) -> Tiles:
         """Return tiles of at most `edge` pixels that share `overlap` (0 = a quarter), of at most `frames` (0 = all)."""
         tiles = plan_tiles(
-            self.data.shape[2:],
+            self.cut_data().shape[2:],
             edge,
             overlap,
-            frames,
+            0 if self.whole_in_time else frames,
             unit=self.unit,
             frames_per_unit=self.frames_per_unit,
             grain=self.grain,
+            time_grain=self.time_grain,
         )
         if self.own_tiles and tiles.count > 1:
             shared = min(overlap or edge // 4, edge // 4)  # at most, as in ComfyUI's tiled nodes
@@ -217,6 +228,9 @@ class Encode(Job):
     def __init__(self, vae: Any, pixels: torch.Tensor, callbacks: Callbacks) -> None:
         self.grain = vae.spacial_compression_encode()
         self.video = vae.latent_dim == 3 and not vae.not_video
+        strides = vae.downscale_index_formula
+        if self.video and isinstance(strides, tuple) and isinstance(strides[0], int):
+            self.time_grain = strides[0]
         if pixels.ndim == 5 and not self.video:
             pixels = pixels.flatten(0, 1)
         self.pixels = pixels
@@ -236,10 +250,15 @@ class Encode(Job):
         """Encode clip by clip: ComfyUI 0.19 takes one only, later ones crop the time axis of several."""
         return torch.cat([encode(clip) for clip in self.pixels]) if self.pixels.ndim == 5 else encode(self.pixels)
 
-    def run_tiles(self, tiles: Tiles) -> torch.Tensor:
-        vae, data = self.vae, self.data
+    def cut_data(self) -> torch.Tensor:
+        vae, frames = self.vae, self.data.shape[2]
         if self.video and callable(vae.downscale_ratio[0]):
-            data = data[:, :, : vae.upscale_ratio[0](vae.downscale_ratio[0](data.shape[2]))]
+            frames = vae.upscale_ratio[0](vae.downscale_ratio[0](frames))
+            return self.data[:, :, :frames]
+        return self.data
+
+    def run_tiles(self, tiles: Tiles) -> torch.Tensor:
+        vae, data = self.vae, self.cut_data()
         latent: torch.Tensor = comfy.utils.tiled_scale_multidim(
             data,
             self.ticking(lambda tile: vae.first_stage_model.encode(vae.process_input(tile)), tiles),

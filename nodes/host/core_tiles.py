@@ -37,7 +37,14 @@ class Tiles:
 
 
 def plan_tiles(
-    lengths: Sequence[int], edge: int, overlap: int, frames: int, unit: int, frames_per_unit: int, grain: int
+    lengths: Sequence[int],
+    edge: int,
+    overlap: int,
+    frames: int,
+    unit: int,
+    frames_per_unit: int,
+    grain: int,
+    time_grain: int = 1,
 ) -> Tiles:
     """Cut `lengths` ([T,] H, W) into tiles.
 
@@ -51,13 +58,15 @@ def plan_tiles(
         frames: the largest number of frames in a tile, 0 = no cut in time.
         unit: pixels per element.
         frames_per_unit: frames per element in time.
-        grain: sizes and overlaps are multiples of this many elements (time excepted).
+        grain: sizes and overlaps are multiples of this many elements in height and width.
+        time_grain: the same in time, where it is cut: a slice that began within a latent's frame would leave a gap.
     """
     shared = min(overlap or edge // 4, edge // 2)
     wanted = [(edge // unit, shared // unit, grain)] * 2
     if len(lengths) == 3:
         slice_length = max(2, frames // frames_per_unit) if frames else lengths[0]
-        wanted.insert(0, (slice_length, max(1, slice_length // 4) if frames else 1, 1))
+        step = time_grain if slice_length < lengths[0] else 1
+        wanted.insert(0, (slice_length, max(step, slice_length // 4) if frames else 1, step))
     sizes, overlaps, count = [], [], 1
     for length, (size, common, step) in zip(lengths, wanted, strict=True):
         size = max(step, size // step * step)

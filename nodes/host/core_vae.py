@@ -20,6 +20,7 @@ from ...fallback import is_out_of_memory
 from ...pipelines.decoding.exactness import BIT_IDENTICAL, FAST, RECORD
 from ...report import OptimizationRecord, OptimizationReport
 from ..vae_choices import VaeChoices
+from . import core_tae
 from .core_jobs import Decode, Encode, Job
 from .core_tiles import TILE_EDGES, Tiles
 
@@ -154,9 +155,16 @@ def first_frame(samples: torch.Tensor, why: str) -> tuple[torch.Tensor, str]:
 def frames_of(vae: Any, latent: torch.Tensor) -> int:
     """Return how many frames one of ComfyUI's video VAEs decodes a latent to; 0 where it cannot be known."""
     ratio: Any = getattr(vae, "upscale_ratio", 1)
+    if latent.ndim == 5 and (frames := core_tae.frames_of(getattr(vae, "first_stage_model", None), latent.shape[2])):
+        return frames
     if latent.ndim != 5 or not isinstance(ratio, tuple) or not callable(ratio[0]):
         return 0
     return int(ratio[0](latent.shape[2]))
+
+
+def drops_last(vae: Any) -> bool:
+    """Return whether a video VAE that decodes to fewer frames than it was given gives the first of them."""
+    return not core_tae.frames_of(getattr(vae, "first_stage_model", None), 1)
 
 
 def check_belongs(name: str, vae: Any, model: str, channels: int) -> None:
@@ -223,8 +231,13 @@ def _run(job: Job, choices: VaeChoices) -> tuple[torch.Tensor, OptimizationRepor
     reason = f"out of memory with {', '.join(too_large)}" if too_large else ""
     if job.replaced and not tiles:
         reason = f"another node has replaced this VAE's {job.stage}: it ran as in ComfyUI's own node"
+    unfit = bool(job.not_cut) and choices.tiling == "tiles"
+    reason = f"not cut into tiles: {job.not_cut}" if unfit else reason
     report = OptimizationReport()
-    report.set(OptimizationRecord("vae_tiling", choices.tiling, text, reason, failed=bool(too_large)))
+    report.set(OptimizationRecord("vae_tiling", choices.tiling, text, reason, failed=bool(too_large) or unfit))
+    if job.whole_in_time and tiles and choices.temporal_slice:
+        groups = "this VAE's frames come in groups, and are not cut in time"
+        report.note(f"temporal_slice = {choices.temporal_slice} ignored: {groups}")
     if job.streamed_frames(job.data) and text == "whole":
         report.set(OptimizationRecord("streaming", "auto", "frames leave the card as they are made"))
     if choices.exactness == FAST:
@@ -242,6 +255,9 @@ def _run(job: Job, choices: VaeChoices) -> tuple[torch.Tensor, OptimizationRepor
 def _attempts(job: Job, choices: VaeChoices) -> Iterator[Tiles | None]:
     """Yield what to try, in this order; None is the whole."""
     item = (1, *job.data.shape[1:])
+    if job.not_cut:
+        yield None
+        return
     tiles_first = choices.tiling == "tiles"
     if choices.tiling == "whole" or (not tiles_first and (job.replaced or job.memory(item) <= job.load(item))):
         yield None

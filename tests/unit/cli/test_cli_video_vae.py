@@ -55,7 +55,7 @@ def test_what_a_clip_was_filled_up_with_is_cut_off_again(vae: Path, clip: Path, 
     latent, report = tmp_path / "latent.safetensors", tmp_path / "report.json"
     assert encode(vae, clip, latent) == 0
     samples, metadata = read_latent(latent)
-    assert metadata["clip_length"] == "4"
+    assert metadata == {"clip_length": "4", "clip_latent_frames": "2", "clip_count": "1"}
     assert decode(vae, latent, tmp_path / "back", "--report", str(report)) == 0
     assert read_frames(tmp_path / "back")[0].shape[0] == 4
     said = json.loads(report.read_text())
@@ -64,6 +64,34 @@ def test_what_a_clip_was_filled_up_with_is_cut_off_again(vae: Path, clip: Path, 
     write_latent(samples, latent, {"clip_length": "four"})  # of another program
     assert decode(vae, latent, tmp_path / "all") == 0
     assert read_frames(tmp_path / "all")[0].shape[0] == 5
+
+
+def test_a_latent_s_file_that_was_joined_or_cut_keeps_every_frame(vae: Path, clip: Path, tmp_path: Path) -> None:
+    (clip / "frame_00004.png").unlink()
+    latent, report = tmp_path / "latent.safetensors", tmp_path / "report.json"
+    assert encode(vae, clip, latent) == 0
+    samples, metadata = read_latent(latent)
+    alone = {"clip_length": "4"}  # as an earlier version wrote it
+    for number, (changed, said, frames) in enumerate(
+        [
+            (torch.cat((samples, samples), dim=2), metadata, 13),
+            (torch.cat((samples, samples), dim=2), alone, 13),
+            (samples[:, :, :1], metadata, 1),
+            (samples[:, :, 1:], metadata, 1),
+            (samples, alone, 4),
+        ]
+    ):
+        write_latent(changed, latent, said)
+        back = tmp_path / f"back{number}"
+        assert decode(vae, latent, back, "--report", str(report)) == 0
+        assert read_frames(back)[0].shape[0] == frames
+        told = any("clip_length = 4 not followed" in note for note in json.loads(report.read_text())["notes"])
+        assert told == (frames != 4), (said, frames)
+
+
+def test_a_clip_of_a_length_that_the_vae_takes_has_nothing_to_cut(vae: Path, clip: Path, tmp_path: Path) -> None:
+    assert encode(vae, clip, tmp_path / "latent.safetensors") == 0
+    assert read_latent(tmp_path / "latent.safetensors")[1] == {}
 
 
 def test_a_video_keeps_its_rate(vae: Path, clip: Path, tmp_path: Path) -> None:
