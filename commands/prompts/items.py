@@ -162,7 +162,7 @@ def may_write(name: str, batch: int) -> list[str]:
     """The files that an item may write, within the output folder: its results, and its report."""
     suffix = Path(name).suffix
     first = Path(name).with_suffix("") if suffix else Path(name)
-    suffixes = [suffix] if suffix in (".png", ".mp4") else {suffix or ".png", *SUFFIXES}  # no latent: a picture
+    suffixes = (suffix,) if suffix else SUFFIXES
     results = {path.with_name(path.name + end) for path in numbered(first, min(max(batch, 1), 64)) for end in suffixes}
     return sorted(path.as_posix() for path in {*results, first.with_name(f"{first.name}.json")})
 
