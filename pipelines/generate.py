@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..callbacks import SILENT, Callbacks
 from ..errors import check_choice
 from ..fallback import all_finite
+from ..optimizations.quantization.quantize import nothing_quantized_note
 from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
 from . import lora, sampling
@@ -230,8 +231,9 @@ def _optimized(
     for record in lora_records:
         report.set(record)
     report.facts.update(loaded.facts)
-    if slow := slow_precision_note(pipeline, loaded.device):
-        report.note(slow)
+    unquantized = nothing_quantized_note(loaded.key.quantization, loaded.facts.get("quantization", {}))
+    for note in filter(None, (slow_precision_note(pipeline, loaded.device), unquantized)):
+        report.note(note)
     # A pipeline that is not known decodes by itself, inside its own call.
     guard = nullcontext() if loaded.family.known else decode_that_shrinks(pipeline, report)
     with active(pipeline, settings, report), guard:
