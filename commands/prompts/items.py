@@ -50,6 +50,7 @@ SENT = (
     "image",
 )
 """Options that a server is told; the others it is not, or they are refused."""
+NO_PROMPT = """add it; an empty one is {"prompt": ""} in a .jsonl, or --prompt "" in a .txt"""
 SUFFIXES = (".png", ".mp4", ".safetensors")
 MOST_BYTES_OF_A_NAME = 200
 
@@ -98,7 +99,7 @@ def read_items(path: Path, lines: Sequence[Line], parser: LineParser, base: argp
             if args.model is None and args.diffusion_model is None and base.engine is None:
                 raise InputError("model", "", "no model is named", "name it in the line, or with --model for all")
             if args.prompt is None:
-                raise InputError("prompt", "", "the line has none", "add it")
+                raise InputError("prompt", "", "the line has none", NO_PROMPT)
             name = f"{number:05d}" if args.output is None else _name(args.output)
             for file in _files(name, args.batch):
                 other = taken.setdefault(file.casefold(), line.number)
