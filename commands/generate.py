@@ -21,6 +21,7 @@ from .prompts.request import (
     check_latent_target,
     leave_vae_out,
     note_what_is_left_out,
+    refuse_latent,
     sample_request,
     write_result,
 )
@@ -81,7 +82,9 @@ def _make_here(args: argparse.Namespace) -> SampleResult:
         handle = replace(pipeline_handle(args, callbacks), loras=loras)
         family = family_of_key(handle.key)
         refuse_without_picture(family, sound_counts=False)
-        if not latent_only:
+        if latent_only:
+            refuse_latent(family, "output", str(args.output))
+        else:
             video = family.video and args.num_frames != 1
             check_output(args.output, video)
         result = generate(handle, sample_request(args, decode=not latent_only), settings, callbacks)

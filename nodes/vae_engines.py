@@ -14,6 +14,7 @@ from ..pipelines.decoding.exactness import BIT_IDENTICAL
 from ..pipelines.decoding.exactness import RECORD as EXACTNESS
 from ..pipelines.decoding.padding import padding_of, without_padding
 from ..pipelines.loading import loader
+from ..pipelines.results import GIVEN_NOT_FINITE
 from ..pipelines.types import PipelineHandle
 from ..report import OptimizationRecord
 from . import latent_input, types, video_vae
@@ -91,7 +92,7 @@ def _decode_samples(
         frames, report = core_vae.decode(vae, samples, choices, callbacks)
         _say_not_compiled(report, choices)
         if not all_finite(samples):
-            report.note(generate.GIVEN_NOT_FINITE)
+            report.note(GIVEN_NOT_FINITE)
         elif not all_finite(frames):
             report.note(NOT_FINITE)
     _say_unused(report, choices, vae)

@@ -54,7 +54,7 @@ def call_arguments(
     """
     from_image = request.strength < 1.0
     modular = is_modular_class(type(pipeline))
-    as_lists = family.known and not modular
+    as_lists = family.known and not modular and family.scheduling is None  # not outside the table
     arguments: dict[str, Any] = {
         **dict(family.extra),
         **_prompts(family, request),

@@ -54,6 +54,7 @@ class Family:
         min_images: how many a model that works on pictures wants.
         images_as_list: takes its pictures as a list, one for each of the models that read them.
         image_argument: call argument that takes them.
+        images_in_front: each of them is a latent frame in front of the clip's own during a run, and none of the result.
         own_controls: control pictures that control models of its own read, one each.
         alpha: reads the transparency of a picture.
         last_image: takes a last frame besides the first.
@@ -114,6 +115,7 @@ class Family:
     min_images: int = 1
     images_as_list: bool = False
     image_argument: str = "image"
+    images_in_front: bool = False
     own_controls: int = 1
     alpha: bool = False
     last_image: bool = False

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from ..callbacks import SILENT, Callbacks
 from ..errors import check_choice
 from ..fallback import all_finite
+from ..optimizations.quantization.quantize import nothing_quantized_note
 from ..optimizations.settings import OptimizationSettings, Workload
 from ..report import OptimizationReport
-from . import latents, lora, sampling
+from . import lora, sampling
 from .cache import CACHE
 from .conditions.weights import bytes_to_come, is_controlled
 from .decoding import pipeline_vae
@@ -22,13 +23,10 @@ from .loading import loader
 from .requested.absent import check_absent, require_vae
 from .requested.before_load import check_before_load
 from .requests import ready
-from .results import not_finite
+from .results import GIVEN_NOT_FINITE, not_finite
 from .slow_precision import slow_precision_note
 from .types import LoadedPipeline, LoraSpec, PipelineHandle, SampleRequest, SampleResult
 
-GIVEN_NOT_FINITE = (
-    "the latent that was given holds NaN or infinite values: what is decoded of it is black or broken. Make it anew."
-)
 ENDED_NOT_FINITE = "the run ended in NaN or infinity with it, so it was made again without"
 
 if TYPE_CHECKING:
@@ -154,7 +152,7 @@ def decode(
     """
     check_choice("exactness", exactness, EXACTNESS_CHOICES)
     require_vae(handle.key, "vae", "pipeline", "choose a VAE in its loader")
-    latents.check_latent(latent, loader.family_of_key(handle.key))
+    pipeline_vae.check_decodes(loader.family_of_key(handle.key), latent)
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         stride = loaded.family.latent_stride
@@ -191,6 +189,7 @@ def encode(
     from ..optimizations.vae_memory import shrink_until_it_fits
 
     require_vae(handle.key, "vae", "pipeline", "choose a VAE in its loader")
+    pipeline_vae.check_encodes(loader.family_of_key(handle.key))
     before = CACHE.peek(handle.key)
     with CACHE.use(handle.key, callbacks) as loaded:
         height, width = pixels.shape[-3:-1]
@@ -232,8 +231,9 @@ def _optimized(
     for record in lora_records:
         report.set(record)
     report.facts.update(loaded.facts)
-    if slow := slow_precision_note(pipeline, loaded.device):
-        report.note(slow)
+    unquantized = nothing_quantized_note(loaded.key.quantization, loaded.facts.get("quantization", {}))
+    for note in filter(None, (slow_precision_note(pipeline, loaded.device), unquantized)):
+        report.note(note)
     # A pipeline that is not known decodes by itself, inside its own call.
     guard = nullcontext() if loaded.family.known else decode_that_shrinks(pipeline, report)
     with active(pipeline, settings, report), guard:

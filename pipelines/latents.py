@@ -72,12 +72,15 @@ def from_comfy(latent: torch.Tensor, family: Family, vae: Any) -> torch.Tensor:
     return (latent - mean) * scaling / std
 
 
-def without_keyframes(native: torch.Tensor, family: Family, request: SampleRequest) -> torch.Tensor:
-    """LTX-2's tokens without those of keyframes, which its pipeline appends to the clip's own for the run.
+def of_result(native: torch.Tensor, family: Family, request: SampleRequest) -> torch.Tensor:
+    """A pipeline's latent without what is there for the run alone: behind the clip's own tokens those of LTX-2's
+    keyframes, in front of the clip's own frames those of VACE's reference pictures.
 
     Args:
         request: ready, with the size of the result.
     """
+    if family.images_in_front and native.ndim == 5:
+        return native[:, :, -(1 + ((request.num_frames or 1) - 1) // family.temporal_stride) :]
     if family.layout != "tokens" or native.ndim != 3:
         return native
     cells = ((request.height or 0) // family.latent_stride) * ((request.width or 0) // family.latent_stride)
@@ -151,6 +154,17 @@ def check_latent(latent: torch.Tensor, family: Family) -> None:
     if family.latent_channels and latent.shape[1] != family.latent_channels:
         reason = f"it has {latent.shape[1]} channels, but {family.name} latents have {family.latent_channels}"
         raise InputError("latent", f"shape {shape}", reason, "use a latent of the same kind of model")
+
+
+def refuse_own_layout(family: Family, name: str, value: Any, cure: str) -> None:
+    """Raise InputError where nothing here decodes the family's latents, so that a latent alone would be of no use.
+
+    Args:
+        name, value: the input that asks for a latent, or gives one.
+    """
+    if not family.known:
+        reason = f"how {family.name} scales its latents is not known here, so none can be decoded or made of pixels"
+        raise InputError(name, value, reason, cure)
 
 
 def check_start(family: Family, request: SampleRequest) -> None:

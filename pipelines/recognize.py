@@ -99,7 +99,7 @@ def _trained(
     model, scheduler = parts.get("transformer", {}), parts.get("scheduler", {})
     if not family.known and is_modular_class(pipeline_class):
         return family
-    if not family.known:
+    if not family.known or family.scheduling is not None:  # outside the table
         return _unknown_variant(family, pipeline_class, config, model)
     if family.name == "flux" and not model.get("guidance_embeds"):  # both forms of it
         return replace(family, steps=4, guidance=0.0, guidance_argument="")

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .families import Family
     from .types import LoadedPipeline, SampleRequest, SampleResult
 
+GIVEN_NOT_FINITE = (
+    "the latent that was given holds NaN or infinite values: what is decoded of it is black or broken. Make it anew."
+)
 NOT_FINITE = "the {what} holds NaN or infinite values: it is black, silent or broken. {cure}."
 _ASIDE = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 """Verdicts of checkers, which have blackened the picture already."""

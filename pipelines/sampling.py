@@ -250,7 +250,7 @@ def _comfy_latent(
         source = last if family.layout in latents.NORMALIZED_LAYOUTS and last is not None else native
         assert request.width is not None  # noqa: S101 - completed
         assert request.height is not None  # noqa: S101 - completed
-        source = latents.without_keyframes(source, family, request)
+        source = latents.of_result(source, family, request)
         latent = latents.to_comfy(source, family, loaded.vae, request.width, request.height).cpu()
         if not bool(latent.isfinite().all()):
             report.note(not_finite("latent", loaded))
@@ -267,7 +267,7 @@ def _preview(estimate: torch.Tensor | None, loaded: LoadedPipeline, request: Sam
     if estimate is None or request.width is None or request.height is None:
         return None
     if estimate.ndim > 2:  # MiniMax-H3's rows have no batch
-        estimate = latents.without_keyframes(estimate[:1], loaded.family, request)
+        estimate = latents.of_result(estimate[:1], loaded.family, request)
     return latents.to_comfy(estimate, loaded.family, loaded.vae, request.width, request.height)[0]
 
 

@@ -75,10 +75,10 @@ class Maker:
             use_folder(Path(measurements))
         handle = on_device(handle, str(self._group.device))
         family = family_of_key(handle.key)
-        if self._group.rank and not family.known:
-            request = replace(request, decode=False)  # such a pipeline decodes by itself
         check_before_load(handle.key, ready(family, request), handle.loras)
         check_loras(handle.loras)
+        if self._group.rank and not family.known:
+            request = replace(request, decode=False)  # such a pipeline decodes by itself
         before = CACHE.peek(handle.key)
         loading = Callbacks(show, _stops(cancelled), previews=False)
         try:

@@ -189,8 +189,7 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
     modes = args.control_mode
     if (limits or modes) and not pictures:
         name, value = next(iter(limits.items()), None) or ("mode", modes[0])
-        reason = "there is no control picture for it to hold for"
-        raise InputError(f"control_{name}", value, reason, f"give a --control-image, or leave --control-{name} out")
+        raise InputError(f"control_{name}", value, *_without_control(args, name))
     if modes and len(modes) not in (1, len(pictures)):
         counts = f"{len(modes)} for {len(pictures)} of --control-image"
         raise InputError("control_mode", counts, "each control picture has one", "give as many of both")
@@ -209,6 +208,17 @@ def conditions(args: argparse.Namespace, read: Callable[..., torch.Tensor] = rea
         found.append(VideoCondition(frames, role, rate, None if heard is None else Sound(*heard)))
     found += [keyframe(text, read) for text in args.keyframe]
     return (*found, *(argument(text, read) for text in args.argument))
+
+
+def _without_control(args: argparse.Namespace, name: str) -> tuple[str, str]:
+    """Why a `--control-...` option has nothing to hold for, and what to do about it."""
+    if all(role == REFERENCE for role, _, _ in _clips(args)):
+        reason = "there is no control picture for it to hold for"
+        return reason, f"give a --control-image where the model takes one, or leave --control-{name} out"
+    cure = f"leave --control-{name} out"
+    if name == "strength":
+        cure += "; a model whose call has a scale for its clip takes that as --argument conditioning_scale=0.5"
+    return "it holds for a control picture, and a clip is none", cure
 
 
 def _clips(args: argparse.Namespace) -> Iterator[tuple[str, str, Path]]:

@@ -101,7 +101,7 @@ def _architecture(name: str) -> Model:
         modules = architecture.published()
     pipeline_class = _pipeline_class(tiny.PIPELINE_CLASSES[architecture.family])
     config = {"boundary_ratio": None}
-    skeleton = Skeleton(modules, config, pipeline_class.model_cpu_offload_seq)
+    skeleton = Skeleton(modules, config, _offload_order(pipeline_class))
     return Model(architecture.name, skeleton, family_of(pipeline_class.__name__), _libraries(modules))
 
 
@@ -110,8 +110,9 @@ def _embedded(name: str) -> Model:
         cure = f"choose one of: {', '.join(TINY + known for known in tiny.PIPELINE_CLASSES)}"
         raise InputError(OPTION, TINY + name, "there is no embedded pipeline of that name", cure)
     pipeline: Any = tiny.build(name, dtype=DTYPE)
-    skeleton = Skeleton(pipeline.components, pipeline.config, pipeline.model_cpu_offload_seq)
-    return Model(TINY + name, skeleton, small(family_of(pipeline)), _libraries(pipeline.components))
+    skeleton = Skeleton(pipeline.components, pipeline.config, _offload_order(pipeline))
+    family = small(family_of(pipeline), trained=tiny.trained_folder(name) is not None)
+    return Model(TINY + name, skeleton, family, _libraries(pipeline.components))
 
 
 def _folder(folder: Path, name: str) -> Model:
@@ -125,7 +126,7 @@ def _folder(folder: Path, name: str) -> Model:
     made = {part: _component(places[part], part, *entry, name) for part, entry in libraries.items()}
     modules = {part: module for part, module in made.items() if module is not None}
     pipeline_class = _pipeline_class(index["_class_name"])
-    order = getattr(pipeline_class, "model_cpu_offload_seq", None)
+    order = _offload_order(pipeline_class)
     configs = {part: described.configuration(places[part], part).get(QUANTIZED) for part in modules}
     quantized = {part: _how(config) for part, config in configs.items() if config is not None}
     return Model(name, Skeleton(modules, index, order), family, libraries, quantized)
@@ -170,6 +171,11 @@ def _pipeline_class(name: str) -> Any:
     import diffusers
 
     return getattr(diffusers, name, diffusers.DiffusionPipeline)
+
+
+def _offload_order(pipeline: Any) -> str | None:
+    """In which order a pipeline or its class offloads its components; modular ones say none."""
+    return getattr(pipeline, "model_cpu_offload_seq", None)
 
 
 def _libraries(components: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -122,6 +122,9 @@ FOR_ALL_LINES = (*QUEUE, *ENGINE, "report", "quiet", "verbose", "help")
 """What no line can say for itself."""
 
 
+_MAY_BE_EMPTY = ("prompt", "negative_prompt")
+
+
 class LineParser(OnceParser):
     """The options of one line. What is wrong with them is an InputError."""
 
@@ -151,8 +154,8 @@ class LineParser(OnceParser):
         """Options by name ("negative_prompt" or "--negative-prompt") as the words of a command line.
 
         Args:
-            given: values are text, numbers, true or false, or lists of these for options that repeat; None and ""
-                stand for what is not given.
+            given: values are text, numbers, true or false, or lists of these for options that repeat; None stands for
+                what is not given, and so does "" but for a prompt, which may be empty.
 
         Raises:
             InputError: there is no such option, or its value has the wrong form.
@@ -163,7 +166,7 @@ class LineParser(OnceParser):
             action = self._option(name)
             if (other := spelled.setdefault(action.dest, name)) != name:
                 raise InputError(name, value, f"{other} says the same option", "say it once")
-            if value is None or value == "":
+            if value is None or (value == "" and action.dest not in _MAY_BE_EMPTY):
                 continue
             flag = action.option_strings[-1]
             if action.nargs == 0:

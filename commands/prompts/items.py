@@ -50,6 +50,7 @@ SENT = (
     "image",
 )
 """Options that a server is told; the others it is not, or they are refused."""
+NO_PROMPT = """add it; an empty one is {"prompt": ""} in a .jsonl, or --prompt "" in a .txt"""
 SUFFIXES = (".png", ".mp4", ".safetensors")
 MOST_BYTES_OF_A_NAME = 200
 
@@ -98,7 +99,7 @@ def read_items(path: Path, lines: Sequence[Line], parser: LineParser, base: argp
             if args.model is None and args.diffusion_model is None and base.engine is None:
                 raise InputError("model", "", "no model is named", "name it in the line, or with --model for all")
             if args.prompt is None:
-                raise InputError("prompt", "", "the line has none", "add it")
+                raise InputError("prompt", "", "the line has none", NO_PROMPT)
             name = f"{number:05d}" if args.output is None else _name(args.output)
             for file in _files(name, args.batch):
                 other = taken.setdefault(file.casefold(), line.number)
@@ -162,7 +163,7 @@ def may_write(name: str, batch: int) -> list[str]:
     """The files that an item may write, within the output folder: its results, and its report."""
     suffix = Path(name).suffix
     first = Path(name).with_suffix("") if suffix else Path(name)
-    suffixes = [suffix] if suffix in (".png", ".mp4") else {suffix or ".png", *SUFFIXES}  # no latent: a picture
+    suffixes = (suffix,) if suffix else SUFFIXES
     results = {path.with_name(path.name + end) for path in numbered(first, min(max(batch, 1), 64)) for end in suffixes}
     return sorted(path.as_posix() for path in {*results, first.with_name(f"{first.name}.json")})
 

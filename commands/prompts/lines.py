@@ -33,7 +33,8 @@ def read_lines(path: Path, parser: LineParser) -> list[Line]:
     - `.txt`: a prompt a line; a line that begins with `--` holds options as on a command line.
     - `.csv`: the first line names options, an empty cell is what is not given, and a column may be there several times
       for an option that repeats. Separated by commas, or by semicolons where the first line has no comma.
-    - `.jsonl`: one object a line; null is what is not given, and a list goes with an option that repeats.
+    - `.jsonl`: one object a line; null is what is not given (an empty prompt is given), and a list goes with an option
+      that repeats.
 
     Raises:
         InputError: the file or one of its lines cannot be read; the error names the line.

@@ -13,7 +13,7 @@ from ..media import read_picture
 from ..options import lora_specs, optimization_settings, pipeline_handle
 from ..videos import unreadable
 from .recommended import note_other_measurements
-from .request import LATENT, note_what_is_left_out, result_forms, sample_request, without_latent
+from .request import LATENT, note_what_is_left_out, refuse_latent, result_forms, sample_request
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,8 @@ class Maker:
 
         handle, family = self._handle(item, SILENT)
         optimization_settings(item.args)
+        if _is_latent(item):
+            refuse_latent(family, "output", item.name)
         target_of(item, Path("."), _makes_video(item, family), family.name)
         request = ready(family, sample_request(item.args, decode=not _is_latent(item), read=shape_of_picture))
         check_before_load(handle.key, request, handle.loras)
@@ -106,13 +108,12 @@ def written(item: Item, result: SampleResult, target: Path, folder: Path, facts:
         OSError: it cannot be written.
     """
     note_what_is_left_out(item.args, result)
-    if shown := without_latent(result, target):
-        result.report.note(f"this pipeline shows no latent, so its result is {shown.name}")
-        target = shown
     forms = result_forms(result, target)
     there = forms[0].write(target) if forms else []
     report = result.report
-    report.facts.update({"prompt": item.args.prompt, "seeds": list(result.seeds), "line": item.line, **(facts or {})})
+    args, seeds = item.args, list(result.seeds)
+    place = {"prompts": args.prompts.name, "line": item.line}
+    report.facts.update({"prompt": args.prompt, "seeds": seeds, **place, **(facts or {})})
     write_text(target.with_suffix(".json"), report.as_json())
     files = [*(there if isinstance(there, list) else [target]), target.with_suffix(".json")]
     names = [path.relative_to(folder).as_posix() for path in files]

@@ -8,15 +8,28 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ...errors import InputError
 
 NAME = "manifest.jsonl"
 DONE, FAILED = "done", "failed"
+
+
+class Owner(NamedTuple):
+    """Whose a result is. Attributes: prompt; prompts, the name of the file of prompts that it is in, "" where nothing
+    says that."""
+
+    prompt: str
+    prompts: str = ""
+
+
+def owner_of(entry: Mapping[str, Any]) -> Owner:
+    """Whose the result is that a line of the manifest, or what a report says of it, is about."""
+    return Owner(str(entry.get("prompt") or ""), str(entry.get("prompts") or ""))
 
 
 class Manifest:
@@ -28,8 +41,8 @@ class Manifest:
         self._broken = False
         self.done: dict[str, list[str]] = {}
         """By key, the files of every item that is done, in this run and before, and that no later item has taken."""
-        self.owner: dict[str, str] = {}
-        """By file that an item has written, its name within the folder: the prompt of the item that did so last."""
+        self.owner: dict[str, Owner] = {}
+        """By file that an item has written, its name within the folder: the item that did so last."""
 
     def read(self) -> None:
         """Take over what runs before this one have done, as far as its files are still there."""
@@ -64,7 +77,7 @@ class Manifest:
         for key in [key for key, names in self.done.items() if written.intersection(names)]:
             del self.done[key]
         self.done[entry["key"]] = entry["files"]
-        self.owner.update(dict.fromkeys(entry["files"], str(entry.get("prompt") or "")))
+        self.owner.update(dict.fromkeys(entry["files"], owner_of(entry)))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conditions import conditions, conditions_left_out
 from ..files import check_file_target
-from ..keeping import Form, ResultMovedError, write_or_keep
+from ..keeping import Form, write_or_keep
 from ..latent_file import latent_forms
 from ..media import frame_forms, left_out, read_picture
 from ..options import work_options, written_text
@@ -17,6 +17,7 @@ from ..options import work_options, written_text
 if TYPE_CHECKING:
     import torch
 
+    from ...pipelines.families import Family
     from ...pipelines.types import SampleRequest, SampleResult
 
 LATENT = ".safetensors"
@@ -30,6 +31,13 @@ def check_latent_target(output: Path) -> bool:
         return False
     check_file_target("output", output, (LATENT,))
     return True
+
+
+def refuse_latent(family: Family, name: str, output: str) -> None:
+    """Raise InputError where a latent is asked for, by the name of the output, which nothing here would decode."""
+    from ...pipelines.latents import refuse_own_layout
+
+    refuse_own_layout(family, name, output, f"name a {'.mp4' if family.video else '.png'} instead")
 
 
 def leave_vae_out(args: argparse.Namespace) -> None:
@@ -88,13 +96,6 @@ def rate_left_out(rate: float | None, output: Path) -> list[str]:
     return [f"frame_rate: {rate:g} is in no file, since pictures have none: an .mp4 has."]
 
 
-def without_latent(result: SampleResult, output: Path) -> Path | None:
-    """Where the frames go of a pipeline that shows no latent though one was asked for; None where that is no matter."""
-    if result.latent is None and result.frames is not None and output.suffix == LATENT:
-        return output.with_suffix(".mp4" if result.frames.shape[1] > 1 else ".png")
-    return None
-
-
 def result_forms(result: SampleResult, output: Path) -> list[Form]:
     """How a result can be written: as `output` asks for, and smaller; nothing for a result without either."""
     if result.frames is None and result.latent is not None:
@@ -111,9 +112,5 @@ def write_result(result: SampleResult, output: Path) -> list[Path]:
     Raises:
         ResultMovedError: it cannot be written there, and is kept elsewhere.
     """
-    shown = without_latent(result, output)
-    forms = result_forms(result, shown or output)
-    written = write_or_keep(shown or output, forms) if forms else []
-    if shown is not None:
-        raise ResultMovedError(f"{output} is not there: this pipeline shows no latent. Its result is {shown}.")
-    return written
+    forms = result_forms(result, output)
+    return write_or_keep(output, forms) if forms else []

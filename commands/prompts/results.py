@@ -14,7 +14,7 @@ from ...errors import DISK_FULL, FastDiffusersError, InputError
 from ..files import check_writable, make_folder, replacing
 from .items import Item, may_write
 from .make import Made, stem_of
-from .manifest import DONE, FAILED, Manifest, opened
+from .manifest import DONE, FAILED, Manifest, Owner, opened, owner_of
 
 UNFINISHED = ".unfinished-"
 PUBLISHING = ".publishing.json"
@@ -50,10 +50,12 @@ class Results:
     def check_targets(self, item: Item) -> None:
         """Refuse an item whose files would take the place of what is not its own to replace.
 
-        An item's own earlier files are: those of the same prompt, made with other options or other inputs.
+        An item's own earlier files are: those of the same prompt, or of the same file of prompts, made with another
+        prompt, other options or other inputs.
 
         Raises:
-            InputError: there is a file that no run of the manifest has written, or that is another prompt's result.
+            InputError: there is a file that no run of the manifest has written, or the result of another prompt in
+                another file of prompts.
         """
         for folder in list(PurePosixPath(item.name).parents)[:-1]:
             if (self.folder / folder).is_file():
@@ -68,17 +70,17 @@ class Results:
                 reason = f"{file} is in the output folder, and the manifest does not name it as a result"
                 raise InputError("output", item.name, reason, "choose another name or folder, or move the file")
             other = self._manifest.owner[file]
-            if other != item.args.prompt:
-                reason = f"{file} is there already, the result of another prompt ({other[:60]!r})"
-                raise InputError("output", item.name, reason, "choose another name or folder, or move the file")
+            if not _may_replace(item, other):
+                whose = f"the result of another prompt ({other.prompt[:60]!r}) in {other.prompts or 'another file'}"
+                cure = "choose another name or folder, or move the file"
+                raise InputError("output", item.name, f"{file} is there already, {whose}", cure)
 
     def _has_report_of(self, item: Item) -> bool:
-        """Whether a report under the item's name is one of its prompt's, where the manifest's line was cut off."""
+        """Whether a report under the item's name is one of its own, where the manifest's line was cut off."""
         stem = stem_of(item)
         try:
             report = json.loads((self.folder / stem.with_name(f"{stem.name}.json")).read_text(encoding="utf-8"))
-            facts = report["facts"]
-            return "line" in facts and facts["prompt"] == item.args.prompt
+            return "line" in report["facts"] and _may_replace(item, owner_of(report["facts"]))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -96,7 +98,7 @@ class Results:
         with disk_full(self.folder):
             target.mkdir(parents=True, exist_ok=True)
             files = [(target / name).relative_to(self.folder).as_posix() for name in made.files]
-            (place / PUBLISHING).write_text(json.dumps({"prompt": item.args.prompt, "files": files}), encoding="utf-8")
+            (place / PUBLISHING).write_text(json.dumps({**_who(item), "files": files}), encoding="utf-8")
             moved: list[Path] = []
             try:
                 for name in made.files:
@@ -181,10 +183,16 @@ def _take_over(left: Path, manifest: Manifest) -> None:
     for path in left.glob(f"*/{PUBLISHING}"):
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
-            manifest.owner.update(dict.fromkeys(said["files"], said["prompt"]))
+            manifest.owner.update(dict.fromkeys(said["files"], owner_of(said)))
         except (OSError, ValueError, KeyError, TypeError):  # it was cut off: then nothing had moved
             continue
 
 
+def _may_replace(item: Item, other: Owner) -> bool:
+    """Whether a result is an item's own to replace: of its prompt, or of its file of prompts, before it was changed."""
+    return other.prompt == item.args.prompt or other.prompts == item.args.prompts.name
+
+
 def _who(item: Item) -> dict[str, Any]:
-    return {"item": item.number, "line": item.line, "name": item.name, "key": item.key, "prompt": item.args.prompt}
+    who = {"item": item.number, "line": item.line, "name": item.name, "key": item.key}
+    return who | {"prompt": item.args.prompt, "prompts": item.args.prompts.name}

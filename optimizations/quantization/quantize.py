@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from .sdnq import import_sdnq_safely
 if TYPE_CHECKING:
     import torch
     from diffusers import PipelineQuantizationConfig
+
+NOTHING = "nothing"
+"""In place of a component, where a quantization that was asked for has changed none."""
 
 
 def pipeline_quantization_config(
@@ -81,14 +85,55 @@ def quantize_loaded(
     check_quantization(name, device)
     if name == NONE:
         return describe_quantization(pipeline)
+    for component in _plain_components(pipeline, name):
+        _quantize_model(getattr(pipeline, component), name, dtype, str(device), minimum_numel)
+    return describe_quantization(pipeline)
+
+
+def outcome(pipeline: Any, name: str) -> dict[str, str]:
+    """What a load has quantized, as `describe_quantization`; {"nothing": why} where it was asked to and has not."""
+    described = describe_quantization(pipeline)
+    return described if described or name == NONE else {NOTHING: _why_nothing(pipeline, name)}
+
+
+def nothing_quantized_note(name: str, found: dict[str, str]) -> str:
+    """That a quantization left every layer as it was, and why; "" where it did not. Args: found, from `outcome`."""
+    if NOTHING not in found:
+        return ""
+    return f"quantization: {name} quantized nothing: {found[NOTHING]}. Use none, or a kind that takes such layers."
+
+
+def _why_nothing(pipeline: Any, name: str) -> str:
+    parts = [getattr(pipeline, component) for component in _plain_components(pipeline, name)]
+    if not parts:
+        kinds = "denoisers and large text encoders" if SCHEMES[name].text_encoders else "denoisers"
+        return f"it is for {kinds}, and this model has none that could be"
+    names = " and ".join(_plain_components(pipeline, name))
+    config = getattr(parts[0], "quantization_config", None)
+    least = getattr(config, "minimum_allowed_numel", None)
+    largest = max((weight.numel() for part in parts for weight in _matrices(part)), default=0)
+    if least is None or largest >= least:
+        return f"no layer of {names} is of a kind that it takes"
+    return f"SDNQ leaves layers of fewer than {least} weights as they are, and the largest of {names} has {largest}"
+
+
+def _matrices(model: Any) -> Iterator[torch.Tensor]:
+    """The weights of a model's linear layers."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            yield module.weight
+
+
+def _plain_components(pipeline: Any, name: str) -> list[str]:
+    """The components that a scheme is for, as far as nothing in them is quantized."""
     index = {
         part: (_library(model), type(model).__name__)
         for part, model in pipeline.components.items()
         if hasattr(model, "named_modules") and not describe_model(model)
     }
-    for component in quantizable(index, name):
-        _quantize_model(getattr(pipeline, component), name, dtype, str(device), minimum_numel)
-    return describe_quantization(pipeline)
+    return list(quantizable(index, name))
 
 
 def _component_config(

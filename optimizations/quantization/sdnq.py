@@ -84,6 +84,12 @@ def sdnq_layers(component: Any) -> Iterator[torch.nn.Module]:
                 yield module
 
 
+def _was_given_to_sdnq(component: Any) -> bool:
+    """Whether SDNQ has gone through a component, though it may have quantized no layer of it."""
+    method = getattr(getattr(component, "quantization_config", None), "quant_method", "")
+    return str(getattr(method, "value", method)).startswith("sdnq")
+
+
 def set_quantized_matmul(
     pipeline: Any, choice: str, before_change: Callable[[Any], None] | None = None
 ) -> OptimizationRecord | None:
@@ -104,6 +110,8 @@ def set_quantized_matmul(
         if choice != "on":
             return None
         reason = "no component is quantized with SDNQ: load an SDNQ checkpoint or choose an sdnq quantization"
+        if any(_was_given_to_sdnq(part) for part in pipeline.components.values()):
+            reason = "SDNQ was to quantize this model, and left every layer of it as it is"
         return OptimizationRecord("quantized_matmul", choice, "off", reason, failed=True)
     on = off = 0
     with import_sdnq_safely():

@@ -6,6 +6,7 @@ A default of None stays None: what it stands for is the pipeline's to decide, by
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from ..families import MAX_FRAMES, Family
@@ -20,6 +21,20 @@ RATE_ARGUMENTS = ("frame_rate", "fps", "target_fps")
 FRAMES_ARGUMENTS = ("num_frames", "frames", "video_length")
 MOST_PICTURES = 8
 """Given to a class that takes a list; its model may have a limit of its own."""
+
+
+# wan/pipeline_wan_vace.py: latents and decode as Wan's own, after the frames of the reference pictures
+LATENTS: dict[str, dict[str, Any]] = {
+    "WanVACEPipeline": {
+        "layout": "video",
+        "latent_channels": 16,
+        "temporal_stride": 4,
+        "comfy_format": "Wan21",
+        "size_multiple": 16,
+        "images_in_front": True,
+    },
+}
+"""Class outside the table whose latents are known -> fields of its `Family`."""
 
 
 def family_from_signature(pipeline_class: type) -> Family:
@@ -37,7 +52,7 @@ def family_from_signature(pipeline_class: type) -> Family:
     picture = picture_argument(pipeline_class)
     video_form = _form(image_to_video_class(pipeline_class)) if frames and not picture else ""
     use = scheduler_use(pipeline_class)
-    return Family(
+    family = Family(
         name,
         (name,),
         **guidance_rules(pipeline_class),
@@ -69,6 +84,7 @@ def family_from_signature(pipeline_class: type) -> Family:
         image_to_image="" if frames else _from_image(pipeline_class),
         image_to_video=video_form,
     )
+    return replace(family, **LATENTS.get(name, {}))
 
 
 def _own_strength(default: Any) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import FastDiffusersError, InputError, first_line
 from .arguments.idle import check_attention, switched_off
-from .arguments.names import arguments_of, given_already, objection
+from .arguments.names import arguments_of, given_already, objection, without_adapter
 from .arguments.ranges import check_range
 from .arguments.values import check_pictures, check_value
 from .kinds import ArgumentCondition
@@ -44,6 +44,8 @@ def check_arguments(family: Family, request: SampleRequest, form: str) -> list[s
         reason, cure = objection(family, form, name)
         if not reason and name in already:
             reason, cure = f"{already[name]} gives it", "leave one of them out"
+        if not reason:
+            reason, cure = without_adapter(family, request, name)
         if reason:
             raise InputError("argument", name, reason, cure)
         if argument.image is None:

@@ -128,6 +128,12 @@ def _check_blending(family: Family, request: SampleRequest, condition: MaskCondi
     if not family.known:
         reason = f"{_no_form(family, request)}, and how it lays its latents out is not known here"
         raise InputError("mask", _GIVEN, reason, _LEAVE)
+    if family.images_in_front and request.latent is None:
+        cure = f"give the clip that it is for in a Video Condition (--video), or {_LEAVE}"
+        raise InputError("mask", _GIVEN, _no_form(family, request), cure)
+    if family.images_in_front and request.images:
+        cure = "leave images (--image) out, or the mask"
+        raise InputError("mask", _GIVEN, f"{family.name} takes no latent to keep a part of beside pictures", cure)
     if request.latent is None and family.video:
         cure = f"{_LEAVE}; in ComfyUI, give the clip's latent with Set Latent Noise Mask"
         raise InputError("mask", _GIVEN, f"{family.name} has no clip to keep a part of", cure)

@@ -11,6 +11,7 @@ from ...errors import InputError
 from ...optimizations.components import decode_dtype, execution_device, has_time_axis, weights_dtype
 from ...report import OptimizationRecord
 from .. import latents
+from ..families import Family
 from ..types import LoadedPipeline
 from .exactness import BIT_IDENTICAL, FAST, RECORD, decode_bit_identical, decode_fast, not_fast, whole_is_exact_and_fits
 from .mirrored_edges import decode_at_any_size
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from ...memory import MemoryProbe
     from ...report import OptimizationReport
     from .sharing import TileSharing
+
+
+def check_decodes(family: Family, latent: torch.Tensor) -> None:
+    """Raise InputError for a latent that is none of the family's, or that nothing here decodes."""
+    cure = "let the sampler decode: its output images, or generate with a picture or an .mp4 as --output"
+    latents.refuse_own_layout(family, "latent", "given", cure)
+    latents.check_latent(latent, family)
+
+
+def check_encodes(family: Family) -> None:
+    """Raise InputError for a family whose latents nothing here makes of pixels."""
+    latents.refuse_own_layout(family, "pixels", "given", "give the picture to the sampler's images")
 
 
 def decode(
@@ -56,10 +69,7 @@ def decode(
     import torch
 
     family, pipeline = loaded.family, loaded.pipeline
-    if not family.known:
-        reason = f"how {family.name} scales its latents is not known here"
-        raise InputError("latent", "given", reason, "let the sampler decode")
-    latents.check_latent(latent, family)
+    check_decodes(family, latent)
     vae = pipeline.vae
     with torch.no_grad(), _upcast(vae):
         latent = latent.to(execution_device(vae, loaded.device), decode_dtype(vae))
@@ -141,9 +151,7 @@ def encode(
     import torch
 
     family, vae = loaded.family, loaded.pipeline.vae
-    if not family.known:
-        reason = f"how {family.name} scales its latents is not known here"
-        raise InputError("pixels", "given", reason, "give the picture to the sampler's images")
+    check_encodes(family)
     clips = frames if frames.ndim == 5 else frames.unsqueeze(1)
     height, width = clips.shape[2:4]
     if height % family.latent_stride or width % family.latent_stride:

@@ -14,8 +14,8 @@ from ...callbacks import SILENT, Callbacks
 from ...errors import InputError, ModelFileError
 from ...fallback import Signals
 from ...optimizations.quantization import schemes
-from ...optimizations.quantization.layers import describe_model, describe_quantization
-from ...optimizations.quantization.quantize import pipeline_quantization_config, quantize_loaded
+from ...optimizations.quantization.layers import describe_model
+from ...optimizations.quantization.quantize import outcome, pipeline_quantization_config, quantize_loaded
 from ...optimizations.quantization.sdnq import import_sdnq_safely
 from .. import tiny
 from ..families import Family
@@ -182,7 +182,7 @@ def load(key: LoadKey, callbacks: Callbacks = SILENT) -> LoadedPipeline:
     }
     if commit := key.revision or checkpoints.downloaded_commit(Path(key.source)):
         facts["revision"] = commit
-    if quantized := describe_quantization(pipeline):
+    if quantized := outcome(pipeline, key.quantization):
         facts["quantization"] = quantized
     if key.parts:
         facts["parts"] = {slot: f"{path} ({precisions[slot]})" for slot, path in key.parts}

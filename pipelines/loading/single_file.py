@@ -10,6 +10,7 @@ from ...errors import ModelFileError, first_line
 from ...safetensors_header import DOWNLOAD_AGAIN, read_shapes
 from . import checkpoints
 from .parts import PUBLISHED, write_configurations
+from .parts.header import is_lora
 from .progress import reading_errors
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def kind_of(path: Path) -> tuple[str, str]:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
     shapes = read_shapes(path)
+    if is_lora(shapes):
+        cure = "give the model that it changes, and this file to Load LoRA (Diffusers) or --lora"
+        raise ModelFileError("model", str(path), "it is a LoRA, which changes a model and is none", cure)
     has_vae = any(name.startswith(("first_stage_model.", "vae.")) for name in shapes)
     with reading_errors(path):  # the shapes of a file that is no model need not have as many sizes as are looked at
         empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

@@ -15,6 +15,7 @@ from ..conditions.keyframes import check_keyframe_scheduler
 from ..conditions.rates import check_sound_length
 from ..conditions.references import DENOISER, SOUND_VAE, check_reference_parts, references_of, refuse_loras
 from ..embeddings.check import check_widths
+from ..latents import refuse_own_layout
 from ..loading import loader
 from ..loading.described import denoiser_of_key, part_configurations, sounds_of_key
 from ..lora import names
@@ -31,11 +32,13 @@ def check_before_load(key: LoadKey, request: ReadyRequest, loras: Sequence[LoraS
         loras: what the model is to run with.
 
     Raises:
-        InputError: a scheduler, control model or image prompt's model that does not fit, another number of steps than
-            a scheduler makes of a schedule, encoded texts of another family, or what a component that was left out
-            would have to do; LoRAs beside references.
+        InputError: a latent alone of a family whose latents nothing decodes; a scheduler, control model or image
+            prompt's model that does not fit, another number of steps than a scheduler makes of a schedule, encoded
+            texts of another family, or what a component that was left out would have to do; LoRAs beside references.
         MissingDependencyError: a reference's sound needs a package that is not installed.
     """
+    if not request.decode:
+        refuse_own_layout(request.family, "decode", "off", "switch decode on, and use the picture")
     check_absent(key, request)
     if references_of(request):
         check_reference_parts(request.family, request, part_configurations(key, (DENOISER, SOUND_VAE)))

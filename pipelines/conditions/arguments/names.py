@@ -36,14 +36,14 @@ _OWN_INPUTS = {
     "strength": "strength",
     "last_image": "last_image",
     "latents": "the sampler node's latent",
-    "mask_image": "Mask Condition",
-    "control_image": "Control Condition",
-    "control_mode": "Control Condition",
-    "video": "Video Condition",
-    "references": "Video Condition with the role reference",
+    "mask_image": "Mask Condition (--mask)",
+    "control_image": "Control Condition (--control-image)",
+    "control_mode": "Control Condition (--control-mode)",
+    "video": "Video Condition (--video)",
+    "references": "Video Condition with the role reference (--reference-video)",
 }
 """Argument -> the input that gives it."""
-_WITH_IMAGES = {"image": "images", "strength": "strength", "mask_image": "Mask Condition"}
+_WITH_IMAGES = {"image": "images (--image)", "strength": "strength", "mask_image": "Mask Condition (--mask)"}
 """Argument that the class for texts lacks, where the form for images of the same models has it -> the input."""
 _NEVER = ("self", "kwargs", "args")
 _DECIDED = ("output_type", "return_dict", "callback", "callback_steps")
@@ -55,6 +55,8 @@ _UNUSABLE = {
     )
 }
 """Argument -> (why no run here can use it, what to do about it)."""
+_OF_ADAPTERS = tuple(f"{sign}ip_adapter_image{kind}" for sign in ("", "negative_") for kind in ("", "_embeds"))
+"""Arguments that an IP-Adapter reads."""
 _MOST_NAMES = 12
 
 
@@ -106,8 +108,22 @@ def objection(family: Family, form: str, name: str) -> tuple[str, str]:
         cure = f"use {' or '.join(meant)}" if meant else taken
         return f"the call of {form} takes none of that name", cure
     if name not in family.required and name in given_by:
-        return f"{given_by[name]} gives it", f"use {given_by[name]}"
+        return f"{given_by[name]} gives it", _start_cure(family) if name == "latents" else f"use {given_by[name]}"
     return "", ""
+
+
+def without_adapter(family: Family, request: SampleRequest, name: str) -> tuple[str, str]:
+    """As `objection`, for an argument that an IP-Adapter would have to read in a run without one."""
+    has_one = any(isinstance(condition, ImagePromptCondition) for condition in request.conditions)
+    if name not in _OF_ADAPTERS or name in family.required or has_one:
+        return "", ""
+    return "an IP-Adapter reads it, and this run has none", f"use {CALLED[ImagePromptCondition]} for the picture"
+
+
+def _start_cure(family: Family) -> str:
+    """What to start from instead of a latent that is given by name; a command has no option for a latent."""
+    start = "give a picture with --image and a --strength below 1" if family.image_to_image else "leave it out"
+    return f"use that node in ComfyUI; on the command line, which takes no latent, {start}"
 
 
 def _is_decided(name: str) -> bool:
@@ -123,7 +139,7 @@ def _given_by(family: Family) -> dict[str, str]:
         **scale,
         family.guidance_argument: "guidance",
         **({"guidance_scale_2": "guidance_2"} if family.second_guidance else {}),
-        **({family.image_argument: "images"} if family.images != "none" else {}),
+        **({family.image_argument: "images (--image)"} if family.images != "none" else {}),
         **({family.frames_argument: "num_frames", family.rate_argument: "frame_rate"} if family.video else {}),
     }
 

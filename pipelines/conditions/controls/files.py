@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....errors import InputError, ModelFileError, first_line
 from ....safetensors_header import DOWNLOAD_AGAIN
-from ...loading.parts.header import read_part
+from ...loading.parts.header import is_lora, read_part
 from ...loading.parts.read import fill
 from ...loading.parts.weights import read_weights
 from ...loading.small_files import identity_of, read_json
@@ -47,6 +47,9 @@ def resolve_file(path: Path) -> ControlNetKey:
     part = read_part(path, "controlnet")
     name = class_of_tensors(part.shapes)
     config = config_of_file(path)
+    if is_lora(part.shapes):
+        cure = "give it to Load LoRA (Diffusers) or --lora, and a ControlNet here"
+        raise ModelFileError("controlnet", str(path), "it is a LoRA", cure)
     reason = next((reason for tensor, reason in _OTHERS.items() if tensor in part.shapes), "")
     if reason or not name:
         raise ModelFileError("controlnet", str(path), reason or "its tensors are none of a ControlNet's", CURE)

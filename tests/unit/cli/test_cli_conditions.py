@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from fastdiffusers import cli, memory
 from fastdiffusers.commands import generate as generate_command
@@ -147,6 +148,29 @@ def test_a_clip(files: Path) -> None:
             "--control-mode = '2 for 1 of --control-image'",
         ),
         ("tiny:flux", ["--video", "gone"], "video = "),
+        (
+            "tiny:flux",
+            ["--video", "clip", "--control-strength", "0.5"],
+            "a clip is none. Leave --control-strength out; a model whose call has a scale for its clip takes that as "
+            "--argument conditioning_scale=0.5",
+        ),
+        ("tiny:flux", ["--control-video", "clip", "--control-end", "1"], "none. Leave --control-end out."),
+        (
+            "tiny:flux",
+            ["--argument", "latents=@tensor.safetensors"],
+            "on the command line, which takes no latent, give a picture with --image and a --strength below 1.",
+        ),
+        (
+            "tiny:sdxl",
+            ["--argument", "ip_adapter_image=@picture.png"],
+            "Use Image Prompt Condition (--image-prompt) for",
+        ),
+        ("lora.safetensors", [], "it is a LoRA, which changes a model and is none. Give the model that it changes"),
+        (
+            "tiny:sdxl",
+            ["--control-image", "picture.png", "--controlnet", "lora.safetensors"],
+            "it is a LoRA. Give it to",
+        ),
     ],
 )
 def test_bad_input_is_one_line(
@@ -154,6 +178,13 @@ def test_bad_input_is_one_line(
 ) -> None:
     named = ("mask.png", "picture.png", "gone", "gone.png", "clip")
     placed = [str(files / word) if word.split("@")[0] in named else word for word in options]
+    placed = [word.replace("=@", f"=@{files}/") for word in placed]
+    if "safetensors" in f"{model}{options}":
+        save_file({"latents": torch.zeros(1, 16, 8, 8)}, files / "tensor.safetensors")
+        halves = {"lora_A": torch.zeros(2, 8), "lora_B": torch.zeros(8, 2)}
+        save_file({f"unet.mid.to_k.{name}.weight": half for name, half in halves.items()}, files / "lora.safetensors")
+        model = model if model.startswith("tiny:") else str(files / model)
+        placed = [str(files / word) if word == "lora.safetensors" else word for word in placed]
     assert run(model, files / "out.png", *placed) == 2
     said = capsys.readouterr().err.strip()
     assert words in said

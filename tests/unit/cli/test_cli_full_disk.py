@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -208,10 +207,3 @@ def test_an_encoded_clip_is_checked_before_the_vae_is_read(
 def test_the_size_of_a_latent_is_no_more_than_it_takes() -> None:
     assert encode.latent_bytes(9, 64, 96) <= torch.zeros(1, 16, 3, 8, 12, dtype=torch.float16).nbytes
     assert encode.latent_bytes(1, 64, 64) == torch.zeros(1, 16, 1, 8, 8, dtype=torch.float16).nbytes
-
-
-def test_a_pipeline_without_a_latent_gives_its_picture_where_the_latent_was_asked_for(tmp_path: Path) -> None:
-    result = SimpleNamespace(frames=torch.rand(1, 1, 8, 8, 3), latent=None, frame_rate=None, audio=None)
-    with pytest.raises(ResultMovedError, match=r"shows no latent.*out\.png"):
-        write_result(result, tmp_path / "out.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]

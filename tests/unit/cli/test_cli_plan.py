@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import diffusers
 import huggingface_hub.constants
 import pytest
 import torch
@@ -13,12 +14,16 @@ import torch
 from fastdiffusers import cli
 from fastdiffusers.commands.libraries import prepare_libraries
 from fastdiffusers.commands.plan import figures, skeleton, text
+from fastdiffusers.comparison.run import with_picture
 from fastdiffusers.memory import GIB, MemoryState
 from fastdiffusers.optimizations import offload, vae_memory
 from fastdiffusers.optimizations.apply import working_memory
 from fastdiffusers.optimizations.components import modules, resident_bytes
 from fastdiffusers.optimizations.settings import TilingSettings
 from fastdiffusers.pipelines import tiny
+from fastdiffusers.pipelines.generate import workload_of
+from fastdiffusers.pipelines.loading import loader
+from fastdiffusers.pipelines.types import SampleRequest
 from fastdiffusers.scripts import plan_table
 
 CARD = torch.device("cuda")
@@ -46,6 +51,20 @@ def test_a_plan_says_what_a_loaded_pipeline_would_be_told(family: str, spare: in
     left = spare - (sum(fit.weights.values()) if fit.mode == "gpu" else 0)
     record = vae_memory.use(pipeline, TilingSettings(), found.workload, MemoryState(left, spare))[0]
     assert (fit.tiling, fit.tiling_why) == (record.applied, record.reason)
+
+
+@pytest.mark.parametrize("name", tiny.PIPELINE_CLASSES)
+def test_every_embedded_pipeline_is_planned_as_generate_makes_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if not hasattr(diffusers, tiny.PIPELINE_CLASSES[name]):
+        pytest.skip("this diffusers does not have it")
+    loaded = loader.load(loader.resolve(f"tiny:{name}", dtype="bfloat16", device="cpu"))
+    assert cli.main(["doctor", "--plan", f"tiny:{name}", "--vram", "24", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    made = workload_of(loaded, with_picture(SampleRequest(""), loaded.family))
+    assert planned["work"] == {"width": made.width, "height": made.height, "frames": made.frames}
+    (fit, *_) = planned["fits"]
+    assert fit["weights"] == {n: resident_bytes([part], CARD)[1] for n, part in modules(loaded.pipeline).items()}
+    assert fit["mode"] == "gpu"
 
 
 def test_a_folder_is_planned_as_the_pipeline_that_it_holds(saved: Path) -> None:

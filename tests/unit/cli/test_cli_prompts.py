@@ -26,6 +26,7 @@ from fastdiffusers.commands.prompts.arguments import LineParser
 from fastdiffusers.commands.prompts.items import in_good_order, read_items
 from fastdiffusers.commands.prompts.lines import read_lines
 from fastdiffusers.commands.prompts.make import Maker
+from fastdiffusers.errors import InputError
 from fastdiffusers.pipelines.cache import CACHE
 
 SMALL = ("--width", "64", "--height", "64", "--steps", "2", "--dtype", "float32", "--device", "cpu")
@@ -108,6 +109,18 @@ def test_plain_text_is_a_prompt_a_line(tmp_path: Path) -> None:
         "ein Fuß",
         '# 2 dogs, -1 "cat',
     ]
+
+
+def test_an_empty_prompt_that_is_given_is_a_prompt(tmp_path: Path) -> None:
+    written(tmp_path / "p.jsonl", [{"prompt": ""}, {"prompt": "", "negative_prompt": ""}])
+    (tmp_path / "p.txt").write_text('--prompt ""\n--prompt= --negative-prompt ""\n')
+    for form in ("jsonl", "txt"):
+        lines = options_of(tmp_path / f"p.{form}", "--model", "x", "--negative-prompt", "fog")
+        assert [(line["prompt"], line["negative_prompt"]) for line in lines] == [("", "fog"), ("", "")]
+    (tmp_path / "p.csv").write_text("prompt,seed\n,3\n")
+    for path in (tmp_path / "p.csv", written(tmp_path / "q.jsonl", [{"prompt": None}])):
+        with pytest.raises(InputError, match=r'none. Add it; an empty one is \{"prompt": ""\} in a .jsonl'):
+            options_of(path, "--model", "x")
 
 
 def test_a_table_of_a_spreadsheet(tmp_path: Path) -> None:

@@ -49,15 +49,29 @@ def test_a_file_that_is_not_the_manifests_is_not_written_over(
     assert not (output / "00001.png").exists()
 
 
-def test_another_prompts_result_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_files_result_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
-    prompts = written(tmp_path / "p.jsonl", [{"prompt": "a fox"}])
-    assert generate(prompts, output, "--model", "tiny:flux") == 0
+    assert generate(written(tmp_path / "p.jsonl", [{"prompt": "a fox"}]), output, "--model", "tiny:flux") == 0
     before = (output / "00001.png").read_bytes()
-    written(prompts, [{"prompt": "a cat"}, {"prompt": "a fox"}])
-    assert generate(prompts, output, "--model", "tiny:flux", "--resume") == 2
-    assert "the result of another prompt ('a fox')" in capsys.readouterr().err
+    other = written(tmp_path / "q.jsonl", [{"prompt": "a cat"}, {"prompt": "a fox"}])
+    assert generate(other, output, "--model", "tiny:flux", "--resume") == 2
+    assert "the result of another prompt ('a fox') in p.jsonl" in capsys.readouterr().err
     assert (output / "00001.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_changed_prompt_is_made_anew_with_what_is_missing(cut: bool, tmp_path: Path) -> None:
+    output, prompts = tmp_path / "out", tmp_path / "p.jsonl"
+    assert generate(written(prompts, [{"prompt": "a fox"}, {"prompt": "a cat"}]), output, "--model", "tiny:flux") == 0
+    before = {name: (output / name).read_bytes() for name in ("00001.png", "00002.png")}
+    (output / "00002.png").unlink()
+    assert generate(prompts, output, "--model", "tiny:flux") == 2, "without --resume nothing is touched"
+    if cut:  # the manifest's lines were: only the reports say whose the results are
+        (output / manifest.NAME).write_bytes((output / manifest.NAME).read_bytes()[:40])
+    written(prompts, [{"prompt": "a red fox"}, {"prompt": "a cat"}])
+    assert generate(prompts, output, "--model", "tiny:flux", "--resume") == 0
+    assert (output / "00001.png").read_bytes() != before["00001.png"]
+    assert (output / "00002.png").read_bytes() == before["00002.png"]
 
 
 def test_who_writes_over_a_file_takes_it_from_who_had_it(tmp_path: Path) -> None:
@@ -68,7 +82,7 @@ def test_who_writes_over_a_file_takes_it_from_who_had_it(tmp_path: Path) -> None
         assert list(opened.done) == ["second"]
     with manifest.opened(tmp_path, resume=True) as again:
         assert list(again.done) == ["second"]
-        assert again.owner == {"a.png": "y"}
+        assert again.owner == {"a.png": manifest.Owner("y")}
 
 
 def test_a_result_that_cannot_be_put_in_place_is_that_items_failure(tmp_path: Path) -> None:

@@ -136,12 +136,6 @@ REFUSED: tuple[tuple[str, str, Any, str], ...] = (
     ),
     ("StableDiffusionPipeline", "cross_attention_kwargs", "scale", 'Write cross_attention_kwargs={"NAME": VALUE}.'),
     ("StableDiffusionPipeline", "prompt_embeds", [[1.0]], "takes a tensor or null. Give a tensor: prompt_embeds=@FILE"),
-    (
-        "StableDiffusionPipeline",
-        "ip_adapter_image",
-        "cat.png",
-        "Give a picture: the node's image, or ip_adapter_image=",
-    ),
     ("StableDiffusionPipeline", "eta", torch.zeros(2), "'a tensor of shape [2]': the call of"),
     (
         "StableDiffusionXLPipeline",
@@ -242,8 +236,8 @@ TWICE: tuple[tuple[str, str, Any, dict[str, Any], str], ...] = (
     ),
     ("StableDiffusionXLPipeline", "xyz", 3.0, {}, "takes none of that name. It takes among others prompt_2, timesteps"),
     ("StableDiffusionXLPipeline", "strength", 0.5, {}, "takes none of that name. Use strength."),
-    ("StableDiffusionXLPipeline", "image", "a.png", {}, "takes none of that name. Use images."),
-    ("StableDiffusionXLPipeline", "mask_image", "a.png", {}, "takes none of that name. Use Mask Condition."),
+    ("StableDiffusionXLPipeline", "image", "a.png", {}, "takes none of that name. Use images (--image)."),
+    ("StableDiffusionXLPipeline", "mask_image", "a.png", {}, "takes none of that name. Use Mask Condition (--mask)."),
     ("StableDiffusionXLPipeline", "output_type", "pt", {}, "this pack gives it, so that it gets the result. Leave"),
     ("StableDiffusionXLPipeline", "latents", 1, {}, "the sampler node's latent gives it."),
     ("FluxPipeline", "max_sequence_length", 64, {}, "max_sequence_length gives it. Use max_sequence_length."),
@@ -280,6 +274,29 @@ def test_an_argument_that_guidance_switches_off_is_named() -> None:
     assert "argument negative_prompt_2 ignored: guidance = 1 switches it off." in notes
 
 
+def test_text_is_no_picture() -> None:
+    hint = call_kinds("StableDiffusionPipeline")["ip_adapter_image"]
+    with pytest.raises(InputError, match="Give a picture: the node's image, or ip_adapter_image="):
+        check_value("StableDiffusionPipeline", "ip_adapter_image", *hint, "cat.png")
+
+
+@pytest.mark.parametrize("sign", ["", "negative_"])
+def test_what_an_adapter_reads_is_refused_without_one(sign: str) -> None:
+    family = family_of("FluxPipeline")
+    for name, value in {"ip_adapter_image": None, "ip_adapter_image_embeds": torch.zeros(1, 1, 8)}.items():
+        picture = torch.zeros(1, 8, 8, 3) if value is None else None
+        argument = ArgumentCondition(f"{sign}{name}", value, image=picture)
+        with pytest.raises(InputError, match=rf"{sign}{name}'.*Use Image Prompt Condition \(--image-prompt\)"):
+            check_request(family, request(argument))
+
+
+def test_a_latent_by_name_is_refused_with_a_cure_for_each_place() -> None:
+    starts = {"FluxPipeline": "give a picture with --image and a --strength below 1", "Flux2Pipeline": "leave it out"}
+    for name, start in starts.items():
+        with pytest.raises(InputError, match=f"Use that node in ComfyUI; on the command line.* no latent, {start}"):
+            check_request(family_of(name), request(ArgumentCondition("latents", torch.zeros(1, 4, 8, 8))))
+
+
 def test_a_family_without_classes_is_named_and_no_class() -> None:
     with pytest.raises(InputError, match="which arguments the server's model takes is not known here"):
         check_request(Family("the server's model"), asked(eta=0.5))
@@ -288,7 +305,7 @@ def test_a_family_without_classes_is_named_and_no_class() -> None:
 def test_what_the_call_refuses_is_one_line_that_names_the_argument() -> None:
     handle = PipelineHandle(loader.resolve("tiny:sdxl"))
     for name, value in {
-        "ip_adapter_image_embeds": torch.zeros(1, 1, 8),
+        "pooled_prompt_embeds": torch.zeros(1, 8),
         "prompt_embeds": torch.zeros(1, 77, 8),
     }.items():
         with pytest.raises(InputError) as caught:
