@@ -217,7 +217,8 @@ def add_lora_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar=("FILE[:STRENGTH][@high|low]", "STRENGTH"),
         help="LoRA file, its strength (1.0) and, for Wan 2.2, its expert (both, high, low), behind it or as words of "
-        f"their own; repeat for several. {' and '.join(TINY_LORAS)} are made on the spot for the tiny Wan",
+        f"their own; repeat for several, whose order counts where one is a DoRA. {' and '.join(TINY_LORAS)} are made "
+        "on the spot for the tiny Wan",
     )
 
 

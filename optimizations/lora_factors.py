@@ -129,6 +129,41 @@ def total_rank(several: Sequence[Factors]) -> int:
     return sum(factors.rank for factors in several)
 
 
+def products_of_gains(several: Sequence[Factors], base: nn.Module, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """For every adapter the product of its own and all later DoRA gains, [out] in float32; None where there are none.
+
+    PEFT applies adapters one after the other, and a DoRA multiplies all that there is by then but the layer's own bias:
+    the layer's product, and what the adapters before it added. So the first product is that of the layer's outputs; the
+    last, one after the last adapter's, is None.
+    """
+    products: list[torch.Tensor | None] = [None]
+    weight: torch.Tensor | None = None
+    for factors in reversed(several):
+        product = products[0]
+        if factors.magnitude is not None:
+            weight = dense_weight(base, dtype) if weight is None else weight
+            gain = _gain(factors, factors.magnitude, weight)
+            product = gain if product is None else gain * product
+        products.insert(0, product)
+    return products
+
+
+def _gain(factors: Factors, magnitude: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """DoRA's factor per output [out]: the length that a row shall have, over the one that it has with the update.
+
+    https://arxiv.org/abs/2402.09353, equation 5.
+    """
+    up, down = factors.up.to(weight).flatten(1), factors.down.to(weight).flatten(1)
+    merged = weight.flatten(1) + factors.scale * (up @ down)
+    return magnitude.to(merged) / torch.linalg.vector_norm(merged, dim=1)
+
+
+def scaled_rows(tensor: torch.Tensor, scale: float, product: torch.Tensor | None) -> torch.Tensor:
+    """`tensor` [out, ...] times a number and, where there is one, a factor per output; on its device, in float32."""
+    tensor = tensor.float() * scale
+    return tensor if product is None else tensor * product.to(tensor.device).view(-1, *(1,) * (tensor.ndim - 1))
+
+
 def no_factors() -> Factors:
     """Factors of rank 0; `fit` gives the empty matrices the layer's sizes."""
     return Factors(torch.zeros(0, 0), torch.zeros(0, 0))

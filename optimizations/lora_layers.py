@@ -5,6 +5,8 @@ side with each strength multiplied in, because
 
     W x + sum_i s_i U_i (D_i x)  =  W x + [s_1 U_1 ... s_n U_n] ([D_1; ...; D_n] x).
 
+Where one of them is a DoRA, their order counts: its factors per output multiply what the ones before it added too.
+
 The branch has room for a fixed total rank, and for the further parts (`Room`) that some adapter needs: an added bias,
 DoRA's factor per output, a full difference, Kronecker products. Changing a strength, exchanging a file or adding one
 that fits only writes into these tensors: their addresses, shapes and types stay, so compiled code and CUDA graphs stay
@@ -26,10 +28,11 @@ from .components import device_and_dtype
 from .lora_factors import (
     Factors,
     Room,
-    dense_weight,
     is_norm,
     layer_shape,
+    products_of_gains,
     room_for,
+    scaled_rows,
     times_kronecker,
     total_rank,
 )
@@ -92,6 +95,7 @@ class LoraLayer(_Wrapper):
         self.difference = zeros(out, into, *kernel) if self.room.difference else None
         self.lefts = nn.ParameterList([zeros(left, columns) for left, columns, *_ in self.room.kroneckers])
         self.rights = nn.ParameterList([zeros(rows, columns) for _, _, rows, columns, *_ in self.room.kroneckers])
+        self.row_gains = nn.ParameterList([zeros(out) for _ in self.room.kroneckers if self.room.gain])
         self.train(base.training)
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -106,8 +110,10 @@ class LoraLayer(_Wrapper):
             result = result + (product * self.gain.view(self._per_output)).to(output.dtype)
         if self.difference is not None:
             result = result + self._product(hidden, self.difference).to(output.dtype)
-        for form, left, right in zip(self.room.kroneckers, self.lefts, self.rights, strict=True):
-            result = result + times_kronecker(hidden, left, right, form).to(output.dtype)
+        for number, form in enumerate(self.room.kroneckers):
+            added = times_kronecker(hidden, self.lefts[number], self.rights[number], form)
+            added = added if self.gain is None else added * self.row_gains[number]
+            result = result + added.to(output.dtype)
         if self.added_bias is not None:
             result = result + self.added_bias.view(self._per_output).to(output.dtype)
         return result
@@ -136,42 +142,32 @@ class LoraLayer(_Wrapper):
         new = {name: torch.zeros_like(parameter) for name, parameter in self._own().items()}
         down, up = new["down"], new["up"]
         free = list(self.room.kroneckers)
+        products = products_of_gains(several, self.base, down.dtype)
+        if products[0] is not None:
+            new["gain"] += (products[0] - 1).to(up)
         start = 0
-        for factors in several:
-            gain = None if factors.magnitude is None else self._gain(factors, factors.magnitude)
+        for factors, product, later in zip(several, products, products[1:], strict=False):
             end = start + factors.rank
             down[start:end] = factors.down.to(down)
-            # The strength is multiplied in before rounding to the branch's type.
-            scaled = factors.up.to(up.device, torch.float32) * factors.scale
-            up[:, start:end] = (scaled if gain is None else scaled * gain.view(-1, *(1,) * (up.ndim - 1))).to(up.dtype)
+            # Factors are multiplied in before rounding to the branch's type.
+            up[:, start:end] = scaled_rows(factors.up.to(up.device), factors.scale, product).to(up.dtype)
             start = end
-            if gain is not None:
-                new["gain"] += (gain - 1).to(up.dtype)
             for name, tensor in (("added_bias", factors.bias), ("difference", factors.difference)):
                 if tensor is not None:
-                    new[name] += (tensor.to(up.device, torch.float32) * factors.strength).to(up.dtype)
+                    new[name] += scaled_rows(tensor.to(up.device), factors.strength, later).to(up.dtype)
             if factors.kronecker is not None:
                 place = free.index(factors.kronecker.form)
                 free[place] = ()
                 left = factors.kronecker.left.to(up.device, torch.float32)
                 new[f"lefts.{place}"].copy_(left * factors.strength)
                 new[f"rights.{place}"].copy_(factors.kronecker.right)
+                if self.gain is not None:
+                    new[f"row_gains.{place}"].copy_(torch.ones(()) if later is None else later)
         for name, parameter in self._own().items():
             parameter.copy_(new[name])
 
     def _own(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("base.")}
-
-    def _gain(self, factors: Factors, magnitude: torch.Tensor) -> torch.Tensor:
-        """DoRA's factor per output [out]: the length that a row shall have, over the one that it has with the update.
-
-        https://arxiv.org/abs/2402.09353, equation 5.
-        """
-        weight = dense_weight(self.base, self.down.dtype)
-        up, down = factors.up.to(weight).flatten(1), factors.down.to(weight).flatten(1)
-        merged = weight.flatten(1) + factors.scale * (up @ down)
-        gain = magnitude.to(merged) / torch.linalg.vector_norm(merged, dim=1)
-        return gain.to(self.up.device)
 
 
 class LoraNorm(_Wrapper):

@@ -82,7 +82,7 @@ def set_loras(
 
     Args:
         loaded: a pipeline from the cache.
-        loras: the whole set, in any order; () removes all and restores the model exactly.
+        loras: the whole set; their order counts where one is a DoRA; () removes all and restores the model exactly.
         callbacks: progress in stage "load", one tick per file that has to be read.
         before_rebuild: called with the pipeline before layers are added or taken away while its weights are offloaded
             by hooks that know only the layers of before; it takes these hooks off.

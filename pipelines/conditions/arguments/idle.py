@@ -12,6 +12,7 @@ from ..forms import form_of
 from ..kinds import ArgumentCondition
 from ..taking import call_takes
 from .names import arguments_of
+from .unmet import replaced_inputs, unmet
 
 if TYPE_CHECKING:
     from ...families import Family
@@ -133,9 +134,14 @@ def idle_notes(pipeline: Any, scheduler: Any, request: SampleRequest) -> list[st
         if name in ATTENTION and isinstance(value, dict):
             if dropped := _dropped(pipeline, value):
                 notes.append(f"argument {name}: {', '.join(dropped)} ignored: no attention layer takes it.")
-        elif why := _not_encoded(pipeline, request, name) or _idle(pipeline, scheduler, name, arguments):
+        elif why := (
+            _not_encoded(pipeline, request, name)
+            or _idle(pipeline, scheduler, name, arguments)
+            or unmet(pipeline, name, arguments, request)
+        ):
             notes.append(f"argument {name} ignored: {why}.")
-    return notes
+    told = {note.partition(":")[0] for note in said}
+    return notes + [note for note in replaced_inputs(pipeline, request) if note.partition(":")[0] not in told]
 
 
 def _not_encoded(pipeline: Any, request: SampleRequest, name: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....callbacks import Callbacks
-from ....errors import InputError, ModelFileError
+from ....errors import InputError, ModelFileError, first_line
+from ....fallback import is_out_of_memory
 from ....optimizations.components import denoisers, is_modular_class
 from ...loading.progress import reading_errors
 from ...loading.small_files import read_json
@@ -103,11 +104,16 @@ def _adapted(
             undo.callback(setattr, pipeline, "_internal_dict", pipeline._internal_dict)
             pipeline.register_modules(image_encoder=encoder, feature_extractor=extractor)
         try:
-            _load(pipeline, keys, [state for state, _, _ in models])
+            with _never_cast(denoiser):
+                _load(pipeline, keys, [state for state, _, _ in models])
         except (AttributeError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-            reason = f"it does not fit {loaded.family.name}: its layers are others than this model's"
+            if is_out_of_memory(error):
+                raise
+            reason = f"diffusers cannot put it into {loaded.family.name} ({first_line(error)})"
             cure = "choose one that was made for this model"
             raise InputError("image prompt model", keys[0].source, reason, cure) from error
+        if (projection := getattr(denoiser, "encoder_hid_proj", None)) is not None:
+            projection.to(loaded.device, loaded.dtype)
         made = denoiser.attn_processors
         # The layers that no image prompt reaches keep the processor that they had.
         kept = {
@@ -119,6 +125,17 @@ def _adapted(
                 processor.to(loaded.device, loaded.dtype)
         pipeline.set_ip_adapter_scale(strengths if len(strengths) > 1 else strengths[0])
         yield
+
+
+@contextmanager
+def _never_cast(denoiser: Any) -> Iterator[None]:
+    """diffusers casts a whole UNet to its own dtype once an IP-Adapter is in, for the adapter's layers: a model that
+    was quantized while loading refuses that, and another's scales would be rounded for good."""
+    denoiser.to = lambda *args, **kwargs: denoiser
+    try:
+        yield
+    finally:
+        del denoiser.to
 
 
 def _of_config(config: dict[str, Any]) -> tuple[Any, bool]:
