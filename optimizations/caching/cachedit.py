@@ -7,19 +7,19 @@ lives on the model: one context per list of blocks, started and emptied by us ar
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from ...errors import first_line
 from ..components import denoisers, is_modular_class
-from .checked_forward import CheckedForward
+from .checked_forward import CheckedForward, contexts_of
 from .engine import Counts, Level, StepCacheEngine, StepCacheUnavailable, same_timestep, timestep_of
 
 
@@ -60,7 +60,7 @@ class CacheDitEngine(StepCacheEngine):
                 self.remove()
                 raise StepCacheUnavailable(f"cache-dit does not fit this model ({first_line(error)})") from error
         self._calls = [_Calls(model, self._separate) for model in self._models]
-        self._checked = [CheckedForward(model, functools.partial(_skipped_runs, model)) for model in self._models]
+        self._checked = [CheckedForward(model) for model in self._models]
         self._wrapped = [model.__dict__["forward"] for model in self._models]
 
     def begin(self, steps: int) -> None:
@@ -75,7 +75,7 @@ class CacheDitEngine(StepCacheEngine):
         steps = skipped = runs = saved = 0
         note = ""
         for model, lengths, calls, checked in zip(self._models, self._blocks, self._calls, self._checked, strict=True):
-            contexts = _contexts(model)
+            contexts = contexts_of(model)
             cached = [set(context.cached_steps) for context in contexts]
             skipped += len(set.intersection(*cached))
             count = calls.count - checked.own_calls
@@ -192,26 +192,18 @@ class _Calls:
         self.count += 1
 
 
-def _contexts(model: Any) -> list[Any]:
-    """cache-dit's records of a denoiser's lists of blocks."""
-    return [model._context_manager.get_context(name) for name in model._context_names]
-
-
-def _skipped_runs(model: Any) -> int:
-    return sum(len(context.cached_steps) + len(context.cfg_cached_steps) for context in _contexts(model))
-
-
 def _adapter_of(pipeline: Any) -> Any:
     """cache-dit's description of the pipeline's blocks, bound to the denoisers instead of the pipeline."""
     if is_modular_class(type(pipeline)):
         raise StepCacheUnavailable("cache-dit does not know pipelines made of blocks")
     with _quiet():
         try:
-            from cache_dit import BlockAdapterRegister
+            from cache_dit import BlockAdapter, BlockAdapterRegister
             from cache_dit.caching.block_adapters import FakeDiffusionPipeline
 
-            # Without `skip_post_init` some families' models would get a rewritten forward that nothing takes back.
-            adapter = BlockAdapterRegister.get_adapter(pipeline, skip_post_init=True)
+            # Some families' models would get a rewritten forward that nothing takes back, a few of them in any case.
+            with patch.object(BlockAdapter, "maybe_patchify", lambda adapter: None):
+                adapter = BlockAdapterRegister.get_adapter(pipeline, skip_post_init=True)
             if adapter is None:
                 raise StepCacheUnavailable(f"cache-dit does not know {type(pipeline).__name__}")
             if type(pipeline.transformer).__name__ == "FluxTransformer2DModel":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,11 +24,10 @@ class CheckedForward:
 
     Args:
         model: with cache-dit on it.
-        skipped: how many runs of blocks cache-dit has skipped so far in this run.
     """
 
-    def __init__(self, model: Any, skipped: Callable[[], int]) -> None:
-        self._cached, self._own, self._skipped = model.__dict__["forward"], model._original_forward, skipped
+    def __init__(self, model: Any) -> None:
+        self._model, self._cached, self._own = model, model.__dict__["forward"], model._original_forward
         self._reasons: dict[frozenset[str], str] = {}
         """Of each kind of call: why the model's own `forward` runs, "" where cache-dit's does."""
         self.restart()
@@ -46,7 +45,7 @@ class CheckedForward:
         kind = frozenset(name for name, value in kwargs.items() if value is not None)
         if self._reasons.get(kind):
             return self._without(self._reasons[kind], args, kwargs)
-        before = self._skipped()
+        before = _skipped_runs(self._model)
         try:
             output = self._cached(*args, **kwargs)
         except Exception as error:
@@ -59,7 +58,7 @@ class CheckedForward:
         if kind in self._reasons:
             return output
         own = self._own(*args, **kwargs)
-        if self._skipped() == before:
+        if _skipped_runs(self._model) == before:
             fits = all(map(_alike, _tensors(output), _tensors(own)))
             self._reasons[kind] = "" if fits else "cache-dit leaves out something that this run gives its model"
             self.unfit = self.unfit or self._reasons[kind]
@@ -69,6 +68,15 @@ class CheckedForward:
         self.unfit = reason
         self.own_calls += 1
         return self._own(*args, **kwargs)
+
+
+def contexts_of(model: Any) -> list[Any]:
+    """cache-dit's records of a denoiser's lists of blocks."""
+    return [model._context_manager.get_context(name) for name in model._context_names]
+
+
+def _skipped_runs(model: Any) -> int:
+    return sum(len(context.cached_steps) + len(context.cfg_cached_steps) for context in contexts_of(model))
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

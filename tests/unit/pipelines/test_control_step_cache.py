@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from test_controlnets import EDGES
@@ -82,6 +83,21 @@ def test_what_cache_dit_leaves_out_is_found_out_by_computing_both_ways(
     found = "does not fit this run" if family == "sd3" else "leaves out something that this run gives"
     assert found in record.reason
     assert "cache-dit: 0 of 4 steps" in run(family, CACHED).report["step_cache"].applied, "of this kind of run alone"
+
+
+@needs_cache_dit
+def test_a_class_that_cache_dit_would_rewrite_stays_as_it_is() -> None:
+    """Of QwenImageControlNetPipeline it rewrites the model even where it is asked not to."""
+    pipeline = tiny.build("qwenimage")
+    controlled = diffusers.QwenImageControlNetPipeline(
+        **pipeline.components, controlnet=tiny.build_controlnet("qwenimage")
+    )
+    before = {**vars(controlled.transformer)}
+    record = step_cache.enable(controlled, "balanced")
+    assert "would rewrite this model for good" in record.reason
+    step_cache.disable(controlled)
+    assert vars(controlled.transformer).keys() == before.keys()
+    assert type(controlled.transformer).forward is diffusers.QwenImageTransformer2DModel.forward
 
 
 @needs_cache_dit
