@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ....optimizations.components import denoisers
+from ..kinds import VideoCondition
 from ..taking import call_takes
 from .names import arguments_of
 
@@ -70,6 +71,8 @@ def unmet(pipeline: Any, name: str, arguments: Mapping[str, Any], request: Sampl
     encoded = request.positive is not None or ("prompt_embeds" in arguments and name in _WHILE_ENCODING)
     if encoded and name in (*_WHILE_ENCODING, *_WHILE_ENCODING_EITHER):
         return "the texts are encoded already"
+    if name.startswith(("edit_", "editing_", "reverse_editing_")):
+        return _edit(pipeline, name, arguments, request)
     return _RULES[name](pipeline, arguments, request) if name in _RULES else ""
 
 
@@ -133,6 +136,27 @@ def _caption(pipeline: Any, arguments: Mapping[str, Any], request: SampleRequest
     return "it says how a picture is described, and there is a prompt" if request.prompt.strip() else ""
 
 
+def _edit(pipeline: Any, name: str, arguments: Mapping[str, Any], request: SampleRequest) -> str:
+    """Of semantic guidance, which is a part of classifier-free guidance."""
+    if type(pipeline).__name__ == "SemanticStableDiffusionPipeline" and (request.guidance or 0) <= 1:
+        return f"guidance = {request.guidance or 0:g} switches it off"
+    directions = ("editing_prompt", "editing_prompt_embeddings", "editing_prompt_embeds", "sem_guidance")
+    beside = name.startswith(("edit_", "reverse_")) and not any(_given(arguments.get(each)) for each in directions)
+    return "it acts with argument editing_prompt" if beside else ""
+
+
+def _noised(pipeline: Any, arguments: Mapping[str, Any], request: SampleRequest) -> str:
+    clips = any(isinstance(condition, VideoCondition) for condition in request.conditions)
+    given = request.images or clips or any(name in arguments for name in ("image_latents", "video_latents"))
+    helios = type(pipeline).__name__.startswith("Helios")
+    return "it mixes noise into a picture or a clip, and none is given" if helios and not given else ""
+
+
+def _resampling(pipeline: Any, arguments: Mapping[str, Any], request: SampleRequest) -> str:
+    kept = arguments.get("match_input_resolution") is False
+    return "match_input_resolution is off, so the result is not scaled" if kept else ""
+
+
 def _image_guidance(pipeline: Any, arguments: Mapping[str, Any], request: SampleRequest) -> str:
     pictures = request.images or "input_images" in arguments
     return "" if pictures else "it guides by pictures, and there are none"
@@ -148,5 +172,10 @@ _RULES: dict[str, Callable[[Any, Mapping[str, Any], SampleRequest], str]] = {
     "ensembling_kwargs": _ensemble,
     "use_en_prompt": _caption,
     "img_guidance_scale": _image_guidance,
+    "image_noise_sigma_min": _noised,
+    "image_noise_sigma_max": _noised,
+    "video_noise_sigma_min": _noised,
+    "video_noise_sigma_max": _noised,
+    "resample_method_output": _resampling,
 }
 """Argument -> why a run did not read it, "" where it did."""

@@ -175,3 +175,29 @@ def test_what_is_read_while_a_prompt_is_encoded_is_named_beside_an_encoded_one(h
     assert "argument clip_skip ignored: the texts are encoded already." in result.report.notes
     said = made(held["sdxl"], {"clip_skip": 1}, {}).report.notes
     assert not [note for note in said if "clip_skip" in note]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "more", "fields", "said"),
+    [
+        ("SemanticStableDiffusionPipeline", "edit_threshold", {}, {"guidance": 7.0}, "with argument editing_prompt"),
+        ("SemanticStableDiffusionPipeline", "edit_threshold", {"editing_prompt": "x"}, {"guidance": 7.0}, ""),
+        ("SemanticStableDiffusionPipeline", "editing_prompt", {}, {"guidance": 1.0}, "guidance = 1 switches it off"),
+        ("StableDiffusionPAGPipeline", "pag_adaptive_scale", {}, {}, "with argument pag_scale above 0"),
+        ("HeliosPipeline", "image_noise_sigma_min", {}, {}, "noise into a picture or a clip, and none is given"),
+        ("HeliosPipeline", "image_noise_sigma_min", {}, FROM_PICTURE, ""),
+        ("MarigoldDepthPipeline", "ensembling_kwargs", {}, {}, "with argument ensemble_size above 1"),
+        ("MarigoldDepthPipeline", "ensembling_kwargs", {"ensemble_size": 5}, {}, ""),
+        ("MarigoldDepthPipeline", "resample_method_output", {"match_input_resolution": False}, {}, "is off"),
+        ("QwenImageLayeredPipeline", "use_en_prompt", {}, {}, "and there is a prompt"),
+        ("OmniGenPipeline", "img_guidance_scale", {}, {}, "it guides by pictures, and there are none"),
+    ],
+)
+def test_other_classes(name: str, argument: str, more: dict[str, Any], fields: dict[str, Any], said: str) -> None:
+    assert argument in call_takes(name)
+    made_off = {"do_perturbed_attention_guidance": False} if "PAG" in name else {}
+    pipeline = type(name, (), made_off)()
+    given = {argument: 0.5, **more}
+    found = unmet.unmet(pipeline, argument, given, SampleRequest(**{"prompt": "a fox", **fields}))
+    assert said in found
+    assert bool(found) is bool(said)
