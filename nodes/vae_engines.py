@@ -38,6 +38,7 @@ NOT_FINITE = "what was decoded holds NaN or infinite values: it is black or brok
 OF_VIDEO_VAE = "ignored, since it is for this pack's video VAE"
 NO_EXACT = "exact strips are there for this pack's video VAE only; 'auto' was used instead"
 RECOGNISED = "recognised as a causal video VAE and run through this pack's networks"
+CHANGED = "another node has changed this VAE: it ran as in ComfyUI's own node, not through this pack's networks"
 OWN_ARITHMETIC = "exactness is for the clips of a pipeline's VAE; the video VAE always runs this pack's own code"
 
 
@@ -91,6 +92,7 @@ def _decode_samples(
     else:
         frames, report = core_vae.decode(vae, samples, choices, callbacks)
         _say_not_compiled(report, choices)
+        _say_changed(report, vae)
         if not all_finite(samples):
             report.note(GIVEN_NOT_FINITE)
         elif not all_finite(frames):
@@ -147,6 +149,7 @@ def encode(
     else:
         samples, report = core_vae.encode(vae, pixels, choices, callbacks)
         _say_not_compiled(report, choices)
+        _say_changed(report, vae)
         made = core_vae.frames_of(vae, samples)
     _say_unused(report, choices, vae)
     return _remember_length(samples, report, length, made, drops_last=core_vae.drops_last(vae)), report
@@ -189,6 +192,11 @@ def _own_networks(vae: Any) -> VideoVAE | None:
 
 def _settings(vae: Any, choices: VaeChoices) -> VaeSettings:
     return choices.for_video_vae(vae if isinstance(vae, types.VideoVaeHandle) else None)
+
+
+def _say_changed(report: OptimizationReport, vae: Any) -> None:
+    if video_vae.changed(vae):
+        report.note(CHANGED)
 
 
 def _say_recognised(report: OptimizationReport, vae: Any) -> OptimizationReport:

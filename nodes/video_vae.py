@@ -90,6 +90,12 @@ def borrow(vae: Any) -> VideoVAE | None:
     return own.to(vae.device)
 
 
+def changed(vae: Any) -> bool:
+    """Return whether this is a VAE that `borrow` leaves to ComfyUI because another node has changed it."""
+    network = getattr(vae, "first_stage_model", None)
+    return network is not None and engine.is_video_vae(network.state_dict().keys()) and not _unchanged(vae)
+
+
 def _unchanged(vae: Any) -> bool:
     return core_changes.as_loaded(vae, engine.VaeConfig.scaling_factor, engine.VaeConfig.shifting_factor)
 

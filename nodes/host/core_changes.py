@@ -26,6 +26,8 @@ PATCHES = ("patches", "object_patches", "weight_wrapper_patches", "hook_patches"
 """What a `ModelPatcher` may hold for the time when its model is on the device."""
 ON_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl", "weight_function", "bias_function")
 """What a module may hold that changes what it gives: hooks, a compiled call, functions over its weights."""
+CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "_conv_forward")
+"""Methods of torch's modules that a network goes through. Libraries add others to these classes (transformers does)."""
 PROBE = (1, 3, 2, 5, 4)
 """Shape of the clip that is sent through a VAE's `process_input` and `process_output`."""
 
@@ -77,7 +79,7 @@ def as_loaded(vae: Any, scale: float, shift: float) -> bool:
     classes = {base for module in modules for base in type(module).__mro__ if base is not object}
     classes |= {comfy.sd.VAE} if isinstance(vae, comfy.sd.VAE) else set()
     return (
-        all(_is_own(function) for one in classes for function in vars(one).values())
+        all(_is_own(function) for one in classes for function in _looked_at(one))
         and _code_as_written(type(network).__module__)
         and _modules_as_built(network)
         and _scales_as_ever(vae, scale, shift)
@@ -92,6 +94,12 @@ def _has_methods_of_its_own(thing: Any) -> bool:
 
 def _is_method(value: Any) -> bool:
     return callable(value) and not isinstance(value, type)
+
+
+def _looked_at(one: type) -> list[Any]:
+    """The values of a class that decide what a network gives."""
+    of_torch = one.__module__.startswith("torch.")
+    return [value for name, value in vars(one).items() if not of_torch or name in CALLED]
 
 
 def _is_own(value: Any) -> bool:
