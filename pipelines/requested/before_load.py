@@ -37,7 +37,10 @@ def check_before_load(key: LoadKey, request: ReadyRequest, loras: Sequence[LoraS
             texts of another family, or what a component that was left out would have to do; LoRAs beside references.
         MissingDependencyError: a reference's sound needs a package that is not installed.
     """
-    if not request.decode:
+    if not key.holds("vae"):
+        cure = "choose the model's own VAE where it is loaded (--vae)"
+        refuse_own_layout(request.family, "vae", "none", cure)
+    elif not request.decode:
         refuse_own_layout(request.family, "decode", "off", "switch decode on, and use the picture")
     check_absent(key, request)
     if references_of(request):

@@ -18,7 +18,10 @@ from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.conditions.kinds import MaskCondition, VideoCondition
 from fastdiffusers.pipelines.generate import decode, encode, generate
 from fastdiffusers.pipelines.loading import loader
-from fastdiffusers.pipelines.types import PipelineHandle, SampleRequest
+from fastdiffusers.pipelines.recognize import family_of
+from fastdiffusers.pipelines.requested.before_load import check_before_load
+from fastdiffusers.pipelines.requests import ready
+from fastdiffusers.pipelines.types import LoadKey, PipelineHandle, SampleRequest
 
 PLAIN = OptimizationSettings.plain()
 PICTURES = tuple(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1)))
@@ -68,6 +71,16 @@ def test_decode_off_and_a_decode_are_refused_before_anything_loads(unknown: Path
         decode(handle, torch.zeros(1, 4, 8, 8), PLAIN)
     with pytest.raises(InputError, match=r"pixels = 'given': how StableDiffusionPipeline.*sampler's images"):
         encode(handle, torch.zeros(1, 64, 64, 3), PLAIN)
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_model_in_parts_whose_latents_nothing_else_decodes_needs_its_own_vae(decode: bool) -> None:
+    key = LoadKey(
+        "chroma.safetensors", parts=(("text_encoder", "t5.safetensors"), ("transformer", "chroma.safetensors"))
+    )
+    request = ready(family_of("ChromaPipeline"), SampleRequest("a fox", decode=decode))
+    with pytest.raises(InputError, match=r"vae = 'none': how ChromaPipeline.*the model's own VAE where it is loaded"):
+        check_before_load(key, request)
 
 
 @pytest.mark.parametrize(
