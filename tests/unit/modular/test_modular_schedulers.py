@@ -52,7 +52,8 @@ def model(name: str, modular_folder: Callable[[str], Path], root: Path) -> str:
 
 
 def request_for(family: Family) -> SampleRequest:
-    request = replace(REQUEST, num_frames=5) if family.video else REQUEST
+    # A latent alone is made only where something here decodes it.
+    request = replace(REQUEST, num_frames=5 if family.video else None, decode=not family.known)
     return replace(request, images=(PICTURE,)) if family.images == "required" else request
 
 

@@ -104,7 +104,9 @@ def _helios() -> dict[str, Any]:
 
 
 def request_for(family: Family, name: str, **changes: Any) -> SampleRequest:
-    request = replace(REQUEST, **changes, num_frames={"wan22-t2v": 5, "ltx2": 9, "helios": 9}.get(name))
+    # A latent alone is made only where something here decodes it.
+    frames = {"wan22-t2v": 5, "ltx2": 9, "helios": 9}.get(name)
+    request = replace(REQUEST, **changes, num_frames=frames, decode=not family.known)
     return replace(request, images=(PICTURE,)) if family.images == "required" else request
 
 

@@ -166,5 +166,5 @@ def test_modes_and_kinds_that_do_not_go_together_are_refused(key: Callable[[str]
         with pytest.raises(InputError, match=words):
             check_request(sdxl, request("sdxl", conditions=conditions))
     by_name = (control("flux", model=key("flux"), mode=1), ArgumentCondition("control_mode", 1))
-    with pytest.raises(InputError, match="Control Condition gives it"):
+    with pytest.raises(InputError, match=r"Control Condition \(--control-mode\) gives it"):
         check_request(family_of("FluxPipeline"), request("flux", conditions=by_name))
