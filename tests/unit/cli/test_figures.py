@@ -57,6 +57,20 @@ def test_against_what_a_user_would_pick_instead(case: dict[str, Any]) -> None:
     assert f"| {case['case']} | {' | '.join(cells)} |" in FIGURES
 
 
+HALF = data("rivals_bfloat16", "amd_epyc")
+
+
+@pytest.mark.parametrize("case", HALF["cases"], ids=lambda case: case["case"])
+def test_in_bfloat16(case: dict[str, Any]) -> None:
+    ours, fast, core = case["rows"]
+    spread = f"{core['time_over_ours']:.2f}x ({core['least']:.2f} to {core['largest']:.2f})"
+    peaks = ", ".join(f"{row['peak_mib']:.0f} MiB" for row in case["rows"])
+    quick = f"{fast['seconds']:.2f} s | {core['time_over_fast']:.2f}x"
+    cells = (f"{ours['seconds']:.2f} s", spread, quick, peaks, f"{fast['max_difference']:.2f} of std")
+    assert f"| {case['case']} | {' | '.join(cells)} |" in FIGURES
+    assert max(ours["max_difference"], core["max_difference"]) <= 3e-5
+
+
 def test_what_auto_takes_now() -> None:
     stored = PACK / "benchmarks" / "results" / "host_side.json"
     peaks = json.loads(stored.read_text(encoding="utf-8"))["processor_peaks_mib"]
