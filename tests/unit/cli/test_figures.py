@@ -71,6 +71,17 @@ def test_in_bfloat16(case: dict[str, Any]) -> None:
     assert max(ours["max_difference"], core["max_difference"]) <= 3e-5
 
 
+BUSY = data("rivals_busy_4", "amd_epyc")
+
+
+@pytest.mark.parametrize("case", BUSY["cases"], ids=lambda case: case["case"])
+def test_beside_other_work(case: dict[str, Any]) -> None:
+    ours, core = case["rows"]
+    spread = f"{core['time_over_ours']:.2f}x ({core['least']:.2f} to {core['largest']:.2f})"
+    assert f"| {case['case']} | {ours['seconds']:.2f} s | {spread} | {core['cpu_time_over_ours']:.2f}x |" in FIGURES
+    assert BUSY["busy_processes"] == 4
+
+
 def test_what_auto_takes_now() -> None:
     stored = PACK / "benchmarks" / "results" / "host_side.json"
     peaks = json.loads(stored.read_text(encoding="utf-8"))["processor_peaks_mib"]
