@@ -150,7 +150,18 @@ def _complain(name: str, text: str, status: int, verbose: bool = False) -> int:
     line = " ".join(text.split())
     with contextlib.suppress(OSError):  # a terminal that was closed
         print(f"fastdiffusers{name}: {line}", file=sys.stderr)
+    _let_go("stderr")
+    if status == CANCELLED:
+        _let_go("stdout")
     return status
+
+
+def _let_go(stream: str) -> None:
+    """Leave nothing in a stream that cannot be written any more: Python would end with a status of its own, 120."""
+    try:
+        getattr(sys, stream).flush()
+    except OSError:
+        setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
 
 
 class _SignalledError(KeyboardInterrupt):

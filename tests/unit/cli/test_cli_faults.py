@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -75,6 +76,20 @@ def test_a_closed_terminal_leaves_nothing_behind(tmp_path: Path) -> None:
     os.close(controller)
     assert process.wait(timeout=60) == cli.CANCELLED
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_in_a_stream_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would try again at its end, and end with a status of its own."""
+
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(5, "Input/output error")
+
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, Closed())
+    assert cli._complain("", "cancelled", cli.CANCELLED) == cli.CANCELLED
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
