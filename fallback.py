@@ -57,14 +57,25 @@ def describe(error: BaseException, limit: int = 200) -> str:
     return f"{name}: {first_line(error, limit - len(name) - 2)}" if str(error).strip() else name
 
 
+def tensors_in(value: object) -> list[torch.Tensor]:
+    """The tensors in a module's arguments or results, in their order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):  # what diffusers models return is one
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return [found for each in value for found in tensors_in(each)]
+    return []
+
+
 def all_finite(output: object) -> bool:
     """Whether every floating-point tensor in a module's output is free of NaN and infinity. Waits for the device."""
-    if isinstance(output, torch.Tensor):
-        values = output if output.element_size() > 1 else output.float()  # of a byte it is not implemented
-        return not output.is_floating_point() or bool(torch.isfinite(values).all())
-    if isinstance(output, Mapping):  # what diffusers models return is one
-        output = tuple(output.values())
-    return not isinstance(output, tuple | list) or all(all_finite(item) for item in output)
+    return all(map(_is_finite, tensors_in(output)))
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    values = tensor if tensor.element_size() > 1 else tensor.float()  # of a byte it is not implemented
+    return not tensor.is_floating_point() or bool(torch.isfinite(values).all())
 
 
 def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ...fallback import tensors_in
 from .nested import Path, halved, joined, leaves, mapped, same
-from .trial import kind_of_call, tensors_in
+from .trial import kind_of_call
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...fallback import describe, is_out_of_memory, largest_difference
+from ...fallback import describe, is_out_of_memory, largest_difference, tensors_in
 from ...optimizations.components import attention_layers
 
 SAME = 1e-5
@@ -68,17 +68,6 @@ def _apart(whole: torch.Tensor, split: torch.Tensor) -> float:
     else:
         found = largest_difference(whole, split) / max(1.0, float(whole.float().abs().max()))
     return found if math.isfinite(found) else math.inf
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """The tensors in arguments or results, in their order."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        return [found for each in value for found in tensors_in(each)]
-    return []
 
 
 def kind_of_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[object, ...]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ...errors import first_line
-from ...fallback import is_out_of_memory, largest_difference
+from ...fallback import is_out_of_memory, largest_difference, tensors_in
 
 TOLERANCE = 1e-4
 """Largest difference, of the largest value; in half precision its own rounding."""
@@ -45,7 +44,8 @@ class CheckedForward:
         kind = frozenset(name for name, value in kwargs.items() if value is not None)
         if self._reasons.get(kind):
             return self._without(self._reasons[kind], args, kwargs)
-        before = _skipped_runs(self._model)
+        known = kind in self._reasons
+        before = 0 if known else _skipped_runs(self._model)
         try:
             output = self._cached(*args, **kwargs)
         except Exception as error:
@@ -55,11 +55,11 @@ class CheckedForward:
             own = self._without(reason, args, kwargs)  # raises by itself what is no fault of cache-dit's
             self._reasons[kind] = reason
             return own
-        if kind in self._reasons:
+        if known:
             return output
         own = self._own(*args, **kwargs)
         if _skipped_runs(self._model) == before:
-            fits = all(map(_alike, _tensors(output), _tensors(own)))
+            fits = all(map(_alike, tensors_in(output), tensors_in(own)))
             self._reasons[kind] = "" if fits else "cache-dit leaves out something that this run gives its model"
             self.unfit = self.unfit or self._reasons[kind]
         return own
@@ -77,13 +77,6 @@ def contexts_of(model: Any) -> list[Any]:
 
 def _skipped_runs(model: Any) -> int:
     return sum(len(context.cached_steps) + len(context.cfg_cached_steps) for context in contexts_of(model))
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _alike(ours: torch.Tensor, own: torch.Tensor) -> bool:
