@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .kernels import Kernels, Moments, Padded, eager
+from .kernels import Kernels, Moments, Padded, Statistics, eager
 
 UNITS = ("group_norm_silu", "group_norm_statistics")
 """Those operations of `Kernels` that are compiled. The rest are copies, for which nothing can be gained."""
@@ -49,16 +49,26 @@ class CompiledKernels(Kernels):
             return super()._run(operation, x, *arguments, **options)
         self.used[operation] = NAME
         if operation == "group_norm_statistics":
-            return self._statistics(x, *arguments)
+            return self._statistics(x, *arguments, **options)
         return self._norm(x, *arguments, **options)
 
     def _norm(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, **options: Any
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        groups: int,
+        eps: float,
+        *,
+        input_bias: torch.Tensor | None,
+        statistics: Statistics | None,
+        activation: bool,
+        out: torch.Tensor | Padded | None,
     ) -> torch.Tensor:
-        out = options["out"]
         inside = out.inside if isinstance(out, Padded) else torch.empty_like(x) if out is None else out
-        statistics = options["statistics"] or self._statistics(x, groups).statistics(eps)
-        scale, shift = (t[..., 0, 0].transpose(1, 2) for t in eager.scale_and_shift(statistics, weight, bias))
+        known = statistics or self._statistics(x, groups, input_bias=input_bias).statistics(eps)
+        affine = eager.scale_and_shift(known, weight, bias, input_bias)
+        scale, shift = (t[..., 0, 0].transpose(1, 2) for t in affine)
         # Of whole memory, where a view of a view would tie the code to how many frames there are.
         scale, shift = scale.detach().contiguous(), shift.detach().contiguous()
         unit = _unit(_affine_frame, self._options)
@@ -66,7 +76,7 @@ class CompiledKernels(Kernels):
         def frames() -> None:
             for item, frame in product(range(x.shape[0]), range(x.shape[2])):
                 one = x[item, :, frame], inside[item, :, frame]
-                unit(*one, scale[item, frame], shift[item, frame], options["activation"])
+                unit(*one, scale[item, frame], shift[item, frame], activation)
 
         with _any_sizes():
             self._run_compiled(frames)
@@ -74,7 +84,7 @@ class CompiledKernels(Kernels):
             out.surround()
         return inside
 
-    def _statistics(self, x: torch.Tensor, groups: int) -> Moments:
+    def _statistics(self, x: torch.Tensor, groups: int, *, input_bias: torch.Tensor | None) -> Moments:
         batch, channels, count = x.shape[:3]
         unit = _unit(_channel_moments, self._options)
         mean = x.new_empty((batch, count, channels), dtype=torch.float32)
@@ -86,6 +96,8 @@ class CompiledKernels(Kernels):
 
         with _any_sizes():
             self._run_compiled(frames)
+        if input_bias is not None:  # it moves the means, and no deviation from them
+            mean += input_bias.float()
         return _of_groups(mean, deviations, groups, x.shape[3] * x.shape[4])
 
 

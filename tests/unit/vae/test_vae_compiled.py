@@ -20,16 +20,18 @@ from fastdiffusers.vae import (
     VaeSettings,
     VideoVAE,
     compiled,
+    compiled_units,
     decode_raw,
     encode_raw,
     from_state_dict,
     planner,
 )
 from fastdiffusers.vae.compiled import compiled_network, with_our_graphs
-from fastdiffusers.vae.kernels import eager
+from fastdiffusers.vae.kernels import Kernels, eager
 from fastdiffusers.vae.kernels.conv_choice import rules
+from fastdiffusers.vae.kernels.probe import probe
 from fastdiffusers.vae.kernels.saved_choices import SavedChoices
-from fastdiffusers.vae.network import convolution
+from fastdiffusers.vae.network import blocks, causal_conv, convolution, polyphase, sources
 from fastdiffusers.vae.network.execution import CarriedFrames, Execution, Layout
 from fastdiffusers.vae.settings import COMPILE_SCOPES
 
@@ -152,6 +154,35 @@ def test_compiled_and_eager_agree(shallow: VideoVAE, flat: VideoVAE, latents: La
     expected, _ = encode_raw(vae, pixels, VaeSettings(mode="whole"))
     result, _ = encode_raw(vae, pixels, chosen)
     assert float((result - expected).abs().max() / expected.std()) <= 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("operation", compiled_units.UNITS)
+def test_units_do_what_the_operations_they_stand_for_do(operation: str, last: bool, dtype: torch.dtype) -> None:
+    """With every option that there is: the check that fused kernels have to pass.
+
+    Two channels make a group: of a single one the norm would take any bias away.
+    """
+    units = compiled_units.CompiledKernels(Kernels("eager"), {"backend": "eager"}, lambda run: run())
+    assert probe(operation, getattr(units, operation), "cpu", dtype, 64, last) == ""
+
+
+@pytest.mark.parametrize("scope", COMPILE_SCOPES)
+def test_compiled_and_eager_agree_where_biases_are_added_later(
+    scope: str, flat: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card the norm adds the bias of the convolution before it."""
+    for module in (causal_conv, polyphase, sources, blocks):
+        monkeypatch.setattr(module, "bias_is_a_pass", lambda _x: True)
+    z = latents(4, 4, 4)
+    plain, _ = decode_raw(flat, z, VaeSettings(mode="whole", temporal_slice=1))
+    chosen = VaeSettings(
+        mode="whole", temporal_slice=1, compile_trial=False, compile={"backend": "eager"}, compile_scope=scope
+    )
+    result, report = decode_raw(flat, z, chosen)
+    assert report["torch_compile"].applied != "off", report["torch_compile"].reason
+    assert float((result - plain).abs().max() / plain.std()) <= 2e-5
 
 
 def test_further_clips_and_resolutions_settle(flat: VideoVAE, latents: Latents) -> None:
