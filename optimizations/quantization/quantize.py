@@ -196,6 +196,11 @@ def sdnq_config(
 
 
 def _torchao_config(name: str) -> Any:
+    """torchao's config of a scheme.
+
+    Left to itself torchao changes inductor's settings for the whole process: whatever is compiled from then on is tuned
+    kernel by kernel, which takes minutes.
+    """
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,
         Float8WeightOnlyConfig,
@@ -204,10 +209,10 @@ def _torchao_config(name: str) -> Any:
     )
 
     if name == "torchao-int8":
-        return Int8WeightOnlyConfig()
+        return Int8WeightOnlyConfig(set_inductor_config=False)
     if name == "torchao-fp8":
-        return Float8WeightOnlyConfig()
-    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+        return Float8WeightOnlyConfig(set_inductor_config=False)
+    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
 
 
 def _quantize_model(model: Any, name: str, dtype: torch.dtype | None, device: str, minimum_numel: int | None) -> None:

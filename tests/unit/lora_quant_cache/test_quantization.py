@@ -234,6 +234,26 @@ def test_other_schemes_keep_the_picture(name: str, dtype: torch.dtype, run: Call
     assert 0 < (result - plain).abs().mean() < 0.2 * plain.abs().mean()
 
 
+@needs_torchao
+@pytest.mark.parametrize("name", ["torchao-int8", "torchao-fp8", "torchao-fp8-dynamic"])
+def test_torchao_leaves_the_compilers_settings_alone(name: str) -> None:
+    """It would have inductor try out every kernel, of every model in the process: minutes instead of seconds."""
+    from torch import nn
+    from torch._inductor import config as inductor
+
+    settings, precision = inductor.get_config_copy(), torch.get_float32_matmul_precision()
+    config = quantize._torchao_config(name)
+    assert not config.set_inductor_config
+    if name != "torchao-fp8-dynamic":  # it needs a card
+        from torchao.quantization import quantize_
+
+        model = nn.Sequential(nn.Linear(64, 64, dtype=torch.bfloat16))
+        quantize_(model, config)
+        assert type(model[0].weight).__module__.startswith("torchao")
+    assert inductor.get_config_copy() == settings
+    assert torch.get_float32_matmul_precision() == precision
+
+
 def test_layerwise_fp8_leaves_a_quantized_model_alone(tiny_pipeline: Callable, run: Callable) -> None:
     """Casting the storage of SDNQ's weights would destroy them without a word."""
     pytest.importorskip("sdnq")
