@@ -169,6 +169,15 @@ class Measured:
         return (max(on for on, _ in known), max(off for _, off in known)) if known else None
 
     @property
+    def expected_seconds(self) -> float | None:
+        """What its next run may take: as long as the last one, or, after the warm-up alone, as that without what its
+        first step took beyond a usual one; None before it."""
+        if self.runs or self.first is None:
+            return self.runs[-1].seconds if self.runs else None
+        first, *others = self.first.step_seconds or (0.0,)
+        return self.first.seconds - (max(0.0, first - median(others)) if others else 0.0)
+
+    @property
     def first_run_cost(self) -> float:
         """Seconds that the first run took beyond a later one: compilation, mostly."""
         if self.first is None or self.run is None:

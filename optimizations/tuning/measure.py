@@ -150,7 +150,7 @@ class PairedMeasurement:
         for index, measured in enumerate(self.measured):
             kept = self._one_round()
             # Nothing is known yet of the next one, but that it takes at least as long as plain.
-            if self.plain.first is not None and self.seconds_left() < kept + self.plain.first.seconds:
+            if self.plain.expected_seconds is not None and self.seconds_left() < kept + self.plain.expected_seconds:
                 self.stopped = self._limit_reached()
                 return
             self._memory.empty()
@@ -171,7 +171,7 @@ class PairedMeasurement:
 
     def _one_round(self) -> float:
         """Seconds for a run of each that has run, and half as much again: a long first run must leave them over."""
-        return 1.5 * sum(measured.first.seconds for measured in self.measured if measured.first is not None)
+        return 1.5 * sum(measured.expected_seconds or 0.0 for measured in self.measured)
 
     def _limit_reached(self) -> str:
         return f"the time limit of {self._plan.time_limit:g} s was reached"
@@ -265,9 +265,8 @@ class PairedMeasurement:
         callbacks.on_progress(Progress("benchmark", done, total, label + time_left))
 
     def _check_time(self, like: Measured) -> None:
-        """Stop when a run like the last one of `like` would not fit into the time limit."""
-        last = like.runs[-1] if like.runs else like.first
-        if last is not None and self.seconds_left() < last.seconds:
+        """Stop when a run of `like` would not fit into the time limit."""
+        if self.seconds_left() < (like.expected_seconds or 0.0):
             raise OutOfTime
 
     def seconds_left(self) -> float:
@@ -278,15 +277,16 @@ class PairedMeasurement:
 
     def remaining_seconds(self) -> float | None:
         """How long the rest of the plan takes, judged by the runs so far; None before the first is done."""
-        if self.plain.first is None:
+        plain = self.plain.expected_seconds
+        if plain is None:
             return None
         total = 0.0
         for measured in self.measured:
             if measured.problem:
                 continue
-            first = measured.first or self.plain.first
-            each = measured.run.median if measured.run else first.seconds
-            total += each * (self._plan.runs - len(measured.runs)) + (0 if measured.first else first.seconds)
+            each = measured.run.median if measured.run else measured.expected_seconds or plain
+            left = self._plan.runs - len(measured.runs) + (measured.first is None)
+            total += each * left
         return min(total, self.seconds_left())
 
 

@@ -223,6 +223,25 @@ def test_a_first_run_that_lasts_for_long_leaves_a_round_for_those_that_are_ready
     assert machine.ran.count("b") == 0
 
 
+def test_what_the_first_run_compiles_is_not_expected_of_the_next() -> None:
+    """Compiling takes 40 s of a first run of 44.5 s: it is no reason to leave others out."""
+    machine = Machine()
+    candidates = [
+        machine.candidate("plain"),
+        machine.candidate("compile", 0.5, first=40.0),
+        machine.candidate("flash", 0.8),
+    ]
+    measurement = machine.measure(candidates, time_limit=120.0, runs=3)
+    measurement.run()
+    assert measurement.stopped == ""
+    assert [len(measured.runs) for measured in measurement.measured] == [3, 3, 3]
+    compiled = measurement.measured[1]
+    assert compiled.first is not None
+    assert compiled.first.seconds == pytest.approx(44.5)
+    compiled.runs.clear()
+    assert compiled.expected_seconds == pytest.approx(4.5)
+
+
 def test_a_time_limit_below_one_run_is_bad_input() -> None:
     machine = Machine()
     measurement = machine.measure([machine.candidate("plain"), machine.candidate("b")], time_limit=3.0)
