@@ -37,8 +37,8 @@ MODELS: dict[str, tuple[str, int, int, int, tuple[int, int, int]]] = {
     "HunyuanVideo 1.5": ("AutoencoderKLHunyuanVideo15", 32, 16, 4, (5, 6, 6)),
     "LTX-2": ("AutoencoderKLLTX2Video", 128, 32, 8, (5, 6, 6)),
 }
-CARD_CLIPS = {"Wan 2.1": (21, 60, 104), "LTX-2": (11, 15, 26)}
-"""Latent size of the clip that is timed on a card: 81 frames of 832x480."""
+CARD_CLIPS = {"Wan 2.1": ((21, 60, 104), (21, 90, 160)), "HunyuanVideo 1.5": ((21, 30, 52),), "LTX-2": ((11, 15, 26),)}
+"""Latent sizes of the clips that are timed on a card: 81 frames of 832x480, and Wan's of 1280x720 too."""
 BYTES_PER_ELEMENT = 2
 """bfloat16."""
 Stream = Callable[[Any, torch.Tensor], Iterator[torch.Tensor]]
@@ -91,32 +91,34 @@ def memory_rows(width: int, height: int, frames: list[int]) -> list[dict[str, An
 
 
 def time_rows(rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """One row per model and way of decoding: median seconds, times faster than diffusers, difference from it."""
+    """One row per clip and way of decoding: median seconds, times faster than diffusers, difference from it."""
+    found = []
+    for name, (class_name, channels, ratio, temporal, small) in MODELS.items():
+        for frames, height, width in CARD_CLIPS[name] if device.type == "cuda" else (small,):
+            ways = _ways(class_name, (1, channels, frames, height, width), device)
+            clip = f"{1 + (frames - 1) * temporal} frames {width * ratio}x{height * ratio}"
+            found += [{"vae": name, "clip": clip, **row} for row in _interleaved(ways, rounds, device)]
+            print(table(found), flush=True)
+    return found
+
+
+def _ways(class_name: str, shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:
+    """Diffusers' own decode of random latents by random weights, and the pack's; all give frames in main memory."""
     import diffusers
 
-    found = []
-    for name, (class_name, channels, ratio, temporal, size) in MODELS.items():
-        if device.type == "cuda":
-            if name not in CARD_CLIPS:
-                continue
-            size = CARD_CLIPS[name]
-        frames, height, width = size
-        torch.manual_seed(0)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        vae = getattr(diffusers, class_name)().eval().to(device, dtype)
-        latents = torch.randn(1, channels, frames, height, width).to(device, dtype)
-        decode = partial(decode_streaming, vae, latents)
-        ways: dict[str, Callable[[], torch.Tensor]] = {
-            "diffusers": lambda vae=vae, latents=latents: vae.decode(latents, return_dict=False)[0].cpu(),  # type: ignore[misc]
-            "streamed": decode,
-        }
-        for layout, channels_last in (("fast", False), ("fast, channels-last", True)):
-            fast = FastArithmetic(Kernels(), channels_last, most_frames(latents, channels_last=channels_last))
-            ways[layout] = partial(decode, latent_frames_per_step=LATENT_FRAMES_PER_STEP, fast=fast)
-        clip = f"{1 + (frames - 1) * temporal} frames {width * ratio}x{height * ratio}"
-        found += [{"vae": name, "clip": clip, **row} for row in _interleaved(ways, rounds, device)]
-        print(table(found), flush=True)
-    return found
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    vae = getattr(diffusers, class_name)().eval().to(device, dtype)
+    latents = torch.randn(shape).to(device, dtype)
+    decode = partial(decode_streaming, vae, latents)
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "diffusers": lambda: vae.decode(latents, return_dict=False)[0].cpu(),
+        "streamed": decode,
+    }
+    for layout, channels_last in (("fast", False), ("fast, channels-last", True)):
+        fast = FastArithmetic(Kernels(), channels_last, most_frames(latents, channels_last=channels_last))
+        ways[layout] = partial(decode, latent_frames_per_step=LATENT_FRAMES_PER_STEP, fast=fast)
+    return ways
 
 
 def _interleaved(

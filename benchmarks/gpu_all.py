@@ -1,10 +1,10 @@
 """Everything that needs a card, in one call: `python benchmarks/gpu_all.py [part ...]`.
 
 For a machine that is rented by the minute and holds nothing of ours: it needs no installation (the pack is linked into
-a temporary folder; wheels in `.whl/` are unpacked beside it), runs part after part within the time that is left, keeps
-every log and result in one folder, and prints a short table last. A part that fails or runs out of time stops nothing;
-the benchmarks that take minutes are told how many they have, and store what they got done. Where the minutes do not
-suffice, name one part per call, and with `--options` what it shall measure.
+a temporary folder; wheels in `.whl/` are unpacked beside it: diffusers, and for Wan ftfy), runs part after part within
+the time that is left, keeps every log and result in one folder, and prints a short table last. A part that fails or
+runs out of time stops nothing; the benchmarks that take minutes are told how many they have, and store what they got
+done. Where the minutes do not suffice, name one part per call, and with `--options` what it shall measure.
 
     tests         the tests in tests/gpu, and the kernels' own tests on the card
     kernels       each kernel against the card's copy and matrix rates
@@ -93,8 +93,11 @@ def prepare(folder: Path, wheels: Path) -> dict[str, str]:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(packages)]
         subprocess.run([*pip, *found], check=True)
     path = os.pathsep.join([str(folder), str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Where installed packages cannot be written to, every process would compile them anew: 20 seconds of each.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {
-        **os.environ,
+        **kept,
+        "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
         "PYTHONPATH": path,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from ..vae.kernels import eager, plain
 from ..vae.kernels.conv_choice import conv2d_sum
+from ..vae.network import winograd
 from ..vae.network.convolution import torch_conv3d
 
 Run = Callable[[], object]
@@ -227,6 +228,24 @@ def conv_cases(random: Random, channels: int, frames: int, height: int, width: i
     ]
     for way, function, make, last in ways:
         yield Case("causal conv", size, way, partial(prepare, function, make, last), moved, flops)
+    if taps == 3 and frames > 1:
+        shape = (1, channels, frames + taps - 1, height + 2, width + 2)
+        for way, alone in (("blocks of 2 frames", False), ("blocks of 2 frames, their convolutions alone", True)):
+            yield Case("causal conv", size, way, partial(_blocks, random, shape, alone), moved, flops)
+
+
+def _blocks(random: Random, shape: tuple[int, ...], alone: bool) -> Run:
+    """F(2, 3) along time: 4 plane convolutions in place of 6, on sums of frames of a padded buffer of that shape; alone
+    without the sums before and behind them, which is what no fused kernel can go below."""
+    x, weight = random(*shape), random(shape[1], shape[1], 3, 3, 3)
+    how = winograd.scheme(3, shape[2], 2, head=False, dtype=random.dtype)
+    kernels = list(winograd.transformed(weight, 2))
+    read = winograd.planes(x, how)
+    out = random(1, shape[1], shape[2] - 2, shape[3] - 2, shape[4] - 2)
+    if not alone:
+        return lambda: winograd.convolved(winograd.planes(x, how), kernels, None, how, out, add=False)
+    parts = list(zip(read.split(how.counts), kernels, strict=True))
+    return lambda: [F.conv2d(planes, kernel) for planes, kernel in parts]
 
 
 def attention_cases(random: Random, positions: int, channels: int) -> Iterator[Case]:

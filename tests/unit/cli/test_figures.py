@@ -168,12 +168,28 @@ def test_the_video_vae_on_a_card() -> None:
     spent = found["cases"][0]["seconds_by_class"]["auto"]["convolution"]
     assert f"Convolution and attention are {spent:.1f} of the {auto['seconds']:.1f} s" in FIGURES
     assert rows["plain decoder"]["seconds"] == "out of memory"
+    tall = next(case for case in found["cases"] if case["case"] == "81 frames 832x1216")
+    row = next(row for row in tall["rows"] if row["row"] == "auto")
+    assert f"81 frames of 832x1216 take {row['seconds']:.1f} s and {row['peak_mib'] / 1024:.1f} GiB" in FIGURES
     short = {row["row"]: row for row in found["cases"][1]["rows"]}
     own, plain = (f"{short[name]['seconds']:.1f} s" for name in ("auto", "plain decoder"))
     sizes = [f"{short[name]['peak_mib'] / 1024:.1f} GiB" for name in ("auto", "plain decoder")]
     assert found["cases"][1]["case"] == "21 frames 1248x720"
     assert f"21 frames take it {own} and {sizes[0]}, the plain decoder {plain} and {sizes[1]}" in FIGURES
     assert f"ran out of the card's {found['machine']['device']['total_gib']} GiB" in FIGURES
+
+
+def test_other_models_on_a_card() -> None:
+    ways = {row["way"]: row for row in data("causal_decode", "nvidia_h200")["time"] if row["vae"] == "Wan 2.1"}
+    faster = {way: f"{row['times_faster']:.2f}x" for way, row in ways.items()}
+    said = f"streamed {faster['streamed']} and `fast` {faster['fast, channels-last']} as fast"
+    assert f"in {ways['diffusers']['seconds']:.1f} s by diffusers, {said} ({faster['fast']} without" in FIGURES
+    assert ways["streamed"]["largest_difference"] == 0
+    flux = data("flux_dev_1024", "nvidia_h200")
+    [plain] = [row for row in flux["rows"] if row["name"] == "plain"]
+    seconds, step = plain["run"]["median"], plain["step"]["median"]
+    taken = f"in {seconds:.1f} s, {1000 * step:.0f} ms a step, with {plain['memory']['reserved'] / 2**30:.1f} GiB"
+    assert taken in FIGURES
 
 
 @pytest.mark.parametrize("name", ["kernels_static", "host_side"])
