@@ -40,6 +40,7 @@ class Run:
         self._run = driver.runs
         self._accepted = False
         self._ready = self._warm
+        self._over = False
         self._count = 0
         self._steps = 0
         self._ticks: dict[int, Line] = {}
@@ -58,7 +59,7 @@ class Run:
         Raises:
             GoneError, DriverEndedError: see there.
             FastDiffusersError: an item has failed, or the cluster cannot be had.
-            Exception: what `check_cancel` raises, once the workers have stopped.
+            Exception: what the callbacks raise, once the workers have stopped.
         """
         self._count = count
         folder = Path(tempfile.mkdtemp(prefix="run_", dir=self._driver.folder))
@@ -68,22 +69,24 @@ class Run:
             told = {"run": self._run, "folder": str(folder), "count": count, "model": repr(batch[0].key)}
             if not self._driver.say(do="make", **told):
                 raise self._ended()
-            self._show(Progress("start", 0, 1, f"{self._cluster.called}, on the first run only"))
-            while not self._is_over(self._driver.next(LISTEN_SECONDS)):
-                try:
+            try:
+                self._show(Progress("start", 0, 1, f"{self._cluster.called}, on the first run only"))
+                while not self._is_over(self._driver.next(LISTEN_SECONDS)):
                     self._callbacks.check_cancel()
-                except BaseException:
+            except BaseException:  # a host's progress bar cancels too
+                if not self._over:
                     self._cancel()
-                    raise
+                raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return self._result()
 
     def _is_over(self, line: Line | None) -> bool:
         """Keep and show what a line says; True for the last one of the run."""
+        event = "" if line is None else line.get("event", "")
+        self._over = line is None or event == "gone" or (event == "over" and line["run"] in (0, self._run))
         if line is None:
             raise self._ended()
-        event = line.get("event", "")
         if event == "gone":
             raise GoneError
         self._ready = self._ready or event == "ready"

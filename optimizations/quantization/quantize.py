@@ -209,10 +209,14 @@ def _torchao_config(name: str) -> Any:
     )
 
     if name == "torchao-int8":
-        return Int8WeightOnlyConfig(set_inductor_config=False)
-    if name == "torchao-fp8":
-        return Float8WeightOnlyConfig(set_inductor_config=False)
-    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+        config: Any = Int8WeightOnlyConfig()
+    elif name == "torchao-fp8":
+        config = Float8WeightOnlyConfig()
+    else:
+        config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    if hasattr(config, "set_inductor_config"):
+        config.set_inductor_config = False
+    return config
 
 
 def _quantize_model(model: Any, name: str, dtype: torch.dtype | None, device: str, minimum_numel: int | None) -> None:

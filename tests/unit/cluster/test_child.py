@@ -480,6 +480,41 @@ def test_a_cancel_waits_for_the_workers_but_not_for_a_start(tmp_path: Path) -> N
     assert there.script == [tick], "it was listened to until it had stopped"
 
 
+def test_a_progress_bar_that_cancels_stops_the_workers_too(tmp_path: Path) -> None:
+    """ComfyUI's raises in the middle of showing; workers that went on would lose the next run."""
+    tick = {"event": "tick", "run": 5, "item": 0, "worker": "w", "stage": "denoise", "done": 1, "total": 9}
+    over = {"event": "over", "run": 5, "how": "cancelled"}
+    script = [{"event": "accepted", "run": 5}, tick | {"message": ""}, tick | {"message": ""}, over]
+    there = PlayedDriver(tmp_path, script, runs=4)
+
+    def shown(progress: Progress) -> None:
+        if progress.stage == "denoise":
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run_of(there, Callbacks(on_progress=shown))
+    assert there.heard == ["make", "cancel"]
+    assert there.script == [], "it was listened to until it had stopped"
+    assert list(tmp_path.iterdir()) == []
+
+    def never(progress: Progress) -> None:
+        raise Cancelled
+
+    starting = PlayedDriver(tmp_path, [])
+    with pytest.raises(Cancelled):
+        run_of(starting, Callbacks(on_progress=never))
+    assert starting.heard == ["make", "cancel"]
+
+
+def test_a_run_that_is_over_is_not_cancelled(tmp_path: Path) -> None:
+    failed = {"event": "over", "run": 2, "how": "failed", **lines.error_line(ClusterError("image 1 failed on w: no"))}
+    for last, error in ((failed, ClusterError), (failed | {"run": 0}, ClusterError), (None, DriverEndedError)):
+        driver = PlayedDriver(tmp_path, [{"event": "accepted", "run": 2}, last], runs=1)
+        with pytest.raises(error):
+            run_of(driver)
+        assert driver.heard == ["make"]
+
+
 def test_what_other_runs_left_is_passed_over_and_failures_are_raised(tmp_path: Path) -> None:
     old = {"event": "over", "run": 1, "how": "done"}
     failed = {"event": "over", "run": 2, "how": "failed", **lines.error_line(ClusterError("image 1 failed on w: no"))}
