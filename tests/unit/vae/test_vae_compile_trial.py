@@ -130,7 +130,7 @@ def test_the_report_names_all_that_a_first_decode_takes_longer(
         taken.append((time.perf_counter() - began, report["torch_compile"].cost))
     (cold, cost), (warm, _) = taken
     named = sum(float(seconds) for seconds in re.findall(r"took ([\d.]+) s", cost))
-    assert 0.8 * (cold - warm) <= named <= cold
+    assert 0.8 * (cold - warm) <= named <= cold + 0.1  # both are said to a tenth of a second
 
 
 @pytest.mark.parametrize(
