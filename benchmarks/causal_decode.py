@@ -34,8 +34,8 @@ from .common import store, table
 # class's own default: the released model's.
 MODELS: dict[str, tuple[str, int, int, int, tuple[int, int, int]]] = {
     "Wan 2.1": ("AutoencoderKLWan", 16, 8, 4, (5, 12, 12)),
-    "HunyuanVideo 1.5": ("AutoencoderKLHunyuanVideo15", 32, 16, 4, (5, 6, 6)),
-    "LTX-2": ("AutoencoderKLLTX2Video", 128, 32, 8, (5, 6, 6)),
+    "HunyuanVideo 1.5": ("AutoencoderKLHunyuanVideo15", 32, 16, 4, (3, 12, 12)),
+    "LTX-2": ("AutoencoderKLLTX2Video", 128, 32, 8, (4, 12, 12)),
 }
 CARD_CLIPS = {"Wan 2.1": ((21, 60, 104), (21, 90, 160)), "HunyuanVideo 1.5": ((21, 30, 52),), "LTX-2": ((11, 15, 26),)}
 """Latent sizes of the clips that are timed on a card: 81 frames of 832x480, and Wan's of 1280x720 too."""

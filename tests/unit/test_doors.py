@@ -54,7 +54,8 @@ MAY_IMPORT = {
     "nodes": LEAVES | {"cluster", "engines", "comparison", "pipelines", "optimizations", "vae"},
     "commands": LEAVES | {"cluster", "engines", "comparison", "pipelines", "optimizations", "vae", "__init__"},
     "cli": LEAVES | {"commands", "__init__"},
-    "benchmarks": LEAVES | {"cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
+    "benchmarks": LEAVES
+    | {"nodes", "cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
     "scripts": LEAVES
     | {"benchmarks", "cluster", "comparison", "pipelines", "optimizations", "vae", "commands", "__init__"},
 }

@@ -8,6 +8,7 @@ threads and versions.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -35,10 +36,12 @@ ERROR = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 of that, conv3d itself differs by a third of it from an exact sum."""
 FRAMES = 4
 """Output frames that are measured."""
-WORK = 4 << 30
+WORK = 2 << 30
 """Multiplications of conv3d that are measured at most, where they make `FEWEST_CELLS`."""
 FEWEST_CELLS = 128
 ROUNDS = 2
+CLEAR = 1.2
+"""Where blocks are so many times as fast as conv3d, one round is enough."""
 
 
 class TemporalKey(NamedTuple):
@@ -153,8 +156,12 @@ class TemporalChoice:
             log.info("%s is not used: %s", kind, self.refusals[kind])
             return False
         found = self.seconds.setdefault(key, {})
-        rounds = [(self._timer(plain), self._timer(blocks)) for _ in range(ROUNDS)]
-        found[0], found[frames] = (min(times) for times in zip(*rounds, strict=True))
+        found[0] = found[frames] = math.inf
+        for _ in range(ROUNDS):
+            found[0] = min(found[0], self._timer(plain))
+            found[frames] = min(found[frames], self._timer(blocks))
+            if found[0] > found[frames] * CLEAR:
+                break
         return found[frames] < found[0] * (1 - MARGIN)
 
     def used(self) -> dict[int, int]:

@@ -82,6 +82,37 @@ def test_beside_other_work(case: dict[str, Any]) -> None:
     assert BUSY["busy_processes"] == 4
 
 
+NODES = data("core_nodes", "amd_epyc")
+
+
+@pytest.mark.parametrize("vae", NODES["vaes"], ids=lambda vae: vae["vae"])
+def test_beside_comfyuis_own_nodes(vae: dict[str, Any]) -> None:
+    rows = {row["case"]: row for row in vae["rows"]}
+    spread = lambda row: f"{row['core_over_ours']:.2f}x ({row['least']:.2f} to {row['largest']:.2f})"
+    size = "x".join(str(cells) for cells in vae["latent"])
+    whole = f"{spread(rows['decode'])} | {spread(rows['encode'])}"
+    tiles = " | ".join(f"{rows[f'{way} in tiles']['core_over_ours']:.2f}x" for way in ("decode", "encode"))
+    largest = max(rows[way]["max_difference"] for way in ("decode", "encode"))
+    assert f"| {vae['vae']} | {size} | {whole} | {tiles} | {exponent(largest)} |" in FIGURES
+
+
+def test_of_which_comfyui_the_nodes_are() -> None:
+    assert f"ComfyUI {NODES['comfyui']}'s own VAE objects" in FIGURES
+
+
+PLANS = data("plan_search", "amd_epyc")
+
+
+def test_what_auto_cuts_beside_every_other_cut() -> None:
+    tried = sum(case["tried"] for case in PLANS["cases"])
+    behind = max(row["auto_takes"] for case in PLANS["cases"] for row in case["rows"]) - 1
+    said = f"of {tried} ways to cut three latents none is more than {100 * behind:.1f}% faster than what `auto` chose"
+    assert said in FIGURES
+    costs = ", ".join(f"{case['choosing_percent']:.0f}%" for case in PLANS["cases"])
+    assert f"measuring is {costs} of the first decode" in FIGURES
+    assert not any(case["choosing_again_seconds"] for case in PLANS["cases"])
+
+
 def test_what_auto_takes_now() -> None:
     stored = PACK / "benchmarks" / "results" / "host_side.json"
     peaks = json.loads(stored.read_text(encoding="utf-8"))["processor_peaks_mib"]
@@ -99,21 +130,22 @@ def test_what_the_readme_says_of_core() -> None:
     assert f"{decode} as fast at a decode of 64 pixels and more, {encode} at an encode" in readme
 
 
-@pytest.mark.parametrize("row", data("causal_decode")["rows"], ids=lambda row: f"{row['vae']} {row['frames']}")
+LONG_CLIPS = data("causal_decode", "amd_epyc")
+
+
+@pytest.mark.parametrize("row", LONG_CLIPS["rows"], ids=lambda row: f"{row['vae']} {row['frames']}")
 def test_long_clips(row: dict[str, Any]) -> None:
     sizes = " | ".join(f"{row[key]:.1f} GiB" for key in ("diffusers_gib", "streamed_gib", "fast_gib"))
     assert f"| {row['vae']} | {row['frames']} | {sizes} |" in FIGURES
 
 
 def test_long_clips_in_time() -> None:
-    times = {(row["vae"], row["way"]): row for row in data("causal_decode")["time"]}
-    wan, ltx = ({way: row for (vae, way), row in times.items() if vae == name} for name in ("Wan 2.1", "LTX-2"))
-    faster = {way: f"{row['times_faster']:.2f}x" for way, row in wan.items()}
-    said = f"streamed {faster['streamed']} and `fast` {faster['fast, channels-last']} as fast as diffusers"
-    assert f"{said} ({faster['fast']} without channels-last)" in FIGURES
-    slower = {way: f"{row['times_faster']:.2f}x" for way, row in ltx.items()}
-    assert f"streamed {slower['streamed']} and `fast` {slower['fast']} as fast as diffusers' whole decode" in FIGURES
-    assert max(row["largest_difference"] for row in times.values()) <= 5e-6
+    times = LONG_CLIPS["time"]
+    for vae in ("Wan 2.1", "HunyuanVideo 1.5", "LTX-2"):
+        rows = {row["way"]: row for row in times if row["vae"] == vae}
+        faster = " | ".join(f"{rows[way]['times_faster']:.2f}x" for way in ("streamed", "fast, channels-last", "fast"))
+        assert f"| {vae} | {rows['diffusers']['clip']} | {rows['diffusers']['seconds']:.1f} s | {faster} |" in FIGURES
+    assert max(row["largest_difference"] for row in times) <= 5e-6
 
 
 @pytest.mark.parametrize("row", data("picture_quality", "amd_epyc")["rows"], ids=lambda row: row["row"])

@@ -282,6 +282,12 @@ class TestChoice:
         assert self.make(1.0, 0.99, 1.0, 0.99, 1.0, 0.99, 1.0, 0.99).most(self.x, self.weight, 4) == 0
         assert self.make(1.0, 0.5, 1.0, 0.5).most(self.x, self.weight, 2) == 2
 
+    def test_a_second_round_is_for_what_the_first_leaves_open(self) -> None:
+        assert self.make(1.0, 0.8).most(self.x, self.weight, 4) == 4  # a third measurement would fail
+        assert self.make(1.0, 0.9, 1.0, 0.9).most(self.x, self.weight, 4) == 4
+        # Whatever disturbed the first round of blocks does not decide.
+        assert self.make(1.0, 3.0, 1.0, 0.7).most(self.x, self.weight, 4) == 4
+
     @pytest.mark.parametrize("wrong_by", [0.1, float("nan")])
     def test_what_is_wrong_is_never_taken(self, wrong_by: float) -> None:
         def wrong(x: torch.Tensor, weight: torch.Tensor, most: int) -> Callable[[], torch.Tensor]:
