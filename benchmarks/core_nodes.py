@@ -219,7 +219,10 @@ def main() -> None:
     folder = find_comfyui()
     if folder is None:
         parser.error("no ComfyUI found: COMFYUI_PATH=folder names one")
-    import_comfyui(folder)
+    try:
+        import_comfyui(folder)
+    except ImportError as error:
+        parser.error(f"{folder} cannot be imported: {error}. Run this with ComfyUI's own Python")
     torch.set_num_threads(args.threads)
     results = []
     for name in args.vae:
