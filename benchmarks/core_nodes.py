@@ -33,7 +33,7 @@ from .common import store, table
 
 Size = tuple[int, ...]
 TILED_ROUNDS = 2
-"""Ratios of tiles are far from 1: fewer rounds will do."""
+"""At most, of tiles: they take several times as long as the whole."""
 SMALL = {2: (2, 2), 3: (1, 2, 2)}
 
 
