@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from ..callbacks import SILENT
-from ..commands.libraries import prepare_libraries
+from ..commands.libraries import declare_torchvision_ops, hush_libraries
 from ..commands.paths import find_comfyui
 from .common import store, table
 
@@ -112,9 +112,8 @@ class Case:
 
 
 def import_comfyui(folder: Path) -> None:
-    """Make ComfyUI's modules importable in this process, on the processor."""
-    prepare_libraries(verbose=False)
-    logging.getLogger().setLevel(logging.ERROR)  # ComfyUI lists every tensor that a file lacks
+    """Import ComfyUI's modules into this process, on the processor."""
+    declare_torchvision_ops()
     sys.path.insert(0, str(folder))
     importlib.import_module("comfy.options").enable_args_parsing(False)
     importlib.import_module("comfy.cli_args").args.cpu = True
@@ -150,9 +149,10 @@ def cases(vae: Any, size: Size, tile: int) -> Iterator[Case]:
     clip = vae.latent_dim == 3
     samples = torch.randn((1, vae.latent_channels, *size))
     pixels = torch.rand_like(flat(core.VAEDecode().decode(vae, {"samples": samples})[0])[..., :3])
-    tiles = {"tile_size": tile, "overlap": tile // 4}
+    overlap = tile // 4
+    tiles = {"tile_size": tile, "overlap": overlap}
     times = {"temporal_size": 64, "temporal_overlap": 8} if clip else {}
-    whole, tiled = VaeChoices(), VaeChoices(tiling="tiles", tile_size=tile, overlap=tile // 4)
+    whole, tiled = VaeChoices(), VaeChoices(tiling="tiles", tile_size=tile, overlap=overlap)
     decode = lambda choices: flat(vae_engines.decode(vae, {"samples": samples}, choices, SILENT)[0])
     encode = lambda choices: vae_engines.encode(vae, pixels, choices, SILENT)[0]["samples"]
     std = lambda latent: float(latent.std())
@@ -219,6 +219,8 @@ def main() -> None:
     folder = find_comfyui()
     if folder is None:
         parser.error("no ComfyUI found: COMFYUI_PATH=folder names one")
+    hush_libraries()
+    logging.getLogger().setLevel(logging.ERROR)  # ComfyUI lists every tensor that a file lacks
     try:
         import_comfyui(folder)
     except ImportError as error:

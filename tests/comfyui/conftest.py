@@ -112,19 +112,11 @@ def page(server: Client) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def core(comfyui: Path) -> Any:
     """ComfyUI's modules imported into this process, on the CPU: `core.sd`, `core.model_management`, `core.nodes`."""
-    from fastdiffusers.commands.libraries import declare_torchvision_ops
+    from fastdiffusers.benchmarks.core_nodes import import_comfyui
 
-    declare_torchvision_ops()
-    sys.path.insert(0, str(comfyui))
-    import comfy.options
+    import_comfyui(comfyui)
+    import comfy
 
-    comfy.options.enable_args_parsing(False)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    # In main.py's order: `utils` first, before another package's module of that name can take its place.
-    for name in ("utils.extra_config", "comfy.model_management", "comfy.model_patcher", "comfy.sd", "nodes"):
-        importlib.import_module(name)
     assert Path(sys.modules["nodes"].__file__ or "").parent == comfyui
     return comfy
 
