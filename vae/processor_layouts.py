@@ -21,7 +21,7 @@ from .kernels.saved_choices import SAVED, SavedChoices
 from .kernels.temporal_choice import processor_seconds
 from .network.execution import CarriedFrames, Execution, Layout
 from .network.model import VideoVAE
-from .network.temporal import Temporal
+from .network.temporal import LARGEST_BLOCK, Temporal
 
 SLICES = (4, 2, 1)
 """Latent frames of a slice."""
@@ -132,6 +132,6 @@ def block_frames(vae: VideoVAE, kernels: str, convolution: str) -> int:
     """
     if vae.device.type != "cpu" or kernels != "auto" or convolution == "conv3d":
         return 0
-    if vae.dtype == torch.float32:
-        return 4
-    return 2 if convolution == "fast" else 0
+    if vae.dtype != torch.float32 and convolution != "fast":
+        return 0
+    return LARGEST_BLOCK.get(vae.dtype, 0)

@@ -41,8 +41,8 @@ class VaeSettings:
         kernels: "auto" takes fused kernels where they work, "eager" and "plain" only PyTorch operations.
         convolution: on a processor, convolutions over time may make several frames at once from sums of frames, with
             half of the multiplications, where that is measured to be faster. "auto": in float32, where the result
-            differs by rounding alone; "fast": in half precision too, which then rounds about 1.6 times as much, and
-            was not timed on a processor with bfloat16 arithmetic; "conv3d": never. Only with kernels "auto".
+            differs by rounding alone; "fast": in half precision too, where such a convolution rounds two or three
+            times as much; "conv3d": never. Only with kernels "auto".
         fp16_accumulation: let convolutions also sum in float16 where comfy-kitchen has a kernel for it: less exact, and
             not measured yet. Only with float16 weights and kernels "auto".
         cuda_graphs: record the steady slices of a clip as CUDA graphs. Not measured yet, so it has to be asked for.

@@ -67,9 +67,9 @@ def over_time(conv: Any, buffer: torch.Tensor, temporal: Temporal) -> torch.Tens
 
 def most_frames(latents: torch.Tensor, *, channels_last: bool) -> int:
     """Frames of the largest block for latents of this device and dtype."""
-    if latents.device.type != "cpu" or not channels_last:
-        return 0
-    return 4 if str(latents.dtype) == "torch.float32" else 2
+    from ...vae.network.temporal import LARGEST_BLOCK
+
+    return LARGEST_BLOCK.get(latents.dtype, 0) if latents.device.type == "cpu" and channels_last else 0
 
 
 def refuse(vae: Any) -> str:

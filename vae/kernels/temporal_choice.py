@@ -36,12 +36,17 @@ ERROR = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 of that, conv3d itself differs by a third of it from an exact sum."""
 FRAMES = 4
 """Output frames that are measured."""
-WORK = 2 << 30
-"""Multiplications of conv3d that are measured at most, where they make `FEWEST_CELLS`."""
+WORK = 1 << 31
+"""Multiplications of conv3d that are measured at most, where they make `FEWEST_CELLS`, times the bytes of a number: in
+half precision more are made in the same time."""
 FEWEST_CELLS = 128
-ROUNDS = 2
-CLEAR = 1.2
-"""Where blocks are so many times as fast as conv3d, one round is enough."""
+FEWEST_COLUMNS = 16
+"""Of what is measured, where the plane has so many: about square, it has the least around it, of which sums are made
+too. Strips of a few rows made blocks look no faster than conv3d where whole planes are."""
+ROUNDS = 3
+"""At most. The first is slower for both, for blocks by a little more: they are never chosen for that."""
+CLEAR = 1.1
+"""Where blocks are so many times as fast as conv3d, no further round is needed."""
 
 
 class TemporalKey(NamedTuple):
@@ -76,7 +81,7 @@ def processor_seconds(function: Callable[[], object]) -> float:
 
 def cells_at_most(weight: torch.Tensor) -> int:
     """Cells of a plane that are measured."""
-    return max(FEWEST_CELLS, WORK // (FRAMES * weight.numel()))
+    return max(FEWEST_CELLS, WORK // (FRAMES * weight.nbytes))
 
 
 class TemporalChoice:
@@ -141,28 +146,32 @@ class TemporalChoice:
 
     def _pays(self, key: TemporalKey, frames: int, part: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether blocks of that many frames agree with conv3d and are faster."""
-        plain = lambda: self._conv3d(part, weight, None, (1, 1, 1))
         kind = f"F({frames},{weight.shape[2]}), {key.dtype} {'x'.join(map(str, key.weight))}"
+        found = self.seconds.setdefault(key, {})
+        found[0] = found[frames] = math.inf
         try:
             blocks = self._in_blocks(part, weight, frames)
-            expected = plain()
-            difference = float((blocks() - expected).abs_().max()) / max(float(expected.abs().max()), 1e-30)
-            if not difference <= ERROR.get(part.dtype, 0.0):  # NaN fails too
-                raise ValueError(f"it differs by {difference:.1e} of the largest value")
+            for _ in range(ROUNDS):
+                expected = self._timed(found, 0, lambda: self._conv3d(part, weight, None, (1, 1, 1)))
+                made = self._timed(found, frames, blocks)
+                difference = float((made - expected).abs_().max()) / max(float(expected.abs().max()), 1e-30)
+                if not difference <= ERROR.get(part.dtype, 0.0):  # NaN fails too
+                    raise ValueError(f"it differs by {difference:.1e} of the largest value")
+                if found[0] > found[frames] * CLEAR:
+                    break
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - a library may fail in any way; conv3d remains
             self.refusals[kind] = describe(error)
             log.info("%s is not used: %s", kind, self.refusals[kind])
             return False
-        found = self.seconds.setdefault(key, {})
-        found[0] = found[frames] = math.inf
-        for _ in range(ROUNDS):
-            found[0] = min(found[0], self._timer(plain))
-            found[frames] = min(found[frames], self._timer(blocks))
-            if found[0] > found[frames] * CLEAR:
-                break
         return found[frames] < found[0] * (1 - MARGIN)
+
+    def _timed(self, found: dict[int, float], frames: int, convolve: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What a convolution makes; its seconds count where they are the fewest so far."""
+        made: list[torch.Tensor] = []
+        found[frames] = min(found[frames], self._timer(lambda: made.append(convolve())))
+        return made[0]
 
     def used(self) -> dict[int, int]:
         """Return the number of kinds that each size of a block was chosen for."""
@@ -171,8 +180,11 @@ class TemporalChoice:
 
 
 def _part(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A few frames and rows of a buffer, its frames repeated where they are fewer, in memory of their own."""
-    taps, halo = weight.shape[2], weight.shape[3] - 1
-    rows = max(1, cells_at_most(weight) // x.shape[4]) + halo
+    """A few frames, rows and columns of a buffer, its frames repeated where they are fewer, in memory of their own."""
+    taps, high, wide = weight.shape[2:]
+    cells = cells_at_most(weight)
+    columns = min(x.shape[4] - wide + 1, max(FEWEST_COLUMNS, math.isqrt(cells)))
+    rows = max(1, cells // columns)
     frames = [index % x.shape[2] for index in range(FRAMES + taps - 1)]
-    return x[:, :, frames, :rows].contiguous(memory_format=torch.channels_last_3d)
+    part = x[:, :, frames, : rows + high - 1, : columns + wide - 1]
+    return part.contiguous(memory_format=torch.channels_last_3d)

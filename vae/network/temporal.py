@@ -17,6 +17,9 @@ from ..kernels.temporal_choice import TemporalChoice
 from . import winograd
 from .convolution import torch_conv3d
 
+LARGEST_BLOCK = {torch.float32: 4, torch.bfloat16: 4, torch.float16: 2}
+"""Frames. In bfloat16 a block of 4 rounds three times as much as conv3d, one of 2 twice as much; of that a decode shows
+little, as it rounds elsewhere too (`benchmarks/clip_quality.py`). In float16 sums of a block of 4 could overflow."""
 FEWEST_CHANNELS = 96
 """Below that, sums of frames cost about as much as the multiplications they save."""
 FEWEST_CELLS = 4096

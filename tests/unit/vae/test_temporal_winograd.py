@@ -22,6 +22,7 @@ from test_vae_exactness import (
 
 from fastdiffusers.memory import LiveBytes
 from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict
+from fastdiffusers.vae.kernels import temporal_choice
 from fastdiffusers.vae.kernels.saved_choices import SavedChoices
 from fastdiffusers.vae.kernels.temporal_choice import TemporalChoice
 from fastdiffusers.vae.network import temporal, winograd
@@ -137,15 +138,16 @@ def test_strips_are_the_whole_plane(small: VideoVAE, latents: Latents) -> None:
 
 
 @pytest.mark.usefixtures("in_blocks")
-def test_half_precision_only_where_it_is_asked_for(latents: Latents) -> None:
-    half = from_state_dict(golden_weights("small"), config=golden_config("small"), dtype=torch.bfloat16)
+@pytest.mark.parametrize(("dtype", "way"), [(torch.bfloat16, "F(4,3)"), (torch.float16, "F(2,3)")])
+def test_half_precision_only_where_it_is_asked_for(latents: Latents, dtype: torch.dtype, way: str) -> None:
+    half = from_state_dict(golden_weights("small"), config=golden_config("small"), dtype=dtype)
     z = latents(3)
     exact, _ = decode_raw(golden_vae("small"), z, VaeSettings(convolution="conv3d"))
     plain, report = decode_raw(half, z)
     assert report["convolution"].applied == "conv3d"
     assert "fast" in report["convolution"].reason
     fast, report = decode_raw(half, z, VaeSettings(convolution="fast"))
-    assert "F(2,3)" in report["convolution"].applied
+    assert way in report["convolution"].applied
     rms = [float((y - exact).square().mean().sqrt() / exact.std()) for y in (plain, fast)]
     assert rms[1] <= 2 * rms[0]
 
@@ -278,13 +280,13 @@ class TestChoice:
         assert self.make(saved=SavedChoices(memory.path, {})).most(self.x, self.weight, 4) == 4
 
     def test_smaller_blocks_are_tried_next(self) -> None:
-        assert self.make(1.0, 1.1, 1.0, 1.1, 1.0, 0.8, 1.0, 0.8).most(self.x, self.weight, 4) == 2
-        assert self.make(1.0, 0.99, 1.0, 0.99, 1.0, 0.99, 1.0, 0.99).most(self.x, self.weight, 4) == 0
-        assert self.make(1.0, 0.5, 1.0, 0.5).most(self.x, self.weight, 2) == 2
+        assert self.make(*[1.0, 1.1] * 3, 1.0, 0.8).most(self.x, self.weight, 4) == 2
+        assert self.make(*[1.0, 0.99] * 6).most(self.x, self.weight, 4) == 0
+        assert self.make(1.0, 0.5).most(self.x, self.weight, 2) == 2
 
-    def test_a_second_round_is_for_what_the_first_leaves_open(self) -> None:
+    def test_further_rounds_are_for_what_the_first_leaves_open(self) -> None:
         assert self.make(1.0, 0.8).most(self.x, self.weight, 4) == 4  # a third measurement would fail
-        assert self.make(1.0, 0.9, 1.0, 0.9).most(self.x, self.weight, 4) == 4
+        assert self.make(*[1.0, 0.9] * 3).most(self.x, self.weight, 4) == 4
         # Whatever disturbed the first round of blocks does not decide.
         assert self.make(1.0, 3.0, 1.0, 0.7).most(self.x, self.weight, 4) == 4
 
@@ -293,10 +295,26 @@ class TestChoice:
         def wrong(x: torch.Tensor, weight: torch.Tensor, most: int) -> Callable[[], torch.Tensor]:
             return lambda: F.conv3d(x, weight) + wrong_by
 
-        choice = self.make(blocks=wrong)
+        choice = self.make(*[1.0, 0.5] * 2, blocks=wrong)
         assert choice.most(self.x, self.weight, 4) == 0
         assert all("differs" in reason for reason in choice.refusals.values())
         assert len(choice.refusals) == 2
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_what_is_measured_is_about_square(self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+        """Sums of frames are made of the cells around it too: three times as many as of a strip of one row."""
+        measured: list[torch.Size] = []
+        seen = lambda x, w, b, s: (measured.append(x.shape), F.conv3d(x, w, b, s))[1]
+        monkeypatch.setattr(temporal_choice, "WORK", 300 * 4 * self.weight.nbytes)
+        choice = TemporalChoice(seen, winograd.convolution, lambda run: (run(), 1.0)[1])
+        wide = torch.zeros(1, 32, 6, 40, 300, dtype=dtype).contiguous(memory_format=LAST)
+        choice.most(wide, self.weight.to(dtype), 4)
+        rows, columns = measured[0][3] - 2, measured[0][4] - 2
+        assert abs(rows - columns) <= 2
+        assert 0.9 < rows * columns / (300 * 4 // dtype.itemsize) <= 1
+        # Fewer rows than that are no reason to measure less, nor is there more than the plane has.
+        choice.most(torch.zeros(1, 32, 6, 9, 9, dtype=dtype).contiguous(memory_format=LAST), self.weight.to(dtype), 2)
+        assert measured[-1][3:] == (9, 9)
 
     def test_what_breaks_is_never_taken(self) -> None:
         def broken(x: torch.Tensor, weight: torch.Tensor, most: int) -> Callable[[], torch.Tensor]:
