@@ -70,7 +70,7 @@ class VideoVaeHandle:
 
     Attributes:
         file: the checkpoint.
-        kernels, cuda_graphs, overlap_tiles, fp16_accumulation: how it runs, as `vae.VaeSettings` has them.
+        kernels, cuda_graphs, overlap_tiles, fp16_accumulation, convolution: how it runs, as `vae.VaeSettings` has them.
     """
 
     file: VideoVaeFile
@@ -78,8 +78,9 @@ class VideoVaeHandle:
     cuda_graphs: bool = False
     overlap_tiles: bool = False
     fp16_accumulation: bool = False
+    convolution: str = "auto"
 
     def settings(self) -> dict[str, Any]:
         """Return the settings for every decode and encode, as keyword arguments of `vae.VaeSettings`."""
-        names = ("kernels", "cuda_graphs", "overlap_tiles", "fp16_accumulation")
+        names = ("kernels", "cuda_graphs", "overlap_tiles", "fp16_accumulation", "convolution")
         return {name: getattr(self, name) for name in names}

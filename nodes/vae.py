@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..errors import FastDiffusersError
-from ..vae.settings import KERNEL_CHOICES
+from ..vae.settings import CONVOLUTIONS, KERNEL_CHOICES
 from . import types, vae_engines, video_vae
 from .host import comfy_bridge
 from .host.compat import ADVANCED, schema
@@ -38,6 +38,7 @@ class LoadVideoVAE(io.ComfyNode):
                 io.Boolean.Input("cuda_graphs", default=False, optional=True, **ADVANCED),
                 io.Boolean.Input("overlap_tiles", default=False, optional=True, **ADVANCED),
                 io.Boolean.Input("fp16_accumulation", default=False, optional=True, **ADVANCED),
+                io.Combo.Input("convolution", options=list(CONVOLUTIONS), default="auto", optional=True, **ADVANCED),
             ],
             outputs=[types.VideoVae.Output(display_name="video_vae")],
         )

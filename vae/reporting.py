@@ -136,12 +136,13 @@ def _overlap_record(settings: VaeSettings, plan: Plan, device: torch.device) -> 
 
 def _convolution_record(settings: VaeSettings) -> OptimizationRecord:
     """The record of the convolutions chosen in this process, and why others were not."""
+    other = "" if settings.convolution == "auto" else f"{settings.convolution} is for a processor"
     if settings.kernels != "auto":
-        return OptimizationRecord("convolution", settings.kernels, "conv3d")
+        return OptimizationRecord("convolution", settings.kernels, "conv3d", other)
     asked = "auto, float16 sums" if settings.fp16_accumulation else "auto"
     applied = ", ".join(f"{name}: {shapes} shapes" for name, shapes in CHOICE.used().items())
-    reason = "; ".join(f"{name}, {where}: {why}" for (name, where), why in CHOICE.refusals.items())
-    return OptimizationRecord("convolution", asked, applied or "conv3d", reason)
+    refused = [f"{name}, {where}: {why}" for (name, where), why in CHOICE.refusals.items()]
+    return OptimizationRecord("convolution", asked, applied or "conv3d", "; ".join(filter(None, [other, *refused])))
 
 
 def _temporal_record(job: Job) -> OptimizationRecord:
@@ -155,6 +156,8 @@ def _temporal_record(job: Job) -> OptimizationRecord:
         if not temporal.most:
             half = asked == "auto" and job.vae.dtype != torch.float32
             reason = "half precision would round more often: fast allows it" if half else ""
+            if settings.convolution == "fast" and settings.kernels != "auto":
+                reason = f"kernels {settings.kernels} convolve by PyTorch's conv3d alone"
         else:
             reason = "too few channels, or a single frame at a time"
         return OptimizationRecord("convolution", asked, "conv3d", reason)

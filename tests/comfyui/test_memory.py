@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from fastdiffusers.callbacks import SILENT
 from fastdiffusers.pipelines.cache import CACHE
 from fastdiffusers.pipelines.types import PipelineHandle
 
@@ -204,3 +205,34 @@ def test_another_way_to_run_a_video_vae_loads_nothing_anew(core: Any, models: Pa
     del second
     gc.collect()
     assert loaded() is None, "the weights go with the last handle"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "convolution", "applied", "reason"),
+    [
+        ("float32", "auto", "F(4,3)", ""),
+        ("float32", "conv3d", "conv3d", ""),
+        ("bfloat16", "auto", "conv3d", "fast allows it"),
+        ("bfloat16", "fast", "F(4,3)", ""),
+    ],
+)
+def test_how_a_video_vae_convolves_is_chosen_at_its_node(
+    core: Any, models: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, convolution: str, applied: str, reason: str
+) -> None:
+    from fastdiffusers.nodes import vae as nodes
+    from fastdiffusers.nodes import vae_engines
+    from fastdiffusers.nodes.vae_choices import VaeChoices
+    from fastdiffusers.vae.network import temporal
+
+    monkeypatch.setattr(nodes, "video_vae_path", lambda name: str(models / "vae" / name))
+    monkeypatch.setattr(temporal, "FEWEST_CHANNELS", 1)  # those of the small VAE that the tests have
+    monkeypatch.setattr(temporal, "FEWEST_CELLS", 1)
+    monkeypatch.setattr(temporal.CHOICE, "most", lambda x, weight, allowed: allowed)
+    loaded = nodes.LoadVideoVAE.execute("small_video_vae.safetensors", dtype, convolution=convolution)
+    z = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        frames, report = vae_engines.decode(loaded.result[0], {"samples": z}, VaeChoices(), SILENT)
+    assert frames.isfinite().all()
+    assert report["convolution"].requested == convolution
+    assert applied in report["convolution"].applied
+    assert reason in report["convolution"].reason
