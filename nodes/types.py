@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -82,5 +82,4 @@ class VideoVaeHandle:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings for every decode and encode, as keyword arguments of `vae.VaeSettings`."""
-        names = ("kernels", "cuda_graphs", "overlap_tiles", "fp16_accumulation", "convolution")
-        return {name: getattr(self, name) for name in names}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "file"}

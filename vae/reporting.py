@@ -14,6 +14,7 @@ from .engine import Job
 from .network.convolution import CHOICE
 from .network.temporal import CHOICE as TEMPORAL_CHOICE
 from .planner import Plan, overlap_refusal
+from .processor_layouts import block_frames
 from .settings import VaeSettings
 
 
@@ -145,6 +146,17 @@ def _convolution_record(settings: VaeSettings) -> OptimizationRecord:
     return OptimizationRecord("convolution", asked, applied or "conv3d", "; ".join(filter(None, [other, *refused])))
 
 
+def _why_no_blocks(job: Job) -> str:
+    """Why no convolution over time may make several frames at once, or "" where nobody asked for it."""
+    settings = job.settings
+    if settings.kernels != "auto":
+        asked = settings.convolution == "fast"
+        return f"kernels {settings.kernels} convolve by PyTorch's conv3d alone" if asked else ""
+    if settings.convolution == "auto" and job.vae.dtype != torch.float32:
+        return "half precision would round more often: fast allows it"
+    return "memory is too short for it" if block_frames(job.vae, settings.kernels, settings.convolution) else ""
+
+
 def _temporal_record(job: Job) -> OptimizationRecord:
     """The record of how convolutions over time were computed on a processor."""
     settings, temporal = job.settings, job.temporal
@@ -153,13 +165,7 @@ def _temporal_record(job: Job) -> OptimizationRecord:
     for (_, taps, most), count in temporal.used.items():
         ways[f"temporal Winograd F({most},{taps})" if most else "conv3d where it is as fast"] += count
     if not ways:
-        if not temporal.most:
-            half = asked == "auto" and job.vae.dtype != torch.float32
-            reason = "half precision would round more often: fast allows it" if half else ""
-            if settings.convolution == "fast" and settings.kernels != "auto":
-                reason = f"kernels {settings.kernels} convolve by PyTorch's conv3d alone"
-        else:
-            reason = "too few channels, or a single frame at a time"
+        reason = "too few channels, or a single frame at a time" if temporal.most else _why_no_blocks(job)
         return OptimizationRecord("convolution", asked, "conv3d", reason)
     applied = ", ".join(f"{way}: {count} convolutions" for way, count in sorted(ways.items(), reverse=True))
     kept = temporal.kernels.nbytes()

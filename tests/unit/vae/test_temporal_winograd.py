@@ -21,7 +21,7 @@ from test_vae_exactness import (
 )
 
 from fastdiffusers.memory import LiveBytes
-from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict
+from fastdiffusers.vae import VaeSettings, VideoVAE, decode_raw, encode_raw, from_state_dict, planner
 from fastdiffusers.vae.kernels import temporal_choice
 from fastdiffusers.vae.kernels.saved_choices import SavedChoices
 from fastdiffusers.vae.kernels.temporal_choice import TemporalChoice
@@ -193,6 +193,27 @@ def test_the_budget_holds_with_kept_kernels(small: VideoVAE, latents: Latents) -
         needed, _ = peak(small, z, VaeSettings(mode="exact", memory_budget_gib=budget / 2**30))
         assert needed <= 1.1 * budget
         assert needed < most
+
+
+@pytest.mark.usefixtures("in_blocks")
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        ({"convolution": "fast", "mode": "exact"}, "memory is too short"),
+        ({"mode": "exact"}, "memory is too short"),
+        ({"convolution": "conv3d", "mode": "exact"}, ""),
+        ({"convolution": "fast", "kernels": "plain"}, "kernels plain"),
+        ({"kernels": "plain"}, ""),
+    ],
+)
+def test_the_report_says_why_there_are_no_blocks(
+    small: VideoVAE, latents: Latents, monkeypatch: pytest.MonkeyPatch, chosen: dict, reason: str
+) -> None:
+    monkeypatch.setattr(planner, "cuts", lambda *_: iter(()))  # as where none of them fits
+    record = decode_raw(small, latents(3), VaeSettings(**chosen))[1]["convolution"]
+    assert record.applied == "conv3d"
+    assert record.reason.startswith(reason)
+    assert bool(record.reason) == bool(reason)
 
 
 @pytest.mark.usefixtures("in_blocks")
